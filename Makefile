@@ -1,0 +1,59 @@
+# Everything here starts from Python 3.11 or newer, pip and make: each target sets up what it needs.
+#   make demo    the main job, end to end; the report lands under ./runs
+#   make test    formatting, lint, types and tests
+#   make docs    the documentation, in docs/_build/html
+# Overridable: PYTHON (the interpreter that makes the environment), VENV, PIP_FLAGS, JOBS (test processes).
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+PIP_FLAGS ?=
+JOBS ?= 2
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt $(PIP_FLAGS)
+INSTALLED := $(VENV)/.installed
+DOCS_INSTALLED := $(VENV)/.installed-docs
+
+.DELETE_ON_ERROR:
+.PHONY: demo test format lint types pytest docs clean
+
+demo: $(INSTALLED)
+	$(BIN)/kolmo demo $(DEMO_FLAGS)
+
+test: lint types pytest
+
+# torch goes first and alone, pinned: where a CPU build is on hand pip takes it, and the step that is
+# long by far is seen for what it is.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "kolmo needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable '.[test]'
+	touch $@
+
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(PIP) --editable '.[test,docs]'
+	touch $@
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+# One thread a process: the test processes, not the linear algebra inside them, share the cores.
+pytest: $(INSTALLED)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --quiet
+
+docs: $(DOCS_INSTALLED)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
+
+clean:
+	rm -rf docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find kolmo experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,46 @@
+"""The command line: results go to stdout, progress and messages to stderr.
+
+Exit codes: 0 done, 1 failed or interrupted, 2 bad input. A mistake of the user never shows a traceback.
+
+This room may import ``kolmo.errors``, ``kolmo.runs``, ``kolmo.report`` and ``kolmo.experiments``.
+"""
+
+import signal
+from collections.abc import Sequence
+
+import click
+
+from kolmo.cli.commands import kolmo
+from kolmo.errors import InputError, KolmoError
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        The arguments; those of the process if left out.
+
+    Returns
+    -------
+    int
+        0 done, 1 failed or interrupted, 2 bad input.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends a run like Ctrl-C does
+    try:
+        code = kolmo.main(args=arguments, prog_name="kolmo", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.Abort:
+        click.echo("kolmo: interrupted.", err=True)
+        return 1
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except KolmoError as error:
+        click.echo(f"kolmo: {error}", err=True)
+        return 2 if isinstance(error, InputError) else 1
+    finally:
+        signal.signal(signal.SIGTERM, before)

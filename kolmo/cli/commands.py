@@ -1,0 +1,129 @@
+"""The commands themselves; each is thin, the work is done elsewhere."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+import kolmo as package
+from kolmo import experiments
+from kolmo.cli import perform
+from kolmo.cli.text import readable
+from kolmo.errors import InputError
+from kolmo.runs import Run, environment
+
+__all__ = ["kolmo"]
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+class _ExperimentCommand(click.Command):
+    """The command that runs one experiment; the experiment is imported only when it runs or shows its options."""
+
+    def __init__(self, experiment: str, name: str) -> None:
+        super().__init__(
+            name,
+            callback=lambda **given: perform.experiment(experiment, **given),
+            help=experiments.describe(experiment),
+            params=[
+                click.Option(["--set", "assignments"], multiple=True, metavar="KEY=VALUE", help="Set an option."),
+                click.Option(["--seeds"], metavar="N", help="How many seeds: the same as --set seeds=N."),
+                click.Option(["--seed"], metavar="S", help="The first seed: the same as --set seed=S."),
+                click.Option(
+                    ["--out"],
+                    type=click.Path(path_type=Path),
+                    help="A new folder for the run; default: a fresh one in ./runs.",
+                ),
+                click.Option(["--resume"], type=click.Path(path_type=Path), help="Continue the run in this folder."),
+                click.Option(["--quiet"], is_flag=True, help="Show no progress."),
+                click.Option(["--json", "as_json"], is_flag=True, help="Print the results as JSON."),
+            ],
+        )
+        self.experiment = experiment
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the experiment's own options under those of the command."""
+        rows = [
+            (f"{name}={experiments.written(value)}", kind)
+            for name, kind, value in experiments.options(experiments.load(self.experiment).Config)
+        ]
+        with formatter.section("Options of this experiment, for --set, with their defaults"):
+            formatter.write_dl(rows)
+
+
+class _Experiments(click.Group):
+    """One subcommand for each experiment there is."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return experiments.names()
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return _ExperimentCommand(cmd_name, cmd_name) if cmd_name in experiments.names() else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in experiments.names():
+            experiments.load(args[0])  # says which ones there are
+        return super().resolve_command(ctx, args)
+
+
+class _Kolmo(click.Group):
+    """The commands below, and `demo`: the experiment of that name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), "demo"] if "demo" in experiments.names() else super().list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name == "demo" and "demo" in experiments.names():
+            return _ExperimentCommand("demo", "demo")
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Kolmo, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package.__version__, prog_name="kolmo")
+def kolmo() -> None:
+    """Solve backward Kolmogorov equations and read noisy residual networks through them."""
+
+
+@kolmo.group(cls=_Experiments)
+def experiment() -> None:
+    """Run an experiment; its numbers, figures and report go to a fresh folder in ./runs.
+
+    A run that was interrupted, or killed, goes on with --resume FOLDER and loses at most the unit of work in flight.
+    """
+
+
+@kolmo.command("list")
+@_JSON
+def list_experiments(as_json: bool) -> None:
+    """List the experiments."""
+    found = {name: experiments.describe(name) for name in experiments.names()}
+    click.echo(json.dumps(found, indent=2) if as_json else readable(found))
+
+
+@kolmo.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@_JSON
+def report(run: Path, as_json: bool) -> None:
+    """Write the report of the run in folder RUN again, from what the folder holds."""
+    opened = Run.open(run)
+    if not (opened.folder / "results.json").exists():
+        fix = f"kolmo experiment {opened.name} --resume {opened.folder}"
+        raise InputError("run", f"{run}, which is {opened.status}", "a run that has results", fix)
+    path = str(perform.report(opened))
+    click.echo(json.dumps({"report": path}) if as_json else path)
+
+
+@kolmo.command()
+@_JSON
+def info(as_json: bool) -> None:
+    """Show versions, threads and devices: what to paste into a bug report."""
+    import torch
+
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    facts: dict[str, Any] = {**environment(), "devices": devices or ["CPU only"]}
+    facts["experiments"] = str(experiments.folder())
+    del facts["seeds"]
+    click.echo(json.dumps(facts, indent=2) if as_json else readable(facts))

@@ -1,0 +1,49 @@
+"""Results as text for a terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["readable"]
+
+
+def readable(value: Any, indent: int = 0) -> str:
+    """Return a value as text: one line for each entry of a dictionary, nested ones indented, lists with commas.
+
+    Parameters
+    ----------
+    value : object
+        Numbers, strings, None, and dictionaries and lists of them.
+    indent : int, default 0
+        Columns before each line.
+
+    Examples
+    --------
+    >>> print(readable({"accuracy": 0.91234567, "depths": [8, 16], "loss": {"mean": 0.5}}))
+    accuracy  0.912346
+    depths    8,16
+    loss
+      mean  0.5
+    """
+    if not isinstance(value, Mapping):
+        return _inline(value)
+    width = max((len(str(key)) for key in value), default=0)
+    lines = []
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            lines.append(f"{'':{indent}}{key}\n{readable(item, indent + 2)}")
+        elif isinstance(item, list) and any(isinstance(entry, Mapping) for entry in item):
+            lines.append(f"{'':{indent}}{key}")
+            lines += [f"{'':{indent + 2}}{_inline(entry)}" for entry in item]
+        else:
+            lines.append(f"{'':{indent}}{key:{width}}  {_inline(item)}")
+    return "\n".join(lines)
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "  ".join(f"{key} {_inline(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ",".join(_inline(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "none" if value is None else str(value)

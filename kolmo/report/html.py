@@ -1,0 +1,152 @@
+"""Blocks to HTML: no scripts, no external resources, readable on a phone and on paper."""
+
+import base64
+import functools
+import html
+import importlib.resources
+import numbers
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from kolmo.errors import InputError
+from kolmo.files import FileError, write_bytes
+from kolmo.report.blocks import Block, Code, Figure, Measured, Section, Table
+
+__all__ = ["write_html"]
+
+_MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<style>
+{style}</style>
+</head>
+<body>
+<header>
+<h1>{title}</h1>
+{subtitle}</header>
+<main>
+{sections}
+</main>
+</body>
+</html>
+"""
+
+
+def write_html(path: str | Path, title: str, sections: Sequence[Section], *, subtitle: str = "") -> Path:
+    """Write a report as one self-contained HTML file.
+
+    Parameters
+    ----------
+    path : path
+        The file; an older one is replaced in one step.
+    title : str
+        The title.
+    sections : sequence of Section
+        The report.
+    subtitle : str, optional
+        A line under the title.
+
+    Returns
+    -------
+    pathlib.Path
+        The path.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> table = Table(["depth", "difference"], [[8, Measured(0.012, 0.0004)], [16, Measured(0.0061, 0.0003)]])
+    >>> path = write_html(Path(tempfile.mkdtemp()) / "report.html", "Depth", [Section("Result", ["It falls.", table])])
+    >>> "0.01200 ± 0.00040" in path.read_text(encoding="utf-8")
+    True
+    """
+    page = _PAGE.format(
+        title=html.escape(title),
+        subtitle=f'<p class="subtitle">{_text(subtitle)}</p>\n' if subtitle else "",
+        style=importlib.resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8"),
+        sections="\n".join(_section(section) for section in sections),
+    )
+    write_bytes(Path(path), page.encode())
+    return Path(path)
+
+
+def _section(section: Section) -> str:
+    body = "\n".join(_block(block) for block in section.blocks)
+    return f"<section>\n<h2>{html.escape(section.title)}</h2>\n{body}\n</section>"
+
+
+@functools.singledispatch
+def _block(block: Block) -> str:
+    needed = "a string, Figure, Table or Code"
+    raise InputError("blocks", f"a {type(block).__name__}", needed)
+
+
+@_block.register
+def _paragraph(block: str) -> str:
+    return f"<p>{_text(block)}</p>"
+
+
+@_block.register
+def _code(block: Code) -> str:
+    return f'<pre tabindex="0"><code>{html.escape(block.text)}</code></pre>'
+
+
+@_block.register
+def _figure(block: Figure) -> str:
+    caption = f"\n<figcaption>{_text(block.caption)}</figcaption>" if block.caption else ""
+    return f'<figure>\n<img src="{_embedded(Path(block.path))}" alt="{html.escape(block.alt)}">{caption}\n</figure>'
+
+
+@_block.register
+def _table(block: Table) -> str:
+    for row in block.rows:
+        if len(row) != len(block.header):
+            raise InputError(
+                "rows", f"a row of {len(row)} cells: {list(row)}", f"{len(block.header)}, as in the header"
+            )
+    numeric = [all(_is_number(row[column]) for row in block.rows) for column in range(len(block.header))]
+    head = "".join(_cell("th", title, right) for title, right in zip(block.header, numeric, strict=True))
+    rows = ["".join(_cell("td", cell, right) for cell, right in zip(row, numeric, strict=True)) for row in block.rows]
+    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    caption = f"<caption>{_text(block.caption)}</caption>\n" if block.caption else ""
+    table = f"<table>\n{caption}<thead>\n<tr>{head}</tr>\n</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+    return f'<div class="scroll" tabindex="0">\n{table}\n</div>'
+
+
+def _cell(tag: str, content: object, right: bool) -> str:
+    scope = ' scope="col"' if tag == "th" else ""
+    align = ' class="number"' if right else ""
+    return f"<{tag}{scope}{align}>{_text(_shown(content))}</{tag}>"
+
+
+def _is_number(cell: object) -> bool:
+    return cell is None or isinstance(cell, Measured | numbers.Real)
+
+
+def _shown(cell: object) -> str:
+    if cell is None:
+        return "–"
+    if isinstance(cell, numbers.Real) and not isinstance(cell, numbers.Integral):
+        return f"{float(cell):.4g}"
+    return str(cell)
+
+
+def _text(text: str) -> str:
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+
+
+def _embedded(path: Path) -> str:
+    media = _MEDIA.get(path.suffix.lower())
+    if media is None:
+        raise InputError("path", path, "a figure that ends in .png or .svg")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise FileError(f"cannot read the figure {path}: {error.strerror or error}.") from error
+    return f"data:{media};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,60 @@
+"""The report of a run: the experiment's own sections, then what they were made with and how to make them again."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kolmo.report.blocks import Code, Section, Table
+from kolmo.report.html import write_html
+from kolmo.runs import Run
+
+__all__ = ["write_report"]
+
+
+def write_report(run: Run, sections: Sequence[Section], *, title: str, command: str) -> Path:
+    """Write ``report.html`` into a run folder.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    sections : sequence of Section
+        What the experiment has to say.
+    title : str
+        The title.
+    command : str
+        The command that makes the run again.
+
+    Returns
+    -------
+    pathlib.Path
+        The path of the report.
+    """
+    subtitle = f"kolmo run `{run.folder.name}`"
+    return write_html(run.folder / "report.html", title, [*sections, _reproduce(run, command)], subtitle=subtitle)
+
+
+def _reproduce(run: Run, command: str) -> Section:
+    made = run.environment
+    versions = [[name, version] for name, version in made["packages"].items() if version]
+    facts = [
+        ["Python", made["python"]],
+        ["platform", f"{made['platform']}, {made['cores']} cores"],
+        ["git revision", made["git"] or "an installed release"],
+        ["seeds", ", ".join(map(str, made["seeds"])) or "none"],
+        ["threads", ", ".join(f"{name} {count}" for name, count in made["threads"].items()) or "not limited"],
+    ]
+    return Section(
+        "How to reproduce",
+        [
+            "The numbers of this report are in `results.json`, its figures in `figures/` beside it, each also as PDF.",
+            Code(command),
+            Table(
+                ["option", "value"], [[key, _shown(value)] for key, value in run.config.items()], "The configuration."
+            ),
+            Table(["made with", ""], [*facts, *versions], "Machine, source and versions."),
+        ],
+    )
+
+
+def _shown(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

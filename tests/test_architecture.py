@@ -1,0 +1,151 @@
+"""The house: a module imports only from its own room and those above it; `import kolmo` stays light."""
+
+import ast
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "kolmo"
+
+# From the top of the house to the bottom. A module, or a subpackage with all its modules, lives in one room;
+# a new one has to be given its place here.
+ROOMS = [
+    ["errors", "arrays", "registry", "files"],
+    ["sde", "reach", "box", "problem"],
+    ["grid", "grading"],
+    ["kernels"],
+    ["schemes"],
+    ["steppers"],
+    ["march"],
+    ["discretization", "plan"],
+    ["solve", "stationary", "forward", "spectrum", "montecarlo", "solution"],
+    ["control"],
+    ["bridge"],
+    ["landscape"],
+    ["fipy", "interop", "catalog", "testing"],
+    ["runs", "report", "experiments", "cli"],
+]
+FLOOR = {name: level for level, room in enumerate(ROOMS) for name in room}
+HEAVY = ["torch", "fipy", "matplotlib", "sklearn", "numba"]
+
+
+def module_name(path: Path) -> str:
+    """Dotted name of a file below the package, without the leading `kolmo.`; empty for the package itself."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py")) if "_experiments" not in path.parts}
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    """Whether the node is `if TYPE_CHECKING:`, whose imports never run."""
+    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+
+
+def running_imports(tree: ast.AST):
+    """All import statements that can run, inside functions too."""
+    for node in ast.iter_child_nodes(tree):
+        if is_type_checking(node):
+            for other in node.orelse:
+                yield from running_imports(ast.Module([other], []))
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        else:
+            yield from running_imports(node)
+
+
+def imported(name: str, source: str, is_package: bool) -> set[str]:
+    """Names of kolmo's modules, without the leading `kolmo.`, that a source imports."""
+    found = set()
+    for node in running_imports(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            targets = [(alias.name, None) for alias in node.names]
+        else:
+            base = node.module or ""
+            if node.level:
+                parents = ["kolmo", *name.split(".")][: None if is_package else -1]
+                parents = parents[: len(parents) - node.level + 1]
+                base = ".".join([*parents, *([base] if base else [])])
+            targets = [(base, alias.name) for alias in node.names]
+        for base, attribute in targets:
+            if base.partition(".")[0] != "kolmo":
+                continue
+            whole = f"{base}.{attribute}" if attribute else base
+            target = whole.partition(".")[2] if whole.partition(".")[2] in MODULES else base.partition(".")[2]
+            if target:
+                found.add(target)
+            elif attribute and not attribute.startswith("_"):
+                found.add(attribute)  # a public name of the package: it lives somewhere below, so ask for its module
+    return found
+
+
+def edges() -> dict[str, set[str]]:
+    return {
+        name: imported(name, path.read_text(encoding="utf-8"), path.name == "__init__.py")
+        for name, path in MODULES.items()
+        if name
+    }
+
+
+def room(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def test_every_module_has_a_room():
+    homeless = sorted({room(name) for name in MODULES if name} - FLOOR.keys())
+    assert not homeless, f"give {homeless} a room in ROOMS"
+
+
+def test_imports_go_up_only():
+    wrong = [
+        f"kolmo.{name} imports kolmo.{target}"
+        for name, targets in edges().items()
+        for target in targets
+        if FLOOR.get(room(target), 0) > FLOOR.get(room(name), len(ROOMS))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_cycles_between_modules():
+    graph = {name: {target for target in targets if target in MODULES} for name, targets in edges().items()}
+    for name, targets in graph.items():
+        targets.discard(name)
+        # A package's __init__ gathers its modules; that they import it back is no cycle of theirs.
+        if MODULES[name].name == "__init__.py":
+            targets.difference_update({target for target in targets if target.startswith(f"{name}.")})
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_the_package_itself_imports_nothing_of_its_own_at_load():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert all(not ast.unparse(node).startswith(("from kolmo", "import kolmo")) for node in top)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("from kolmo.grid import Grid", {"grid"}),
+        ("def f():\n    import kolmo.solve", {"solve"}),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from kolmo.solve import solve", set()),
+        ("from .errors import InputError", {"errors"}),
+        ("from kolmo import errors", {"errors"}),
+        ("from kolmo import __version__", set()),
+        ("import numpy", set()),
+    ],
+)
+def test_the_reader_of_imports_sees(source, expected):
+    assert imported("sde", source, is_package=False) == expected
+
+
+def test_import_kolmo_is_light():
+    program = f"import sys, kolmo; print(*[name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
