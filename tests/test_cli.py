@@ -1,0 +1,229 @@
+"""The command line: exit codes, where output goes, options by type, resuming; no traceback for a user's mistake."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from kolmo import experiments
+from kolmo.cli import main
+from kolmo.runs import Run
+
+TOY = '''
+"""Add up a few numbers.
+
+Only for tests.
+"""
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from kolmo.errors import InputError
+from kolmo.report import Measured, Section, Table
+
+
+@dataclass(frozen=True)
+class Config:
+    seeds: int = 1
+    seed: int = 0
+    scale: float = 1.0
+    depths: tuple[int, ...] = (1, 2)
+    mode: Literal["good", "bug", "input", "stop", "slow"] = "good"
+    limit: float | None = None
+    fast: bool = False
+
+
+def run(config, run, progress):
+    first = run.unit("first", lambda: config.scale * sum(config.depths))
+    if config.mode == "bug":
+        raise ZeroDivisionError("a bug")
+    if config.mode == "input":
+        raise InputError("scale", config.scale, "something else")
+    if config.mode == "stop" and not (run.folder / "go").exists():
+        raise KeyboardInterrupt
+    if config.mode == "slow":
+        print("in flight", flush=True)
+        time.sleep(60)
+    return {"sum": first, "nested": {"fast": config.fast, "limit": config.limit}}
+
+
+def report(run):
+    table = Table(["sum"], [[Measured(run.results["sum"], 0.1)]])
+    return [Section("Answer", [f"The sum is `{run.results['sum']}`.", table])]
+'''
+
+BARE = '''
+"""Say nothing of its own."""
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Config:
+    pass
+
+
+def run(config, run, progress):
+    return {"one": 1}
+'''
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """Give a folder in which `toy` and `bare` are the only experiments, and work there."""
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    (folder / "toy.py").write_text(TOY)
+    (folder / "bare.py").write_text(BARE)
+    (folder / "_shared.py").write_text('"""No experiment."""\n')
+    monkeypatch.setattr(experiments, "folder", lambda: folder)
+    monkeypatch.setattr(experiments, "__path__", [str(folder)])
+    for name in ("toy", "bare"):
+        monkeypatch.delitem(sys.modules, f"kolmo.experiments.{name}", raising=False)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name in ("toy", "bare"):
+        sys.modules.pop(f"kolmo.experiments.{name}", None)
+
+
+def test_an_experiment_makes_a_run_with_results_and_report(toy, capsys):
+    assert main(["experiment", "toy", "--set", "scale=2.5", "--set", "depths=1,2,3"]) == 0
+    out, err = capsys.readouterr()
+    (folder,) = (toy / "runs").iterdir()
+    assert "sum" in out
+    assert "15" in out
+    assert str(folder.relative_to(toy)) in err
+    run = Run.open(folder)
+    assert run.status == "done"
+    assert run.results == {"sum": 15.0, "nested": {"fast": False, "limit": None}}
+    assert run.config["depths"] == [1, 2, 3]
+    page = (folder / "report.html").read_text()
+    assert "<code>15.0</code>" in page
+    assert "15.00 ± 0.10" in page
+    assert "kolmo experiment toy --set scale=2.5 --set depths=1,2,3" in page
+
+
+def test_json_on_stdout_is_json_alone(toy, capsys):
+    assert main(["experiment", "toy", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["results"]["sum"] == 3.0
+    assert (toy / answer["report"]).exists()
+
+
+def test_seeds_are_options_and_go_on_record(toy, capsys):
+    assert main(["experiment", "toy", "--seeds", "3", "--seed", "5", "--out", "here"]) == 0
+    run = Run.open(toy / "here")
+    assert run.environment["seeds"] == [5, 6, 7]
+    assert (run.config["seeds"], run.config["seed"]) == (3, 5)
+    assert main(["experiment", "bare", "--seeds", "3"]) == 2
+    assert "unknown option 'seeds'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["experiment", "tyo"], "needed one of bare, toy. Fix: did you mean 'toy'"),
+        (["experiment", "toy", "--set", "scael=1"], "did you mean 'scale'"),
+        (["experiment", "toy", "--set", "nothing=1"], "seeds, seed, scale, depths, mode, limit, fast"),
+        (["experiment", "toy", "--set", "scale"], "KEY=VALUE"),
+        (["experiment", "toy", "--set", "scale=big"], "scale: got 'big'; needed a number"),
+        (["experiment", "toy", "--set", "depths=1,x"], "depths: got 'x'; needed a whole number"),
+        (["experiment", "toy", "--set", "mode=bad"], "one of good, bug"),
+        (["experiment", "toy", "--set", "fast=perhaps"], "true or false"),
+        (["experiment", "toy", "--out", "experiments"], "a folder that does not exist yet"),
+        (["experiment", "toy", "--resume", "nowhere"], "a run folder"),
+        (["experiment", "toy", "--set", "mode=input"], "scale: got 1.0; needed something else"),
+        (["report", "experiments"], "a run folder"),
+        (["nonsense"], "No such command"),
+        (["experiment", "toy", "--nonsense"], "No such option"),
+    ],
+)
+def test_bad_input_is_explained_and_exits_with_2(toy, capsys, arguments, expected):
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert expected in err
+    assert "Traceback" not in err
+    assert out == ""
+
+
+def test_a_bug_is_kept_in_the_log_and_exits_with_1(toy, capsys):
+    assert main(["experiment", "toy", "--set", "mode=bug", "--out", "run"]) == 1
+    err = capsys.readouterr().err
+    assert "ZeroDivisionError: a bug" in err
+    assert "Traceback" not in err
+    assert "Traceback" in (toy / "run" / "log.txt").read_text()
+    assert Run.open(toy / "run").status == "failed"
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_does(toy, capsys):
+    assert main(["experiment", "toy", "--set", "mode=stop", "--set", "scale=2", "--out", "run"]) == 1
+    assert "kolmo experiment toy --resume run" in capsys.readouterr().err
+    assert main(["report", "run"]) == 2
+    assert "interrupted" in capsys.readouterr().err
+    (toy / "run" / "go").touch()
+    assert main(["experiment", "toy", "--resume", "run", "--seeds", "2"]) == 2
+    assert main(["experiment", "bare", "--resume", "run"]) == 2
+    assert main(["experiment", "toy", "--resume", "run"]) == 0
+    assert Run.open(toy / "run").results["sum"] == 6.0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_politely(toy, number):
+    program = (
+        "import sys; from kolmo import experiments; folder = sys.argv.pop(1);"
+        "from pathlib import Path; experiments.folder = lambda: Path(folder); experiments.__path__ = [folder];"
+        "from kolmo.cli import main; sys.exit(main())"
+    )
+    command = [sys.executable, "-c", program, str(toy / "experiments")]
+    arguments = ["experiment", "toy", "--set", "mode=slow", "--out", str(toy / "run")]
+    with subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "in flight\n"
+        process.send_signal(number)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "--resume" in err
+    assert "Traceback" not in err
+    assert Run.open(toy / "run").status == "interrupted"
+
+
+def test_a_report_is_written_again_from_the_folder_alone(toy, capsys):
+    main(["experiment", "toy", "--out", "run"])
+    first = (toy / "run" / "report.html").read_text()
+    (toy / "run" / "report.html").unlink()
+    capsys.readouterr()
+    assert main(["report", "run"]) == 0
+    assert capsys.readouterr().out.strip().endswith("report.html")
+    assert (toy / "run" / "report.html").read_text() == first
+
+
+def test_an_experiment_without_a_report_gets_a_plain_one(toy):
+    assert main(["experiment", "bare", "--out", "run"]) == 0
+    assert "one" in (toy / "run" / "report.html").read_text()
+
+
+def test_list_and_help_say_what_there_is(toy, capsys):
+    assert main(["list"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["bare  Say nothing of its own.", "toy   Add up a few numbers."]
+    assert main(["list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["toy"] == "Add up a few numbers."
+    assert main(["experiment", "toy", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "Add up a few numbers." in out
+    assert "depths=1,2" in out
+    assert "float | None" in out
+
+
+def test_info_says_what_a_bug_report_needs(capsys):
+    assert main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["packages"]["numpy"]
+    assert facts["devices"]
+
+
+def test_every_shipped_experiment_follows_the_protocol():
+    for name in experiments.names():
+        chosen = experiments.load(name)
+        assert experiments.describe(name).endswith(".")
+        config = chosen.Config()
+        assert experiments.configure(chosen.Config, json.loads(json.dumps(vars(config)))) == config
