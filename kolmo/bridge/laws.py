@@ -1,0 +1,542 @@
+r"""Noise laws of residual layers.
+
+One layer adds the increment
+
+.. math:: \Delta X = m(X) + \sum_j \zeta_j\, G_j(X), \qquad C(X) = G(X)\,G(X)^T,
+
+with m its mean, C its covariance and ζ_j independent standardised variables. Every law of this module is of that form;
+a law says how m and G come from the branch output, and which variable ζ is.
+"""
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kolmo.bridge.variables import Variable, bernoulli, variable
+from kolmo.errors import InputError
+
+Output = Any
+"""What `NoiseLaw.evaluate` hands on: h times the branch output, or what the law needs instead of it."""
+
+
+class WeakOrder(NamedTuple):
+    """Highest weak order that a modified SDE of a law reaches, and why not more."""
+
+    order: float
+    reason: str
+
+
+class NoiseLaw(nn.Module, ABC):
+    r"""Base class of noise laws; a new law needs `mean`, `fluctuation` and `variable`.
+
+    Attributes
+    ----------
+    scaling : {"natural", "diffusive"}
+        Natural: standard deviation O(h) per layer, so the noise fades as the depth grows. Diffusive: O(√h), so that it
+        tends to a diffusion.
+    per : {"sample", "coordinate", "batch"}
+        How many ζ a state gets: one, one for each coordinate, or one that the whole batch shares. The expected loss of
+        one sample is the same for "sample" and "batch"; the variance of a batch mean is not.
+    mean_is_exact : bool
+        Whether `mean` is the exact expectation of the increment.
+    constant : bool
+        Whether G does not depend on the state.
+
+    Examples
+    --------
+    A law that multiplies the branch output by 1 + ζ/2 with ζ uniform:
+
+    >>> class Jitter(NoiseLaw):
+    ...     variable = variable("uniform")
+    ...     def fluctuation(self, m, zeta, h):
+    ...         return 0.5 * m * zeta
+    >>> Jitter().factor(torch.tensor([[2.0, 4.0]]), 0.1)
+    tensor([[[1.],
+             [2.]]])
+    """
+
+    scaling: str = "natural"
+    per: str = "sample"
+    mean_is_exact: bool = True
+    constant: bool = False
+    numbers: tuple[str, ...] = ()
+    """Names of the attributes that may differ from layer to layer; interpolated by ``depth="smooth"``."""
+
+    variable: Variable = variable("gaussian")
+
+    def evaluate(self, branch: Any, x: Tensor, h: float) -> Output:
+        """Evaluate the branch: ``h * branch(x)``."""
+        return h * branch(x)
+
+    def mean(self, m: Output) -> Tensor:
+        """Mean increment."""
+        return m  # type: ignore[no-any-return]
+
+    @abstractmethod
+    def fluctuation(self, m: Output, zeta: Tensor, h: float) -> Tensor:
+        """Random part of the increment, linear in ζ."""
+
+    def increment(self, m: Output, zeta: Tensor, h: float) -> Tensor:
+        """Return the increment of the layer."""
+        return self.mean(m) + self.fluctuation(m, zeta, h)
+
+    def noise_shape(self, m: Output, state_ndim: int) -> tuple[int, ...]:
+        """Shape of ζ for a branch output; it broadcasts against the increment (or its samples)."""
+        shape = tuple(self.mean(m).shape)
+        if self.per == "coordinate":
+            return shape
+        if self.per == "batch":
+            return (1,) * len(shape)
+        return shape[: len(shape) - state_ndim] + (1,) * state_ndim
+
+    def sample(self, m: Output, h: float, *, state_ndim: int = 1, generator: torch.Generator | None = None) -> Tensor:
+        """Draw an increment for every state of the batch."""
+        mean = self.mean(m)
+        shape = self.noise_shape(m, state_ndim)
+        return self.increment(m, self.variable.sample(shape, mean.dtype, mean.device, generator), h)
+
+    def factor(self, m: Output, h: float) -> Tensor:
+        """Noise matrix G of shape ``(..., d, r)``: one column for each ζ (vector states)."""
+        mean = self.mean(m)
+        r = 1 if self.per == "batch" else self.noise_shape(m, 1)[-1]
+        eye = torch.eye(r, dtype=mean.dtype, device=mean.device)
+        return torch.stack([self.fluctuation(m, eye[j], h).expand(mean.shape) for j in range(r)], -1)
+
+    def covariance(self, m: Output, h: float) -> Tensor:
+        """Covariance C = G Gᵀ of the increment, ``(..., d, d)``."""
+        G = self.factor(m, h)
+        return G @ G.mT
+
+    def covariance_action(self, m: Output, v: Tensor, h: float, *, state_ndim: int = 1) -> Tensor:
+        """C v for every state, without forming C: any state shape."""
+        shape = self.noise_shape(m, state_ndim)
+        if self.per == "batch":
+            shape = v.shape[: v.ndim - state_ndim] + (1,) * state_ndim
+        zero = torch.zeros(shape, dtype=v.dtype, device=v.device)
+        _, transposed = torch.func.vjp(lambda zeta: self.fluctuation(m, zeta, h), zero)
+        return self.fluctuation(m, transposed(v)[0], h)
+
+    @property
+    def skewness(self) -> float:
+        """Skewness E ζ³ of the noise."""
+        return self.variable.skewness
+
+    @property
+    def excess_kurtosis(self) -> float:
+        """Excess kurtosis E ζ⁴ − 3 of the noise."""
+        return self.variable.excess_kurtosis
+
+    @property
+    def noiseless(self) -> bool:
+        """Whether this law adds no noise at all."""
+        return self.variable.bound == 0.0
+
+    def layer(self, k: int, depth: int) -> "NoiseLaw":
+        """Return the law of layer k of a network with that many layers (schedules are given as sequences)."""
+        chosen = {}
+        for name in self.numbers:
+            value = getattr(self, name)
+            if isinstance(value, tuple):
+                if len(value) != depth:
+                    raise InputError(
+                        name, f"{len(value)} values", f"one for each of the {depth} layers", "see bridge.linear_decay"
+                    )
+                chosen[name] = value[k]
+        return self.replaced(**chosen) if chosen else self
+
+    def replaced(self, **numbers: Any) -> "NoiseLaw":
+        """Return a copy with other numbers."""
+        law = copy.copy(self)
+        law.__dict__.update(numbers)
+        return law
+
+    def weak_order(self) -> WeakOrder:
+        """Highest weak order of a modified SDE for this law, with the reason for the limit (networks of any depth)."""
+        skewed, heavy = abs(self.skewness) > 1e-12, abs(self.excess_kurtosis) > 1e-12
+        if self.noiseless:
+            return WeakOrder(3, "the modified equation is known to order 3")
+        if self.scaling == "natural":
+            if skewed:
+                return WeakOrder(
+                    2, f"skewness {self.skewness:.3g} of the noise adds a third-order term to the generator"
+                )
+            return WeakOrder(3, "the modified equation is known to order 3")
+        if skewed:
+            return WeakOrder(
+                0.5, f"skewness {self.skewness:.3g} of noise of size sqrt(h) adds a third-order term of size sqrt(h)"
+            )
+        if not self.constant:
+            return WeakOrder(
+                1, "with state-dependent noise of size sqrt(h) the second-order generator has a third-order term"
+            )
+        if heavy:
+            return WeakOrder(
+                1,
+                f"excess kurtosis {self.excess_kurtosis:.3g} of noise of size sqrt(h) adds a fourth-order term of size h",
+            )
+        return WeakOrder(2, "for noise of size sqrt(h) the modified equation is known to order 2")
+
+    def extra_repr(self) -> str:
+        """Numbers of the law."""
+        return ", ".join(f"{name}={getattr(self, name)}" for name in self.numbers)
+
+
+def linear_decay(last: float, depth: int) -> list[float]:
+    """Keep probabilities 1 − (l/L)(1 − last), l = 1 … L: the linear-decay rule of stochastic depth.
+
+    Parameters
+    ----------
+    last : float
+        Keep probability of the last layer.
+    depth : int
+        Number of layers L.
+
+    References
+    ----------
+    Huang, Sun, Liu, Sedra & Weinberger (2016), Deep networks with stochastic depth.
+
+    Examples
+    --------
+    >>> linear_decay(0.5, 4)
+    [0.875, 0.75, 0.625, 0.5]
+    """
+    return [1.0 - (layer / depth) * (1.0 - last) for layer in range(1, depth + 1)]
+
+
+def _checked_scaling(scaling: str) -> str:
+    if scaling not in ("natural", "diffusive"):
+        raise InputError("scaling", repr(scaling), "'natural' or 'diffusive'")
+    return scaling
+
+
+def _checked_keep(keep: Any) -> float | tuple[float, ...]:
+    """Keep probability, or one for each layer, as floats in (0, 1]."""
+    values = np.asarray(keep, dtype=float)
+    if values.ndim > 1 or not np.all((values > 0) & (values <= 1)):
+        raise InputError("keep", keep, "a probability in (0, 1], or one for each layer", "keep = 1 - drop probability")
+    return float(values) if values.ndim == 0 else tuple(float(v) for v in values)
+
+
+def _strength(s: Any, argument: str) -> float | Tensor:
+    """Noise strength as a float or, if it is an array or a tensor, as a tensor that keeps its gradient."""
+    value = s if isinstance(s, Tensor) else torch.as_tensor(np.asarray(s, dtype=float))
+    if not bool(torch.isfinite(value).all()):
+        raise InputError(argument, s, "finite numbers")
+    return value if isinstance(s, Tensor) or value.ndim else float(value)
+
+
+class Additive(NoiseLaw):
+    r"""Additive noise: natural ``h(f + sζ)``, diffusive ``hf + √h sζ``.
+
+    Parameters
+    ----------
+    s : float or array_like
+        Strength: a number (every coordinate), ``(d,)`` (a coordinate each) or a matrix ``(d, m)`` that multiplies m
+        variables. A tensor that requires grad stays differentiable.
+    law : {"gaussian", "uniform", "rademacher", "three-point"}
+        Law of ζ.
+    scaling : {"diffusive", "natural"}
+        See `NoiseLaw`. Default "diffusive".
+
+    Examples
+    --------
+    >>> Additive(0.3).covariance(torch.zeros(1, 2), h=0.25)
+    tensor([[[0.0225, 0.0000],
+             [0.0000, 0.0225]]])
+    """
+
+    numbers = ("s",)
+    per = "coordinate"
+    constant = True
+
+    def __init__(self, s: Any, law: str = "gaussian", scaling: str = "diffusive") -> None:
+        super().__init__()
+        self.variable = variable(law)
+        self.scaling = _checked_scaling(scaling)
+        self.s = _strength(s, "s")
+        if isinstance(self.s, Tensor) and self.s.ndim > 2:
+            raise InputError("s", f"an array of shape {tuple(self.s.shape)}", "a number, (d,) or (d, m)")
+
+    def _matrix(self) -> bool:
+        return isinstance(self.s, Tensor) and self.s.ndim == 2
+
+    def noise_shape(self, m: Output, state_ndim: int) -> tuple[int, ...]:
+        """Like the increment; with a matrix s the last axis is its number of columns."""
+        shape = tuple(m.shape)
+        if not isinstance(self.s, Tensor) or self.s.ndim == 0:
+            return shape
+        if self.s.shape[0] != shape[-1]:
+            raise InputError("s", f"an array of shape {tuple(self.s.shape)}", f"{shape[-1]} rows, one per coordinate")
+        return shape[:-1] + (self.s.shape[-1],)
+
+    def fluctuation(self, m: Output, zeta: Tensor, h: float) -> Tensor:
+        """√h sζ or h sζ."""
+        size = math.sqrt(h) if self.scaling == "diffusive" else h
+        if not isinstance(self.s, Tensor):
+            return (size * self.s) * zeta
+        s = self.s.to(m)
+        return size * (zeta @ s.mT if s.ndim == 2 else s * zeta)
+
+    def factor(self, m: Output, h: float) -> Tensor:
+        """Size times s, the same at every state."""
+        size = math.sqrt(h) if self.scaling == "diffusive" else h
+        s = torch.as_tensor(self.s, dtype=m.dtype, device=m.device)
+        if s.ndim < 2:
+            s = torch.diag(s.expand(m.shape[-1]))
+        return (size * s).expand(*m.shape[:-1], *s.shape)
+
+    @property
+    def noiseless(self) -> bool:
+        """Whether s is zero."""
+        return not bool(torch.as_tensor(self.s).any())
+
+
+class Multiplicative(NoiseLaw):
+    r"""Noise proportional to the branch output: natural ``hf(1 + sζ)``, diffusive ``hf + √h s f ζ``.
+
+    Parameters
+    ----------
+    s : float
+        Strength.
+    law : {"gaussian", "uniform", "rademacher", "three-point"}
+        Law of ζ.
+    per : {"sample", "coordinate", "batch"}
+        One ζ for each sample, coordinate, or for the whole batch.
+    scaling : {"diffusive", "natural"}
+        See `NoiseLaw`. Default "diffusive".
+
+    Examples
+    --------
+    >>> Multiplicative(0.5, per="coordinate", scaling="natural").factor(torch.tensor([[0.2, 0.4]]), h=0.1)
+    tensor([[[0.1000, 0.0000],
+             [0.0000, 0.2000]]])
+    """
+
+    numbers = ("s",)
+
+    def __init__(self, s: Any, law: str = "gaussian", per: str = "sample", scaling: str = "diffusive") -> None:
+        super().__init__()
+        self.variable = variable(law)
+        self.scaling = _checked_scaling(scaling)
+        if per not in ("sample", "coordinate", "batch"):
+            raise InputError("per", repr(per), "'sample', 'coordinate' or 'batch'")
+        self.per = per
+        self.s = _strength(s, "s")
+        if isinstance(self.s, Tensor) and self.s.ndim > 0:
+            raise InputError("s", f"an array of shape {tuple(self.s.shape)}", "a number")
+
+    def fluctuation(self, m: Output, zeta: Tensor, h: float) -> Tensor:
+        """m sζ (natural) or m sζ/√h (diffusive), with m = h f."""
+        return m * ((self.s if self.scaling == "natural" else self.s / math.sqrt(h)) * zeta)
+
+    def increment(self, m: Output, zeta: Tensor, h: float) -> Tensor:
+        """m (1 + sζ) or m (1 + sζ/√h)."""
+        return m * (1 + (self.s if self.scaling == "natural" else self.s / math.sqrt(h)) * zeta)
+
+    @property
+    def noiseless(self) -> bool:
+        """Whether s is zero."""
+        return not bool(torch.as_tensor(self.s).any())
+
+
+class _Bernoulli(NoiseLaw):
+    """Laws with a keep probability."""
+
+    numbers = ("keep",)
+    keep: Any
+
+    @property
+    def variable(self) -> Variable:  # type: ignore[override]
+        """The standardised Bernoulli variable of this keep probability."""
+        if isinstance(self.keep, tuple):
+            raise InputError("keep", "one value for each layer", "the law of one layer", "use law.layer(k, depth)")
+        return bernoulli(float(self.keep))
+
+    def _noise_to_signal(self) -> Any:
+        return ((1 - self.keep) / self.keep) ** 0.5
+
+    @property
+    def noiseless(self) -> bool:
+        """Whether everything is kept."""
+        return bool(np.all(np.asarray(self.keep) == 1.0))
+
+
+class StochasticDepth(_Bernoulli):
+    r"""Drop whole branches: ``hfb/keep`` with one Bernoulli b for each sample; without rescale ``hfb``.
+
+    Parameters
+    ----------
+    keep : float or sequence of float
+        Probability of keeping the branch; one, or one for each layer (see `linear_decay`).
+    rescale : bool
+        True (default): divide by keep, so that the mean is hf ("DropPath"). False: the mean is keep · hf, the test-time
+        rule of Huang et al. (2016).
+
+    Examples
+    --------
+    >>> StochasticDepth(0.5).factor(torch.tensor([[0.1, 0.2]]), h=0.1)
+    tensor([[[0.1000],
+             [0.2000]]])
+    """
+
+    def __init__(self, keep: Any, rescale: bool = True) -> None:
+        super().__init__()
+        self.keep, self.rescale = _checked_keep(keep), rescale
+
+    def mean(self, m: Output) -> Tensor:
+        """Return hf, or keep · hf without rescale."""
+        return m if self.rescale else self.keep * m  # type: ignore[no-any-return]
+
+    def fluctuation(self, m: Output, zeta: Tensor, h: float) -> Tensor:
+        """Mean increment times √((1 − keep)/keep) ζ."""
+        return self.mean(m) * (self._noise_to_signal() * zeta)
+
+    def increment(self, m: Output, zeta: Tensor, h: float) -> Tensor:
+        """Exactly zero where the branch is dropped."""
+        on = (zeta >= 0).to(m.dtype)
+        return m * (on / self.keep if self.rescale else on)  # type: ignore[no-any-return]
+
+
+class BranchDropout(StochasticDepth):
+    """Dropout on the branch output: ``hfb/keep`` with a Bernoulli b for each coordinate; without rescale ``hfb``.
+
+    Parameters
+    ----------
+    keep : float or sequence of float
+        Probability of keeping a coordinate; one, or one for each layer.
+    rescale : bool
+        True (default): divide by keep (inverted dropout).
+    """
+
+    per = "coordinate"
+
+
+class CentredBernoulli(_Bernoulli):
+    r"""Depth-consistent dropout: ``hf + c√h f ⊙ (b − keep)/√(keep(1 − keep))``, one Bernoulli b for each coordinate.
+
+    Noise of size √h keeps its effect as the depth grows: for keep = ½ the network tends to dX = f dt + c f ⊙ dW.
+    Away from ½ the noise is skewed and the weak order drops to ½ (Lu, Zhong, Li & Dong, 2018, state the condition).
+
+    Parameters
+    ----------
+    c : float
+        Strength.
+    keep : float or sequence of float
+        Probability of "on".
+
+    Examples
+    --------
+    >>> CentredBernoulli(0.5).factor(torch.tensor([[0.25, 0.5]]), h=0.25)
+    tensor([[[0.2500, 0.0000],
+             [0.0000, 0.5000]]])
+    """
+
+    numbers = ("c", "keep")
+    per = "coordinate"
+    scaling = "diffusive"
+
+    def __init__(self, c: Any, keep: Any = 0.5) -> None:
+        super().__init__()
+        self.c, self.keep = _strength(c, "c"), _checked_keep(keep)
+
+    def fluctuation(self, m: Output, zeta: Tensor, h: float) -> Tensor:
+        """m cζ/√h with m = h f."""
+        return m * ((self.c / math.sqrt(h)) * zeta)
+
+    def increment(self, m: Output, zeta: Tensor, h: float) -> Tensor:
+        """m (1 + cζ/√h)."""
+        return m * (1 + (self.c / math.sqrt(h)) * zeta)
+
+    @property
+    def noiseless(self) -> bool:
+        """Whether c is zero or everything is kept."""
+        return super().noiseless or not bool(torch.as_tensor(self.c).any())
+
+
+class _Hidden(NamedTuple):
+    """Hidden units of a branch and its affine read-out, times h."""
+
+    units: Tensor
+    readout: Any
+    h: float
+
+
+class HiddenDropout(_Bernoulli):
+    """Inverted dropout on the hidden units of a branch whose read-out is affine.
+
+    The increment is ``h · readout(hidden ⊙ b/keep)`` with a Bernoulli b for each unit; its mean is exactly that of the
+    plain branch because the read-out is affine.
+
+    Parameters
+    ----------
+    keep : float or sequence of float
+        Probability of keeping a hidden unit.
+    """
+
+    per = "coordinate"
+
+    def __init__(self, keep: Any) -> None:
+        super().__init__()
+        self.keep = _checked_keep(keep)
+
+    def evaluate(self, branch: Any, x: Tensor, h: float) -> Output:
+        """Evaluate the hidden units; the read-out comes after the noise."""
+        if not (hasattr(branch, "hidden") and hasattr(branch, "readout")):
+            raise InputError(
+                "branches",
+                type(branch).__name__,
+                "branches with methods hidden(x) and readout(units), readout affine, for HiddenDropout",
+                "use bridge.MLPBranch, or give the branch these two methods",
+            )
+        return _Hidden(branch.hidden(x), branch.readout, h)
+
+    def mean(self, m: Output) -> Tensor:
+        """h · readout(hidden)."""
+        return m.h * m.readout(m.units)  # type: ignore[no-any-return]
+
+    def noise_shape(self, m: Output, state_ndim: int) -> tuple[int, ...]:
+        """One ζ for each hidden unit."""
+        return tuple(m.units.shape)
+
+    def fluctuation(self, m: Output, zeta: Tensor, h: float) -> Tensor:
+        """H times the linear part of the read-out of hidden · √((1 − keep)/keep) ζ."""
+        noise = m.units * (self._noise_to_signal() * zeta)
+        return m.h * (m.readout(noise) - m.readout(torch.zeros_like(m.units)))  # type: ignore[no-any-return]
+
+    def increment(self, m: Output, zeta: Tensor, h: float) -> Tensor:
+        """h · readout(hidden ⊙ b/keep)."""
+        return m.h * m.readout(m.units * ((zeta >= 0).to(m.units.dtype) / self.keep))  # type: ignore[no-any-return]
+
+
+class ShakeShake(NoiseLaw):
+    r"""Random mix of two branches: ``h(Uf + (1 − U)g)``, U uniform on (0, 1) for each sample (Gastaldi, 2017).
+
+    The noise acts along f − g only. The backward pass uses the same U, so that gradients are those of the loss.
+    """
+
+    variable = variable("uniform")
+
+    def evaluate(self, branch: Any, x: Tensor, h: float) -> Output:
+        """Evaluate both branches."""
+        if not isinstance(branch, nn.ModuleList) or len(branch) != 2:
+            raise InputError("branches", type(branch).__name__, "a pair of branches for each layer for ShakeShake")
+        return h * branch[0](x), h * branch[1](x)
+
+    def mean(self, m: Output) -> Tensor:
+        """h (f + g)/2."""
+        return 0.5 * (m[0] + m[1])  # type: ignore[no-any-return]
+
+    def fluctuation(self, m: Output, zeta: Tensor, h: float) -> Tensor:
+        """h (f − g) ζ/√12."""
+        return (m[0] - m[1]) * (zeta / math.sqrt(12.0))  # type: ignore[no-any-return]
+
+    def increment(self, m: Output, zeta: Tensor, h: float) -> Tensor:
+        """h (Uf + (1 − U)g) with U = ½ + ζ/√12."""
+        U = 0.5 + zeta / math.sqrt(12.0)
+        return U * m[0] + (1 - U) * m[1]  # type: ignore[no-any-return]

@@ -1,0 +1,175 @@
+"""Standardised scalar random variables ζ (mean 0, variance 1): the randomness of every noise law is made of these."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kolmo.errors import InputError
+
+
+@dataclass(frozen=True)
+class Variable(ABC):
+    """A scalar ζ with E ζ = 0 and E ζ² = 1, with everything that noise laws, recursion and theory ask of it.
+
+    Attributes
+    ----------
+    name : str
+        Word by which laws ask for it.
+    skewness, excess_kurtosis : float
+        E ζ³ and E ζ⁴ − 3.
+    bound : float
+        Largest |ζ|; infinite for the Gaussian.
+    variance_proxy : float
+        Smallest v with E exp(λζ) ≤ exp(vλ²/2) for all λ: bounds the tails of sums.
+    """
+
+    name: str
+    skewness: float
+    excess_kurtosis: float
+    bound: float
+    variance_proxy: float = 1.0
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether ζ takes finitely many values, so that expectations are finite sums."""
+        return False
+
+    @abstractmethod
+    def nodes(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Values z and weights w with Σ w g(z) = E g(ζ) for polynomials of degree 2n − 1 (exact sum if discrete)."""
+
+    @abstractmethod
+    def from_uniform(self, u: Tensor) -> Tensor:
+        """Values of ζ from uniform numbers in (0, 1): the inverse of the distribution function."""
+
+    def sample(
+        self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Independent draws of ζ."""
+        return self.from_uniform(torch.rand(shape, dtype=dtype, device=device, generator=generator))
+
+
+class Gaussian(Variable):
+    """ζ ~ N(0, 1)."""
+
+    def __init__(self) -> None:
+        super().__init__("gaussian", 0.0, 0.0, math.inf)
+
+    def nodes(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Gauss–Hermite nodes; weights below 1e-18 are dropped."""
+        z, w = np.polynomial.hermite_e.hermegauss(n)
+        kept = w > 1e-18 * w.sum()
+        return z[kept], w[kept] / w[kept].sum()
+
+    def from_uniform(self, u: Tensor) -> Tensor:
+        """Inverse normal distribution function."""
+        tiny = torch.finfo(u.dtype).eps / 2
+        return torch.special.ndtri(u.clamp(tiny, 1 - tiny))
+
+    def sample(
+        self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Independent standard normal draws."""
+        return torch.randn(shape, dtype=dtype, device=device, generator=generator)
+
+
+class Uniform(Variable):
+    """ζ uniform on [−√3, √3]."""
+
+    def __init__(self) -> None:
+        super().__init__("uniform", 0.0, -1.2, math.sqrt(3.0))
+
+    def nodes(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Gauss–Legendre nodes."""
+        z, w = np.polynomial.legendre.leggauss(n)
+        return math.sqrt(3.0) * z, w / 2
+
+    def from_uniform(self, u: Tensor) -> Tensor:
+        """√3 (2u − 1)."""
+        return math.sqrt(3.0) * (2 * u - 1)
+
+
+class Discrete(Variable):
+    """ζ with finitely many values, in increasing order.
+
+    Parameters
+    ----------
+    name : str
+        Its name.
+    values, probabilities : sequence of float
+        Values with mean 0 and variance 1 (a single value 0: no noise at all).
+    variance_proxy : float, optional
+        See `Variable`.
+    """
+
+    def __init__(
+        self, name: str, values: Sequence[float], probabilities: Sequence[float], variance_proxy: float = 1.0
+    ) -> None:
+        z, w = np.asarray(values, float), np.asarray(probabilities, float)
+        super().__init__(
+            name,
+            math.fsum(w * z**3),
+            math.fsum(w * z**4) - 3.0 * math.fsum(w * z**2),
+            float(np.max(np.abs(z))),
+            variance_proxy,
+        )
+        object.__setattr__(self, "values", z)
+        object.__setattr__(self, "probabilities", w)
+
+    values: np.ndarray
+    probabilities: np.ndarray
+
+    @property
+    def is_discrete(self) -> bool:
+        """True."""
+        return True
+
+    def nodes(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """All values with their probabilities, whatever n."""
+        return self.values, self.probabilities
+
+    def from_uniform(self, u: Tensor) -> Tensor:
+        """The value whose interval of the distribution function holds u."""
+        values = torch.as_tensor(self.values, dtype=u.dtype, device=u.device)
+        if len(values) == 2:
+            return torch.where(u < self.probabilities[0], values[0], values[1])
+        upper = torch.as_tensor(np.cumsum(self.probabilities)[:-1], dtype=u.dtype, device=u.device)
+        return values[torch.bucketize(u, upper, right=True)]
+
+
+def bernoulli(keep: float) -> Discrete:
+    """ζ = (b − keep)/√(keep(1 − keep)) for b ~ Bernoulli(keep); ζ = 0 for keep = 1.
+
+    The variance proxy is that of Kearns & Saul (1998): (1 − 2p)/(2 log((1 − p)/p)) for b itself.
+
+    Examples
+    --------
+    >>> round(bernoulli(0.8).skewness, 6)
+    -1.5
+    """
+    if keep == 1.0:
+        return Discrete("bernoulli", [0.0], [1.0])
+    sd = math.sqrt(keep * (1 - keep))
+    odds = math.log((1 - keep) / keep)
+    proxy = 0.25 if abs(odds) < 1e-6 else (1 - 2 * keep) / (2 * odds)
+    return Discrete("bernoulli", [-keep / sd, (1 - keep) / sd], [1 - keep, keep], proxy / sd**2)
+
+
+VARIABLES: dict[str, Variable] = {
+    "gaussian": Gaussian(),
+    "uniform": Uniform(),
+    "rademacher": Discrete("rademacher", [-1.0, 1.0], [0.5, 0.5]),
+    "three-point": Discrete("three-point", [-math.sqrt(3.0), 0.0, math.sqrt(3.0)], [1 / 6, 2 / 3, 1 / 6]),
+}
+
+
+def variable(name: str) -> Variable:
+    """Return the variable of that name; an unknown name is answered with the known ones."""
+    if name not in VARIABLES:
+        raise InputError("law", repr(name), "one of " + ", ".join(repr(known) for known in VARIABLES))
+    return VARIABLES[name]

@@ -1,0 +1,132 @@
+"""Uniform B-splines of odd degree on boxes in one to three dimensions: interpolation, and averages over many points."""
+
+from functools import lru_cache
+from math import comb
+from typing import Any
+
+import numba
+import numpy as np
+from scipy.linalg import solve_banded
+
+_jit: Any = numba.njit(cache=True, error_model="numpy", nogil=True)
+_DENSE = 400  # up to this many nodes the interpolation matrix is inverted once and applied by BLAS
+
+
+@_jit
+def _basis(u: float, degree: int, b: Any) -> None:
+    """Values at fraction u of a cell of the degree + 1 uniform B-splines that live there (Cox–de Boor)."""
+    b[0] = 1.0
+    for j in range(1, degree + 1):
+        inverse = 1.0 / j
+        saved = 0.0
+        for r in range(j):
+            part = b[r] * inverse
+            b[r] = saved + (r + 1 - u) * part
+            saved = (u + j - r - 1) * part
+        b[j] = saved
+
+
+@_jit
+def average(coefficients: Any, lower: Any, inverse: Any, degree: Any, points: Any, weights: Any, out: Any) -> None:
+    """``out[i, :] = Σ_q weights[q] s(points[q, i, :])`` for the spline s; points outside the box are moved to its face.
+
+    Coefficients have shape (n0, n1, n2, k): missing axes have length one and degree 0 (and any coordinate).
+    """
+    n_weights, n_points = points.shape[0], points.shape[1]
+    columns = coefficients.shape[3]
+    b0, b1, b2 = np.empty(degree[0] + 1), np.empty(degree[1] + 1), np.empty(degree[2] + 1)
+    first = np.empty(3, np.int64)
+    for i in range(n_points):
+        for k in range(columns):
+            out[i, k] = 0.0
+        for q in range(n_weights):
+            for axis in range(3):
+                b = b0 if axis == 0 else b1 if axis == 1 else b2
+                if degree[axis] == 0:
+                    first[axis] = 0
+                    b[0] = 1.0
+                    continue
+                cells = coefficients.shape[axis] - degree[axis]
+                z = min(max((points[q, i, axis] - lower[axis]) * inverse[axis], 0.0), float(cells))
+                cell = min(int(z), cells - 1)
+                first[axis] = cell
+                _basis(z - cell, degree[axis], b)
+            for c0 in range(degree[0] + 1):
+                for c1 in range(degree[1] + 1):
+                    w = weights[q] * b0[c0] * b1[c1]
+                    row = coefficients[first[0] + c0, first[1] + c1]
+                    if columns == 1:
+                        total = 0.0
+                        for c2 in range(degree[2] + 1):
+                            total += b2[c2] * row[first[2] + c2, 0]
+                        out[i, 0] += w * total
+                    else:
+                        for c2 in range(degree[2] + 1):
+                            ww = w * b2[c2]
+                            for k in range(columns):
+                                out[i, k] += ww * row[first[2] + c2, k]
+
+
+@_jit
+def average_matrix(nodes: int, lower: float, inverse: float, degree: int, points: Any, weights: Any, out: Any) -> None:
+    """``out[i, :]``: row that maps coefficients of a line to ``Σ_q weights[q] s(points[q, i])``."""
+    b = np.empty(degree + 1)
+    cells = nodes - 1
+    out[:, :] = 0.0
+    for i in range(points.shape[1]):
+        for q in range(points.shape[0]):
+            z = min(max((points[q, i] - lower) * inverse, 0.0), float(cells))
+            cell = min(int(z), cells - 1)
+            _basis(z - cell, degree, b)
+            for c in range(degree + 1):
+                out[i, cell + c] += weights[q] * b[c]
+
+
+def _bands(nodes: int, degree: int) -> np.ndarray:
+    """Collocation at the nodes with not-a-knot ends, as LAPACK bands (degree + 1 on each side)."""
+    size, ends, width = nodes + degree - 1, (degree - 1) // 2, degree + 1
+    bands = np.zeros((2 * width + 1, size))
+    b = np.empty(degree + 1)
+    _basis(0.0, degree, b)
+    jump = [(-1) ** r * comb(degree + 1, r) / comb(degree + 1, width // 2) for r in range(degree + 2)]
+    for i in range(ends):  # the top derivative does not jump at the first and last inner knots
+        for r in range(degree + 2):
+            bands[width + i - (i + r), i + r] = jump[r]
+            row, column = size - 1 - i, size - 1 - (i + r)
+            bands[width + row - column, column] = jump[r]
+    for i in range(nodes):
+        for r in range(degree):
+            bands[width + (ends + i) - (i + r), i + r] = b[r]
+    return bands
+
+
+@lru_cache(maxsize=256)
+def _inverse(nodes: int, degree: int) -> np.ndarray:
+    """Matrix that takes values at the nodes to coefficients."""
+    ends, width = (degree - 1) // 2, degree + 1
+    right = np.zeros((nodes + degree - 1, nodes))
+    right[ends : ends + nodes] = np.eye(nodes)
+    return np.asarray(solve_banded((width, width), _bands(nodes, degree), right))
+
+
+def interpolation(values: np.ndarray, degree: int) -> np.ndarray:
+    """Coefficients of the not-a-knot spline through values along axis 0; at least degree + 2 nodes.
+
+    Examples
+    --------
+    >>> x = np.linspace(0.0, 1.0, 12)
+    >>> c = interpolation(x[:, None] ** 5, 5)
+    >>> row = np.empty((1, 16)); average_matrix(12, 0.0, 11.0, 5, np.array([[0.3]]), np.ones(1), row)
+    >>> abs(row @ c - 0.3**5).item() < 1e-14
+    True
+    """
+    nodes = values.shape[0]
+    flat = values.reshape(nodes, -1)
+    if nodes <= _DENSE:
+        c = _inverse(nodes, degree) @ flat
+    else:
+        ends, width = (degree - 1) // 2, degree + 1
+        right = np.zeros((nodes + degree - 1, flat.shape[1]))
+        right[ends : ends + nodes] = flat
+        c = solve_banded((width, width), _bands(nodes, degree), right)
+    return np.asarray(c).reshape(-1, *values.shape[1:])
