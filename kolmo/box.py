@@ -1,0 +1,247 @@
+"""The domain: a box with one condition per face."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kolmo.arrays import Array, as_like, as_numpy, as_points
+from kolmo.errors import InputError
+
+if TYPE_CHECKING:
+    from kolmo.sde import SDE
+
+FaceValue = float | Callable[[float, Array], Array] | Any
+
+
+@dataclass(frozen=True)
+class Face:
+    """Condition on one face of the box; ``Face()`` itself is never used, only its kinds below."""
+
+    @property
+    def word(self) -> str:
+        """The word that names this kind of face."""
+        return type(self).__name__.lower()
+
+
+@dataclass(frozen=True)
+class Open(Face):
+    """Cut of an unbounded problem: nothing is imposed, and the effect of the cut counts in the error estimate."""
+
+
+@dataclass(frozen=True)
+class Natural(Face):
+    """Degenerate end of the state space: no noise across it, drift not pointing out; the equation itself holds."""
+
+
+@dataclass(frozen=True)
+class Reflecting(Face):
+    r"""Reflecting wall: :math:`n\cdot\Sigma\nabla u = 0`."""
+
+
+@dataclass(frozen=True)
+class Periodic(Face):
+    """The two ends of the axis are the same point."""
+
+
+@dataclass(frozen=True, eq=False)
+class Absorbing(Face):
+    r"""Absorbing face: :math:`u = v(t, x)`.
+
+    Parameters
+    ----------
+    value : float or callable, default 0
+        Number, tensor, or ``value(t, x)`` -> ``(...)`` (``(..., k)`` for k columns).
+
+    Examples
+    --------
+    >>> Absorbing(1.0)
+    Absorbing(value=1.0)
+    """
+
+    value: FaceValue = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Robin(Face):
+    r"""Elastic face: :math:`\tfrac12 n\cdot\Sigma\nabla u + \kappa u = v`, n the outward normal.
+
+    Parameters
+    ----------
+    kappa : float or callable
+        Rate κ, number or ``kappa(t, x)``.
+    value : float or callable, default 0
+        Right-hand side v, number or ``value(t, x)``.
+
+    Examples
+    --------
+    >>> Robin(2.0)
+    Robin(kappa=2.0, value=0.0)
+    """
+
+    kappa: FaceValue
+    value: FaceValue = 0.0
+
+
+WORDS: dict[str, Callable[[], Face]] = {
+    "open": Open,
+    "natural": Natural,
+    "reflecting": Reflecting,
+    "absorbing": Absorbing,
+    "periodic": Periodic,
+}
+
+
+class Box:
+    """A box ``[lower, upper]`` in R^d with a condition on each face.
+
+    Parameters
+    ----------
+    lower, upper : float or sequence of float
+        Corners; ±inf where the state space does not end (open faces only).
+    boundary : str, Face, or list, default "open"
+        One word for all faces, or a list with, per axis, a word or a ``(low, high)`` tuple. Words: "open" (cut of an
+        unbounded problem), "natural" (degenerate end), "reflecting", "absorbing" (u = 0, or ``Absorbing(value)``),
+        "periodic"; also ``Robin(kappa, value)``.
+
+    Raises
+    ------
+    InputError
+        If lower >= upper, a word is unknown, the list does not fit the dimension, only one end of an axis is
+        periodic, or a face that is not open lies at infinity.
+
+    Examples
+    --------
+    >>> Box(0.0, np.inf, boundary=[("natural", "open")])
+    Box(0..inf natural|open)
+    """
+
+    def __init__(
+        self,
+        lower: float | Sequence[float],
+        upper: float | Sequence[float],
+        boundary: str | Face | Sequence[Any] = "open",
+    ) -> None:
+        low, high = np.atleast_1d(np.asarray(lower, float)), np.atleast_1d(np.asarray(upper, float))
+        if low.shape != high.shape or low.ndim != 1:
+            raise InputError("lower, upper", f"shapes {low.shape} and {high.shape}", "two numbers or two (d,) sequences")
+        if np.isnan(low).any() or np.isnan(high).any() or (low >= high).any():
+            raise InputError(
+                "lower, upper", f"{low.tolist()} and {high.tolist()}", "lower < upper on every axis", "swap them"
+            )
+        self.lower, self.upper = tuple(low.tolist()), tuple(high.tolist())
+        self.faces = _faces(boundary, len(low))
+        for axis, pair in enumerate(self.faces):
+            for side, (face, end) in enumerate(zip(pair, (low[axis], high[axis]), strict=True)):
+                if not np.isfinite(end) and not isinstance(face, Open):
+                    raise InputError(
+                        f"boundary[{axis}][{side}]", f"{face.word} at {end}", "an open face at infinity, or a finite end"
+                    )
+
+    @property
+    def dim(self) -> int:
+        """Dimension d."""
+        return len(self.lower)
+
+    @property
+    def periodic(self) -> tuple[bool, ...]:
+        """Per axis, whether it is periodic."""
+        return tuple(isinstance(pair[0], Periodic) for pair in self.faces)
+
+    @classmethod
+    def unbounded(cls, dim: int) -> "Box":
+        """All of R^d."""
+        return cls([-np.inf] * dim, [np.inf] * dim)
+
+    @classmethod
+    def covering(
+        cls, sde: "SDE", points: Any, horizon: float, *, within: "Box | None" = None, tail: float = 1e-8
+    ) -> "Box":
+        """Box that the process started at the points leaves with about probability ``tail`` before the horizon.
+
+        Estimated from an ensemble of simulated paths (fixed seed), so it costs little and proves nothing: the solver
+        measures the effect of a cut by moving it.
+
+        Parameters
+        ----------
+        sde : SDE
+            The process.
+        points : array_like, shape (..., d)
+            Starting points.
+        horizon : float
+            Time T.
+        within : Box, optional
+            Its finite faces are real and stay where they are, with their conditions.
+        tail : float, default 1e-8
+            Probability of leaving, read off a Gaussian with the ensemble's spread.
+
+        Examples
+        --------
+        >>> from kolmo import SDE
+        >>> box = Box.covering(SDE(0.0, diffusion=1.0, dim=1), [0.0], 1.0, tail=1e-8)
+        >>> 4.0 < box.upper[0] < 12.0
+        True
+        """
+        from kolmo.reach import reach
+
+        cloud = reach(sde, points, horizon, within=within)
+        low, high = cloud.interval(tail)
+        if within is None:
+            return cls(low, high)
+        low = np.maximum(low, within.lower)
+        high = np.minimum(high, within.upper)
+        real = [[not isinstance(f, Open) for f in pair] for pair in within.faces]
+        low = np.where([r[0] for r in real], within.lower, low)
+        high = np.where([r[1] for r in real], within.upper, high)
+        return cls(low, high, boundary=[tuple(pair) for pair in within.faces])
+
+    def contains(self, x: Any) -> np.ndarray:
+        """Whether points of shape ``(..., d)`` lie in the closed box; periodic axes contain everything."""
+        x = as_numpy(as_points(x, self.dim))
+        slack = 1e-12 * np.maximum(1.0, np.abs(x))
+        inside = (x >= np.asarray(self.lower) - slack) & (x <= np.asarray(self.upper) + slack)
+        return np.asarray((inside | np.asarray(self.periodic)).all(-1))
+
+    def replace(self, lower: Any, upper: Any) -> "Box":
+        """The same faces at other ends."""
+        return Box(lower, upper, boundary=[tuple(pair) for pair in self.faces])
+
+    def __repr__(self) -> str:
+        axes = [
+            f"{a:.6g}..{b:.6g} {low.word}" + ("" if low.word == high.word else f"|{high.word}")
+            for a, b, (low, high) in zip(self.lower, self.upper, self.faces, strict=True)
+        ]
+        return "Box(" + ", ".join(axes) + ")"
+
+
+def face_value(value: FaceValue, t: float, x: Array) -> Array:
+    """Value of a face's datum (number, tensor or function of (t, x)) at points x, shape ``(...)`` or ``(..., k)``."""
+    result = as_like(value(t, x) if callable(value) else value, x)
+    return result if result.ndim else result + 0.0 * x[..., 0]
+
+
+def _face(spec: Any, axis: int, side: int) -> Face:
+    if isinstance(spec, Face):
+        return spec
+    if isinstance(spec, str) and spec in WORDS:
+        return WORDS[spec]()
+    raise InputError(
+        f"boundary[{axis}][{side}]", repr(spec), f"one of {', '.join(WORDS)}, Absorbing(value) or Robin(kappa, value)"
+    )
+
+
+def _faces(boundary: Any, dim: int) -> tuple[tuple[Face, Face], ...]:
+    per_axis = [boundary] * dim if isinstance(boundary, (str, Face)) else list(boundary)
+    if len(per_axis) != dim:
+        raise InputError("boundary", f"{len(per_axis)} entries", f"one word, or one entry for each of the {dim} axes")
+    faces = []
+    for axis, spec in enumerate(per_axis):
+        pair = (spec, spec) if isinstance(spec, (str, Face)) else tuple(spec)
+        if len(pair) != 2:
+            raise InputError(f"boundary[{axis}]", repr(spec), "a word or a (low, high) pair")
+        low, high = _face(pair[0], axis, 0), _face(pair[1], axis, 1)
+        if isinstance(low, Periodic) != isinstance(high, Periodic):
+            raise InputError(f"boundary[{axis}]", repr(spec), "both ends periodic, or none")
+        faces.append((low, high))
+    return tuple(faces)

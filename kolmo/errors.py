@@ -1,0 +1,59 @@
+"""Errors and warnings of kolmo: what was given, what is needed, what to do about it."""
+
+
+class KolmoError(Exception):
+    """Base class of every error that kolmo raises on purpose."""
+
+
+class InputError(KolmoError, ValueError):
+    """Bad input: names the argument, what was given, what is needed and the likely fix.
+
+    Parameters
+    ----------
+    argument : str
+        Name of the argument as the user wrote it.
+    given : object
+        What came; shown by ``str``.
+    needed : str
+        What is needed.
+    fix : str, optional
+        The likely fix.
+
+    Examples
+    --------
+    >>> raise InputError("horizon", -1.0, "a positive number", "time runs from 0 to horizon")
+    Traceback (most recent call last):
+    ...
+    kolmo.errors.InputError: horizon: got -1.0; needed a positive number. Fix: time runs from 0 to horizon.
+    """
+
+    def __init__(self, argument: str, given: object, needed: str, fix: str = "") -> None:
+        self.argument, self.given, self.needed, self.fix = argument, given, needed, fix
+        super().__init__(f"{argument}: got {given}; needed {needed}." + (f" Fix: {fix}." if fix else ""))
+
+
+class NotConvergedError(KolmoError, RuntimeError):
+    """An iteration or a refinement ended without any usable answer."""
+
+
+class MissingExtraError(KolmoError, ImportError):
+    """An optional package is needed; the message names the extra that brings it.
+
+    Parameters
+    ----------
+    package : str
+        The missing package.
+    extra : str
+        The extra of kolmo that installs it.
+    """
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"this needs {package}, which is not installed. Fix: pip install 'kolmo[{extra}]'.")
+
+
+class KolmoWarning(UserWarning):
+    """Base class of kolmo's warnings, so that they can be filtered."""
+
+
+class ToleranceWarning(KolmoWarning):
+    """The tolerance asked for was not met; the best answer and its error estimate were returned."""

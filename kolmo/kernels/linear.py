@@ -1,0 +1,77 @@
+"""Direct solution of sparse linear systems and their transposes: banded LAPACK where the band is narrow, SuperLU else."""
+
+from typing import Any, Protocol
+
+import numpy as np
+import scipy.sparse as sp
+import scipy.sparse.linalg as spla
+from scipy.linalg import lapack
+
+from kolmo.errors import NotConvergedError
+
+# A band this much narrower than the matrix is solved by LAPACK's banded factorisation.
+NARROW = 40
+
+
+class Factorization(Protocol):
+    """A factorised matrix."""
+
+    def solve(self, b: np.ndarray, transposed: bool = False) -> np.ndarray:
+        """Solve M x = b, or Mᵀ x = b."""
+        ...
+
+
+class BandedLU:
+    """LU factorisation of a band matrix (LAPACK gbtrf), real or complex."""
+
+    def __init__(self, matrix: sp.csr_matrix, below: int, above: int) -> None:
+        coo = matrix.tocoo()
+        n = matrix.shape[0]
+        band = np.zeros((2 * below + above + 1, n), dtype=matrix.dtype, order="F")
+        band[below + above + coo.row - coo.col, coo.col] = coo.data
+        self._below, self._above = below, above
+        factor, self._solve = (
+            (lapack.zgbtrf, lapack.zgbtrs) if np.iscomplexobj(band) else (lapack.dgbtrf, lapack.dgbtrs)
+        )
+        self._lu, self._pivots, info = factor(band, below, above, overwrite_ab=True)
+        if info != 0:
+            raise NotConvergedError(f"the linear system of a time step is singular (LAPACK gbtrf: {info})")
+
+    def solve(self, b: np.ndarray, transposed: bool = False) -> np.ndarray:
+        """Solve M x = b, or Mᵀ x = b."""
+        x, _ = self._solve(self._lu, self._below, self._above, b, self._pivots, trans=1 if transposed else 0)
+        return np.asarray(x).reshape(b.shape)
+
+
+class SparseLU:
+    """LU factorisation by SuperLU, real or complex."""
+
+    def __init__(self, matrix: sp.csr_matrix) -> None:
+        try:
+            self._lu: Any = spla.splu(matrix.tocsc())
+        except RuntimeError as error:
+            raise NotConvergedError(f"the linear system of a time step is singular ({error})") from error
+        self._complex = np.iscomplexobj(matrix.data)
+
+    def solve(self, b: np.ndarray, transposed: bool = False) -> np.ndarray:
+        """Solve M x = b, or Mᵀ x = b."""
+        b = b.astype(complex) if self._complex else b
+        return np.asarray(self._lu.solve(np.ascontiguousarray(b), "T" if transposed else "N"))
+
+
+def factorize(matrix: sp.spmatrix) -> Factorization:
+    """Factorise a square sparse matrix once, for solves with it and with its transpose.
+
+    Examples
+    --------
+    >>> A = sp.diags([[1.0] * 3, [2.0] * 4], [1, 0]).tocsr()
+    >>> factorize(A).solve(np.ones(4)).round(4).tolist()
+    [0.3125, 0.375, 0.25, 0.5]
+    """
+    csr = sp.csr_matrix(matrix)
+    coo = csr.tocoo()
+    offset = coo.row - coo.col
+    below, above = int(max(offset.max(initial=0), 0)), int(max((-offset).max(initial=0), 0))
+    if below + above <= min(NARROW, csr.shape[0] // 2):
+        return BandedLU(csr, below, above)
+    return SparseLU(csr)

@@ -1,0 +1,246 @@
+"""The one time loop: backwards from T to 0, and its transpose forwards from 0 to T."""
+
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from kolmo.arrays import Array, as_like, is_tensor
+from kolmo.schemes.generator import Generator, Semi
+from kolmo.steppers.base import Operator, Step, Stepper
+
+Callback = Callable[[float, Any], Any]
+
+# A stage that falls on a breakpoint from below is moved into its interval by this fraction of the step.
+INSIDE = 1e-10
+# Coefficients kept at hand; enough for all stages of a step and its neighbours.
+KEPT = 8
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One step from ``start`` down to ``start − dt`` and the instants at which it needs coefficients."""
+
+    start: float
+    dt: float
+    instants: tuple[float, ...]
+
+
+@dataclass
+class Run:
+    """What a march left behind.
+
+    Attributes
+    ----------
+    state : array, shape (size, k)
+        State at the last time reached.
+    time : float
+        That time.
+    saved : list of (time, state)
+        States at the save times, in the order reached.
+    interrupted : bool
+        Whether Ctrl-C or the callback stopped it.
+    """
+
+    state: Array
+    time: float
+    saved: list[tuple[float, Array]] = field(default_factory=list)
+    interrupted: bool = False
+
+
+def time_nodes(intervals: Sequence[tuple[float, float]], steps: int, save: Sequence[float] = ()) -> np.ndarray:
+    """Time nodes, increasing: about ``steps`` equal steps in all, so that no step straddles a breakpoint or save time.
+
+    Examples
+    --------
+    >>> time_nodes([(0.0, 1.0)], 4, save=[0.3]).round(3).tolist()
+    [0.0, 0.15, 0.3, 0.533, 0.767, 1.0]
+    """
+    start, end = intervals[0][0], intervals[-1][1]
+    fixed = np.unique([start, end, *[a for a, _ in intervals], *save])
+    nodes = [np.array([start])]
+    for a, b in zip(fixed, fixed[1:], strict=False):
+        count = max(1, int(np.ceil(steps * (b - a) / (end - start) - 1e-9)))
+        nodes.append(a + (b - a) * np.arange(1, count + 1) / count)
+        nodes[-1][-1] = b
+    return np.concatenate(nodes)
+
+
+class March:
+    """A generator, a stepper and time nodes: the linear map from terminal data to the state at time 0.
+
+    Parameters
+    ----------
+    generator : Generator
+        The semi-discrete equation.
+    stepper : Stepper
+        The one-step method.
+    times : ndarray
+        Time nodes from 0 to T, increasing.
+    like : tensor, optional
+        March in torch, on its device.
+    """
+
+    def __init__(self, generator: Generator, stepper: Stepper, times: np.ndarray, like: Array | None = None) -> None:
+        self.generator, self.stepper, self.times = generator, stepper, np.asarray(times, dtype=float)
+        self.like = like if like is not None else np.zeros(())
+        self.fixed = generator.fixed if generator.fixed.any() else None
+        self._semis: OrderedDict[float, tuple[Semi, Operator, Array]] = OrderedDict()
+        self._steps: OrderedDict[Any, Step] = OrderedDict()
+        self.plans = self._plan()
+
+    def _plan(self) -> list[StepPlan]:
+        """Steps from T down to 0."""
+        breaks = np.array(sorted(self.generator.problem.sde.breakpoints))
+        plans = []
+        ends = self.times[::-1]
+        interval_of: dict[int, float] = {}
+        for start, end in zip(ends, ends[1:], strict=False):
+            layer = int(np.searchsorted(breaks, 0.5 * (start + end)))
+            if self.generator.autonomous:
+                if layer not in interval_of:
+                    edges = np.concatenate([[0.0], breaks, [self.times[-1]]])
+                    interval_of[layer] = float(0.5 * (edges[layer] + edges[layer + 1]))
+                instants = (interval_of[layer],) * len(self.stepper.nodes)
+            else:
+                at_break = len(breaks) > 0 and np.isclose(breaks, start, rtol=0, atol=1e-12 * self.times[-1]).any()
+                top = start - INSIDE * (start - end) if at_break else start
+                instants = tuple(float(min(start - c * (start - end), top)) for c in self.stepper.nodes)
+            # equal steps share one number, so that a prepared step is found again
+            plans.append(StepPlan(float(start), float(np.float64(f"{start - end:.12g}")), instants))
+        return plans
+
+    def ingredients(self, instant: float) -> tuple[Semi, Operator, Array]:
+        """Semi-discrete equation, operator and total load (absorbing values included) at an instant."""
+        if instant not in self._semis:
+            semi = self.generator.at(instant, self.like if is_tensor(self.like) else None)
+            operator = Operator(semi.stencil, semi.a, self.fixed)
+            load = semi.load
+            if self.fixed is not None:
+                load = load + semi.stencil.apply(semi.a, semi.boundary)
+            self._semis[instant] = (semi, operator, load)
+            while len(self._semis) > KEPT and not self.generator.autonomous:
+                self._semis.popitem(last=False)
+        return self._semis[instant]
+
+    def prepared(self, plan: StepPlan) -> tuple[Step, list[Array]]:
+        """The prepared step and its loads, one per node."""
+        parts = [self.ingredients(t) for t in plan.instants]
+        key = (plan.dt, plan.instants)
+        if key not in self._steps:
+            self._steps[key] = self.stepper.prepare([p[1] for p in parts], plan.dt)
+            while len(self._steps) > (4 if self.stepper.implicit else 1):
+                self._steps.popitem(last=False)
+        return self._steps[key], [p[2] for p in parts]
+
+    def boundary(self, t: float) -> Array:
+        """Values at absorbing nodes at a time."""
+        x = as_like(self.generator.grid.points, self.like)
+        return self.generator.boundary(t, x)
+
+    def without_boundary(self, u: Array) -> Array:
+        """The state with zeros at absorbing nodes."""
+        return u if self.fixed is None else u * as_like((~self.fixed).astype(float), u)[:, None]
+
+    def with_boundary(self, u: Array, t: float) -> Array:
+        """The state with the absorbing values put in."""
+        return u if self.fixed is None else self.without_boundary(u) + self.boundary(t)
+
+    def backward(
+        self,
+        terminal: Array,
+        *,
+        save: Sequence[float] = (),
+        callback: Callback | None = None,
+        progress: bool = False,
+        keep: list[Array] | None = None,
+    ) -> Run:
+        """March terminal data of shape (size, k) from T to 0; ``keep`` collects the state before each step."""
+        wanted = set(np.round(save, 12))
+        u = self.without_boundary(terminal)
+        run = Run(u, float(self.times[-1]))
+        if round(run.time, 12) in wanted:
+            run.saved.append((run.time, terminal))
+        try:
+            for plan in _progress(self.plans, progress):
+                if keep is not None:
+                    keep.append(u)
+                step, loads = self.prepared(plan)
+                u = step.apply(u, loads)
+                t = plan.start - plan.dt if plan is not self.plans[-1] else float(self.times[0])
+                run.state, run.time = u, t
+                if round(t, 12) in wanted:
+                    run.saved.append((t, self.with_boundary(u, t)))
+                if callback is not None and callback(t, self.generator.shaped(self.with_boundary(u, t))):
+                    run.interrupted = plan is not self.plans[-1]
+                    break
+        except KeyboardInterrupt:
+            run.interrupted = True
+        run.state = self.with_boundary(run.state, run.time)
+        return run
+
+    def forward(
+        self, p: Array, *, observe: Callable[[float, Array, list[Array]], None] | None = None
+    ) -> Array:
+        """The transposed march: weights p of shape (size, k) on the state at time 0, pushed to time T.
+
+        ``observe(t, p, loads)`` sees, after each step, the time reached, the weights there, and the derivatives with
+        respect to the stage loads of the step (multiplied by the stage loads and summed they give its contribution).
+        """
+        p = self.without_boundary(p)
+        for plan in reversed(self.plans):
+            step, _ = self.prepared(plan)
+            p, loads = step.apply_transposed(p)
+            if observe is not None:
+                observe(plan.start, p, loads)
+        return p
+
+    def gradient(
+        self, states: list[Array], p: Array
+    ) -> tuple[Array, dict[float, Array], dict[float, Array], dict[float, Array]]:
+        """Derivatives of ⟨p, u(0)⟩: with respect to the terminal data, and per instant to numbers, load and boundary.
+
+        Parameters
+        ----------
+        states : list of array
+            States before each step, as collected by ``backward(keep=...)``; consumed.
+        p : array, shape (size, k)
+            Weights on the free part of the state at time 0.
+        """
+        p = self.without_boundary(p)
+        numbers: dict[float, Array] = {}
+        loads: dict[float, Array] = {}
+        values: dict[float, Array] = {}
+        for plan in reversed(self.plans):
+            step, stage_loads = self.prepared(plan)
+            stages = step.stages(states.pop(), stage_loads)
+            p, adjoints = step.apply_transposed(p)
+            for node, Y, q in zip(self.stepper.stage_nodes, stages, adjoints, strict=True):
+                instant = plan.instants[node]
+                semi, operator, _ = self.ingredients(instant)
+                full = Y if self.fixed is None else self.without_boundary(Y) + semi.boundary
+                q = self.without_boundary(q)
+                _accumulate(numbers, instant, semi.stencil.pullback(q, full))
+                _accumulate(loads, instant, q)
+                if self.fixed is not None:
+                    back = semi.stencil.apply_transposed(semi.a, q)
+                    _accumulate(values, instant, back * as_like(self.fixed.astype(float), back)[:, None])
+        return p, numbers, loads, values
+
+
+def _accumulate(total: dict[float, Array], key: float, value: Array) -> None:
+    total[key] = value if key not in total else total[key] + value
+
+
+def _progress(plans: list[StepPlan], progress: bool) -> Iterator[StepPlan]:
+    """The steps, with a progress bar on stderr if asked for."""
+    if not progress:
+        return iter(plans)
+    from tqdm.auto import tqdm
+
+    return iter(tqdm(plans, desc="march", unit="step", file=sys.stderr, leave=False))
+
+

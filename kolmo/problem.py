@@ -1,0 +1,175 @@
+"""What is asked: the equation, its terminal data, horizon and domain."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from kolmo.arrays import Array, as_numpy, is_module, is_tensor
+from kolmo.box import Absorbing, Box, Robin
+from kolmo.errors import InputError
+from kolmo.sde import SDE, evaluate
+
+Function = Callable[..., Array]
+
+
+class KolmogorovProblem:
+    r"""A backward Kolmogorov equation.
+
+    .. math::
+        \partial_t u + b\cdot\nabla u + \tfrac12\,\mathrm{tr}(\Sigma\nabla^2 u) - c\,u + g = 0
+        \quad\text{on } [0, T), \qquad u(T, \cdot) = \varphi
+
+    so that :math:`u(t, x) = E[e^{-\int c}\varphi(X_T) + \int e^{-\int c} g\,ds \mid X_t = x]` (Feynman–Kac).
+
+    Parameters
+    ----------
+    sde : SDE
+        Drift b and covariance rate Σ.
+    terminal : callable or None
+        φ: ``terminal(x)`` -> ``(...)``, or ``(..., k)`` for k problems solved together. None if stationary.
+    horizon : float or None
+        T > 0; time runs from 0 to T. None: stationary, b·∇u + ½ Σ:∇²u − cu + g = 0 (exit times, committors).
+    box : Box, optional
+        Domain and faces; None: all of R^d.
+    killing, source : callable or float, optional
+        c and g: ``f(t, x)`` -> ``(...)``; a source may also give ``(..., k)``.
+
+    Raises
+    ------
+    InputError
+        For a horizon that is not positive, dimensions that disagree, or terminal data that do not fit the horizon.
+
+    Examples
+    --------
+    >>> import numpy as np, kolmo
+    >>> ou = kolmo.SDE(lambda t, x: -x, diffusion=0.5, dim=1)
+    >>> kolmo.KolmogorovProblem(ou, lambda x: np.tanh(x[..., 0]), 1.0)
+    KolmogorovProblem(dim=1, horizon=1.0, Box(-inf..inf open))
+    """
+
+    def __init__(
+        self,
+        sde: SDE,
+        terminal: Function | None,
+        horizon: float | None,
+        box: Box | None = None,
+        *,
+        killing: Function | float | None = None,
+        source: Function | float | None = None,
+    ) -> None:
+        if horizon is not None and not (np.isfinite(float(horizon)) and float(horizon) > 0):
+            raise InputError("horizon", horizon, "a positive number, or None for a stationary problem")
+        if (terminal is None) != (horizon is None):
+            raise InputError(
+                "terminal, horizon",
+                "no terminal data" if terminal is None else "terminal data without a horizon",
+                "both, or neither for a stationary problem (horizon=None, terminal=None)",
+            )
+        if terminal is not None and not callable(terminal):
+            raise InputError("terminal", repr(terminal), "a function terminal(x) of points x of shape (..., d)")
+        dims = {n: d for n, d in (("sde", sde.dim), ("box", None if box is None else box.dim)) if d is not None}
+        if not dims:
+            raise InputError("dim", "nothing that tells the dimension", "SDE(..., dim=d) or a box")
+        if len(set(dims.values())) > 1:
+            raise InputError("sde, box", f"dimensions {dims}", "one dimension")
+        self.dim: int = next(iter(dims.values()))
+        if self.dim > 3:
+            raise InputError(
+                "dim", self.dim, "1, 2 or 3", "use kolmo.monte_carlo, or map the state to fewer features first"
+            )
+        self.sde, self.terminal, self.killing, self.source = sde, terminal, killing, source
+        self.horizon = None if horizon is None else float(horizon)
+        self.box = Box.unbounded(self.dim) if box is None else box
+        if self.horizon is not None and any(not 0 < t < self.horizon for t in sde.breakpoints):
+            outside = [t for t in sde.breakpoints if not 0 < t < self.horizon]
+            raise InputError("breakpoints", outside, f"times inside (0, {self.horizon})")
+
+    @property
+    def stationary(self) -> bool:
+        """Whether no time is involved."""
+        return self.horizon is None
+
+    @property
+    def arrays(self) -> str | None:
+        """"torch" when some function is an ``nn.Module`` or holds tensors, so that functions are handed tensors."""
+        parts = [self.terminal, self.killing, self.source]
+        for face in (f for pair in self.box.faces for f in pair):
+            parts += [face.value] if isinstance(face, Absorbing) else []
+            parts += [face.kappa, face.value] if isinstance(face, Robin) else []
+        return "torch" if any(is_module(p) or is_tensor(p) for p in parts) else self.sde.arrays
+
+    def final(self, x: Array) -> Array:
+        """Terminal data φ at points x, shape ``(...)`` or ``(..., k)``."""
+        if self.terminal is None:
+            raise InputError("terminal", None, "terminal data", "the problem is stationary")
+        terminal = self.terminal
+        value = evaluate(lambda t, y: terminal(y), self.horizon or 0.0, x, "terminal", self.arrays)
+        return _keep_points(value, x, "terminal", columns=True)
+
+    def rate(self, t: float, x: Array) -> Array:
+        """Killing rate c, shape ``(...)``."""
+        return _keep_points(evaluate(self.killing or 0.0, t, x, "killing", self.arrays), x, "killing", columns=False)
+
+    def running(self, t: float, x: Array) -> Array:
+        """Running source g, shape ``(...)`` or ``(..., k)``."""
+        return _keep_points(evaluate(self.source or 0.0, t, x, "source", self.arrays), x, "source", columns=True)
+
+    def __repr__(self) -> str:
+        return f"KolmogorovProblem(dim={self.dim}, horizon={self.horizon}, {self.box!r})"
+
+
+def _keep_points(value: Array, x: Array, argument: str, *, columns: bool) -> Array:
+    """Check that a function of points kept their leading axes; broadcast plain numbers."""
+    lead = tuple(x.shape[:-1])
+    if tuple(value.shape) == lead or (columns and value.ndim == len(lead) + 1 and tuple(value.shape[:-1]) == lead):
+        return value
+    if value.ndim == 0:
+        return value + 0.0 * x[..., 0]
+    if x.shape[-1] == 1 and tuple(value.shape) == (*lead, 1):
+        return value[..., 0]
+    raise InputError(
+        argument,
+        f"a result of shape {tuple(value.shape)}",
+        f"shape {lead}" + (f" or {(*lead, 'k')}" if columns else "") + f" for points of shape {tuple(x.shape)}",
+        f"{argument} must be vectorised over the leading axes of x, e.g. use x[..., 0] and numpy functions",
+    )
+
+
+def check_finite(value: Array, x: Array, t: float, argument: str) -> Array:
+    """Raise an InputError that says where a coefficient is NaN or infinite."""
+    bad = ~np.isfinite(as_numpy(value))
+    if bad.any():
+        where = np.argwhere(bad)[0]
+        point = as_numpy(x)[tuple(where[: x.ndim - 1])]
+        raise InputError(
+            argument,
+            f"{as_numpy(value)[tuple(where)]} at t = {t:g}, x = {point.tolist()}",
+            "finite values everywhere in the box",
+        )
+    return value
+
+
+def check_covariance(S: Array, x: Array, t: float) -> Array:
+    """Raise an InputError where Σ is not symmetric positive semidefinite, with the eigenvalue."""
+    check_finite(S, x, t, "covariance")
+    M = as_numpy(S)
+    scale = np.abs(M).max(axis=(-1, -2)) + 1e-300
+    skew = np.abs(M - np.swapaxes(M, -1, -2)).max(axis=(-1, -2)) / scale
+    if (skew > 1e-10).any():
+        where = np.unravel_index(np.argmax(skew), skew.shape)
+        raise InputError(
+            "covariance", f"{M[where].tolist()} at t = {t:g}, x = {as_numpy(x)[where].tolist()}", "a symmetric matrix"
+        )
+    lowest = np.linalg.eigvalsh(M)[..., 0] if M.shape[-1] > 1 else M[..., 0, 0]
+    if (lowest < -1e-10 * scale).any():
+        where = np.unravel_index(np.argmin(lowest / scale), lowest.shape)
+        raise InputError(
+            "covariance",
+            f"eigenvalue {lowest[where]:.3g} at t = {t:g}, x = {as_numpy(x)[where].tolist()}",
+            "a positive semidefinite matrix Σ = σσᵀ",
+            "give the noise matrix as diffusion=σ if that is what you have",
+        )
+    return S
+
+

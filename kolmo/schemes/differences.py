@@ -1,0 +1,139 @@
+"""One-dimensional difference operators of any order on a uniform grid, with closures that know the kind of face."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import scipy.sparse as sp
+
+# What a closure can assume about u at an end of the axis:
+CUT = "cut"  # nothing (open faces): central stencils that narrow towards the end
+FREE = "free"  # the equation (natural) or a value (absorbing) holds there: one-sided stencils of full order
+SLOPE = "slope"  # the derivative is known (reflecting, elastic): stencils that use it
+WRAP = "wrap"  # periodic
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Difference matrices of one axis in units of its spacing h (divide by h, h²).
+
+    Attributes
+    ----------
+    first, second : csr_matrix, shape (n, n)
+        First and second derivative; at ends of kind "slope" the part that multiplies the known slope is split off.
+    first_slope, second_slope : ndarray, shape (n, 2)
+        Weights of h·du/dξ at the low and high end.
+    cross : csr_matrix, shape (n, n)
+        First derivative that uses no slope, for mixed derivatives.
+    """
+
+    first: sp.csr_matrix
+    second: sp.csr_matrix
+    first_slope: np.ndarray
+    second_slope: np.ndarray
+    cross: sp.csr_matrix
+
+
+def stencil_weights(offsets: np.ndarray, derivative: int, slope_at: float | None = None) -> tuple[np.ndarray, float]:
+    """Weights of node values (and of one known slope) that give a derivative at zero, exact on polynomials.
+
+    Parameters
+    ----------
+    offsets : ndarray
+        Positions of the nodes relative to where the derivative is wanted.
+    derivative : int
+        Order of the derivative, at zero.
+    slope_at : float, optional
+        Position where the first derivative is known.
+
+    Examples
+    --------
+    >>> stencil_weights(np.array([-1.0, 0.0, 1.0]), 2)[0].round(12).tolist()
+    [1.0, -2.0, 1.0]
+    """
+    m = len(offsets) + (slope_at is not None)
+    powers = np.arange(m)
+    rows = [offsets**j for j in powers]
+    if slope_at is not None:
+        rows = [
+            np.append(row, 0.0 if j == 0 else j * slope_at ** (j - 1)) for j, row in zip(powers, rows, strict=True)
+        ]
+    target = np.zeros(m)
+    target[derivative] = 1.0 if derivative == 0 else float(np.prod(np.arange(1, derivative + 1)))
+    weights = np.linalg.solve(np.array(rows), target)
+    return (weights, 0.0) if slope_at is None else (weights[:-1], float(weights[-1]))
+
+
+@lru_cache(maxsize=256)
+def differences(n: int, order: int, low: str, high: str) -> Differences:
+    """Difference operators of the given even order on n nodes, with closures for the two ends.
+
+    Raises
+    ------
+    ValueError
+        If there are too few nodes for the stencils.
+    """
+    reach = order // 2
+    if n < order + 3:
+        raise ValueError(f"an axis with {n} nodes is too short for order {order}: needs {order + 3}")
+    first, second, cross = (np.zeros((n, n)) for _ in range(3))
+    first_slope, second_slope = np.zeros((n, 2)), np.zeros((n, 2))
+    central = np.arange(-reach, reach + 1)
+    interior = [stencil_weights(central.astype(float), m)[0] for m in (1, 2)]
+    for i in range(n):
+        side = 0 if i < reach else 1 if i >= n - reach else None
+        if side is None or low == WRAP:
+            columns = (i + central) % n
+            first[i, columns], second[i, columns], cross[i, columns] = interior[0], interior[1], interior[0]
+            continue
+        # work at the low end; the high end is its mirror image
+        kind, j = (low, i) if side == 0 else (high, n - 1 - i)
+        sign = 1.0 if side == 0 else -1.0
+        end = 0 if side == 0 else n - 1
+        for matrix, m, slopes in ((first, 1, first_slope), (second, 2, second_slope), (cross, 1, None)):
+            offsets, known = _closure(kind if slopes is not None else _without_slope(kind), j, m, order)
+            weights, slope = stencil_weights(offsets, m, -float(j) if known else None)
+            columns = end + (sign * (offsets + j)).astype(int)
+            matrix[i, columns] += weights * (sign if m == 1 else 1.0)
+            if slopes is not None:
+                slopes[i, side] = slope * (1.0 if m == 1 else sign)
+    return Differences(sp.csr_matrix(first), sp.csr_matrix(second), first_slope, second_slope, sp.csr_matrix(cross))
+
+
+def _without_slope(kind: str) -> str:
+    return FREE if kind == SLOPE else kind
+
+
+def _closure(kind: str, j: int, derivative: int, order: int) -> tuple[np.ndarray, bool]:
+    """Offsets of the stencil of row j (counted from the end), and whether the known slope is used."""
+    if kind == CUT:
+        reach = max(j, 1)
+        if j == 0:
+            return (np.arange(0.0, 3.0), False) if derivative == 1 else (np.arange(0.0, 3.0), False)
+        return np.arange(-reach, reach + 1.0), False
+    if kind == SLOPE:
+        if j == 0 and derivative == 1:
+            return np.zeros(1), True
+        return np.arange(0.0, order + derivative - 1 + 1) - j, True
+    return np.arange(0.0, order + derivative) - j, False
+
+
+def symbol_bounds(order: int) -> tuple[float, float]:
+    """Largest |symbol| of the central first and second difference of an even order, for step bounds.
+
+    Examples
+    --------
+    >>> [round(v, 3) for v in symbol_bounds(2)]
+    [1.0, 4.0]
+    """
+    theta = np.linspace(0.0, np.pi, 2001)
+    central = np.arange(-(order // 2), order // 2 + 1)
+    symbols = [np.abs(np.exp(1j * np.outer(theta, central)) @ stencil_weights(central.astype(float), m)[0]) for m in (1, 2)]
+    return float(symbols[0].max()), float(symbols[1].max())
+
+
+@lru_cache(maxsize=64)
+def spectral_radii(order: int, low: str, high: str) -> tuple[float, float]:
+    """Spectral radii of the first and second difference with their closures, in units of h and h²."""
+    D = differences(max(4 * order, 24), order, low, high)
+    return tuple(float(np.abs(np.linalg.eigvals(M.toarray())).max()) for M in (D.first, D.second))  # type: ignore[return-value]

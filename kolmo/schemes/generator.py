@@ -1,0 +1,281 @@
+"""The semi-discrete equation u' + Q(t) u + r(t) = 0 on a grid: the generator that every march and adjoint uses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from kolmo.arrays import Array, as_like, as_numpy, namespace
+from kolmo.box import Absorbing, Box, Natural, Robin, face_value
+from kolmo.errors import InputError
+from kolmo.grid import Grid
+from kolmo.problem import KolmogorovProblem, check_finite
+from kolmo.schemes.base import SCHEMES, FaceData, Scheme
+from kolmo.schemes.local import Local, Metric, local_coefficients, on_face, wall_nodes
+
+# Irregular instants (fractions of an interval) at which coefficients are compared to see whether they depend on time.
+PROBES = (0.0, 0.1309, 0.3717, 0.5, 0.6283, 0.8571, 0.9999)
+
+
+@dataclass(frozen=True)
+class Semi:
+    """Stencil numbers, load and boundary values at one time: the ingredients of u' = −(Q(a) u + r).
+
+    Attributes
+    ----------
+    stencil : Stencil
+        Frozen stencils.
+    a : array
+        Numbers in them.
+    load : array, shape (size, k)
+        Source and elastic data (without the part of absorbing values).
+    boundary : array, shape (size, k)
+        Values at absorbing nodes, zero elsewhere.
+    """
+
+    stencil: Any
+    a: Array
+    load: Array
+    boundary: Array
+
+
+class Generator:
+    r"""Space discretisation of a problem: :math:`u' + Q(t)u + r(t) = 0`.
+
+    Parameters
+    ----------
+    problem : KolmogorovProblem
+        The equation.
+    grid : Grid
+        The nodes.
+    scheme : str or Scheme
+        Name of the scheme, see ``kolmo.schemes.SCHEMES``.
+
+    Examples
+    --------
+    >>> import kolmo
+    >>> bm = kolmo.SDE(0.0, diffusion=1.0, dim=1)
+    >>> box = kolmo.Box(0.0, 1.0, boundary="reflecting")
+    >>> problem = kolmo.KolmogorovProblem(bm, lambda x: x[..., 0], 1.0, box)
+    >>> gen = kolmo.discretize(problem, (11,), scheme="central2")
+    >>> float(abs(gen.matrix(0.0).sum(1)).max()) < 1e-9
+    True
+    """
+
+    def __init__(self, problem: KolmogorovProblem, grid: Grid, scheme: Scheme) -> None:
+        self.problem, self.grid, self.scheme = problem, grid, scheme
+        low, high = grid.box
+        self.box: Box = problem.box.replace(low, high)
+        self.metric = Metric.of(grid)
+        self._check_natural()
+
+    @property
+    def volumes(self) -> np.ndarray:
+        """Volumes of the cells, shape (size,)."""
+        return self.grid.volumes
+
+    @cached_property
+    def columns(self) -> int | None:
+        """Number of columns k, or None when the unknown is a plain number per node."""
+        if self.problem.terminal is not None:
+            probe = as_numpy(self.problem.final(self.grid.points[:2]))
+        else:
+            probe = as_numpy(self.problem.running(0.0, self.grid.points[:2]))
+        return int(probe.shape[1]) if probe.ndim == 2 else None
+
+    @cached_property
+    def fixed(self) -> np.ndarray:
+        """Mask of the nodes on absorbing faces, shape (size,)."""
+        mask = np.zeros(self.grid.size, dtype=bool)
+        for axis, side, face in self._faces():
+            if isinstance(face, Absorbing):
+                mask |= on_face(self.grid, axis, side)
+        return mask
+
+    def _faces(self) -> list[tuple[int, int, Any]]:
+        return [(i, s, self.box.faces[i][s]) for i in range(self.grid.dim) for s in (0, 1)]
+
+    def intervals(self) -> list[tuple[float, float]]:
+        """Pieces of [0, T] between breakpoints."""
+        if self.problem.horizon is None:
+            return [(0.0, 0.0)]
+        ends = [0.0, *self.problem.sde.breakpoints, self.problem.horizon]
+        return list(zip(ends, ends[1:], strict=False))
+
+    @cached_property
+    def sample(self) -> Local:
+        """Coefficients at the nodes, largest over several times: what layouts and step bounds are made for."""
+        locals_ = [self._local(t, self.grid.points) for t in self._sample_times()]
+        pick = [max(items, key=lambda v: float(np.abs(v).max())) for items in zip(*[(s.A, s.c) for s in locals_], strict=True)]
+        S = np.max([np.abs(s.S) for s in locals_], axis=0) if len(locals_) > 1 else locals_[0].S
+        return Local(pick[0], S, pick[1], locals_[0].g)
+
+    def _sample_times(self) -> list[float]:
+        intervals = self.intervals()
+        chosen = intervals if len(intervals) <= 8 else intervals[:: max(1, len(intervals) // 8)]
+        fractions = (0.5,) if self.autonomous else (0.0, 0.5, 1.0 - 1e-9)
+        return [a + f * (b - a) for a, b in chosen for f in fractions]
+
+    @cached_property
+    def stencil(self) -> Any:
+        """Stencils laid out for the sample coefficients (schemes whose layout does not depend on them)."""
+        return self.scheme.stencil(self.grid, self.box, self.sample)
+
+    @cached_property
+    def autonomous(self) -> bool:
+        """Whether coefficients, source and face data are constant in time between breakpoints."""
+        if self.problem.stationary or self.problem.sde.autonomous is not None:
+            return self.problem.stationary or bool(self.problem.sde.autonomous) and self._same_over_time(sde=False)
+        return self._same_over_time(sde=True)
+
+    def _same_over_time(self, *, sde: bool) -> bool:
+        stride = max(1, self.grid.size // 400)
+        x = self.grid.points[::stride]
+        for a, b in self.intervals():
+            seen: list[Any] = []
+            for f in PROBES:
+                t = a + f * (b - a)
+                now = [as_numpy(self.problem.rate(t, x)), as_numpy(self.problem.running(t, x))]
+                if sde:
+                    now += [as_numpy(self.problem.sde.drift(t, x)), as_numpy(self.problem.sde.covariance(t, x))]
+                for _, _, face in self._faces():
+                    if isinstance(face, (Absorbing, Robin)):
+                        now += [as_numpy(face_value(face.value, t, x))]
+                    if isinstance(face, Robin):
+                        now += [as_numpy(face_value(face.kappa, t, x))]
+                if seen and any(not np.array_equal(p, q, equal_nan=True) for p, q in zip(seen, now, strict=True)):
+                    return False
+                seen = now
+        return True
+
+    def _local(self, t: float, x: Array) -> Local:
+        return local_coefficients(self.problem, self.grid, self.metric, t, x, self.columns or 1)
+
+    def at(self, t: float, like: Array | None = None) -> Semi:
+        """Stencil numbers, load and boundary values at time t; ``like`` a tensor: in torch, with gradients."""
+        x = as_like(self.grid.points, self.grid.points if like is None else like)
+        local = self._local(t, x)
+        stencil = self.stencil
+        if self.scheme.monotone and self.grid.dim > 1 and not (self.autonomous and len(self.intervals()) == 1):
+            stencil = self.scheme.stencil(self.grid, self.box, local)
+        assembly = self.scheme.assemble(stencil, local, self._face_data(t, x), self.metric)
+        return Semi(stencil, assembly.a, assembly.load, self.boundary(t, x))
+
+    def _face_data(self, t: float, x: Array) -> FaceData:
+        robin = {}
+        for axis, side, face in self._faces():
+            if isinstance(face, Robin):
+                wall = x[wall_nodes(self.grid, axis, side)]
+                value = face_value(face.value, t, wall)
+                robin[axis, side] = (face_value(face.kappa, t, wall), self._wide(value))
+        return FaceData(robin)
+
+    def _wide(self, value: Array) -> Array:
+        value = value[:, None] if value.ndim == 1 else value
+        return value + as_like(np.zeros((1, self.columns or 1)), value)
+
+    def boundary(self, t: float, x: Array) -> Array:
+        """Values at absorbing nodes and zero elsewhere, shape (size, k); later axes win at shared edges."""
+        values = as_like(np.zeros((self.grid.size, self.columns or 1)), x)
+        for axis, side, face in self._faces():
+            if isinstance(face, Absorbing):
+                mask = on_face(self.grid, axis, side)
+                wall = wall_nodes(self.grid, axis, side)
+                at_wall = self._wide(check_finite(face_value(face.value, t, x[wall]), x[wall], t, "Absorbing.value"))
+                spread = _scatter(at_wall, wall, len(mask))
+                values = values * as_like((~mask).astype(float), x)[:, None] + spread
+        return values
+
+    def matrix(self, t: float) -> sp.csr_matrix:
+        """Q(t) as a SciPy CSR matrix; rows of absorbing nodes are zero, their columns carry the boundary values."""
+        semi = self.at(t)
+        return sp.csr_matrix(semi.stencil.matrix(as_numpy(semi.a)))
+
+    def load(self, t: float) -> np.ndarray:
+        """r(t), shape (size[, k]): source and data of elastic faces."""
+        return self.shaped(as_numpy(self.at(t).load))
+
+    @property
+    def terminal(self) -> np.ndarray:
+        """Terminal data at the nodes, shape (size[, k])."""
+        return as_numpy(self.problem.final(self.grid.points))
+
+    def shaped(self, u: Array) -> Array:
+        """Drop the column axis where the problem has none."""
+        return u[..., 0] if self.columns is None else u
+
+    def stiffness(self) -> tuple[float, float]:
+        """Bounds of the real and imaginary extent of the spectrum of Q."""
+        return self.scheme.stiffness(self.grid, self.box, self.sample)
+
+    def _check_natural(self) -> None:
+        """A natural face needs no noise across it and a drift that does not point out."""
+        t = 0.0
+        for axis, side, face in self._faces():
+            if not isinstance(face, Natural):
+                continue
+            x = self.grid.points[wall_nodes(self.grid, axis, side)]
+            normal = as_numpy(self.problem.sde.covariance(t, x))[:, axis, axis]
+            outward = as_numpy(self.problem.sde.drift(t, x))[:, axis] * (1.0 if side == 1 else -1.0)
+            inner = as_numpy(self.problem.sde.covariance(t, self.grid.points))[:, axis, axis].max()
+            if (normal > 1e-12 * max(inner, 1e-300)).any():
+                where = x[int(normal.argmax())].tolist()
+                raise InputError(
+                    f"boundary[{axis}][{side}]",
+                    f"'natural' with noise Σ = {normal.max():.3g} across it at {where}",
+                    "no noise across a natural face",
+                    "use 'reflecting', 'absorbing' or 'open'",
+                )
+            if (outward > 1e-12 * np.abs(outward).max(initial=1.0)).any():
+                where = x[int(outward.argmax())].tolist()
+                raise InputError(
+                    f"boundary[{axis}][{side}]",
+                    f"'natural' with drift {outward.max():.3g} pointing out at {where}",
+                    "a drift that does not point out of a natural face",
+                    "use 'open' where the state space goes on",
+                )
+
+
+def _scatter(values: Array, index: np.ndarray, size: int) -> Array:
+    """Rows ``values`` placed at ``index`` of a zero array with ``size`` rows."""
+    position = np.full(size, len(index))
+    position[index] = np.arange(len(index))
+    padded = as_like(np.zeros((1, values.shape[1])), values)
+    return namespace(values).concatenate([values, padded])[position]
+
+
+def discretize(problem: KolmogorovProblem, grid: Grid | int | Sequence[int], scheme: str = "auto") -> Generator:
+    """Space discretisation of a problem on a grid.
+
+    Parameters
+    ----------
+    problem : KolmogorovProblem
+        The equation; its box must be finite when the grid is given by numbers.
+    grid : Grid, int or sequence of int
+        The grid, or numbers of nodes per axis.
+    scheme : str, default "auto"
+        "central2", "central4", "central6" or "monotone"; "auto" takes the highest order the grid has nodes for.
+
+    Returns
+    -------
+    Generator
+        With ``matrix(t)``, ``load(t)``, ``volumes`` and ``terminal``.
+
+    Examples
+    --------
+    >>> import kolmo
+    >>> ou = kolmo.SDE(lambda t, x: -x, diffusion=1.0, dim=1)
+    >>> problem = kolmo.KolmogorovProblem(ou, lambda x: x[..., 0], 1.0, kolmo.Box(-4.0, 4.0))
+    >>> kolmo.discretize(problem, 9, scheme="monotone").matrix(0.0).shape
+    (9, 9)
+    """
+    grid = grid if isinstance(grid, Grid) else Grid.of(problem.box, grid)
+    if grid.dim != problem.dim:
+        raise InputError("grid", f"{grid.dim} axes", f"{problem.dim} axes")
+    if scheme == "auto":
+        fitting = [n for n in ("central6", "central4", "central2") if min(grid.shape) >= SCHEMES[n].minimum_nodes]
+        scheme = fitting[0] if fitting else "monotone"
+    return Generator(problem, grid, SCHEMES[scheme])

@@ -1,0 +1,91 @@
+"""Coefficients of the equation at the nodes, in index units: the grid's spacing and map are divided out."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kolmo.arrays import Array, as_like, namespace
+from kolmo.grid import Grid
+from kolmo.problem import KolmogorovProblem, check_covariance, check_finite
+
+
+@dataclass(frozen=True)
+class Local:
+    r"""Coefficients at the nodes: :math:`A\cdot\partial_i u + \tfrac12 S:\partial_i\partial_j u - cu + g`.
+
+    Attributes
+    ----------
+    A : array, shape (size, d)
+        Drift in nodes per unit of time: :math:`b_i/(x_i'h_i) - \tfrac12\Sigma_{ii}x_i''/(x_i'^3h_i)`.
+    S : array, shape (size, d, d)
+        Covariance rate in nodes² per unit of time: :math:`\Sigma_{ij}/(x_i'h_ix_j'h_j)`.
+    c : array, shape (size,)
+        Killing rate.
+    g : array, shape (size, k)
+        Source.
+    """
+
+    A: Array
+    S: Array
+    c: Array
+    g: Array
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The grid's map at its nodes, shape (size, d) each: nodes per unit length, and the bend that drifts."""
+
+    density: np.ndarray
+    bend: np.ndarray
+
+    @classmethod
+    def of(cls, grid: Grid) -> "Metric":
+        """Metric of a grid."""
+        density, bend = np.empty((grid.size, grid.dim)), np.empty((grid.size, grid.dim))
+        for i, axis in enumerate(grid.axes):
+            slope = np.asarray(axis.grading.slope(axis.xi))
+            density[:, i] = grid.along(i, 1.0 / (slope * axis.h))
+            bend[:, i] = grid.along(i, np.asarray(axis.grading.bend(axis.xi)) / (slope**3 * axis.h))
+        return cls(density, bend)
+
+
+def local_coefficients(problem: KolmogorovProblem, grid: Grid, metric: Metric, t: float, x: Array, k: int) -> Local:
+    """Evaluate and check the coefficients at the nodes x at time t (x a tensor: with gradients)."""
+    sde = problem.sde
+    b = check_finite(sde.drift(t, x), x, t, "drift")
+    density, bend = as_like(metric.density, x), as_like(metric.bend, x)
+    S = check_covariance(sde.covariance(t, x), x, t)
+    A = b * density - 0.5 * namespace(S).einsum("...ii->...i", S) * bend
+    S = S * density[:, :, None] * density[:, None, :]
+    c = check_finite(problem.rate(t, x), x, t, "killing")
+    g = check_finite(problem.running(t, x), x, t, "source")
+    g = g[:, None] if g.ndim == 1 else g
+    return Local(A, S, c, _columns(g, k))
+
+
+def _columns(g: Array, k: int) -> Array:
+    """Broadcast to k columns."""
+    if g.shape[1] == k:
+        return g
+    return g + as_like(np.zeros((1, k)), g)
+
+
+def wall_nodes(grid: Grid, axis: int, side: int) -> np.ndarray:
+    """Indices of the nodes on a face, in C order of the remaining axes."""
+    index = np.arange(grid.size).reshape(grid.shape)
+    return np.asarray(np.take(index, 0 if side == 0 else -1, axis=axis)).reshape(-1)
+
+
+def wall_of(grid: Grid, axis: int, side: int) -> np.ndarray:
+    """For every node, the node of the face that lies on its line along the axis, shape (size,)."""
+    index = np.arange(grid.size).reshape(grid.shape)
+    end = index.take([0 if side == 0 else grid.shape[axis] - 1], axis=axis)
+    return np.asarray(np.broadcast_to(end, grid.shape)).reshape(-1)
+
+
+def on_face(grid: Grid, axis: int, side: int) -> Any:
+    """Mask of the nodes on a face, shape (size,)."""
+    mask = np.zeros(grid.shape, dtype=bool)
+    mask[(slice(None),) * axis + (0 if side == 0 else -1,)] = True
+    return mask.reshape(-1)

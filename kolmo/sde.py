@@ -1,0 +1,217 @@
+"""The process: dX = b(t, X) dt + σ(t, X) dW, given by its drift and its noise matrix or covariance rate."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from kolmo.arrays import Array, as_like, as_numpy, is_module, is_tensor, namespace
+from kolmo.errors import InputError
+
+Coefficient = Callable[[float, Array], Array]
+
+
+class SDE:
+    r"""A stochastic differential equation in :math:`R^d`, in the Itô sense.
+
+    .. math:: dX_t = b(t, X_t)\,dt + \sigma(t, X_t)\,dW_t, \qquad \Sigma = \sigma\sigma^T
+
+    Parameters
+    ----------
+    drift : callable or array_like
+        ``drift(t, x)`` -> ``(..., d)`` with t a float and x of shape ``(..., d)``, vectorised over the leading axes; in
+        one dimension ``(...)`` is accepted too. A constant number or ``(d,)`` array may be given instead.
+    diffusion : callable or array_like, optional
+        Noise matrix σ: scalar, ``(d,)`` (diagonal) or ``(d, m)``; constant, or a callable like drift whose result has
+        these trailing axes.
+    covariance : callable or array_like, optional
+        Covariance rate Σ = σσᵀ instead of σ: scalar, ``(d,)`` or ``(d, d)``. With neither there is no noise.
+    dim : int, optional
+        Dimension d; needed only where neither a constant coefficient nor the box tells it.
+    breakpoints : sequence of float, optional
+        Times at which coefficients jump (network layers). Between them coefficients are read on ``[t_k, t_{k+1})``.
+    autonomous : bool, optional
+        True: constant in time between breakpoints. None (default): found out by comparing values at several times.
+    arrays : {None, "numpy", "torch"}, optional
+        What the functions work on. None: NumPy float64, or torch when one of them is an ``nn.Module``.
+
+    Raises
+    ------
+    InputError
+        If both diffusion and covariance are given, or breakpoints do not increase.
+
+    Examples
+    --------
+    >>> ou = SDE(lambda t, x: -x, diffusion=0.5, dim=2)
+    >>> ou.drift(0.0, np.ones((3, 2))).shape
+    (3, 2)
+    >>> ou.covariance(0.0, np.ones(2))
+    array([[0.25, 0.  ],
+           [0.  , 0.25]])
+    """
+
+    def __init__(
+        self,
+        drift: Coefficient | Any,
+        diffusion: Coefficient | Any = None,
+        *,
+        covariance: Coefficient | Any = None,
+        dim: int | None = None,
+        breakpoints: Sequence[float] | None = None,
+        autonomous: bool | None = None,
+        arrays: str | None = None,
+    ) -> None:
+        if diffusion is not None and covariance is not None:
+            raise InputError(
+                "diffusion, covariance", "both", "one of them", "give σ as diffusion= or σσᵀ as covariance="
+            )
+        if arrays not in (None, "numpy", "torch"):
+            raise InputError("arrays", repr(arrays), "None, 'numpy' or 'torch'")
+        self._drift, self._diffusion, self._covariance = drift, diffusion, covariance
+        self.dim = _dimension(dim, drift, diffusion, covariance)
+        self.breakpoints: tuple[float, ...] = tuple(float(t) for t in (() if breakpoints is None else breakpoints))
+        if any(a >= b for a, b in zip(self.breakpoints, self.breakpoints[1:], strict=False)):
+            raise InputError("breakpoints", self.breakpoints, "increasing times")
+        self.autonomous = autonomous
+        torch_needed = any(is_module(f) for f in (drift, diffusion, covariance)) or any(
+            is_tensor(f) for f in (drift, diffusion, covariance)
+        )
+        self.arrays = arrays if arrays is not None else ("torch" if torch_needed else None)
+
+    def drift(self, t: float, x: Array) -> Array:
+        """Drift b of shape ``(..., d)`` at time t and points x of shape ``(..., d)``."""
+        b = evaluate(self._drift, t, x, "drift", self.arrays)
+        d = x.shape[-1]
+        if d == 1 and b.shape == x.shape[:-1]:
+            b = b[..., None]
+        return _expand(b, x.shape, "drift", f"(..., {d}) for points of shape {tuple(x.shape)}")
+
+    @property
+    def noiseless(self) -> bool:
+        """Whether no noise was given at all."""
+        return self._diffusion is None and self._covariance is None
+
+    def diffusion(self, t: float, x: Array) -> Array:
+        """Noise matrix σ of shape ``(..., d, m)``; the symmetric square root where only Σ was given."""
+        if self._diffusion is not None:
+            return _matrix(
+                evaluate(self._diffusion, t, x, "diffusion", self.arrays),
+                x,
+                "diffusion",
+                callable(self._diffusion),
+                False,
+            )
+        S = self.covariance(t, x)
+        xp = namespace(S)
+        eigenvalues, Q = xp.linalg.eigh(S)
+        return (Q * xp.sqrt(xp.clip(eigenvalues, 0.0, None))[..., None, :]) @ xp.swapaxes(Q, -1, -2)
+
+    def covariance(self, t: float, x: Array) -> Array:
+        """Covariance rate Σ = σσᵀ of shape ``(..., d, d)`` at time t and points x of shape ``(..., d)``."""
+        if self._covariance is not None:
+            return _matrix(
+                evaluate(self._covariance, t, x, "covariance", self.arrays),
+                x,
+                "covariance",
+                callable(self._covariance),
+                True,
+            )
+        if self._diffusion is None:
+            return as_like(0.0, x) + namespace(x).zeros_like(x)[..., None] * namespace(x).zeros_like(x)[..., None, :]
+        s = self.diffusion(t, x)
+        return s @ namespace(s).swapaxes(s, -1, -2)
+
+    def __repr__(self) -> str:
+        noise = "no noise" if self.noiseless else ("diffusion" if self._diffusion is not None else "covariance")
+        layers = f", {len(self.breakpoints)} breakpoints" if self.breakpoints else ""
+        return f"SDE(dim={self.dim}, {noise}{layers})"
+
+
+def evaluate(f: Any, t: float, x: Array, argument: str, arrays: str | None = None) -> Array:
+    """Value of a coefficient (callable or constant) at (t, x) in the library of x, as float64.
+
+    Functions that work on torch are handed tensors even where x is a NumPy array (and gradients are dropped then).
+    """
+    if not callable(f):
+        return as_like(f, x)
+    hand = x
+    if arrays == "torch" and not is_tensor(x):
+        import torch
+
+        hand = torch.as_tensor(x)
+    elif arrays == "numpy" and is_tensor(x):
+        hand = as_numpy(x)
+    if is_module(f):
+        parameter = next(iter(f.parameters()), None)
+        if parameter is not None:
+            hand = hand.to(parameter.dtype)
+    try:
+        if is_tensor(hand) and not is_tensor(x):
+            import torch
+
+            with torch.no_grad():
+                value = f(t, hand)
+        else:
+            value = f(t, hand)
+    except (InputError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        error.add_note(
+            f"kolmo: raised by {argument}(t, x) with t = {t!r} and x a {type(hand).__name__} of shape {tuple(x.shape)}. "
+            f"Functions must accept points of shape (..., d) and be vectorised over the leading axes"
+            + (
+                "; here they receive torch tensors."
+                if is_tensor(hand)
+                else " (use NumPy functions, or SDE(..., arrays='torch') for torch ones)."
+            )
+        )
+        raise
+    return as_like(value, x)
+
+
+def _dimension(dim: int | None, drift: Any, diffusion: Any, covariance: Any) -> int | None:
+    """Dimension told by dim or by the shape of a constant coefficient; None when nothing tells it."""
+    if dim is not None and dim < 1:
+        raise InputError("dim", dim, "a positive integer")
+    for constant in (drift, diffusion, covariance):
+        if dim is None and constant is not None and not callable(constant) and np.ndim(as_numpy(constant)) >= 1:
+            dim = int(np.shape(as_numpy(constant))[0])
+    return dim
+
+
+def _expand(value: Array, shape: tuple[int, ...], argument: str, needed: str) -> Array:
+    """Broadcast a value to the shape needed; constants may lack leading axes."""
+    if tuple(value.shape) == tuple(shape):
+        return value
+    try:
+        return namespace(value).broadcast_to(value, tuple(shape))
+    except (ValueError, RuntimeError):
+        raise InputError(
+            argument,
+            f"a result of shape {tuple(value.shape)}",
+            f"shape {needed}",
+            f"{argument}(t, x) must be vectorised over the leading axes of x and keep them",
+        ) from None
+
+
+def _matrix(value: Array, x: Array, argument: str, of_points: bool, square: bool) -> Array:
+    """Read a scalar, diagonal or full matrix coefficient as (..., d, m)."""
+    d, lead = x.shape[-1], tuple(x.shape[:-1])
+    axes = value.ndim - (len(lead) if of_points else 0)
+    if of_points and value.ndim == 0:
+        axes = 0
+    eye = as_like(np.eye(d), x)
+    if axes == 0:
+        return _expand(value[..., None, None] * eye, (*lead, d, d), argument, f"{(*lead,)} (scalar)")
+    if axes == 1:
+        return _expand(value[..., None] * eye, (*lead, d, d), argument, f"{(*lead, d)} (diagonal)")
+    columns = d if square else value.shape[-1] if axes == 2 else 0
+    if axes == 2 and value.shape[-2:] == (d, columns):
+        return _expand(value, (*lead, d, columns), argument, f"{(*lead, d, columns)}")
+    trailing = f"(..., {d}, {d})" if square else f"(..., {d}, m)"
+    raise InputError(
+        argument,
+        f"a result of shape {tuple(value.shape)}",
+        f"a scalar (...), a diagonal (..., {d}) or a matrix {trailing} for points of shape {tuple(x.shape)}",
+        f"{argument}(t, x) must be vectorised over the leading axes of x and keep them",
+    )

@@ -1,0 +1,91 @@
+"""What a stepper is: a linear map with three faces."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import scipy.sparse as sp
+
+from kolmo.arrays import Array, as_like
+from kolmo.registry import Registry
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """Q with its numbers, acting on the free nodes only: fields are zero at fixed nodes before and after.
+
+    Attributes
+    ----------
+    stencil : Stencil
+        The stencils.
+    a : array
+        The numbers in them.
+    fixed : ndarray of bool or None, shape (size,)
+        Nodes on absorbing faces.
+    """
+
+    stencil: Any
+    a: Array
+    fixed: np.ndarray | None
+
+    def apply(self, u: Array) -> Array:
+        """Q u for u zero at fixed nodes."""
+        return self.stencil.apply(self.a, u)
+
+    def apply_transposed(self, p: Array) -> Array:
+        """Qᵀ p, with zeros put at fixed nodes."""
+        q = self.stencil.apply_transposed(self.a, p)
+        return q if self.fixed is None else q * as_like((~self.fixed).astype(float), q)[:, None]
+
+    @cached_property
+    def matrix(self) -> sp.csr_matrix:
+        """Q with the columns of fixed nodes removed, as a sparse matrix."""
+        Q = self.stencil.matrix(np.asarray(self.a))
+        return Q if self.fixed is None else sp.csr_matrix(Q @ sp.diags((~self.fixed).astype(float)))
+
+
+class Step(Protocol):
+    """A prepared step from t to t − dt: u ↦ S u + Σ_j L_j r_j, linear in the state and the stage loads."""
+
+    def apply(self, u: Array, loads: Sequence[Array]) -> Array:
+        """The state after the step; one load per node."""
+        ...
+
+    def stages(self, u: Array, loads: Sequence[Array]) -> list[Array]:
+        """Stage states Y_j: Q enters the step only through Q_j Y_j + r_j."""
+        ...
+
+    def apply_transposed(self, p: Array) -> tuple[Array, list[Array]]:
+        """Sᵀ p and, per stage, L_jᵀ p. Pulled back to the stencil numbers, stage j gives ``stencil.pullback(L_jᵀ p, Y_j)``."""
+        ...
+
+
+class Stepper(Protocol):
+    """A one-step method, found by name in ``STEPPERS``."""
+
+    name: str
+    order: int
+    implicit: bool
+
+    @property
+    def nodes(self) -> tuple[float, ...]:
+        """Where in the step (fraction from its start, backwards in time) coefficients and loads are needed."""
+        ...
+
+    @property
+    def stage_nodes(self) -> tuple[int, ...]:
+        """For each stage, the index of its node."""
+        ...
+
+    def prepare(self, operators: Sequence[Operator], dt: float) -> Step:
+        """Make the step for the operators at the nodes; all the same object when coefficients are constant."""
+        ...
+
+    def largest_step(self, real: float, imaginary: float) -> float:
+        """Stability bound on dt for a spectrum of the given extent; infinite for L-stable methods."""
+        ...
+
+
+STEPPERS: Registry[Stepper] = Registry("stepper")

@@ -1,0 +1,174 @@
+"""Radau IIA: implicit, L-stable, stiffly accurate, of order 1, 3 and 5."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from kolmo.arrays import Array
+from kolmo.kernels.linear import factorize
+from kolmo.steppers.base import STEPPERS, Operator, Step
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """Butcher matrix A and nodes c of a collocation method, with the eigen-decomposition of A."""
+
+    A: np.ndarray
+    c: np.ndarray
+    eigenvalues: np.ndarray
+    T: np.ndarray
+    T_inverse: np.ndarray
+
+
+@lru_cache(maxsize=8)
+def tableau(stages: int) -> Tableau:
+    """Radau IIA with the given number of stages (Hairer & Wanner 1996, section IV.5).
+
+    Examples
+    --------
+    >>> tableau(2).c.round(4).tolist()
+    [0.3333, 1.0]
+    """
+    # nodes: roots of P_s − P_{s−1} shifted to [0, 1]
+    legendre = np.polynomial.legendre.Legendre.basis(stages) - np.polynomial.legendre.Legendre.basis(stages - 1)
+    c = np.sort((np.real(legendre.roots()) + 1.0) / 2.0)
+    c[-1] = 1.0
+    powers = np.arange(1, stages + 1)
+    A = (c[:, None] ** powers / powers) @ np.linalg.inv(c[:, None] ** (powers - 1))
+    values, T = np.linalg.eig(A)
+    return Tableau(A, c, values, T, np.linalg.inv(T))
+
+
+class ConstantStep:
+    """A Radau step with one operator: the stage system falls apart into one solve per eigenvalue of A."""
+
+    def __init__(self, table: Tableau, operator: Operator, dt: float) -> None:
+        self.table, self.dt = table, dt
+        Q = operator.matrix
+        identity = sp.identity(Q.shape[0], format="csr")
+        # of each conjugate pair one is solved, and counted twice
+        self._pairs = [(i, 1.0 if v.imag == 0 else 2.0) for i, v in enumerate(table.eigenvalues) if v.imag >= 0]
+        self._solvers = []
+        for i, weight in self._pairs:
+            value = table.eigenvalues[i].real if weight == 1.0 else table.eigenvalues[i]
+            self._solvers.append(factorize(identity - dt * value * Q))
+
+    def _modes(self, u: Array, loads: Sequence[Array]) -> list[tuple[int, float, np.ndarray]]:
+        T, modes = self.table, []
+        for (i, weight), solver in zip(self._pairs, self._solvers, strict=True):
+            forcing = sum(T.T_inverse[i, j] * r for j, r in enumerate(loads))
+            right = T.T_inverse[i].sum() * u + self.dt * T.eigenvalues[i] * forcing
+            modes.append((i, weight, solver.solve(right.real.copy() if weight == 1.0 else right)))
+        return modes
+
+    def stages(self, u: Array, loads: Sequence[Array]) -> list[Array]:
+        """Stage states."""
+        modes = self._modes(u, loads)
+        return [
+            sum((w * np.real(self.table.T[j, i] * z) for i, w, z in modes), np.zeros(u.shape))
+            for j in range(len(self.table.c))
+        ]
+
+    def apply(self, u: Array, loads: Sequence[Array]) -> Array:
+        """The state after the step: the last stage."""
+        return sum((w * np.real(self.table.T[-1, i] * z) for i, w, z in self._modes(u, loads)), np.zeros(u.shape))
+
+    def apply_transposed(self, p: Array) -> tuple[Array, list[Array]]:
+        """Transposed step and the adjoints of the loads."""
+        T, back = self.table, np.zeros(p.shape)
+        loads = [np.zeros(p.shape) for _ in T.c]
+        for (i, weight), solver in zip(self._pairs, self._solvers, strict=True):
+            right = T.T[-1, i] * p
+            w = solver.solve(right.real.copy() if weight == 1.0 else right, transposed=True)
+            back = back + weight * np.real(T.T_inverse[i].sum() * w)
+            for j in range(len(T.c)):
+                loads[j] += weight * self.dt * np.real(T.eigenvalues[i] * T.T_inverse[i, j] * w)
+        return back, loads
+
+
+class CoupledStep:
+    """A Radau step whose operators differ between stages: all stages are solved together."""
+
+    def __init__(self, table: Tableau, operators: Sequence[Operator], dt: float) -> None:
+        self.table, self.dt, self.s = table, dt, len(table.c)
+        size = operators[0].matrix.shape[0]
+        total = sp.identity(size * self.s, format="csr")
+        for j, operator in enumerate(operators):
+            column = np.zeros((self.s, self.s))
+            column[:, j] = table.A[:, j]
+            # stages are interleaved node by node, so that a band matrix stays one
+            total = total - dt * sp.kron(operator.matrix, column, format="csr")
+        self._solver = factorize(total)
+
+    def _solve(self, parts: list[np.ndarray], transposed: bool) -> list[np.ndarray]:
+        n, k = parts[0].shape
+        x = self._solver.solve(np.stack(parts, 1).reshape(n * self.s, k), transposed=transposed)
+        return [x.reshape(n, self.s, k)[:, j] for j in range(self.s)]
+
+    def stages(self, u: Array, loads: Sequence[Array]) -> list[Array]:
+        """Stage states."""
+        A = self.table.A
+        right = [u + self.dt * sum(A[i, j] * loads[j] for j in range(self.s)) for i in range(self.s)]
+        return self._solve(right, transposed=False)
+
+    def apply(self, u: Array, loads: Sequence[Array]) -> Array:
+        """The state after the step: the last stage."""
+        return self.stages(u, loads)[-1]
+
+    def apply_transposed(self, p: Array) -> tuple[Array, list[Array]]:
+        """Transposed step and the adjoints of the loads."""
+        zero = np.zeros(p.shape)
+        w = self._solve([zero] * (self.s - 1) + [p], transposed=True)
+        loads: list[Any] = [self.dt * sum(self.table.A[i, j] * w[i] for i in range(self.s)) for j in range(self.s)]
+        return sum(w, zero), loads
+
+
+@dataclass(frozen=True)
+class RadauIIA:
+    """Radau IIA with 1 (implicit Euler), 2 or 3 stages: order 2s − 1, L-stable.
+
+    With one stage it is positive for every step on a monotone scheme. Source: Hairer & Wanner 1996, section IV.5;
+    for constant coefficients the stability function is the subdiagonal Padé approximant of the exponential.
+    """
+
+    stages: int = 3
+    implicit: bool = True
+
+    @property
+    def name(self) -> str:
+        """Name in the registry."""
+        return "implicit-euler" if self.stages == 1 else f"radau{2 * self.stages - 1}"
+
+    @property
+    def order(self) -> int:
+        """Order of accuracy."""
+        return 2 * self.stages - 1
+
+    @property
+    def nodes(self) -> tuple[float, ...]:
+        """Fractions of the step at which coefficients are needed."""
+        return tuple(float(c) for c in tableau(self.stages).c)
+
+    @property
+    def stage_nodes(self) -> tuple[int, ...]:
+        """Every stage has its own node."""
+        return tuple(range(self.stages))
+
+    def prepare(self, operators: Sequence[Operator], dt: float) -> Step:
+        """Factorise the step."""
+        table = tableau(self.stages)
+        if all(op is operators[0] for op in operators):
+            return ConstantStep(table, operators[0], dt)
+        return CoupledStep(table, operators, dt)
+
+    def largest_step(self, real: float, imaginary: float) -> float:
+        """No bound."""
+        return float("inf")
+
+
+for _stages in (1, 2, 3):
+    STEPPERS.add(RadauIIA(_stages).name, RadauIIA(_stages))
