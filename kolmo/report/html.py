@@ -83,8 +83,7 @@ def _section(section: Section) -> str:
 
 @functools.singledispatch
 def _block(block: Block) -> str:
-    needed = "a string, Figure, Table or Code"
-    raise InputError("blocks", f"a {type(block).__name__}", needed)
+    raise InputError("blocks", f"a {type(block).__name__}", "a string, Figure, Table or Code")
 
 
 @_block.register
@@ -114,9 +113,10 @@ def _table(block: Table) -> str:
     head = "".join(_cell("th", title, right) for title, right in zip(block.header, numeric, strict=True))
     rows = ["".join(_cell("td", cell, right) for cell, right in zip(row, numeric, strict=True)) for row in block.rows]
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
-    caption = f"<caption>{_text(block.caption)}</caption>\n" if block.caption else ""
-    table = f"<table>\n{caption}<thead>\n<tr>{head}</tr>\n</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
-    return f'<div class="scroll" tabindex="0">\n{table}\n</div>'
+    caption = f"<figcaption>{_text(block.caption)}</figcaption>\n" if block.caption else ""
+    table = f"<table>\n<thead>\n<tr>{head}</tr>\n</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+    # The caption stays in sight while a wide table scrolls under it.
+    return f'<figure>\n{caption}<div class="scroll" tabindex="0">\n{table}\n</div>\n</figure>'
 
 
 def _cell(tag: str, content: object, right: bool) -> str:

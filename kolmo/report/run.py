@@ -35,9 +35,10 @@ def write_report(run: Run, sections: Sequence[Section], *, title: str, command: 
 
 def _reproduce(run: Run, command: str) -> Section:
     made = run.environment
-    versions = [[name, version] for name, version in made["packages"].items() if version]
+    versions = ", ".join(f"{name} {version}" for name, version in made["packages"].items() if version)
     facts = [
         ["Python", made["python"]],
+        ["packages", versions],
         ["platform", f"{made['platform']}, {made['cores']} cores"],
         ["git revision", made["git"] or "an installed release"],
         ["seeds", ", ".join(map(str, made["seeds"])) or "none"],
@@ -51,7 +52,7 @@ def _reproduce(run: Run, command: str) -> Section:
             Table(
                 ["option", "value"], [[key, _shown(value)] for key, value in run.config.items()], "The configuration."
             ),
-            Table(["made with", ""], [*facts, *versions], "Machine, source and versions."),
+            Table(["made with", ""], facts, "Machine, source and versions."),
         ],
     )
 

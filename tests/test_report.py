@@ -1,0 +1,101 @@
+"""Reports: self-contained, well-formed, escaped, with words for every picture."""
+
+import html.parser
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kolmo.errors import InputError, KolmoError
+from kolmo.report import Code, Figure, Measured, Section, Table, write_html
+
+VOID = {"meta", "link", "img"}
+
+
+class Reader(html.parser.HTMLParser):
+    """Collect tags and text; fail on a tag that is closed out of order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], ""
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture
+def figure(tmp_path):
+    from matplotlib.figure import Figure as Canvas
+
+    paths = []
+    for suffix in ("png", "svg"):
+        canvas = Canvas()
+        canvas.subplots().plot([0, 1])
+        paths.append(tmp_path / f"line.{suffix}")
+        canvas.savefig(paths[-1])
+    return paths
+
+
+def test_one_file_with_everything_in_it(tmp_path, figure):
+    blocks = ["Text.", Figure(figure[0], "a <line>"), Figure(figure[1], 'a "curve"', "A caption."), Code("make demo")]
+    path = write_html(tmp_path / "report.html", "Title", [Section("Part", blocks)])
+    page = Reader(path.read_text(encoding="utf-8"))
+    assert [image["alt"] for image in page.all("img")] == ["a <line>", 'a "curve"']
+    resources = [attributes[key] for _, attributes in page.tags for key in ("src", "href") if key in attributes]
+    assert all(resource.startswith("data:") for resource in resources)
+    assert not page.all("script")
+    assert "url(" not in path.read_text(encoding="utf-8")
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"])))
+def test_any_text_is_shown_as_it_is(tmp_path_factory, text):
+    folder = tmp_path_factory.mktemp("report")
+    sections = [Section(text, [text, Table([text], [[text]], text), Code(text)])]
+    page = Reader(write_html(folder / "report.html", text, sections).read_text(encoding="utf-8"))
+    assert page.text.replace("`", "").count(text.replace("`", "")) >= 7 or not text.strip("`")
+
+
+def test_numbers_stand_at_the_right_and_words_at_the_left(tmp_path):
+    table = Table(["name", "value"], [["a", 0.123456], ["b", Measured(1.0, 0.02)], ["c", None], ["d", 7]])
+    text = write_html(tmp_path / "report.html", "T", [Section("S", [table])]).read_text(encoding="utf-8")
+    for cell in ("<td>a</td>", ">0.1235</td>", ">1.000 ± 0.020</td>", ">–</td>", ">7</td>"):
+        assert cell in text
+    assert text.count('<td class="number">') == 4
+
+
+def test_mistakes_are_named(tmp_path):
+    with pytest.raises(InputError, match="a row of 1 cells"):
+        write_html(tmp_path / "r.html", "T", [Section("S", [Table(["a", "b"], [[1]])])])
+    with pytest.raises(InputError, match="a dict"):
+        write_html(tmp_path / "r.html", "T", [Section("S", [{}])])
+    with pytest.raises(KolmoError, match=r"missing\.png"):
+        write_html(tmp_path / "r.html", "T", [Section("S", [Figure(tmp_path / "missing.png", "x")])])
+    with pytest.raises(InputError, match=r"\.png or \.svg"):
+        write_html(tmp_path / "r.html", "T", [Section("S", [Figure(tmp_path / "figure.pdf", "x")])])
+    assert not (tmp_path / "r.html").exists()
+
+
+@given(st.floats(-1e8, 1e8), st.floats(1e-9, 1e6))
+def test_a_measured_number_keeps_two_digits_of_its_uncertainty(value, error):
+    shown_value, shown_error = map(float, str(Measured(value, error)).split(" ± "))
+    assert math.isclose(shown_error, error, rel_tol=0.051)
+    assert abs(shown_value - value) <= max(0.051 * error, 1e-15 * abs(value))
+
+
+@pytest.mark.parametrize(("value", "error"), [(1.0, 0.0), (math.nan, 0.1), (1.0, math.inf), (0.0, 1.0)])
+def test_degenerate_uncertainties_are_shown_too(value, error):
+    assert "±" in str(Measured(value, error))
