@@ -1,5 +1,6 @@
 """Noisy residual networks, their modified SDEs and their Kolmogorov equations."""
 
+from kolmo.bridge.classifier import FlowClassifier
 from kolmo.bridge.laws import (
     Additive,
     BranchDropout,
@@ -12,6 +13,7 @@ from kolmo.bridge.laws import (
     linear_decay,
 )
 from kolmo.bridge.loss import LossEstimate, expected_loss
+from kolmo.bridge.modified import modified_sde, roughness
 from kolmo.bridge.resnet import MLPBranch, NoisyResNet
 from kolmo.bridge.variables import Variable, variable
 
@@ -29,6 +31,9 @@ __all__ = [
     "linear_decay",
     "Variable",
     "variable",
+    "modified_sde",
+    "roughness",
+    "FlowClassifier",
     "expected_loss",
     "LossEstimate",
 ]

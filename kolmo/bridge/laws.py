@@ -11,7 +11,6 @@ a law says how m and G come from the branch output, and which variable ζ is.
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,7 +118,7 @@ class NoiseLaw(nn.Module, ABC):
         if self.per == "batch":
             shape = v.shape[: v.ndim - state_ndim] + (1,) * state_ndim
         zero = torch.zeros(shape, dtype=v.dtype, device=v.device)
-        _, transposed = torch.func.vjp(lambda zeta: self.fluctuation(m, zeta, h), zero)
+        transposed = torch.func.vjp(lambda zeta: self.fluctuation(m, zeta, h), zero)[1]
         return self.fluctuation(m, transposed(v)[0], h)
 
     @property
@@ -178,7 +177,7 @@ class NoiseLaw(nn.Module, ABC):
         if heavy:
             return WeakOrder(
                 1,
-                f"excess kurtosis {self.excess_kurtosis:.3g} of noise of size sqrt(h) adds a fourth-order term of size h",
+                f"excess kurtosis {self.excess_kurtosis:.3g} of noise of size sqrt(h) adds a term of size h",
             )
         return WeakOrder(2, "for noise of size sqrt(h) the modified equation is known to order 2")
 
@@ -273,7 +272,7 @@ class Additive(NoiseLaw):
             return shape
         if self.s.shape[0] != shape[-1]:
             raise InputError("s", f"an array of shape {tuple(self.s.shape)}", f"{shape[-1]} rows, one per coordinate")
-        return shape[:-1] + (self.s.shape[-1],)
+        return (*shape[:-1], self.s.shape[-1])
 
     def fluctuation(self, m: Output, zeta: Tensor, h: float) -> Tensor:
         """√h sζ or h sζ."""
@@ -332,12 +331,12 @@ class Multiplicative(NoiseLaw):
             raise InputError("s", f"an array of shape {tuple(self.s.shape)}", "a number")
 
     def fluctuation(self, m: Output, zeta: Tensor, h: float) -> Tensor:
-        """m sζ (natural) or m sζ/√h (diffusive), with m = h f."""
-        return m * ((self.s if self.scaling == "natural" else self.s / math.sqrt(h)) * zeta)
+        """Return m sζ (natural) or m sζ/√h (diffusive), with m = h f."""
+        return m * ((self.s if self.scaling == "natural" else self.s / math.sqrt(h)) * zeta)  # type: ignore[no-any-return]
 
     def increment(self, m: Output, zeta: Tensor, h: float) -> Tensor:
-        """m (1 + sζ) or m (1 + sζ/√h)."""
-        return m * (1 + (self.s if self.scaling == "natural" else self.s / math.sqrt(h)) * zeta)
+        """Return m (1 + sζ) or m (1 + sζ/√h)."""
+        return m * (1 + (self.s if self.scaling == "natural" else self.s / math.sqrt(h)) * zeta)  # type: ignore[no-any-return]
 
     @property
     def noiseless(self) -> bool:
@@ -348,7 +347,7 @@ class Multiplicative(NoiseLaw):
 class _Bernoulli(NoiseLaw):
     """Laws with a keep probability."""
 
-    numbers = ("keep",)
+    numbers: tuple[str, ...] = ("keep",)
     keep: Any
 
     @property
@@ -395,7 +394,8 @@ class StochasticDepth(_Bernoulli):
 
     def fluctuation(self, m: Output, zeta: Tensor, h: float) -> Tensor:
         """Mean increment times √((1 − keep)/keep) ζ."""
-        return self.mean(m) * (self._noise_to_signal() * zeta)
+        mean = self.mean(m)
+        return mean.mul(self._noise_to_signal() * zeta)
 
     def increment(self, m: Output, zeta: Tensor, h: float) -> Tensor:
         """Exactly zero where the branch is dropped."""
@@ -446,12 +446,12 @@ class CentredBernoulli(_Bernoulli):
         self.c, self.keep = _strength(c, "c"), _checked_keep(keep)
 
     def fluctuation(self, m: Output, zeta: Tensor, h: float) -> Tensor:
-        """m cζ/√h with m = h f."""
-        return m * ((self.c / math.sqrt(h)) * zeta)
+        """Return m cζ/√h with m = h f."""
+        return m * ((self.c / math.sqrt(h)) * zeta)  # type: ignore[no-any-return]
 
     def increment(self, m: Output, zeta: Tensor, h: float) -> Tensor:
-        """m (1 + cζ/√h)."""
-        return m * (1 + (self.c / math.sqrt(h)) * zeta)
+        """Return m (1 + cζ/√h)."""
+        return m * (1 + (self.c / math.sqrt(h)) * zeta)  # type: ignore[no-any-return]
 
     @property
     def noiseless(self) -> bool:
@@ -497,7 +497,7 @@ class HiddenDropout(_Bernoulli):
         return _Hidden(branch.hidden(x), branch.readout, h)
 
     def mean(self, m: Output) -> Tensor:
-        """h · readout(hidden)."""
+        """Return h · readout(hidden)."""
         return m.h * m.readout(m.units)  # type: ignore[no-any-return]
 
     def noise_shape(self, m: Output, state_ndim: int) -> tuple[int, ...]:
@@ -510,7 +510,7 @@ class HiddenDropout(_Bernoulli):
         return m.h * (m.readout(noise) - m.readout(torch.zeros_like(m.units)))  # type: ignore[no-any-return]
 
     def increment(self, m: Output, zeta: Tensor, h: float) -> Tensor:
-        """h · readout(hidden ⊙ b/keep)."""
+        """Return h · readout(hidden ⊙ b/keep)."""
         return m.h * m.readout(m.units * ((zeta >= 0).to(m.units.dtype) / self.keep))  # type: ignore[no-any-return]
 
 
@@ -529,14 +529,14 @@ class ShakeShake(NoiseLaw):
         return h * branch[0](x), h * branch[1](x)
 
     def mean(self, m: Output) -> Tensor:
-        """h (f + g)/2."""
+        """Return h (f + g)/2."""
         return 0.5 * (m[0] + m[1])  # type: ignore[no-any-return]
 
     def fluctuation(self, m: Output, zeta: Tensor, h: float) -> Tensor:
-        """h (f − g) ζ/√12."""
+        """Return h (f − g) ζ/√12."""
         return (m[0] - m[1]) * (zeta / math.sqrt(12.0))  # type: ignore[no-any-return]
 
     def increment(self, m: Output, zeta: Tensor, h: float) -> Tensor:
-        """h (Uf + (1 − U)g) with U = ½ + ζ/√12."""
+        """Return h (Uf + (1 − U)g) with U = ½ + ζ/√12."""
         U = 0.5 + zeta / math.sqrt(12.0)
         return U * m[0] + (1 - U) * m[1]  # type: ignore[no-any-return]

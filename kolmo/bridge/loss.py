@@ -49,13 +49,14 @@ class Columns:
         self.scalar: bool | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Columns of the loss at states x."""
         lead = x.shape[: x.ndim - self._state_ndim]
         value = self._loss(x)
         if not isinstance(value, Tensor) or value.shape[: len(lead)] != lead or value.ndim > len(lead) + 1:
-            given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            given = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise InputError(
                 "loss",
-                f"a result of {'shape ' if isinstance(value, Tensor) else ''}{given} for states of shape {tuple(x.shape)}",
+                f"{given} for states of shape {tuple(x.shape)}",
                 f"a tensor of shape {tuple(lead)} or {(*lead, 'k')}",
                 "the loss of every sample on its own, not their mean",
             )
@@ -81,7 +82,7 @@ def expected_loss(
     max_outcomes: int = 2**22,
     **solve_options: Any,
 ) -> LossEstimate:
-    r"""Expected loss :math:`E\,\varphi(X_L)` of a noisy network started at x.
+    r"""Estimate the expected loss :math:`E\,\varphi(X_L)` of a noisy network started at x.
 
     Parameters
     ----------
@@ -281,6 +282,7 @@ def _pde(
     """Backward Kolmogorov equation of the modified SDE."""
     import kolmo
     from kolmo.bridge.modified import modified_sde
+    from kolmo.problem import KolmogorovProblem
 
     if net.state_ndim != 1 or x.shape[-1] > 3:
         raise InputError(
@@ -288,7 +290,7 @@ def _pde(
         )
     of_equation = {name: options.pop(name) for name in ("strict", "depth") if name in options}
     sde = modified_sde(net, order, dim=x.shape[-1], **of_equation)
-    problem = kolmo.KolmogorovProblem(sde, lambda z: columns(z.to(x.dtype)), net.horizon, options.pop("box", None))
+    problem = KolmogorovProblem(sde, lambda z: columns(z.to(x.dtype)), net.horizon, options.pop("box", None))
     points = x.double()
     solution = kolmo.solve(problem, at=points, rtol=rtol, atol=atol, **options)
     values, error = (torch.as_tensor(np.asarray(v)) for v in (solution(points), solution.error_estimate))

@@ -1,7 +1,7 @@
 """Expected loss of the finite network by backward recursion over its layers, without sampling.
 
-With u_L = φ and u_k(x) = E u_{k+1}(x + ΔX_k(x)), the network's expected loss is u_0. The law's expectation is a finite sum
-(discrete noise) or a Gauss rule; between layers u_k is a B-spline of degree 7 on a box that the network itself reaches.
+With u_L = φ and u_k(x) = E u_{k+1}(x + ΔX_k(x)), the network's expected loss is u_0. The law's expectation is a finite
+sum (discrete noise) or a Gauss rule; between layers u_k is a B-spline of degree 7 on a box that the network reaches.
 """
 
 import copy
@@ -69,30 +69,31 @@ class Layer:
         """Mean increment ``(..., d)`` and noise matrix ``(..., d, r)`` at y."""
         x = torch.as_tensor(y @ self._axes.T)
         law, output = self._net.law(self._k), self._net.output(self._k, x)
-        mean, G = law.mean(output), law.factor(output, self._net.h)
+        mean, factor = law.mean(output), law.factor(output, self._net.h)
         if mean.shape != x.shape:
             raise InputError(
                 "branches",
                 f"output of shape {tuple(mean.shape)} in layer {self._k} for points of shape {tuple(x.shape)}",
                 "branches that keep the shape",
             )
-        G = self._axes.T @ np.asarray(G)
+        G = np.asarray(self._axes.T @ factor.numpy())
         if self._gaussian and (self.constant or G.shape[-1] > G.shape[-2]):
             G = _principal_factor(G)
-        return np.asarray(mean) @ self._axes, G
+        return np.asarray(mean.numpy() @ self._axes), G
 
     @torch.no_grad()
     def mean(self, y: np.ndarray) -> np.ndarray:
         """Mean increment alone."""
-        return np.asarray(self._net.mean_increment(self._k, torch.as_tensor(y @ self._axes.T))) @ self._axes
+        x = torch.as_tensor(y @ self._axes.T)
+        return np.asarray(self._net.mean_increment(self._k, x).numpy() @ self._axes)
 
     def separable(self, d: int) -> np.ndarray | None:
-        """Standard deviation per axis where noise is the same everywhere and independent over the axes; else None."""
+        """Return the standard deviation per axis where the noise is constant and independent over the axes."""
         if not self.constant:
             return None
         G = self.transition(np.zeros((1, d)))[1][0]
         off = G - np.diag(np.diag(G)) if G.shape[0] == G.shape[1] else G
-        return np.abs(np.diag(G)) if np.abs(off).max() <= 1e-14 * np.abs(G).max() else None
+        return np.asarray(np.diag(G)) if np.abs(off).max() <= 1e-14 * np.abs(G).max() else None
 
     def rule(self, r: int, extra: int) -> Rule:
         """All outcomes of r independent ζ, or a product Gauss rule whose size grows with the level."""
@@ -114,7 +115,7 @@ def _principal_factor(G: np.ndarray) -> np.ndarray:
     diagonal = np.diagonal(C, axis1=-2, axis2=-1)
     off = C - diagonal[..., None] * np.eye(d)
     if np.abs(off).max() <= 1e-14 * np.abs(C).max():
-        return np.sqrt(diagonal)[..., None] * np.eye(d)
+        return np.asarray(np.sqrt(diagonal)[..., None] * np.eye(d))
     values, vectors = np.linalg.eigh(C)
     return np.asarray(vectors * np.sqrt(np.clip(values, 0.0, None))[..., None, :])
 
@@ -186,7 +187,7 @@ class Spline:
         values = self.coefficients.reshape(self.coefficients.shape[self._missing :])
         for axis in range(d):
             line = np.linspace(lower[axis], upper[axis], nodes[axis])
-            offsets, weights = (sd[axis] * z[:, None], w) if sd[axis] > 0 else (np.zeros((1, 1)), np.ones(1))
+            offsets, weights = (sd[axis] * z[:, None], w) if sd[axis] != 0 else (np.zeros((1, 1)), np.ones(1))
             matrix = np.empty((nodes[axis], values.shape[axis]))
             bspline.average_matrix(
                 int(self.nodes[axis]),
@@ -203,7 +204,7 @@ class Spline:
 
 def node_counts(lower: np.ndarray, upper: np.ndarray, spacing: float) -> np.ndarray:
     """Nodes per axis for that spacing; enough of them for the spline."""
-    return np.maximum(np.ceil((upper - lower) / spacing).astype(int) + 1, DEGREE + 3)
+    return np.asarray(np.maximum(np.ceil((upper - lower) / spacing).astype(int) + 1, DEGREE + 3))
 
 
 def mesh(lower: np.ndarray, upper: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -229,28 +230,45 @@ class Reach:
         self._interpolate = np.maximum(0.0, 1.0 - np.abs(left[..., None] - self.radii) / self.radii[1])
 
     def boxes(self, layers: list[Layer], points: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Lower and upper corner after 0, 1, … layers."""
+        """Lower and upper corner after 0, 1, … layers.
+
+        Where bounded noise cannot leave a box of at most twice the width, that box is taken and nothing is cut off.
+        """
         d = points.shape[1]
         unit = mesh(np.zeros(d), np.ones(d), np.full(d, 5 if d == 3 else 9))
         lower = np.repeat(points.min(0)[None], self.LADDER, 0)
         upper = np.repeat(points.max(0)[None], self.LADDER, 0)
-        found = [(lower[-1], upper[-1])]
+        found, everything = [(lower[-1], upper[-1])], (lower[:1], upper[:1])
         for layer in layers:
-            x = lower[:, None] + unit * (upper - lower)[:, None]
-            mean, G = layer.transition(x)
-            size = np.sqrt((G**2).sum(-1)).max(1) * math.sqrt(layer.variable.variance_proxy)
-            most = np.abs(G).sum(-1).max(1) * (layer.variable.bound if np.isfinite(layer.variable.bound) else 1e300)
+            low, high, size, most = _spread(layer, lower, upper, unit)
             gain = np.minimum(self._spent[..., None] * (self._interpolate @ size), self._interpolate @ most)
-            upper = (self._interpolate @ (x + mean).max(1) + gain).max(1)
-            lower = (self._interpolate @ (x + mean).min(1) - gain).min(1)
-            found.append((lower[-1], upper[-1]))
+            upper = (self._interpolate @ high + gain).max(1)
+            lower = (self._interpolate @ low - gain).min(1)
+            box = (lower[-1], upper[-1])
+            if np.isfinite(layer.variable.bound) and np.isfinite(everything[1]).all():
+                low, high, _, most = _spread(layer, *everything, unit)
+                everything = (low - most, high + most)
+                if np.all(everything[1] - everything[0] <= 2.0 * (box[1] - box[0])):
+                    box = (everything[0][0], everything[1][0])
+            else:
+                everything = (np.full((1, d), -np.inf), np.full((1, d), np.inf))
+            found.append(box)
         if not all(np.isfinite(a).all() and np.isfinite(b).all() for a, b in found):
             raise InputError("x", "a network whose states overflow", "finite states along the network")
         return [_widened(a, b, max(float((v - u).max()) for u, v in found)) for a, b in found]
 
 
+def _spread(layer: Layer, lower: np.ndarray, upper: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Boxes ``(n, d)`` after the mean step, and the most that noise adds there: for each unit of |ζ|, and at all."""
+    x = lower[:, None] + unit * (upper - lower)[:, None]
+    mean, G = layer.transition(x)
+    size = np.sqrt((G**2).sum(-1)).max(1) * math.sqrt(layer.variable.variance_proxy)
+    bound = layer.variable.bound if np.isfinite(layer.variable.bound) else 1e300
+    return (x + mean).min(1), (x + mean).max(1), size, np.abs(G).sum(-1).max(1) * bound
+
+
 def _widened(lower: np.ndarray, upper: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """A small margin, and a width that is never zero."""
+    """Add a small margin, and a width that is never zero."""
     margin = 0.01 * (upper - lower) + 1e-3 * max(scale, 1e-6)
     return lower - margin, upper + margin
 
@@ -264,11 +282,11 @@ def recursion(
     atol: float,
     dtype: torch.dtype,
 ) -> RecursionResult:
-    """Expected loss at points ``(n, d)``; ``columns`` maps ``(m, d)`` to ``(m, k)``.
+    """Compute the expected loss at points ``(n, d)``; ``columns`` maps ``(m, d)`` to ``(m, k)``.
 
     Refines spacing, Gauss rules and boxes together until the estimate meets atol + rtol max|u| in every column. The
-    estimate is the change between the last two levels; with three levels it is multiplied by the observed
-    reduction (at least 0.1).
+    estimate is the change between the last two levels; with three levels it is multiplied by twice the observed
+    reduction (at least 0.2), but is no less than 1/50 of the change before, which an accident does not make small.
     """
     d = points.shape[1]
     if d > 3 or net.state_ndim != 1:
@@ -306,9 +324,9 @@ def _refine(layers: list[Layer], exact: Exact, y: np.ndarray, rtol: float, atol:
     spacing = max(float((b - a).max()) for a, b in boxes) / _FIRST_CELLS[d]
     previous: np.ndarray | None = None
     change = estimate = np.array([math.inf])
-    converged, level = False, 0
+    converged, done = False, Level(spacing, 0, tail)
     for level in range(_MOST_LEVELS):
-        now = Level(spacing / _REFINEMENT[d] ** level, level, tail + 0.5 * level)
+        now = Level(spacing / _REFINEMENT[d] ** level, level, tail + level)
         boxes = Reach(now.tail).boxes(layers, y)
         _check_work(layers, boxes, now, y, first=level == 0)
         if level > 0 and not _affordable(layers, boxes, now, y):
@@ -316,9 +334,12 @@ def _refine(layers: list[Layer], exact: Exact, y: np.ndarray, rtol: float, atol:
         values = _sweep(layers, exact, y, boxes, now)
         if previous is not None:
             last, change = change, np.abs(values - previous).max(0)
-            estimate = change if level == 1 else change * np.clip(change / np.maximum(last, 1e-300), 0.1, 1.0)
+            estimate = change
+            if level > 1:
+                reduction = np.clip(2 * change / np.maximum(last, 1e-300), 0.2, 1.0)
+                estimate = np.maximum(change * reduction, last / 50)
             estimate = np.maximum(estimate, _rounding(values, len(layers)))
-        previous = values
+        previous, done = values, now
         if np.all(estimate <= atol + rtol * np.abs(values).max(0)):
             converged = True
             break
@@ -327,12 +348,12 @@ def _refine(layers: list[Layer], exact: Exact, y: np.ndarray, rtol: float, atol:
         estimate = np.full(previous.shape[1], math.inf)
     if not converged:
         warnings.warn(
-            f"recursion stopped at level {level} with error estimate {float(estimate.max()):.1e}, above the tolerance "
+            f"recursion stopped at level {done.extra} with error estimate {float(estimate.max()):.1e}, above tolerance "
             f"(rtol={rtol:g}, atol={atol:g}); kinked or bounded-below losses converge slowly",
             ToleranceWarning,
             stacklevel=4,
         )
-    stats = {"levels": level + 1, "spacing": now.spacing, "tail": now.tail, "boxes": boxes}
+    stats = {"levels": done.extra + 1, "spacing": done.spacing, "tail": done.tail, "boxes": boxes}
     return RecursionResult(previous, estimate, converged, stats)
 
 
@@ -415,7 +436,7 @@ def _check_work(
 
 
 def _common_axes(net: NoisyResNet, d: int) -> np.ndarray:
-    """Axes in which the additive Gaussian noise of all layers is independent, where there are such axes; else the given ones."""
+    """Axes in which the additive Gaussian noise of all layers is independent; the given ones where there are none."""
     covariances = []
     for k in range(net.depth):
         law = net.law(k)

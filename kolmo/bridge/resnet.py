@@ -195,7 +195,7 @@ class NoisyResNet(nn.Module):
         return self.noise[k]  # type: ignore[return-value]
 
     def output(self, k: int, x: Tensor) -> Any:
-        """What the law of layer k makes of the branch at x (see `NoiseLaw.evaluate`)."""
+        """Return what the law of layer k makes of the branch at x (see `NoiseLaw.evaluate`)."""
         return self.law(k).evaluate(self.branches[k], x, self.h)
 
     def mean_increment(self, k: int, x: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ class NoisyResNet(nn.Module):
         return x
 
     def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Final state: noisy in training mode, the mean network in evaluation mode.
+        """Return the final state: noisy in training mode, the mean network in evaluation mode.
 
         Parameters
         ----------

@@ -69,7 +69,7 @@ class Gaussian(Variable):
     def from_uniform(self, u: Tensor) -> Tensor:
         """Inverse normal distribution function."""
         tiny = torch.finfo(u.dtype).eps / 2
-        return torch.special.ndtri(u.clamp(tiny, 1 - tiny))
+        return torch.special.ndtri(u.clamp(tiny, 1 - tiny))  # type: ignore[no-any-return]
 
     def sample(
         self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None = None
@@ -134,7 +134,7 @@ class Discrete(Variable):
         return self.values, self.probabilities
 
     def from_uniform(self, u: Tensor) -> Tensor:
-        """The value whose interval of the distribution function holds u."""
+        """Look up the value whose interval of the distribution function holds u."""
         values = torch.as_tensor(self.values, dtype=u.dtype, device=u.device)
         if len(values) == 2:
             return torch.where(u < self.probabilities[0], values[0], values[1])

@@ -1,0 +1,308 @@
+r"""Modified SDEs of noisy residual networks: the diffusions that their layers sample to weak order 1, 2 or 3.
+
+All formulas are written for one layer, with time counted in layers: with m = E ΔX, C = Cov ΔX = G Gᵀ and J the
+Jacobian of m,
+
+.. math::
+
+    \text{order 1:}\quad & m, \qquad G \\
+    \text{order 2, natural:}\quad & m - \tfrac12 J m, \qquad G \\
+    \text{order 2, additive diffusive:}\quad & m - \tfrac12 (J m + \tfrac12 C{:}m''), \qquad G - \tfrac12 J G \\
+    \text{order 3, natural:}\quad & m - \tfrac12 J m + \tfrac1{12} m''(m, m) + \tfrac13 J J m - \tfrac14 C{:}m'',
+    \qquad G - \tfrac12 (m\cdot\nabla G + J G)
+
+The square of the last factor is C − ½(m·∇C + JC + CJᵀ) plus a term beyond third order, and never indefinite. Per
+unit time, drift and covariance are divided by h.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+
+from kolmo.bridge.laws import Additive, NoiseLaw
+from kolmo.bridge.resnet import NoisyResNet
+from kolmo.errors import InputError, KolmoWarning
+from kolmo.sde import SDE
+
+Field = Callable[[Tensor, Tensor], Tensor]
+"""A function of layer time n (a scalar tensor) and state x ``(..., d)``."""
+
+
+def modified_sde(
+    net: NoisyResNet, order: int = 1, *, depth: str = "layers", strict: bool = True, dim: int | None = None
+) -> SDE:
+    r"""SDE that the network samples to the given weak order in h.
+
+    .. math::
+        dX = b\,dt + \sigma\,dW; \qquad
+        \text{order 1:}\quad b = E[\Delta X]/h, \quad \sigma\sigma^T = \mathrm{Cov}[\Delta X]/h
+
+    Higher orders correct drift and noise matrix; see the formulas at the head of `kolmo.bridge.modified`. Derivatives
+    of the branches are exact (forward mode), and coefficients are differentiable with respect to all parameters.
+
+    Parameters
+    ----------
+    net : NoisyResNet
+        A network of vector states.
+    order : {1, 2, 3}
+        Weak order. Natural scaling: 2 for any law, 3 where the noise has no skewness. Diffusive scaling: 1 without
+        skewness, 2 for additive noise with E ζ³ = 0 and E ζ⁴ = 3.
+    depth : {"layers", "smooth"}
+        "layers": coefficients constant on [kh, (k+1)h), breakpoints kh. "smooth": weights interpolated in time by
+        cubics through the layers (layer k at time kh), and Jf becomes ∂_t f + Jf; see `roughness`.
+    strict : bool
+        False: build the equation also where it does not reach the order, with a warning.
+    dim : int, optional
+        Dimension of the state where the branches do not tell it.
+
+    Returns
+    -------
+    kolmo.SDE
+        Working on torch tensors.
+
+    Raises
+    ------
+    InputError
+        If the law cannot reach the order (with the reason), or the layers cannot be interpolated.
+
+    References
+    ----------
+    Shardlow (2006), Modified equations for stochastic differential equations; Zygalakis (2011), On the existence and
+    the applications of modified equations for stochastic differential equations.
+
+    Examples
+    --------
+    A linear branch f(x) = ax has the modified drift (a − ha²/2) x:
+
+    >>> from kolmo import bridge
+    >>> branch = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    >>> _ = torch.nn.init.constant_(branch.weight, -1.0)
+    >>> net = bridge.NoisyResNet([branch] * 4, bridge.StochasticDepth(0.5))
+    >>> bridge.modified_sde(net, order=2).drift(0.0, torch.ones(1, 1, dtype=torch.float64)).item()
+    -1.125
+    """
+    if net.state_ndim != 1:
+        raise InputError("net", f"state_ndim = {net.state_ndim}", "vector states (state_ndim = 1)")
+    if depth not in ("layers", "smooth"):
+        raise InputError("depth", repr(depth), "'layers' or 'smooth'")
+    _check_order(net, order, strict)
+    equation = _Equation(net, order, smooth=depth == "smooth")
+    constant = _constant_noise(net, order)
+    return SDE(
+        equation.drift,
+        diffusion=equation.diffusion if constant is None else constant,
+        dim=net.dim if dim is None else dim,
+        breakpoints=[k * net.h for k in range(1, net.depth)],
+        autonomous=depth == "layers",
+        arrays="torch",
+    )
+
+
+def roughness(net: NoisyResNet) -> float:
+    r"""How fast the weights change with depth: L · mean ‖θ_{l+1} − θ_l‖ / mean ‖θ_l‖.
+
+    Stays bounded as L grows where the weights sample a smooth function of depth; about 1.4 L for independent layers,
+    for which an equation that is smooth in depth means nothing.
+
+    Examples
+    --------
+    >>> branch = torch.nn.Linear(2, 2)
+    >>> roughness(NoisyResNet([branch] * 8, Additive(0.1)))
+    0.0
+    """
+    weights = [_flat(branch) for branch in net.branches]
+    if len({w.shape for w in weights}) > 1 or weights[0].numel() == 0:
+        raise InputError("net", "layers of different shape or without weights", "layers of the same shape")
+    steps = [float((b - a).norm()) for a, b in pairwise(weights)]
+    size = sum(float(w.norm()) for w in weights) / len(weights)
+    return net.depth * sum(steps) / max(len(steps), 1) / max(size, 1e-300)
+
+
+def _flat(module: nn.Module) -> Tensor:
+    parts = [p.detach().reshape(-1) for p in module.parameters()]
+    return torch.cat(parts) if parts else torch.zeros(0)
+
+
+def _check_order(net: NoisyResNet, order: int, strict: bool) -> None:
+    """Refuse (or warn about) orders that the laws cannot reach."""
+    if order not in (1, 2, 3):
+        raise InputError("order", order, "1, 2 or 3")
+    lowest = min((net.law(k).weak_order() for k in range(net.depth)), key=lambda found: found.order)
+    if order <= lowest.order:
+        return
+    no_formula = order == 3 and any(_is_diffusive(net.law(k)) for k in range(net.depth))
+    if strict or no_formula:
+        raise InputError(
+            "order",
+            order,
+            f"at most {lowest.order:g} for this network: {lowest.reason}",
+            "ask for a lower order, or strict=False to build the equation all the same" * (not no_formula),
+        )
+    warnings.warn(
+        f"modified_sde of order {order} is only weakly of order {lowest.order:g}: {lowest.reason}",
+        KolmoWarning,
+        stacklevel=3,
+    )
+
+
+def _is_diffusive(law: NoiseLaw) -> bool:
+    return law.scaling == "diffusive" and not law.noiseless
+
+
+def _constant_noise(net: NoisyResNet, order: int) -> Any:
+    """Return σ where it is the same number or array everywhere, so that solvers can see that; else None."""
+    laws = [net.law(k) for k in range(net.depth)]
+    first = laws[0]
+    if order == 3 or (order == 2 and any(_is_diffusive(law) for law in laws)):
+        return None
+    if not isinstance(first, Additive) or any(
+        type(law) is not type(first) or law.s is not first.s or law.scaling != first.scaling for law in laws
+    ):
+        return None
+    return first.s if first.scaling == "diffusive" else math.sqrt(net.h) * first.s
+
+
+class _LayerField(nn.Module):
+    """Mean increment and noise matrix of one layer, as one module whose parameters can be replaced."""
+
+    def __init__(self, branch: nn.Module, law: NoiseLaw, h: float) -> None:
+        super().__init__()
+        self.branch, self.h = branch, h
+        self.laws = [law]  # in a list, so that the law's numbers stay plain attributes
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        law = self.laws[0]
+        output = law.evaluate(self.branch, x, self.h)
+        return law.mean(output), law.factor(output, self.h)
+
+
+class _Equation:
+    """Coefficients of the modified SDE."""
+
+    def __init__(self, net: NoisyResNet, order: int, *, smooth: bool) -> None:
+        self._net, self._order, self._smooth = net, order, smooth
+        self._rate = 1.0 if smooth else 0.0  # d(layer time)/dn in the extended state (n, x)
+        self._dtype = next((p.dtype for p in net.parameters()), torch.float64)
+        if smooth:
+            _check_smooth(net)
+
+    def _layer(self, t: float) -> int:
+        return min(max(int(t / self._net.h + 1e-9), 0), self._net.depth - 1)
+
+    def _fields(self, t: float) -> tuple[Field, Field, bool]:
+        """m(n, x) and G(n, x) near time t, and whether the law there is diffusive."""
+        k = self._layer(t)
+        law = self._net.law(k)
+        if self._smooth:
+            both = _interpolated(self._net, k)
+        else:
+            layer = _LayerField(self._net.branches[k], law, self._net.h)
+
+            def both(n: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+                return layer(x)  # type: ignore[no-any-return]
+
+        return (lambda n, x: both(n, x)[0]), (lambda n, x: both(n, x)[1]), _is_diffusive(law)
+
+    def _start(self, t: float, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.tensor(t / self._net.h, dtype=self._dtype, device=x.device), x.to(self._dtype)
+
+    def drift(self, t: float, x: Tensor) -> Tensor:
+        """Return the modified drift b(t, x) per unit time."""
+        m, G, diffusive = self._fields(t)
+        n, x = self._start(t, x)
+        mean = m(n, x)
+        b = mean
+        if self._order >= 2:
+            bend = _along(m, n, x, mean, self._rate)
+            b = b - 0.5 * bend
+            if diffusive:
+                b = b - 0.25 * _second_sum(m, n, x, G(n, x))
+            elif self._order == 3:
+                b = b + _second(m, n, x, mean, self._rate) / 12 + _along(m, n, x, bend, 0.0) / 3
+                b = b - 0.25 * _second_sum(m, n, x, G(n, x))
+        return b / self._net.h
+
+    def diffusion(self, t: float, x: Tensor) -> Tensor:
+        """Return the modified noise matrix σ(t, x), ``(..., d, r)``, per square root of unit time."""
+        m, G, diffusive = self._fields(t)
+        n, x = self._start(t, x)
+        factor = G(n, x)
+        if self._order == 3 or (self._order == 2 and diffusive):
+            mean = m(n, x)
+            columns = [_along(m, n, x, factor[..., j], 0.0) for j in range(factor.shape[-1])]
+            factor = factor - 0.5 * (_along(G, n, x, mean, self._rate) + torch.stack(columns, -1))
+        return factor / math.sqrt(self._net.h)
+
+
+def _along(f: Field, n: Tensor, x: Tensor, v: Tensor, rate: float) -> Tensor:
+    """Differentiate f along (rate, v) in (n, x)."""
+    return jvp(f, (n, x), (torch.full_like(n, rate), v))[1]  # type: ignore[no-any-return]
+
+
+def _second(f: Field, n: Tensor, x: Tensor, v: Tensor, rate: float) -> Tensor:
+    """Second derivative of f along (rate, v), v held fixed."""
+    return _along(lambda s, y: _along(f, s, y, v, rate), n, x, v, rate)
+
+
+def _second_sum(f: Field, n: Tensor, x: Tensor, G: Tensor) -> Tensor:
+    """Σ_j f''(G_j, G_j) = C:f'' for C = G Gᵀ."""
+    return torch.stack([_second(f, n, x, G[..., j], 0.0) for j in range(G.shape[-1])]).sum(0)
+
+
+def _check_smooth(net: NoisyResNet) -> None:
+    """Refuse layers that cannot be interpolated; warn about rough ones."""
+    shapes = [[(name, tuple(p.shape)) for name, p in branch.named_parameters()] for branch in net.branches]
+    laws = [net.law(k) for k in range(net.depth)]
+    if any(s != shapes[0] for s in shapes) or any(
+        type(law) is not type(laws[0]) or law.scaling != laws[0].scaling for law in laws
+    ):
+        raise InputError(
+            "depth", "'smooth' for layers that differ in shape or kind of law", "layers of one kind", "depth='layers'"
+        )
+    if shapes[0] and net.depth > 1 and roughness(net) > 0.5 * net.depth:
+        warnings.warn(
+            f"the weights change by {roughness(net) / net.depth:.0%} of their size from layer to layer: an equation "
+            "smooth in depth does not describe this network; use depth='layers'",
+            KolmoWarning,
+            stacklevel=4,
+        )
+
+
+def _interpolated(net: NoisyResNet, k: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return m and G of the layer at time n in [k, k + 1), its weights on the cubic through the layers nearby."""
+    first = max(min(k - 1, net.depth - 4), 0)
+    nodes = range(first, min(first + 4, net.depth))
+    parameters = {j: dict(net.branches[j].named_parameters()) for j in nodes}
+    template = net.branches[k]
+
+    def both(n: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        weight = {j: _lagrange(n, j, nodes) for j in nodes}
+
+        def blend(values: dict[int, Any]) -> Any:
+            if all(value is values[k] for value in values.values()):
+                return values[k]
+            return torch.stack([weight[j] * values[j] for j in nodes]).sum(0)
+
+        law = net.law(k).replaced(
+            **{name: blend({j: getattr(net.law(j), name) for j in nodes}) for name in net.law(k).numbers}
+        )
+        layer = _LayerField(template, law, net.h)
+        blended = {f"branch.{name}": blend({j: parameters[j][name] for j in nodes}) for name in parameters[k]}
+        return functional_call(layer, blended, (x,))  # type: ignore[no-any-return]
+
+    return both
+
+
+def _lagrange(n: Tensor, j: int, nodes: range) -> Tensor:
+    """Lagrange basis polynomial of node j at n."""
+    result = torch.ones_like(n)
+    for i in nodes:
+        if i != j:
+            result = result * (n - i) / (j - i)
+    return result
