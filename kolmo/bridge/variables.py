@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -54,6 +55,13 @@ class Variable(ABC):
         return self.from_uniform(torch.rand(shape, dtype=dtype, device=device, generator=generator))
 
 
+@lru_cache(maxsize=64)
+def _gauss_hermite(n: int) -> tuple[np.ndarray, np.ndarray]:
+    z, w = np.polynomial.hermite_e.hermegauss(n)
+    kept = w > 1e-18 * w.sum()
+    return z[kept], w[kept] / w[kept].sum()
+
+
 class Gaussian(Variable):
     """ζ ~ N(0, 1)."""
 
@@ -62,9 +70,7 @@ class Gaussian(Variable):
 
     def nodes(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Gauss–Hermite nodes; weights below 1e-18 are dropped."""
-        z, w = np.polynomial.hermite_e.hermegauss(n)
-        kept = w > 1e-18 * w.sum()
-        return z[kept], w[kept] / w[kept].sum()
+        return _gauss_hermite(n)
 
     def from_uniform(self, u: Tensor) -> Tensor:
         """Inverse normal distribution function."""
