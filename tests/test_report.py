@@ -4,7 +4,7 @@ import html.parser
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kolmo.errors import InputError, KolmoError
@@ -61,6 +61,7 @@ def test_one_file_with_everything_in_it(tmp_path, figure):
     assert "url(" not in path.read_text(encoding="utf-8")
 
 
+@example("<b>bold &amp; brash</b>")
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"])))
 def test_any_text_is_shown_as_it_is(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("report")
