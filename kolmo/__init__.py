@@ -1,28 +1,43 @@
 """kolmo: backward Kolmogorov equations, their control, and the noisy residual networks they describe."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from kolmo.box import Absorbing, Box, Robin
+from kolmo.discretization import Discretization
+from kolmo.errors import (
+    InputError,
+    KolmoError,
+    KolmoWarning,
+    MissingExtraError,
+    NotConvergedError,
+    ToleranceWarning,
+)
+from kolmo.grid import Grid
+from kolmo.plan import plan
+from kolmo.problem import KolmogorovProblem
+from kolmo.schemes.generator import Generator, discretize
+from kolmo.sde import SDE
+from kolmo.solution import Solution, load
+from kolmo.solve import solve
 
 __version__ = "0.1.0"
 
-# Public names and the modules they live in; loaded at first use, so that ``import kolmo`` stays light.
-_HOMES = {
-    "SDE": "kolmo.sde",
-    "Box": "kolmo.box",
-    "Absorbing": "kolmo.box",
-    "Robin": "kolmo.box",
-    "KolmogorovProblem": "kolmo.problem",
-    "Grid": "kolmo.grid",
-    "plan": "kolmo.plan",
-    "Discretization": "kolmo.discretization",
-    "discretize": "kolmo.discretization",
-    "solve": "kolmo.solve",
-    "solve_forward": "kolmo.forward",
-    "Solution": "kolmo.solution",
-    "load": "kolmo.solution",
-    "monte_carlo": "kolmo.montecarlo",
-    "InputError": "kolmo.errors",
-    "KolmoError": "kolmo.errors",
-    "NotConvergedError": "kolmo.errors",
-    "ToleranceWarning": "kolmo.errors",
-}
+__all__ = [
+    "SDE",
+    "Absorbing",
+    "Box",
+    "Discretization",
+    "Generator",
+    "Grid",
+    "InputError",
+    "KolmoError",
+    "KolmoWarning",
+    "KolmogorovProblem",
+    "MissingExtraError",
+    "NotConvergedError",
+    "Robin",
+    "Solution",
+    "ToleranceWarning",
+    "discretize",
+    "load",
+    "plan",
+    "solve",
+]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kolmo.arrays import Array, as_like, as_numpy, as_points
+from kolmo.arrays import Array, as_numpy, as_points
 from kolmo.errors import InputError
 
 if TYPE_CHECKING:
@@ -213,12 +213,6 @@ class Box:
             for a, b, (low, high) in zip(self.lower, self.upper, self.faces, strict=True)
         ]
         return "Box(" + ", ".join(axes) + ")"
-
-
-def face_value(value: FaceValue, t: float, x: Array) -> Array:
-    """Value of a face's datum (number, tensor or function of (t, x)) at points x, shape ``(...)`` or ``(..., k)``."""
-    result = as_like(value(t, x) if callable(value) else value, x)
-    return result if result.ndim else result + 0.0 * x[..., 0]
 
 
 def _face(spec: Any, axis: int, side: int) -> Face:

@@ -126,6 +126,10 @@ class March:
                 self._semis.popitem(last=False)
         return self._semis[instant]
 
+    def seed(self, instant: float, semi: Semi, operator: Operator, load: Array) -> None:
+        """Hand over ingredients that were assembled elsewhere; they are kept."""
+        self._semis[instant] = (semi, operator, load)
+
     def prepared(self, plan: StepPlan) -> tuple[Step, list[Array]]:
         """The prepared step and its loads, one per node."""
         parts = [self.ingredients(t) for t in plan.instants]

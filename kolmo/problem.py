@@ -1,12 +1,13 @@
 """What is asked: the equation, its terminal data, horizon and domain."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from kolmo.arrays import Array, as_numpy, is_module, is_tensor
-from kolmo.box import Absorbing, Box, Robin
+from kolmo.box import Absorbing, Box, FaceValue, Robin
 from kolmo.errors import InputError
 from kolmo.sde import SDE, evaluate
 
@@ -80,6 +81,7 @@ class KolmogorovProblem:
             )
         self.sde, self.terminal, self.killing, self.source = sde, terminal, killing, source
         self.horizon = None if horizon is None else float(horizon)
+        self._handed: str | None = None
         self.box = Box.unbounded(self.dim) if box is None else box
         if self.horizon is not None and any(not 0 < t < self.horizon for t in sde.breakpoints):
             outside = [t for t in sde.breakpoints if not 0 < t < self.horizon]
@@ -90,9 +92,18 @@ class KolmogorovProblem:
         """Whether no time is involved."""
         return self.horizon is None
 
+    def handing(self, arrays: str) -> "KolmogorovProblem":
+        """The same problem whose functions are handed arrays of the given library ("numpy" or "torch")."""
+        other = copy.copy(self)
+        other.sde = copy.copy(self.sde)
+        other.sde.arrays = other._handed = arrays
+        return other
+
     @property
     def arrays(self) -> str | None:
-        """"torch" when some function is an ``nn.Module`` or holds tensors, so that functions are handed tensors."""
+        """"torch" when some function is an ``nn.Module`` or a tensor, or torch was asked for: what functions get."""
+        if self._handed is not None:
+            return self._handed
         parts = [self.terminal, self.killing, self.source]
         for face in (f for pair in self.box.faces for f in pair):
             parts += [face.value] if isinstance(face, Absorbing) else []
@@ -109,11 +120,15 @@ class KolmogorovProblem:
 
     def rate(self, t: float, x: Array) -> Array:
         """Killing rate c, shape ``(...)``."""
-        return _keep_points(evaluate(self.killing or 0.0, t, x, "killing", self.arrays), x, "killing", columns=False)
+        return _keep_points(evaluate(0.0 if self.killing is None else self.killing, t, x, "killing", self.arrays), x, "killing", columns=False)
 
     def running(self, t: float, x: Array) -> Array:
         """Running source g, shape ``(...)`` or ``(..., k)``."""
-        return _keep_points(evaluate(self.source or 0.0, t, x, "source", self.arrays), x, "source", columns=True)
+        return _keep_points(evaluate(0.0 if self.source is None else self.source, t, x, "source", self.arrays), x, "source", columns=True)
+
+    def on_face(self, value: FaceValue, t: float, x: Array) -> Array:
+        """Datum of a face (number, tensor or function of (t, x)) at points x, shape ``(...)`` or ``(..., k)``."""
+        return _keep_points(evaluate(value, t, x, "boundary value", self.arrays), x, "boundary value", columns=True)
 
     def __repr__(self) -> str:
         return f"KolmogorovProblem(dim={self.dim}, horizon={self.horizon}, {self.box!r})"
@@ -162,8 +177,8 @@ def check_covariance(S: Array, x: Array, t: float) -> Array:
             "covariance", f"{M[where].tolist()} at t = {t:g}, x = {as_numpy(x)[where].tolist()}", "a symmetric matrix"
         )
     lowest = np.linalg.eigvalsh(M)[..., 0] if M.shape[-1] > 1 else M[..., 0, 0]
-    if (lowest < -1e-10 * scale).any():
-        where = np.unravel_index(np.argmin(lowest / scale), lowest.shape)
+    if (lowest < -1e-10 * scale.max()).any():
+        where = np.unravel_index(np.argmin(lowest), lowest.shape)
         raise InputError(
             "covariance",
             f"eigenvalue {lowest[where]:.3g} at t = {t:g}, x = {as_numpy(x)[where].tolist()}",

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from kolmo.arrays import Array, as_like, as_numpy, namespace
-from kolmo.box import Absorbing, Box, Natural, Robin, face_value
+from kolmo.box import Absorbing, Box, Natural, Robin
 from kolmo.errors import InputError
 from kolmo.grid import Grid
 from kolmo.problem import KolmogorovProblem, check_finite
@@ -143,9 +143,9 @@ class Generator:
                     now += [as_numpy(self.problem.sde.drift(t, x)), as_numpy(self.problem.sde.covariance(t, x))]
                 for _, _, face in self._faces():
                     if isinstance(face, (Absorbing, Robin)):
-                        now += [as_numpy(face_value(face.value, t, x))]
+                        now += [as_numpy(self.problem.on_face(face.value, t, x))]
                     if isinstance(face, Robin):
-                        now += [as_numpy(face_value(face.kappa, t, x))]
+                        now += [as_numpy(self.problem.on_face(face.kappa, t, x))]
                 if seen and any(not np.array_equal(p, q, equal_nan=True) for p, q in zip(seen, now, strict=True)):
                     return False
                 seen = now
@@ -169,8 +169,8 @@ class Generator:
         for axis, side, face in self._faces():
             if isinstance(face, Robin):
                 wall = x[wall_nodes(self.grid, axis, side)]
-                value = face_value(face.value, t, wall)
-                robin[axis, side] = (face_value(face.kappa, t, wall), self._wide(value))
+                value = self.problem.on_face(face.value, t, wall)
+                robin[axis, side] = (self.problem.on_face(face.kappa, t, wall), self._wide(value))
         return FaceData(robin)
 
     def _wide(self, value: Array) -> Array:
@@ -184,7 +184,7 @@ class Generator:
             if isinstance(face, Absorbing):
                 mask = on_face(self.grid, axis, side)
                 wall = wall_nodes(self.grid, axis, side)
-                at_wall = self._wide(check_finite(face_value(face.value, t, x[wall]), x[wall], t, "Absorbing.value"))
+                at_wall = self._wide(check_finite(self.problem.on_face(face.value, t, x[wall]), x[wall], t, "Absorbing.value"))
                 spread = _scatter(at_wall, wall, len(mask))
                 values = values * as_like((~mask).astype(float), x)[:, None] + spread
         return values

@@ -1,0 +1,211 @@
+"""The differentiable primitive: u(0, x) with the exact gradient of the number returned."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from kolmo.arrays import as_points
+from kolmo.discretization import Discretization
+from kolmo.errors import InputError
+from kolmo.march import March
+from kolmo.plan import plan
+from kolmo.problem import KolmogorovProblem
+from kolmo.schemes.base import SCHEMES
+from kolmo.stationary import solve_stationary
+from kolmo.steppers.base import Operator
+
+
+def value(
+    problem: KolmogorovProblem,
+    x: Any,
+    *,
+    rtol: float = 1e-3,
+    atol: float = 1e-6,
+    discretization: Discretization | None = None,
+) -> torch.Tensor:
+    r"""u(0, x) as a tensor that carries the exact gradient of the number returned.
+
+    .. math::
+        u(0, x) = E\Big[e^{-\int_0^T c}\varphi(X_T) + \int_0^T e^{-\int_0^t c} g\,dt \,\Big|\, X_0 = x\Big]
+
+    The gradient is with respect to x and every torch parameter in drift, diffusion or covariance, killing, source,
+    terminal and boundary values. It is that of the discretisation (transposed steps, no continuous adjoint equation):
+    with a tolerance, of the plan frozen at the present parameters.
+
+    Parameters
+    ----------
+    problem : KolmogorovProblem
+        Its functions are handed torch tensors (float64).
+    x : array_like or tensor, shape (..., d)
+        Points.
+    rtol, atol : float
+        Tolerance by which a discretisation is planned, unless one is given.
+    discretization : Discretization, optional
+        A frozen recipe from ``kolmo.plan``; use one inside an optimisation, so that the objective does not jump.
+
+    Returns
+    -------
+    torch.Tensor, shape (...[, k])
+
+    Raises
+    ------
+    InputError
+        For bad input; the message names the argument.
+
+    Examples
+    --------
+    >>> import torch, kolmo
+    >>> from kolmo import control
+    >>> kappa = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    >>> ou = kolmo.SDE(lambda t, x: -kappa * x, diffusion=1.0, dim=1)
+    >>> problem = kolmo.KolmogorovProblem(ou, lambda x: x[..., 0], 1.0)
+    >>> u = control.value(problem, torch.tensor([1.0]), rtol=1e-6)
+    >>> u.sum().backward()
+    >>> round(float(kappa.grad), 4)  # d/dκ exp(−κ)
+    -0.3679
+    """
+    problem = problem.handing("torch")
+    points = torch.as_tensor(as_points(x, problem.dim))
+    if discretization is None:
+        discretization = plan(problem, at=points.detach(), rtol=rtol, atol=atol)
+    if discretization.grid.dim != problem.dim:
+        raise InputError("discretization", f"{discretization.grid.dim} dimensions", f"{problem.dim} dimensions")
+    u = grid_value(problem, discretization)
+    columns = u if discretization_columns(problem, discretization) is not None else u[:, 0]
+    return discretization.grid.interpolate(columns, points, discretization.width)
+
+
+def discretization_columns(problem: KolmogorovProblem, discretization: Discretization) -> int | None:
+    """Number of columns of the unknown, or None."""
+    return discretization.march(problem).generator.columns
+
+
+def grid_value(problem: KolmogorovProblem, discretization: Discretization) -> torch.Tensor:
+    """u(0, ·) at the nodes, shape (size, k), with gradients."""
+    march = discretization.march(problem)
+    generator = march.generator
+    like = torch.zeros((), dtype=torch.float64)
+    if not SCHEMES[discretization.scheme].smooth:
+        raise InputError("discretization", discretization.scheme, "a scheme that is smooth in the coefficients")
+    instants = [0.0] if problem.stationary else sorted({t for step in march.plans for t in step.instants})
+    tensors: list[torch.Tensor] = []
+    for t in instants:
+        semi = generator.at(t, like)
+        tensors += [semi.a, semi.load, semi.boundary]
+        _seed(march, t, semi)
+    if problem.stationary:
+        free = _Stationary.apply(march, *tensors)
+        return free + torch.as_tensor(generator.at(0.0, like).boundary) if march.fixed is not None else free
+    start = March(generator, march.stepper, march.times, like)
+    terminal = discretization.initial(start)
+    free = _Adjoint.apply(march, instants, terminal, *tensors)
+    return free if march.fixed is None else free + generator.boundary(0.0, torch.as_tensor(generator.grid.points))
+
+
+def _seed(march: March, instant: float, semi: Any) -> None:
+    """Hand the march the numbers just assembled in torch, so that coefficients are evaluated once."""
+    a, load, boundary = (v.detach().numpy() for v in (semi.a, semi.load, semi.boundary))
+    total = load if march.fixed is None else load + semi.stencil.apply(a, boundary)
+    numeric = type(semi)(semi.stencil, a, load, boundary)
+    march.seed(instant, numeric, Operator(semi.stencil, a, march.fixed), total)
+
+
+class _Adjoint(torch.autograd.Function):
+    """Free part of the state at time 0 from terminal data and stencil numbers; backward is the transposed march."""
+
+    @staticmethod
+    def forward(ctx: Any, march: March, instants: list[float], terminal: torch.Tensor, *tensors: torch.Tensor) -> Any:
+        """March, keeping the state before each step."""
+        states: list[np.ndarray] = []
+        run = march.backward(np.ascontiguousarray(terminal.detach().numpy()), keep=states)
+        ctx.march, ctx.instants, ctx.states = march, instants, states
+        return torch.from_numpy(np.ascontiguousarray(march.without_boundary(run.state)))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        """March transposed; every stage gives its share of the derivatives."""
+        weights = np.ascontiguousarray(gradients[0].detach().numpy())
+        p, numbers, loads, values = ctx.march.gradient(list(ctx.states), weights)
+        result: list[Any] = [None, None, torch.from_numpy(np.ascontiguousarray(p))]
+        for t in ctx.instants:
+            for part in (numbers, loads, values):
+                result.append(torch.from_numpy(np.ascontiguousarray(part[t])) if t in part else None)
+        return tuple(result)
+
+
+class _Stationary(torch.autograd.Function):
+    """Free part of the stationary solution; backward is one transposed solve."""
+
+    @staticmethod
+    def forward(ctx: Any, march: March, *tensors: torch.Tensor) -> Any:
+        """Solve Q u + r = 0."""
+        u = march.without_boundary(solve_stationary(march))
+        ctx.march, ctx.u = march, u
+        return torch.from_numpy(np.ascontiguousarray(u))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        """Solve Qᵀ q = −p."""
+        march = ctx.march
+        semi, _, _ = march.ingredients(0.0)
+        q = march.without_boundary(solve_stationary(march, weights=march.without_boundary(gradients[0].numpy())))
+        full = ctx.u + semi.boundary
+        values = semi.stencil.apply_transposed(semi.a, q)
+        parts = (semi.stencil.pullback(q, full), q, values)
+        return (None, *(torch.from_numpy(np.ascontiguousarray(v)) for v in parts))
+
+
+def expected_value(
+    problem: KolmogorovProblem,
+    x: Any,
+    weights: Any = None,
+    *,
+    rtol: float = 1e-3,
+    atol: float = 1e-6,
+    discretization: Discretization | None = None,
+) -> torch.Tensor:
+    r"""Weighted sum of values, :math:`J = \sum_i w_i\,u(0, x_i)`, with its exact gradient.
+
+    Parameters
+    ----------
+    problem, rtol, atol, discretization
+        As for ``value``.
+    x : array_like or tensor, shape (n, d)
+        Points.
+    weights : array_like or tensor, optional
+        None: 1 each. Shape (n,): the result has shape () or (k,). Shape (n, k): the result is a scalar.
+
+    Returns
+    -------
+    torch.Tensor
+
+    Raises
+    ------
+    InputError
+        If the weights do not fit the points and columns.
+
+    Examples
+    --------
+    >>> import kolmo
+    >>> from kolmo import control
+    >>> bm = kolmo.SDE(0.0, diffusion=1.0, dim=1)
+    >>> problem = kolmo.KolmogorovProblem(bm, lambda x: x[..., 0] ** 2, 1.0)
+    >>> round(float(control.expected_value(problem, [0.0, 1.0], [0.5, 0.5], rtol=1e-6)), 4)
+    1.5
+    """
+    u = value(problem, x, rtol=rtol, atol=atol, discretization=discretization)
+    points = as_points(x, problem.dim)
+    lead = points.ndim - 1
+    if weights is None:
+        return u.sum(dim=tuple(range(lead))) if lead else u
+    w = torch.as_tensor(weights, dtype=torch.float64)
+    if w.shape == u.shape and u.ndim > lead:
+        return (w * u).sum()
+    if tuple(w.shape) != tuple(points.shape[:-1]):
+        raise InputError(
+            "weights", f"shape {tuple(w.shape)}", f"shape {tuple(points.shape[:-1])} or {tuple(u.shape)} (as the values)"
+        )
+    return (w[..., None] * u if u.ndim > lead else w * u).sum(dim=tuple(range(lead)))

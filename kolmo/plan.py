@@ -1,0 +1,418 @@
+"""How "auto" chooses: box, graded grid, scheme, stepper and steps, refined until the estimate meets the tolerance."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from kolmo.arrays import as_numpy, as_points, is_tensor
+from kolmo.box import Box, Open
+from kolmo.discretization import Discretization
+from kolmo.errors import InputError, NotConvergedError
+from kolmo.grading import Grading, Sinh, Uniform
+from kolmo.grid import Axis, Grid
+from kolmo.march import Callback, March, Run, time_nodes
+from kolmo.problem import KolmogorovProblem
+from kolmo.reach import reach
+from kolmo.schemes.base import SCHEMES
+from kolmo.schemes.generator import Generator
+from kolmo.schemes.terminal import plan_terminal
+from kolmo.stationary import solve_stationary
+from kolmo.steppers.base import STEPPERS
+
+SCHEME = "central6"
+IMPLICIT, EXPLICIT = "radau5", "rk4"
+
+# Nodes per axis of the first level, and implicit steps there, by dimension.
+FIRST_NODES = {1: 41, 2: 25, 3: 17}
+FIRST_STEPS = 8
+# Growth of the number of nodes from level to level.
+GROWTH = {1: 1.5, 2: 1.35, 3: 1.25}
+MAX_GROWTH = {1: 2.0, 2: 1.8, 3: 1.6}
+# Explicit steps beyond this number call for the implicit stepper where its direct solver is affordable.
+MANY_STEPS = 4000
+MAX_CELLS = {1: 40_000, 2: 700_000, 3: 4_000_000}
+MAX_SECONDS = 120.0
+# Share of the tolerance left to the effect of the cut.
+CUT_SHARE = 0.2
+CUT_TRIES = 12
+# Part of the cells added on each open side to measure the cut.
+CUT_MARGIN = 0.2
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Box and maps: everything about the grid but the number of nodes.
+
+    Attributes
+    ----------
+    box : Box
+        Finite box.
+    gradings : tuple of Grading
+        Map of each axis.
+    """
+
+    box: Box
+    gradings: tuple[Grading, ...]
+
+    def grid(self, n: Sequence[int]) -> Grid:
+        """Grid with the given numbers of nodes."""
+        return Grid.of(self.box, n, self.gradings)
+
+    def widened(self, grid: Grid) -> Grid:
+        """The same nodes and some more beyond every open face."""
+        axes = []
+        for axis, pair in zip(grid.axes, self.box.faces, strict=True):
+            more = max(3, math.ceil(CUT_MARGIN * axis.n))
+            low, high = (more if isinstance(face, Open) else 0 for face in pair)
+            ends = [axis.grading.lower, axis.grading.upper]
+            if low:
+                ends[0] = float(axis.grading(-low * axis.h))
+            if high:
+                ends[1] = float(axis.grading(1.0 + high * axis.h))
+            if isinstance(axis.grading, Sinh):
+                wide: Grading = Sinh(ends[0], ends[1], axis.grading.centre, axis.grading.width)
+            else:
+                wide = Uniform(ends[0], ends[1])
+            axes.append(Axis(axis.n + low + high, wide, axis.periodic))
+        return Grid(axes)
+
+
+@dataclass
+class Level:
+    """One solve on the way to the tolerance.
+
+    Attributes
+    ----------
+    discretization : Discretization
+        What was solved.
+    run : Run
+        The states.
+    values : ndarray, shape (points, k)
+        Answer at the points that matter.
+    seconds : float
+        Wall time.
+    """
+
+    discretization: Discretization
+    run: Run
+    values: np.ndarray
+    seconds: float
+    nodes: float
+
+
+@dataclass
+class Outcome:
+    """Result of a search: the finest level with its estimate."""
+
+    level: Level
+    estimate: np.ndarray
+    status: str
+    message: str
+    stats: dict[str, Any] = field(default_factory=dict)
+
+
+def plan(
+    problem: KolmogorovProblem,
+    *,
+    at: Any = None,
+    rtol: float = 1e-3,
+    atol: float = 1e-6,
+    max_cells: int | None = None,
+    max_seconds: float | None = None,
+) -> Discretization:
+    """Find a discretisation that meets a tolerance.
+
+    Parameters
+    ----------
+    problem : KolmogorovProblem
+        The equation.
+    at : array_like, shape (..., d), optional
+        Points where the answer matters; None: the core of the (finite) box.
+    rtol, atol : float
+        Per column j the error at t = 0 shall be at most ``atol + rtol * max |u_j|`` over the points.
+    max_cells : int, optional
+        Largest grid tried; default 40,000, 700,000 or 4,000,000 in one, two or three dimensions.
+    max_seconds : float, optional
+        Time after which no finer level is begun; default 120.
+
+    Returns
+    -------
+    Discretization
+        Frozen and reusable: box used, grid, time nodes, scheme, stepper, treatment of φ, error estimate.
+
+    Examples
+    --------
+    >>> import kolmo
+    >>> ou = kolmo.SDE(lambda t, x: -x, diffusion=1.0, dim=1)
+    >>> problem = kolmo.KolmogorovProblem(ou, lambda x: x[..., 0] ** 2, 1.0)
+    >>> kolmo.plan(problem, at=[0.0, 1.0], rtol=1e-4).scheme
+    'central6'
+    """
+    return search(problem, at=at, rtol=rtol, atol=atol, max_cells=max_cells, max_seconds=max_seconds).level.discretization
+
+
+def search(
+    problem: KolmogorovProblem,
+    *,
+    at: Any = None,
+    rtol: float,
+    atol: float,
+    max_cells: int | None = None,
+    max_seconds: float | None = None,
+    save: Sequence[float] = (),
+    scheme: str = "auto",
+    stepper: str = "auto",
+    like: Any = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+) -> Outcome:
+    """Plan and solve on finer and finer levels until the estimate meets the tolerance."""
+    _check_tolerances(rtol, atol)
+    problem = problem.handing("torch") if is_tensor(at) else problem
+    points = interesting_points(problem, at)
+    searcher = _Search(problem, points, rtol, atol, tuple(save), scheme, stepper, like, callback, progress)
+    limits = (max_cells or MAX_CELLS[problem.dim], MAX_SECONDS if max_seconds is None else max_seconds)
+    return searcher.run(*limits)
+
+
+def interesting_points(problem: KolmogorovProblem, at: Any) -> np.ndarray:
+    """Points where the answer matters, shape (n, d): ``at``, or the core of the box."""
+    if at is not None:
+        points = as_numpy(as_points(at, problem.dim, "at")).reshape(-1, problem.dim)
+        if len(points) == 0:
+            raise InputError("at", "no points", "at least one point")
+        outside = ~problem.box.contains(points)
+        hard = np.zeros(len(points), dtype=bool)
+        for i, pair in enumerate(problem.box.faces):
+            for side, face in enumerate(pair):
+                if not isinstance(face, Open):
+                    end = problem.box.lower[i] if side == 0 else problem.box.upper[i]
+                    hard |= points[:, i] < end - 1e-12 * abs(end) if side == 0 else points[:, i] > end + 1e-12 * abs(end)
+        hard &= outside
+        if hard.any():
+            raise InputError("at", f"a point at {points[hard][0].tolist()}", f"points inside {problem.box!r}")
+        return points
+    low, high = np.array(problem.box.lower), np.array(problem.box.upper)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise InputError("at", None, "points where the answer matters, or a finite box", "solve(problem, at=points, ...)")
+    opened = np.array([[isinstance(f, Open) for f in pair] for pair in problem.box.faces])
+    low, high = low + 0.25 * (high - low) * opened[:, 0], high - 0.25 * (high - low) * opened[:, 1]
+    count = {1: 33, 2: 9, 3: 5}[problem.dim]
+    axes = [np.linspace(a, b, count) for a, b in zip(low, high, strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, problem.dim)
+
+
+def first_layout(problem: KolmogorovProblem, points: np.ndarray, tail: float, stretch: float = 1.0) -> Layout:
+    """Box that the process from the points hardly leaves, fine where it spends its time, coarser in the tails."""
+    box = problem.box
+    bounded = np.isfinite(box.lower).all() and np.isfinite(box.upper).all()
+    opened = np.array([[isinstance(face, Open) for face in pair] for pair in box.faces])
+    horizon = problem.horizon
+    if horizon is None:
+        if not bounded:
+            raise InputError("box", box, "a finite box for a stationary problem")
+        return Layout(box, tuple(Uniform(a, b) for a, b in zip(box.lower, box.upper, strict=True)))
+    cloud = reach(problem.sde, points, horizon, within=box)
+    low, high = cloud.interval(tail)
+    core_low, core_high = cloud.low - 2.0 * cloud.spread_low, cloud.high + 2.0 * cloud.spread_high
+    middle = 0.5 * (core_low + core_high)
+    low, high = middle - stretch * (middle - low), middle + stretch * (high - middle)
+    given_low, given_high = np.array(box.lower), np.array(box.upper)
+    low = np.where(opened[:, 0], np.where(np.isfinite(given_low), np.minimum(low, given_low), low), given_low)
+    high = np.where(opened[:, 1], np.where(np.isfinite(given_high), np.maximum(high, given_high), high), given_high)
+    gradings = tuple(
+        _grading(low[i], high[i], core_low[i], core_high[i]) if not box.periodic[i] else Uniform(low[i], high[i])
+        for i in range(problem.dim)
+    )
+    return Layout(box.replace(low, high), gradings)
+
+
+def _grading(low: float, high: float, core_low: float, core_high: float) -> Grading:
+    """Uniform where the core fills the box, sinh-graded around it otherwise."""
+    core_low, core_high = max(core_low, low), min(core_high, high)
+    centre, width = 0.5 * (core_low + core_high), 0.5 * (core_high - core_low)
+    if width <= 0 or max(high - centre, centre - low) < 2.0 * width:
+        return Uniform(float(low), float(high))
+    return Sinh(float(low), float(high), float(centre), float(width))
+
+
+class _Search:
+    """State of one search."""
+
+    def __init__(
+        self,
+        problem: KolmogorovProblem,
+        points: np.ndarray,
+        rtol: float,
+        atol: float,
+        save: tuple[float, ...],
+        scheme: str,
+        stepper: str,
+        like: Any,
+        callback: Callback | None,
+        progress: bool,
+    ) -> None:
+        self.problem, self.points, self.rtol, self.atol = problem, points, rtol, atol
+        self.save, self.scheme, self.stepper = save, SCHEME if scheme == "auto" else scheme, stepper
+        self.like, self.callback, self.progress = like, callback, progress
+        self.order = SCHEMES[self.scheme].order
+        self.levels: list[Level] = []
+        self.cut = np.zeros(1)
+        self.started = time.perf_counter()
+
+    def run(self, max_cells: int, max_seconds: float) -> Outcome:
+        """Settle the box on a coarse level, then refine."""
+        d = self.problem.dim
+        n = float(FIRST_NODES[d])
+        layout = self._settle_box(n)
+        status, message = "converged", "the estimate meets the tolerance"
+        n *= GROWTH[d]
+        while True:
+            try:
+                self.levels.append(self._solve(layout, n))
+            except KeyboardInterrupt:
+                if not self.levels:
+                    raise
+                status, message = "interrupted", "interrupted; the finest level finished is returned"
+                break
+            if self.levels[-1].run.interrupted:
+                status, message = "interrupted", "interrupted by Ctrl-C or the callback"
+                break
+            estimate = self._estimate()
+            tolerance = self._tolerance()
+            if len(self.levels) >= 3 and (estimate + self.cut <= tolerance).all():
+                break
+            n = self._next(n, estimate, tolerance)
+            if n**d > max_cells or time.perf_counter() - self.started > max_seconds:
+                status = "tolerance_not_met"
+                reason = f"max_cells = {max_cells}" if n**d > max_cells else f"max_seconds = {max_seconds:g}"
+                message = (
+                    f"stopped by {reason}: estimate {float((estimate + self.cut).max()):.2e}, "
+                    f"tolerance {float(tolerance.min()):.2e}"
+                )
+                break
+        return self._outcome(status, message)
+
+    def _outcome(self, status: str, message: str) -> Outcome:
+        best = self.levels[-1]
+        if best.run.interrupted and len(self.levels) > 1:
+            best = self.levels[-2]
+        parts = self._estimate() if len(self.levels) > 1 else np.full(best.values.shape[1], np.nan)
+        estimate = parts + self.cut
+        recipe = best.discretization
+        recipe.estimate.update(discretization=parts.tolist(), cut=(self.cut + 0.0 * parts).tolist())
+        stats = {
+            "cells": recipe.grid.size,
+            "steps": recipe.steps,
+            "levels": len(self.levels),
+            "seconds": time.perf_counter() - self.started,
+            "estimate": dict(recipe.estimate),
+        }
+        return Outcome(best, estimate, status, message, stats)
+
+    def _settle_box(self, n: float) -> Layout:
+        """Widen the box until moving the cut changes the answer by less than its share of the tolerance."""
+        d = self.problem.dim
+        opened = any(isinstance(f, Open) for pair in self.problem.box.faces for f in pair)
+        tail, stretch = max(1e-2 * self.rtol, 1e-12), 1.0
+        for attempt in range(CUT_TRIES):
+            layout = first_layout(self.problem, self.points, tail, stretch)
+            level = self._solve(layout, n)
+            if level.run.interrupted:
+                self.levels = [level]
+                return layout
+            if not opened or self.problem.stationary:
+                break
+            wide = layout.widened(level.discretization.grid)
+            wider = self._solve_on(wide, level.discretization.steps)
+            self.cut = np.abs(wider.values - level.values).max(0)
+            self.levels = [level]
+            tolerance = self._tolerance()
+            if (self.cut <= CUT_SHARE * tolerance).all():
+                break
+            stretch *= 1.25 if attempt < 4 else 1.6
+            n = min(n * 1.12, FIRST_NODES[d] * 2.5)
+        self.levels = [level]
+        return layout
+
+    def _tolerance(self) -> np.ndarray:
+        """atol + rtol max |u_j| per column, at the points asked for."""
+        return self.atol + self.rtol * np.abs(self.levels[-1].values).max(0)
+
+    def _estimate(self) -> np.ndarray:
+        """Error estimate per column from the differences of the last levels."""
+        values = [level.values for level in self.levels]
+        nodes = [level.nodes for level in self.levels]
+        if len(values) < 2:
+            return np.full(values[-1].shape[1], np.inf)
+        last = np.abs(values[-1] - values[-2]).max(0)
+        ratio = nodes[-1] / nodes[-2]
+        if len(values) < 3:
+            return last
+        before = np.abs(values[-2] - values[-3]).max(0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            observed = np.log(before / last) / math.log(nodes[-2] / nodes[-3])
+        order = np.clip(np.nan_to_num(0.8 * observed, nan=1.0, posinf=self.order), 1.0, self.order)
+        floor = 4e-15 * (1.0 + np.abs(values[-1]).max(0)) * math.sqrt(self.levels[-1].discretization.grid.size)
+        return np.asarray(last / (ratio**order - 1.0) + floor)
+
+    def _next(self, n: float, estimate: np.ndarray, tolerance: np.ndarray) -> float:
+        """Nodes of the next level, from the estimate and the order."""
+        d = self.problem.dim
+        if len(self.levels) < 3:
+            return n * GROWTH[d]
+        excess = float(np.max(estimate / np.maximum(0.7 * (tolerance - self.cut), 0.1 * tolerance)))
+        return n * min(max(excess ** (1.0 / self.order), 1.0 + 0.5 * (GROWTH[d] - 1.0)), MAX_GROWTH[d])
+
+    def _solve(self, layout: Layout, n: float) -> Level:
+        counts = [max(round(n), SCHEMES[self.scheme].minimum_nodes)] * self.problem.dim
+        steps = max(4, math.ceil(FIRST_STEPS * n / FIRST_NODES[self.problem.dim]))
+        return self._solve_on(layout.grid(counts), steps, n)
+
+    def _solve_on(self, grid: Grid, steps: int, n: float = 0.0) -> Level:
+        begun = time.perf_counter()
+        generator = Generator(self.problem, grid, SCHEMES[self.scheme])
+        if self.problem.stationary:
+            recipe = Discretization(grid, (), self.scheme, IMPLICIT, None)
+            march = March(generator, STEPPERS[IMPLICIT], np.zeros(0))
+            run = Run(solve_stationary(march), 0.0)
+        else:
+            stepper, count = self._choose_stepper(generator, steps)
+            times = time_nodes(generator.intervals(), count, self.save)
+            rule = plan_terminal(self.problem, grid, generator.box, self.order)
+            recipe = Discretization(grid, tuple(times.tolist()), self.scheme, stepper, rule)
+            march = March(generator, STEPPERS[stepper], times, self.like)
+            run = march.backward(
+                recipe.initial(march), save=self.save, callback=self.callback, progress=self.progress
+            )
+        if not np.isfinite(as_numpy(run.state)).all():
+            raise NotConvergedError(
+                f"the solution became infinite on {grid!r} with {recipe.stepper} and {recipe.steps} steps; "
+                "the drift may blow up inside the box: try a smaller box, or solve(..., scheme='monotone')"
+            )
+        values = as_numpy(grid.interpolate(as_numpy(run.state), self.points, recipe.width))
+        return Level(recipe, run, values.reshape(len(self.points), -1), time.perf_counter() - begun, n)
+
+    def _choose_stepper(self, generator: Generator, steps: int) -> tuple[str, int]:
+        """Implicit in one dimension; explicit beyond, unless it would need too many steps."""
+        horizon = self.problem.horizon or 0.0
+        explicit = math.ceil(horizon / STEPPERS[EXPLICIT].largest_step(*generator.stiffness())) + 1
+        name = self.stepper
+        if name == "auto":
+            implicit = self.problem.dim == 1 or (self.problem.dim == 2 and explicit > MANY_STEPS)
+            name = IMPLICIT if implicit and self.like is None else EXPLICIT
+        if STEPPERS[name].implicit:
+            return name, steps
+        return name, max(explicit, steps)
+
+
+def _check_tolerances(rtol: float, atol: float) -> None:
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if not (np.isfinite(value) and value >= 0):
+            raise InputError(name, value, "a non-negative number")
+    if rtol == 0 and atol == 0:
+        raise InputError("rtol, atol", "0 and 0", "at least one positive tolerance")

@@ -1,0 +1,195 @@
+"""The answer: values on the grid, interpolated anywhere, with their error estimate."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from kolmo.arrays import Array, as_like, as_numpy, as_points, is_tensor
+from kolmo.discretization import Discretization, read_npz, write_npz
+from kolmo.errors import InputError
+from kolmo.grid import Grid
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    r"""Solution u of a backward Kolmogorov equation on a grid.
+
+    Attributes
+    ----------
+    values : array, shape (nt, *grid.shape[, k])
+        Node values at ``times``.
+    times : ndarray, shape (nt,)
+        Increasing; only t = 0 unless more were saved.
+    grid : Grid
+        The nodes.
+    discretization : Discretization
+        The recipe used.
+    error_estimate : ndarray or None
+        Estimate of the error at t = 0: shape of ``sol(at)``; without ``at`` one number per column; None if the
+        discretisation was fixed by the user.
+    status : str
+        "converged", "fixed", "tolerance_not_met" or "interrupted".
+    message : str
+        What happened, in a sentence.
+    stats : dict
+        Cells, steps, levels, seconds, parts of the estimate.
+
+    Examples
+    --------
+    >>> import numpy as np, kolmo
+    >>> ou = kolmo.SDE(lambda t, x: -x, diffusion=1.0, dim=1)
+    >>> sol = kolmo.solve(kolmo.KolmogorovProblem(ou, lambda x: x[..., 0] ** 2, 1.0), at=[0.5], rtol=1e-6)
+    >>> exact = 0.25 * np.exp(-2) + 0.5 * (1 - np.exp(-2))
+    >>> bool(abs(sol(0.5) - exact) < 1e-6), sol.status
+    (True, 'converged')
+    """
+
+    values: Array
+    times: np.ndarray
+    grid: Grid
+    discretization: Discretization
+    error_estimate: np.ndarray | None = None
+    status: str = "fixed"
+    message: str = ""
+    stats: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> int | None:
+        """Number of columns k, or None."""
+        return int(self.values.shape[-1]) if self.values.ndim == self.grid.dim + 2 else None
+
+    def __call__(self, x: Any, t: float = 0.0) -> Array:
+        """Interpolated u(t, x): points (..., d) → (...[, k]); tensors come back as tensors."""
+        return self._interpolate(x, t, None)
+
+    def gradient(self, x: Any, t: float = 0.0) -> Array:
+        """∇u(t, x), shape (..., d[, k])."""
+        d = self.grid.dim
+        parts = [self._interpolate(x, t, [int(i == j) for j in range(d)]) for i in range(d)]
+        return self._stack(parts)
+
+    def hessian(self, x: Any, t: float = 0.0) -> Array:
+        """∇²u(t, x), shape (..., d, d[, k])."""
+        d = self.grid.dim
+        rows = []
+        for i in range(d):
+            orders = [[int(i == m) + int(j == m) for m in range(d)] for j in range(d)]
+            rows.append(self._stack([self._interpolate(x, t, order) for order in orders]))
+        return self._stack(rows, depth=2)
+
+    def _stack(self, parts: list[Array], depth: int = 1) -> Array:
+        axis = -1 if self.columns is None else -2
+        axis -= depth - 1
+        if is_tensor(parts[0]):
+            import torch
+
+            return torch.stack(parts, axis)
+        return np.stack(parts, axis)
+
+    def _interpolate(self, x: Any, t: float, derivatives: Sequence[int] | None) -> Array:
+        u = self._at_time(t)
+        points = as_points(x, self.grid.dim)
+        if is_tensor(points) and not is_tensor(u):
+            u = as_like(u, points)
+        elif is_tensor(u) and not is_tensor(points):
+            u = as_numpy(u)
+        return self.grid.interpolate(u, points, self.discretization.width, derivatives)
+
+    def _at_time(self, t: float) -> Array:
+        """Node values at a saved time, shape (size[, k])."""
+        near = np.flatnonzero(np.isclose(self.times, t, rtol=0.0, atol=1e-9 * max(1.0, float(np.abs(self.times).max()))))
+        if len(near) == 0:
+            shown = ", ".join(f"{s:g}" for s in self.times[:8]) + (", ..." if len(self.times) > 8 else "")
+            raise InputError("t", t, f"one of the saved times ({shown})", f"solve(..., save=[{t:g}])")
+        values = self.values[int(near[0])]
+        return values.reshape(self.grid.size, *values.shape[self.grid.dim :])
+
+    def plot(self, ax: Any = None, t: float = 0.0, column: int = 0, **style: Any) -> Any:
+        """Plot u(t, ·): a line in one dimension, filled contours in two, the middle slice in three.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; None: a new figure.
+        t : float
+            A saved time.
+        column : int
+            Which column, if there are several.
+        **style
+            Passed to ``Axes.plot`` or ``Axes.contourf``.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+        """
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots(layout="constrained")[1] if ax is None else ax
+        u = as_numpy(self._at_time(t))
+        u = (u if u.ndim == 1 else u[:, column]).reshape(self.grid.shape)
+        if self.grid.dim == 1:
+            ax.plot(self.grid.nodes[0], u, **style)
+            ax.set(xlabel="$x$", ylabel=f"$u({t:g}, x)$")
+            return ax
+        if self.grid.dim == 3:
+            u = u[:, :, u.shape[2] // 2]
+        filled = ax.contourf(self.grid.nodes[0], self.grid.nodes[1], u.T, **({"levels": 20, "cmap": "cividis"} | style))
+        ax.figure.colorbar(filled, ax=ax, label=f"$u({t:g}, x)$")
+        ax.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
+        return ax
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the solution and its recipe to one ``.npz`` file (no pickle); read it with ``kolmo.load``."""
+        head = {"status": self.status, "message": self.message, "stats": self.stats}
+        arrays = {
+            "solution": np.array(json.dumps(head, default=float)),
+            "values": as_numpy(self.values),
+            "times": self.times,
+        }
+        if self.error_estimate is not None:
+            arrays["error_estimate"] = np.asarray(self.error_estimate)
+        write_npz(path, arrays | self.discretization.record())
+
+    def __repr__(self) -> str:
+        estimate = "" if self.error_estimate is None else f", error≈{float(np.max(self.error_estimate)):.1e}"
+        return f"Solution({self.status}{estimate}, {self.grid!r}, {len(self.times)} times)"
+
+
+def load(path: str | os.PathLike[str]) -> Solution:
+    """Read a solution written by ``Solution.save``.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged, or not a solution.
+
+    Examples
+    --------
+    >>> import kolmo, tempfile, os
+    >>> bm = kolmo.SDE(0.0, diffusion=1.0, dim=1)
+    >>> problem = kolmo.KolmogorovProblem(bm, lambda x: x[..., 0], 1.0, kolmo.Box(-1.0, 1.0, "reflecting"))
+    >>> sol = kolmo.solve(problem, grid=21, steps=8)
+    >>> path = os.path.join(tempfile.mkdtemp(), "u.npz")
+    >>> sol.save(path)
+    >>> bool(kolmo.load(path)(0.3) == sol(0.3))
+    True
+    """
+    arrays = read_npz(path)
+    if "solution" not in arrays:
+        raise InputError("path", str(path), "a file written by Solution.save")
+    head = json.loads(str(arrays["solution"]))
+    recipe = Discretization.from_record(arrays)
+    return Solution(
+        arrays["values"],
+        arrays["times"],
+        recipe.grid,
+        recipe,
+        arrays.get("error_estimate"),
+        head["status"],
+        head["message"],
+        head["stats"],
+    )

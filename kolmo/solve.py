@@ -1,0 +1,276 @@
+"""The front door: state the equation and the accuracy, get the solution with its error estimate."""
+
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kolmo.arrays import Array, as_points, is_tensor, namespace
+from kolmo.discretization import Discretization, steps_given
+from kolmo.errors import InputError, KolmoError, NotConvergedError, ToleranceWarning
+from kolmo.grid import Grid
+from kolmo.march import Callback, Run, time_nodes
+from kolmo.plan import search
+from kolmo.problem import KolmogorovProblem
+from kolmo.schemes.base import SCHEMES
+from kolmo.schemes.generator import discretize
+from kolmo.schemes.terminal import plan_terminal
+from kolmo.solution import Solution
+from kolmo.stationary import solve_stationary
+from kolmo.steppers.base import STEPPERS
+
+BACKENDS = ("auto", "numba", "torch")
+
+
+def solve(
+    problem: KolmogorovProblem,
+    *,
+    at: Any = None,
+    rtol: float = 1e-3,
+    atol: float = 1e-6,
+    discretization: Discretization | None = None,
+    grid: Grid | int | Sequence[int] | None = None,
+    steps: int | None = None,
+    scheme: str = "auto",
+    stepper: str = "auto",
+    backend: str = "auto",
+    save: Sequence[float] | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    throw: bool = True,
+) -> Solution:
+    r"""Solve a backward Kolmogorov equation.
+
+    .. math:: \partial_t u + b\cdot\nabla u + \tfrac12\Sigma:\nabla^2 u - cu + g = 0, \qquad u(T, \cdot) = \varphi
+
+    By tolerance (the default) the box, grid, scheme and steps are chosen and refined until the estimate of the error at
+    t = 0 is at most ``atol + rtol * max |u_j|`` at the points, per column j. With ``discretization``, or ``grid`` and
+    ``steps``, exactly that is solved.
+
+    Parameters
+    ----------
+    problem : KolmogorovProblem
+        The equation.
+    at : array_like, shape (..., d), optional
+        Points where the answer matters. None: the core of the box.
+    rtol, atol : float, default 1e-3 and 1e-6
+        Relative and absolute tolerance.
+    discretization : Discretization, optional
+        A recipe from ``plan`` or from another solution.
+    grid : Grid, int or sequence of int, optional
+        Nodes, or numbers of nodes per axis of the (finite) box; needs ``steps`` unless the problem is stationary.
+    steps : int, optional
+        Number of time steps with ``grid``.
+    scheme : str, default "auto"
+        "central2", "central4", "central6", "monotone".
+    stepper : str, default "auto"
+        "radau5", "radau3", "implicit-euler", "rk4".
+    backend : {"auto", "numba", "torch"}
+        "torch": march in torch (explicit steppers), on the device of ``at`` if that is a tensor.
+    save : sequence of float, optional
+        Times whose values are kept besides t = 0.
+    callback : callable, optional
+        ``callback(t, u)`` after each step; a true result stops the march.
+    progress : bool, default False
+        Show a progress bar on stderr.
+    throw : bool, default True
+        Raise when there is no answer at all; else return a solution of NaN that says so.
+
+    Returns
+    -------
+    Solution
+
+    Raises
+    ------
+    InputError
+        For bad input; the message names the argument.
+    NotConvergedError
+        When there is no answer and ``throw`` is true.
+
+    Examples
+    --------
+    >>> import numpy as np, kolmo
+    >>> bm = kolmo.SDE(0.0, diffusion=1.0, dim=1)
+    >>> problem = kolmo.KolmogorovProblem(bm, lambda x: np.cos(x[..., 0]), 1.0)
+    >>> sol = kolmo.solve(problem, at=[0.0, 0.5], rtol=1e-5)
+    >>> bool(np.all(abs(sol([0.0, 0.5]) - np.exp(-0.5) * np.cos([0.0, 0.5])) < 1e-5))
+    True
+    """
+    if backend not in BACKENDS:
+        raise InputError("backend", repr(backend), "one of " + ", ".join(BACKENDS))
+    _check_names(scheme, stepper)
+    problem = problem.handing("torch") if is_tensor(at) or backend == "torch" else problem
+    saved = _save_times(problem, save)
+    like = _like(at, backend)
+    try:
+        if discretization is not None:
+            if grid is not None or steps is not None:
+                raise InputError("discretization, grid, steps", "several", "either discretization= or grid= with steps=")
+            return _fixed(problem, discretization, saved, like, callback, progress)
+        if grid is not None:
+            recipe = _recipe(problem, grid, steps, scheme, stepper, saved, like)
+            return _fixed(problem, recipe, saved, like, callback, progress)
+        if steps is not None:
+            raise InputError("steps", steps, "grid= with it, or neither to solve by tolerance")
+        return _by_tolerance(problem, at, rtol, atol, saved, scheme, stepper, like, callback, progress)
+    except NotConvergedError as error:
+        if throw:
+            raise
+        return _no_answer(problem, grid, error)
+
+
+def _check_names(scheme: str, stepper: str) -> None:
+    if scheme != "auto":
+        SCHEMES[scheme]
+    if stepper != "auto":
+        STEPPERS[stepper]
+
+
+def _save_times(problem: KolmogorovProblem, save: Sequence[float] | None) -> tuple[float, ...]:
+    if save is None:
+        return ()
+    if problem.horizon is None:
+        raise InputError("save", save, "None for a stationary problem")
+    times = tuple(sorted({float(t) for t in np.atleast_1d(np.asarray(save, dtype=float))}))
+    if any(not 0 <= t <= problem.horizon for t in times):
+        raise InputError("save", times, f"times between 0 and {problem.horizon}")
+    return times
+
+
+def _like(at: Any, backend: str) -> Any:
+    """A tensor on the device to march on, or None for NumPy."""
+    if backend != "torch":
+        return None
+    import torch
+
+    return torch.zeros((), dtype=torch.float64, device=at.device if is_tensor(at) else "cpu")
+
+
+def _by_tolerance(
+    problem: KolmogorovProblem,
+    at: Any,
+    rtol: float,
+    atol: float,
+    save: tuple[float, ...],
+    scheme: str,
+    stepper: str,
+    like: Any,
+    callback: Callback | None,
+    progress: bool,
+) -> Solution:
+    outcome = search(
+        problem,
+        at=at,
+        rtol=rtol,
+        atol=atol,
+        save=save,
+        scheme=scheme,
+        stepper=stepper,
+        like=like,
+        callback=callback,
+        progress=progress,
+    )
+    if outcome.status == "tolerance_not_met":
+        warnings.warn(outcome.message, ToleranceWarning, stacklevel=3)
+    columns = _columns(problem, outcome.level.discretization)
+    estimate = outcome.estimate if columns is not None else outcome.estimate[0]
+    if at is not None:
+        lead = tuple(as_points(at, problem.dim, "at").shape[:-1])
+        estimate = np.broadcast_to(estimate, lead + (() if columns is None else (columns,)))
+    return _solution(problem, outcome.level.discretization, outcome.level.run, np.array(estimate), outcome.status,
+                     outcome.message, outcome.stats)
+
+
+def _recipe(
+    problem: KolmogorovProblem,
+    grid: Grid | int | Sequence[int],
+    steps: int | None,
+    scheme: str,
+    stepper: str,
+    save: tuple[float, ...],
+    like: Any,
+) -> Discretization:
+    """The recipe for a grid and a number of steps given by the user."""
+    generator = discretize(problem, grid, scheme)
+    name = stepper
+    if name == "auto":
+        name = "radau5" if problem.dim < 3 and like is None else "rk4"
+    if problem.stationary:
+        return Discretization(generator.grid, (), generator.scheme.name, name, None)
+    times = time_nodes(generator.intervals(), steps_given(steps), save)
+    bound = STEPPERS[name].largest_step(*generator.stiffness())
+    if np.diff(times).max() > bound * 1.1:
+        needed = int(np.ceil((problem.horizon or 0.0) / bound))
+        raise InputError(
+            "steps", steps, f"at least {needed} steps for stepper {name!r} on this grid", "or stepper='radau5'"
+        )
+    rule = plan_terminal(problem, generator.grid, generator.box, generator.scheme.order)
+    return Discretization(generator.grid, tuple(times.tolist()), generator.scheme.name, name, rule)
+
+
+def _fixed(
+    problem: KolmogorovProblem,
+    recipe: Discretization,
+    save: tuple[float, ...],
+    like: Any,
+    callback: Callback | None,
+    progress: bool,
+) -> Solution:
+    """Solve exactly what the recipe says."""
+    begun = time.perf_counter()
+    if recipe.grid.dim != problem.dim:
+        raise InputError("discretization", f"{recipe.grid.dim} dimensions", f"{problem.dim} dimensions")
+    march = recipe.march(problem, like)
+    if problem.stationary:
+        run = Run(solve_stationary(march), 0.0)
+    else:
+        missing = [t for t in save if not np.isclose(march.times, t, rtol=0, atol=1e-12).any()]
+        if missing:
+            raise InputError("save", missing, "time nodes of the discretization", "plan or solve with grid= and save=")
+        run = march.backward(recipe.initial(march), save=save, callback=callback, progress=progress)
+    if not bool(namespace(run.state).isfinite(run.state).all()):
+        raise NotConvergedError(f"the solution became infinite with {recipe!r}")
+    status = "interrupted" if run.interrupted else "fixed"
+    message = "interrupted: values at the last time reached" if run.interrupted else "solved as given"
+    stats = {"cells": recipe.grid.size, "steps": recipe.steps, "seconds": time.perf_counter() - begun}
+    return _solution(problem, recipe, run, None, status, message, stats)
+
+
+def _columns(problem: KolmogorovProblem, recipe: Discretization) -> int | None:
+    from kolmo.schemes.generator import Generator
+
+    return Generator(problem, recipe.grid, SCHEMES[recipe.scheme]).columns
+
+
+def _solution(
+    problem: KolmogorovProblem,
+    recipe: Discretization,
+    run: Run,
+    estimate: np.ndarray | None,
+    status: str,
+    message: str,
+    stats: dict[str, Any],
+) -> Solution:
+    """Pack the states of a run, in increasing time."""
+    states: list[tuple[float, Array]] = [(run.time, run.state)]
+    states += [(t, u) for t, u in reversed(run.saved) if not np.isclose(t, run.time, rtol=0, atol=1e-12)]
+    columns = _columns(problem, recipe)
+    stacked = namespace(run.state).stack([u for _, u in states], 0)
+    stacked = stacked[..., 0] if columns is None else stacked
+    shape = (len(states), *recipe.grid.shape) + (() if columns is None else (columns,))
+    times = np.array([t for t, _ in states])
+    return Solution(stacked.reshape(shape), times, recipe.grid, recipe, estimate, status, message, stats)
+
+
+def _no_answer(problem: KolmogorovProblem, grid: Any, error: KolmoError) -> Solution:
+    """A solution of NaN that says why there is none."""
+    from kolmo.box import Box
+
+    low, high = np.array(problem.box.lower), np.array(problem.box.upper)
+    box = Box(np.where(np.isfinite(low), low, -1.0), np.where(np.isfinite(high), high, 1.0))
+    nodes = grid if isinstance(grid, Grid) else Grid.of(box, 9)
+    recipe = Discretization(nodes, (), "central2", "radau5", None)
+    values = np.full((1, *nodes.shape), np.nan)
+    return Solution(values, np.zeros(1), nodes, recipe, np.array(np.inf), "tolerance_not_met", str(error), {})

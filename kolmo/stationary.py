@@ -1,0 +1,36 @@
+"""Stationary problems: b·∇u + ½ Σ:∇²u − cu + g = 0 as one linear solve."""
+
+import numpy as np
+import scipy.sparse as sp
+
+from kolmo.errors import InputError, NotConvergedError
+from kolmo.kernels.linear import factorize
+from kolmo.march import March
+
+
+def solve_stationary(march: March, weights: np.ndarray | None = None) -> np.ndarray:
+    """State of shape (size, k) with Q u + r = 0 and the absorbing values; with weights p, q with Qᵀq = −p instead.
+
+    Raises
+    ------
+    InputError
+        If nothing holds the solution: no absorbing or elastic face and no killing.
+    """
+    _, operator, load = march.ingredients(0.0)
+    Q = operator.matrix
+    held = np.zeros(Q.shape[0]) if march.fixed is None else march.fixed.astype(float)
+    if not held.any() and np.abs(np.asarray(Q.sum(1))).max() <= 1e-10 * np.abs(Q).max():
+        raise InputError(
+            "box, killing",
+            "no absorbing or elastic face and no killing",
+            "something that holds the stationary solution",
+            "make a face absorbing, or give a horizon",
+        )
+    try:
+        factors = factorize(Q - sp.diags(held))
+        if weights is not None:
+            return factors.solve(-weights, transposed=True)
+        u = factors.solve(-np.asarray(load))
+    except NotConvergedError as error:
+        raise NotConvergedError(f"the stationary equation has no unique solution: {error}") from error
+    return march.with_boundary(u, 0.0)
