@@ -119,13 +119,15 @@ class Box:
 
     def __init__(
         self,
-        lower: float | Sequence[float],
-        upper: float | Sequence[float],
+        lower: float | Sequence[float] | np.ndarray,
+        upper: float | Sequence[float] | np.ndarray,
         boundary: str | Face | Sequence[Any] = "open",
     ) -> None:
         low, high = np.atleast_1d(np.asarray(lower, float)), np.atleast_1d(np.asarray(upper, float))
         if low.shape != high.shape or low.ndim != 1:
-            raise InputError("lower, upper", f"shapes {low.shape} and {high.shape}", "two numbers or two (d,) sequences")
+            raise InputError(
+                "lower, upper", f"shapes {low.shape} and {high.shape}", "two numbers or two (d,) sequences"
+            )
         if np.isnan(low).any() or np.isnan(high).any() or (low >= high).any():
             raise InputError(
                 "lower, upper", f"{low.tolist()} and {high.tolist()}", "lower < upper on every axis", "swap them"
@@ -136,7 +138,9 @@ class Box:
             for side, (face, end) in enumerate(zip(pair, (low[axis], high[axis]), strict=True)):
                 if not np.isfinite(end) and not isinstance(face, Open):
                     raise InputError(
-                        f"boundary[{axis}][{side}]", f"{face.word} at {end}", "an open face at infinity, or a finite end"
+                        f"boundary[{axis}][{side}]",
+                        f"{face.word} at {end}",
+                        "an open face at infinity, or a finite end",
                     )
 
     @property

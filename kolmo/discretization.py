@@ -1,17 +1,14 @@
 """The frozen recipe of a solve: box, grids, time nodes, scheme, stepper, treatment of φ; printable and savable."""
 
-import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 
-from kolmo import grading
+from kolmo import files, grading
 from kolmo.arrays import Array, as_like
 from kolmo.errors import InputError
 from kolmo.grid import Axis, Grid
@@ -82,7 +79,7 @@ class Discretization:
         }
 
     def march(self, problem: KolmogorovProblem, like: Array | None = None) -> March:
-        """The march of a problem on this recipe."""
+        """Set up the march of a problem on this recipe."""
         generator = Generator(problem, self.grid, SCHEMES[self.scheme])
         return March(generator, STEPPERS[self.stepper], np.array(self.times), like)
 
@@ -90,52 +87,39 @@ class Discretization:
         """Terminal data on the grid, shape (size, k), with absorbing values put in."""
         problem, grid = march.generator.problem, self.grid
         x = as_like(grid.points, march.like)
-        rule = self.terminal or TerminalRule(grid, 0, np.zeros(0, dtype=int), np.zeros((0, grid.dim)), None, None)
+        rule = self.terminal or TerminalRule.point_values(grid)
         return march.with_boundary(rule.apply(problem, x), problem.horizon or 0.0)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the recipe to one ``.npz`` file (no pickle), to a temporary name first."""
-        write_npz(path, self.record())
+        """Write the recipe to one ``.npz`` file (no pickle), in one step."""
+        files.write_tree(Path(path), {"discretization": self.record()})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Discretization":
         """Read a recipe written by ``save``."""
-        return cls.from_record(read_npz(path))
+        tree = files.read_tree(Path(path))
+        if not isinstance(tree, dict) or "discretization" not in tree:
+            raise InputError("path", str(path), "a file written by Discretization.save")
+        return cls.from_record(tree["discretization"])
 
-    def record(self) -> dict[str, np.ndarray]:
-        """Arrays that hold everything, for saving."""
-        head = {
-            "axes": [{"n": a.n, "periodic": a.periodic, "grading": grading.record(a.grading)} for a in self.grid.axes],
+    def record(self) -> dict[str, Any]:
+        """Tree of numbers, strings and arrays that holds everything, for saving."""
+        axes = [{"n": a.n, "periodic": a.periodic, "grading": grading.record(a.grading)} for a in self.grid.axes]
+        return {
+            "axes": axes,
+            "times": list(self.times),
             "scheme": self.scheme,
             "stepper": self.stepper,
+            "terminal": None if self.terminal is None else self.terminal.record(),
             "estimate": self.estimate,
-            "terminal_order": None if self.terminal is None else self.terminal.order,
         }
-        arrays = {"discretization": np.array(json.dumps(head)), "steps": np.array(self.times)}
-        if self.terminal is not None and self.terminal.matrix is not None:
-            arrays |= {"terminal_touched": self.terminal.touched, "terminal_points": self.terminal.points}
-            arrays |= _sparse_record("terminal_matrix", self.terminal.matrix)
-            if self.terminal.constant is not None:
-                arrays |= _sparse_record("terminal_constant", self.terminal.constant)
-        return arrays
 
     @classmethod
-    def from_record(cls, arrays: dict[str, np.ndarray]) -> "Discretization":
-        """Rebuild a recipe from its arrays."""
-        head = json.loads(str(arrays["discretization"]))
-        grid = Grid([Axis(a["n"], grading.from_record(a["grading"]), a["periodic"]) for a in head["axes"]])
-        terminal = None
-        if head["terminal_order"] is not None:
-            terminal = TerminalRule(
-                grid,
-                head["terminal_order"],
-                arrays.get("terminal_touched", np.zeros(0, dtype=int)),
-                arrays.get("terminal_points", np.zeros((0, grid.dim))),
-                _sparse_from("terminal_matrix", arrays),
-                _sparse_from("terminal_constant", arrays),
-            )
-        times = tuple(float(t) for t in arrays["steps"])
-        return cls(grid, times, head["scheme"], head["stepper"], terminal, head["estimate"])
+    def from_record(cls, tree: dict[str, Any]) -> "Discretization":
+        """Rebuild a recipe from its record."""
+        grid = Grid([Axis(a["n"], grading.from_record(a["grading"]), a["periodic"]) for a in tree["axes"]])
+        terminal = None if tree["terminal"] is None else TerminalRule.from_record(grid, tree["terminal"])
+        return cls(grid, tuple(tree["times"]), tree["scheme"], tree["stepper"], terminal, tree["estimate"])
 
     def __repr__(self) -> str:
         smoothed = self.terminal is not None and self.terminal.smoothed
@@ -150,55 +134,8 @@ class Discretization:
         return "Discretization(" + ", ".join(parts) + ")"
 
 
-def _sparse_record(name: str, matrix: sp.csr_matrix) -> dict[str, np.ndarray]:
-    return {
-        f"{name}_data": matrix.data,
-        f"{name}_indices": matrix.indices,
-        f"{name}_indptr": matrix.indptr,
-        f"{name}_shape": np.array(matrix.shape),
-    }
-
-
-def _sparse_from(name: str, arrays: dict[str, np.ndarray]) -> sp.csr_matrix | None:
-    if f"{name}_data" not in arrays:
-        return None
-    parts = tuple(arrays[f"{name}_{part}"] for part in ("data", "indices", "indptr"))
-    return sp.csr_matrix(parts, shape=tuple(arrays[f"{name}_shape"]))
-
-
-def write_npz(path: str | os.PathLike[str], arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays to one ``.npz`` file: to a temporary name in the same folder, then renamed."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Read the arrays of an ``.npz`` file without unpickling.
-
-    Raises
-    ------
-    InputError
-        If the file is missing, damaged, or not one of kolmo's.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            return {name: data[name] for name in data.files}
-    except FileNotFoundError:
-        raise InputError("path", str(path), "an existing .npz file written by kolmo") from None
-    except Exception as error:
-        raise InputError("path", f"{path} ({error})", "an undamaged .npz file written by kolmo") from error
-
-
-def steps_given(steps: int | Sequence[float] | None) -> int:
+def steps_given(steps: Any) -> int:
     """Check the number of steps."""
     if not isinstance(steps, (int, np.integer)) or steps < 1:
         raise InputError("steps", steps, "a positive whole number of time steps", "solve(..., grid=(n,), steps=64)")
     return int(steps)
-
-

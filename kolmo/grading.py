@@ -11,8 +11,15 @@ from kolmo.arrays import Array, namespace
 class Grading(Protocol):
     """A smooth increasing map of [0, 1] onto [lower, upper]."""
 
-    lower: float
-    upper: float
+    @property
+    def lower(self) -> float:
+        """Position of ξ = 0."""
+        ...
+
+    @property
+    def upper(self) -> float:
+        """Position of ξ = 1."""
+        ...
 
     def __call__(self, xi: Array) -> Array:
         """Position x(ξ)."""

@@ -4,6 +4,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def time_nodes(intervals: Sequence[tuple[float, float]], steps: int, save: Seque
     start, end = intervals[0][0], intervals[-1][1]
     fixed = np.unique([start, end, *[a for a, _ in intervals], *save])
     nodes = [np.array([start])]
-    for a, b in zip(fixed, fixed[1:], strict=False):
+    for a, b in pairwise(fixed):
         count = max(1, int(np.ceil(steps * (b - a) / (end - start) - 1e-9)))
         nodes.append(a + (b - a) * np.arange(1, count + 1) / count)
         nodes[-1][-1] = b
@@ -98,7 +99,7 @@ class March:
         plans = []
         ends = self.times[::-1]
         interval_of: dict[int, float] = {}
-        for start, end in zip(ends, ends[1:], strict=False):
+        for start, end in pairwise(ends):
             layer = int(np.searchsorted(breaks, 0.5 * (start + end)))
             if self.generator.autonomous:
                 if layer not in interval_of:
@@ -186,9 +187,7 @@ class March:
         run.state = self.with_boundary(run.state, run.time)
         return run
 
-    def forward(
-        self, p: Array, *, observe: Callable[[float, Array, list[Array]], None] | None = None
-    ) -> Array:
+    def forward(self, p: Array, *, observe: Callable[[float, Array, list[Array]], None] | None = None) -> Array:
         """The transposed march: weights p of shape (size, k) on the state at time 0, pushed to time T.
 
         ``observe(t, p, loads)`` sees, after each step, the time reached, the weights there, and the derivatives with
@@ -224,7 +223,7 @@ class March:
             p, adjoints = step.apply_transposed(p)
             for node, Y, q in zip(self.stepper.stage_nodes, stages, adjoints, strict=True):
                 instant = plan.instants[node]
-                semi, operator, _ = self.ingredients(instant)
+                semi, _, _ = self.ingredients(instant)
                 full = Y if self.fixed is None else self.without_boundary(Y) + semi.boundary
                 q = self.without_boundary(q)
                 _accumulate(numbers, instant, semi.stencil.pullback(q, full))
@@ -246,5 +245,3 @@ def _progress(plans: list[StepPlan], progress: bool) -> Iterator[StepPlan]:
     from tqdm.auto import tqdm
 
     return iter(tqdm(plans, desc="march", unit="step", file=sys.stderr, leave=False))
-
-

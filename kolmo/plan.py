@@ -152,7 +152,9 @@ def plan(
     >>> kolmo.plan(problem, at=[0.0, 1.0], rtol=1e-4).scheme
     'central6'
     """
-    return search(problem, at=at, rtol=rtol, atol=atol, max_cells=max_cells, max_seconds=max_seconds).level.discretization
+    return search(
+        problem, at=at, rtol=rtol, atol=atol, max_cells=max_cells, max_seconds=max_seconds
+    ).level.discretization
 
 
 def search(
@@ -191,14 +193,18 @@ def interesting_points(problem: KolmogorovProblem, at: Any) -> np.ndarray:
             for side, face in enumerate(pair):
                 if not isinstance(face, Open):
                     end = problem.box.lower[i] if side == 0 else problem.box.upper[i]
-                    hard |= points[:, i] < end - 1e-12 * abs(end) if side == 0 else points[:, i] > end + 1e-12 * abs(end)
+                    hard |= (
+                        points[:, i] < end - 1e-12 * abs(end) if side == 0 else points[:, i] > end + 1e-12 * abs(end)
+                    )
         hard &= outside
         if hard.any():
             raise InputError("at", f"a point at {points[hard][0].tolist()}", f"points inside {problem.box!r}")
-        return points
+        return np.asarray(points)
     low, high = np.array(problem.box.lower), np.array(problem.box.upper)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise InputError("at", None, "points where the answer matters, or a finite box", "solve(problem, at=points, ...)")
+        raise InputError(
+            "at", None, "points where the answer matters, or a finite box", "solve(problem, at=points, ...)"
+        )
     opened = np.array([[isinstance(f, Open) for f in pair] for pair in problem.box.faces])
     low, high = low + 0.25 * (high - low) * opened[:, 0], high - 0.25 * (high - low) * opened[:, 1]
     count = {1: 33, 2: 9, 3: 5}[problem.dim]
@@ -341,7 +347,7 @@ class _Search:
 
     def _tolerance(self) -> np.ndarray:
         """atol + rtol max |u_j| per column, at the points asked for."""
-        return self.atol + self.rtol * np.abs(self.levels[-1].values).max(0)
+        return np.asarray(self.atol + self.rtol * np.abs(self.levels[-1].values).max(0))
 
     def _estimate(self) -> np.ndarray:
         """Error estimate per column from the differences of the last levels."""
@@ -352,7 +358,7 @@ class _Search:
         last = np.abs(values[-1] - values[-2]).max(0)
         ratio = nodes[-1] / nodes[-2]
         if len(values) < 3:
-            return last
+            return np.asarray(last)
         before = np.abs(values[-2] - values[-3]).max(0)
         with np.errstate(divide="ignore", invalid="ignore"):
             observed = np.log(before / last) / math.log(nodes[-2] / nodes[-3])
@@ -366,7 +372,7 @@ class _Search:
         if len(self.levels) < 3:
             return n * GROWTH[d]
         excess = float(np.max(estimate / np.maximum(0.7 * (tolerance - self.cut), 0.1 * tolerance)))
-        return n * min(max(excess ** (1.0 / self.order), 1.0 + 0.5 * (GROWTH[d] - 1.0)), MAX_GROWTH[d])
+        return float(n * min(max(excess ** (1.0 / self.order), 1.0 + 0.5 * (GROWTH[d] - 1.0)), MAX_GROWTH[d]))
 
     def _solve(self, layout: Layout, n: float) -> Level:
         counts = [max(round(n), SCHEMES[self.scheme].minimum_nodes)] * self.problem.dim
@@ -386,9 +392,7 @@ class _Search:
             rule = plan_terminal(self.problem, grid, generator.box, self.order)
             recipe = Discretization(grid, tuple(times.tolist()), self.scheme, stepper, rule)
             march = March(generator, STEPPERS[stepper], times, self.like)
-            run = march.backward(
-                recipe.initial(march), save=self.save, callback=self.callback, progress=self.progress
-            )
+            run = march.backward(recipe.initial(march), save=self.save, callback=self.callback, progress=self.progress)
         if not np.isfinite(as_numpy(run.state)).all():
             raise NotConvergedError(
                 f"the solution became infinite on {grid!r} with {recipe.stepper} and {recipe.steps} steps; "

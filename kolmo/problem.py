@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -101,7 +100,7 @@ class KolmogorovProblem:
 
     @property
     def arrays(self) -> str | None:
-        """"torch" when some function is an ``nn.Module`` or a tensor, or torch was asked for: what functions get."""
+        """Library of what functions are handed: "torch" if asked for, or if one of them is a module or a tensor."""
         if self._handed is not None:
             return self._handed
         parts = [self.terminal, self.killing, self.source]
@@ -120,11 +119,21 @@ class KolmogorovProblem:
 
     def rate(self, t: float, x: Array) -> Array:
         """Killing rate c, shape ``(...)``."""
-        return _keep_points(evaluate(0.0 if self.killing is None else self.killing, t, x, "killing", self.arrays), x, "killing", columns=False)
+        return _keep_points(
+            evaluate(0.0 if self.killing is None else self.killing, t, x, "killing", self.arrays),
+            x,
+            "killing",
+            columns=False,
+        )
 
     def running(self, t: float, x: Array) -> Array:
         """Running source g, shape ``(...)`` or ``(..., k)``."""
-        return _keep_points(evaluate(0.0 if self.source is None else self.source, t, x, "source", self.arrays), x, "source", columns=True)
+        return _keep_points(
+            evaluate(0.0 if self.source is None else self.source, t, x, "source", self.arrays),
+            x,
+            "source",
+            columns=True,
+        )
 
     def on_face(self, value: FaceValue, t: float, x: Array) -> Array:
         """Datum of a face (number, tensor or function of (t, x)) at points x, shape ``(...)`` or ``(..., k)``."""
@@ -186,5 +195,3 @@ def check_covariance(S: Array, x: Array, t: float) -> Array:
             "give the noise matrix as diffusion=σ if that is what you have",
         )
     return S
-
-

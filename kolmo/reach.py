@@ -84,7 +84,9 @@ def _extremes(points: np.ndarray) -> np.ndarray:
     directions = np.concatenate([np.eye(d), np.stack(np.meshgrid(*[[-1.0, 1.0]] * d), -1).reshape(-1, d)])
     scale = points.std(0) + 1e-300
     scores = (points / scale) @ directions.T
-    chosen = set(scores.argmax(0)) | set(scores.argmin(0)) | {int(np.abs(points - np.median(points, 0)).sum(1).argmin())}
+    chosen = (
+        set(scores.argmax(0)) | set(scores.argmin(0)) | {int(np.abs(points - np.median(points, 0)).sum(1).argmin())}
+    )
     return points[sorted(int(i) for i in chosen)]
 
 
@@ -97,13 +99,13 @@ def _euler(sde: Any, t: float, x: np.ndarray, dt: float, normals: np.ndarray) ->
     if not sde.noiseless:
         S = as_numpy(sde.covariance(t, x))
         noise = np.einsum("...ij,...j->...i", _root(S), np.broadcast_to(normals, x.shape))
-    return x + b * dt + math.sqrt(dt) * noise
+    return np.asarray(x + b * dt + math.sqrt(dt) * noise)
 
 
 def _root(S: np.ndarray) -> np.ndarray:
     """Symmetric square root of positive semidefinite matrices."""
     if S.shape[-1] == 1:
-        return np.sqrt(np.maximum(S, 0.0))
+        return np.asarray(np.sqrt(np.maximum(S, 0.0)))
     values, vectors = np.linalg.eigh(S)
     return np.asarray((vectors * np.sqrt(np.maximum(values, 0.0))[..., None, :]) @ np.swapaxes(vectors, -1, -2))
 

@@ -157,7 +157,8 @@ def evaluate(f: Any, t: float, x: Array, argument: str, arrays: str | None = Non
         raise
     except Exception as error:
         error.add_note(
-            f"kolmo: raised by {argument}(t, x) with t = {t!r} and x a {type(hand).__name__} of shape {tuple(x.shape)}. "
+            f"kolmo: raised by {argument}(t, x) with t = {t!r} and x a {type(hand).__name__} "
+            f"of shape {tuple(x.shape)}. "
             f"Functions must accept points of shape (..., d) and be vectorised over the leading axes"
             + (
                 "; here they receive torch tensors."

@@ -1,15 +1,16 @@
 """The answer: values on the grid, interpolated anywhere, with their error estimate."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kolmo import files
 from kolmo.arrays import Array, as_like, as_numpy, as_points, is_tensor
-from kolmo.discretization import Discretization, read_npz, write_npz
+from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.grid import Grid
 
@@ -101,7 +102,9 @@ class Solution:
 
     def _at_time(self, t: float) -> Array:
         """Node values at a saved time, shape (size[, k])."""
-        near = np.flatnonzero(np.isclose(self.times, t, rtol=0.0, atol=1e-9 * max(1.0, float(np.abs(self.times).max()))))
+        near = np.flatnonzero(
+            np.isclose(self.times, t, rtol=0.0, atol=1e-9 * max(1.0, float(np.abs(self.times).max())))
+        )
         if len(near) == 0:
             shown = ", ".join(f"{s:g}" for s in self.times[:8]) + (", ..." if len(self.times) > 8 else "")
             raise InputError("t", t, f"one of the saved times ({shown})", f"solve(..., save=[{t:g}])")
@@ -144,15 +147,16 @@ class Solution:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the solution and its recipe to one ``.npz`` file (no pickle); read it with ``kolmo.load``."""
-        head = {"status": self.status, "message": self.message, "stats": self.stats}
-        arrays = {
-            "solution": np.array(json.dumps(head, default=float)),
+        tree = {
             "values": as_numpy(self.values),
             "times": self.times,
+            "error_estimate": self.error_estimate,
+            "status": self.status,
+            "message": self.message,
+            "stats": self.stats,
+            "discretization": self.discretization.record(),
         }
-        if self.error_estimate is not None:
-            arrays["error_estimate"] = np.asarray(self.error_estimate)
-        write_npz(path, arrays | self.discretization.record())
+        files.write_tree(Path(path), {"solution": tree})
 
     def __repr__(self) -> str:
         estimate = "" if self.error_estimate is None else f", error≈{float(np.max(self.error_estimate)):.1e}"
@@ -164,8 +168,10 @@ def load(path: str | os.PathLike[str]) -> Solution:
 
     Raises
     ------
+    FileError
+        If the file is missing or damaged.
     InputError
-        If the file is missing, damaged, or not a solution.
+        If it is not a solution.
 
     Examples
     --------
@@ -178,18 +184,9 @@ def load(path: str | os.PathLike[str]) -> Solution:
     >>> bool(kolmo.load(path)(0.3) == sol(0.3))
     True
     """
-    arrays = read_npz(path)
-    if "solution" not in arrays:
+    tree = files.read_tree(Path(path))
+    if not isinstance(tree, dict) or "solution" not in tree:
         raise InputError("path", str(path), "a file written by Solution.save")
-    head = json.loads(str(arrays["solution"]))
-    recipe = Discretization.from_record(arrays)
-    return Solution(
-        arrays["values"],
-        arrays["times"],
-        recipe.grid,
-        recipe,
-        arrays.get("error_estimate"),
-        head["status"],
-        head["message"],
-        head["stats"],
-    )
+    tree = tree["solution"]
+    recipe = Discretization.from_record(tree.pop("discretization"))
+    return Solution(grid=recipe.grid, discretization=recipe, **tree)

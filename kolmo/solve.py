@@ -107,7 +107,9 @@ def solve(
     try:
         if discretization is not None:
             if grid is not None or steps is not None:
-                raise InputError("discretization, grid, steps", "several", "either discretization= or grid= with steps=")
+                raise InputError(
+                    "discretization, grid, steps", "several", "either discretization= or grid= with steps="
+                )
             return _fixed(problem, discretization, saved, like, callback, progress)
         if grid is not None:
             recipe = _recipe(problem, grid, steps, scheme, stepper, saved, like)
@@ -179,8 +181,15 @@ def _by_tolerance(
     if at is not None:
         lead = tuple(as_points(at, problem.dim, "at").shape[:-1])
         estimate = np.broadcast_to(estimate, lead + (() if columns is None else (columns,)))
-    return _solution(problem, outcome.level.discretization, outcome.level.run, np.array(estimate), outcome.status,
-                     outcome.message, outcome.stats)
+    return _solution(
+        problem,
+        outcome.level.discretization,
+        outcome.level.run,
+        np.array(estimate),
+        outcome.status,
+        outcome.message,
+        outcome.stats,
+    )
 
 
 def _recipe(

@@ -33,4 +33,4 @@ def solve_stationary(march: March, weights: np.ndarray | None = None) -> np.ndar
         u = factors.solve(-np.asarray(load))
     except NotConvergedError as error:
         raise NotConvergedError(f"the stationary equation has no unique solution: {error}") from error
-    return march.with_boundary(u, 0.0)
+    return np.asarray(march.with_boundary(u, 0.0))

@@ -1,4 +1,4 @@
-"""Direct solution of sparse linear systems and their transposes: banded LAPACK where the band is narrow, SuperLU else."""
+"""Direct solution of sparse linear systems and their transposes: banded LAPACK or SuperLU."""
 
 from typing import Any, Protocol
 

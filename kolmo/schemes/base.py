@@ -59,10 +59,25 @@ class Assembly:
 class Scheme(Protocol):
     """A space discretisation, found by name in ``SCHEMES``."""
 
-    name: str
-    order: int
-    monotone: bool
-    smooth: bool
+    @property
+    def name(self) -> str:
+        """Name in the registry."""
+        ...
+
+    @property
+    def order(self) -> int:
+        """Order of accuracy for smooth solutions."""
+        ...
+
+    @property
+    def monotone(self) -> bool:
+        """Whether off-diagonal entries of Q are never negative."""
+        ...
+
+    @property
+    def smooth(self) -> bool:
+        """Whether Q depends smoothly on the coefficients."""
+        ...
 
     @property
     def minimum_nodes(self) -> int:

@@ -139,9 +139,7 @@ class Central:
         operators, slopes = [], {}
         for i, axis in enumerate(grid.axes):
             if axis.n < self.minimum_nodes:
-                raise InputError(
-                    f"grid[{i}]", axis.n, f"at least {self.minimum_nodes} nodes for scheme {self.name!r}"
-                )
+                raise InputError(f"grid[{i}]", axis.n, f"at least {self.minimum_nodes} nodes for scheme {self.name!r}")
             low, high = (CLOSURES[type(face)] for face in box.faces[i])
             D = differences(axis.n, self.order, low, high)
             ops = {"first": LineOperator(D.first), "second": LineOperator(D.second), "cross": LineOperator(D.cross)}

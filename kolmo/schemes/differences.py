@@ -55,9 +55,7 @@ def stencil_weights(offsets: np.ndarray, derivative: int, slope_at: float | None
     powers = np.arange(m)
     rows = [offsets**j for j in powers]
     if slope_at is not None:
-        rows = [
-            np.append(row, 0.0 if j == 0 else j * slope_at ** (j - 1)) for j, row in zip(powers, rows, strict=True)
-        ]
+        rows = [np.append(row, 0.0 if j == 0 else j * slope_at ** (j - 1)) for j, row in zip(powers, rows, strict=True)]
     target = np.zeros(m)
     target[derivative] = 1.0 if derivative == 0 else float(np.prod(np.arange(1, derivative + 1)))
     weights = np.linalg.solve(np.array(rows), target)
@@ -109,7 +107,7 @@ def _closure(kind: str, j: int, derivative: int, order: int) -> tuple[np.ndarray
     if kind == CUT:
         reach = max(j, 1)
         if j == 0:
-            return (np.arange(0.0, 3.0), False) if derivative == 1 else (np.arange(0.0, 3.0), False)
+            return np.arange(0.0, 3.0), False
         return np.arange(-reach, reach + 1.0), False
     if kind == SLOPE:
         if j == 0 and derivative == 1:
@@ -119,7 +117,7 @@ def _closure(kind: str, j: int, derivative: int, order: int) -> tuple[np.ndarray
 
 
 def symbol_bounds(order: int) -> tuple[float, float]:
-    """Largest |symbol| of the central first and second difference of an even order, for step bounds.
+    """Largest modulus of the symbol of the central first and second difference of an even order, for step bounds.
 
     Examples
     --------
@@ -128,7 +126,9 @@ def symbol_bounds(order: int) -> tuple[float, float]:
     """
     theta = np.linspace(0.0, np.pi, 2001)
     central = np.arange(-(order // 2), order // 2 + 1)
-    symbols = [np.abs(np.exp(1j * np.outer(theta, central)) @ stencil_weights(central.astype(float), m)[0]) for m in (1, 2)]
+    symbols = [
+        np.abs(np.exp(1j * np.outer(theta, central)) @ stencil_weights(central.astype(float), m)[0]) for m in (1, 2)
+    ]
     return float(symbols[0].max()), float(symbols[1].max())
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -103,13 +104,16 @@ class Generator:
         if self.problem.horizon is None:
             return [(0.0, 0.0)]
         ends = [0.0, *self.problem.sde.breakpoints, self.problem.horizon]
-        return list(zip(ends, ends[1:], strict=False))
+        return list(pairwise(ends))
 
     @cached_property
     def sample(self) -> Local:
         """Coefficients at the nodes, largest over several times: what layouts and step bounds are made for."""
         locals_ = [self._local(t, self.grid.points) for t in self._sample_times()]
-        pick = [max(items, key=lambda v: float(np.abs(v).max())) for items in zip(*[(s.A, s.c) for s in locals_], strict=True)]
+        pick = [
+            max(items, key=lambda v: float(np.abs(v).max()))
+            for items in zip(*[(s.A, s.c) for s in locals_], strict=True)
+        ]
         S = np.max([np.abs(s.S) for s in locals_], axis=0) if len(locals_) > 1 else locals_[0].S
         return Local(pick[0], S, pick[1], locals_[0].g)
 
@@ -128,7 +132,7 @@ class Generator:
     def autonomous(self) -> bool:
         """Whether coefficients, source and face data are constant in time between breakpoints."""
         if self.problem.stationary or self.problem.sde.autonomous is not None:
-            return self.problem.stationary or bool(self.problem.sde.autonomous) and self._same_over_time(sde=False)
+            return self.problem.stationary or (bool(self.problem.sde.autonomous) and self._same_over_time(sde=False))
         return self._same_over_time(sde=True)
 
     def _same_over_time(self, *, sde: bool) -> bool:
@@ -184,7 +188,9 @@ class Generator:
             if isinstance(face, Absorbing):
                 mask = on_face(self.grid, axis, side)
                 wall = wall_nodes(self.grid, axis, side)
-                at_wall = self._wide(check_finite(self.problem.on_face(face.value, t, x[wall]), x[wall], t, "Absorbing.value"))
+                at_wall = self._wide(
+                    check_finite(self.problem.on_face(face.value, t, x[wall]), x[wall], t, "Absorbing.value")
+                )
                 spread = _scatter(at_wall, wall, len(mask))
                 values = values * as_like((~mask).astype(float), x)[:, None] + spread
         return values
@@ -196,12 +202,12 @@ class Generator:
 
     def load(self, t: float) -> np.ndarray:
         """r(t), shape (size[, k]): source and data of elastic faces."""
-        return self.shaped(as_numpy(self.at(t).load))
+        return np.asarray(self.shaped(as_numpy(self.at(t).load)))
 
     @property
     def terminal(self) -> np.ndarray:
         """Terminal data at the nodes, shape (size[, k])."""
-        return as_numpy(self.problem.final(self.grid.points))
+        return np.asarray(as_numpy(self.problem.final(self.grid.points)))
 
     def shaped(self, u: Array) -> Array:
         """Drop the column axis where the problem has none."""

@@ -243,8 +243,9 @@ class Monotone:
 
 
 def fitted_rates(alpha: Array, A: Array) -> tuple[Array, Array]:
-    r"""Rates up and down one axis: :math:`\tfrac12\alpha B(\mp 2A/\alpha)`, :math:`B(z) = z/(e^z - 1)`; upwind at α = 0.
+    r"""Rates up and down one axis: :math:`\tfrac12\alpha B(\mp 2A/\alpha)` with :math:`B(z) = z/(e^z - 1)`.
 
+    Without noise (α = 0) they are upwind.
     Their difference is the drift A, their mean the diffusion α/2 with the least numerical diffusion that keeps both
     rates positive.
 
@@ -298,12 +299,12 @@ def _lay_out(grid: Grid, box: Box, S: np.ndarray) -> tuple[Jumps, np.ndarray]:
     nodes, slots, steps = [], [], []
     everyone = np.arange(N)
     for i in range(d):
-        for slot, sign in ((2 * i, 1), (2 * i + 1, -1)):
-            step = np.zeros((N, d), dtype=int)
-            step[:, i] = sign
+        for column, sign in ((2 * i, 1), (2 * i + 1, -1)):
+            along = np.zeros((N, d), dtype=int)
+            along[:, i] = sign
             nodes.append(everyone)
-            slots.append(np.full(N, slot))
-            steps.append(step)
+            slots.append(np.full(N, column))
+            steps.append(along)
     for k in range(E.shape[1]):
         oblique = np.flatnonzero(~unit[:, k])
         for sign in (1, -1):
@@ -325,9 +326,7 @@ def _lay_out(grid: Grid, box: Box, S: np.ndarray) -> tuple[Jumps, np.ndarray]:
     arm, hit_axis, hit_side = arm[alive], hit_axis[alive], hit_side[alive]
     factor = np.where(slot < 2 * d, 1.0, factor)
     entry_jump, entry_corner, cols, tilt = walker.land(node, step, arm, hit_axis, hit_side)
-    layout = Jumps(
-        superbase, node, slot, factor, aligned, blocked, flat, entry_jump, entry_corner, tilt, free
-    )
+    layout = Jumps(superbase, node, slot, factor, aligned, blocked, flat, entry_jump, entry_corner, tilt, free)
     return layout, cols
 
 
@@ -414,7 +413,7 @@ class _Walker:
 
     def _index(self, position: np.ndarray) -> np.ndarray:
         wrapped = np.where(self.periodic, position % self.shape, np.clip(position, 0, self.shape - 1))
-        return np.ravel_multi_index(tuple(wrapped.T), self.grid.shape)
+        return np.asarray(np.ravel_multi_index(tuple(wrapped.T), self.grid.shape))
 
     def _reflect(
         self, node: np.ndarray, step: np.ndarray, axis: np.ndarray, side: np.ndarray, jump: np.ndarray

@@ -80,6 +80,4 @@ def weights(S: Array, V: np.ndarray) -> Array:
         return S[:, :, 0]
     W = as_like(V.astype(float), S)
     xp = namespace(S)
-    return xp.stack(
-        [-xp.einsum("na,nab,nb->n", W[:, i], S, W[:, j]) for i, j in combinations(range(d + 1), 2)], -1
-    )
+    return xp.stack([-xp.einsum("na,nab,nb->n", W[:, i], S, W[:, j]) for i, j in combinations(range(d + 1), 2)], -1)

@@ -97,10 +97,43 @@ class TerminalRule:
         position[self.touched] = self.grid.size + np.arange(len(self.touched))
         return namespace(values).concatenate([values, smooth])[position]
 
+    @classmethod
+    def point_values(cls, grid: Grid, order: int = 0) -> "TerminalRule":
+        """Take φ at every node."""
+        return cls(grid, order, np.zeros(0, dtype=int), np.zeros((0, grid.dim)), None, None)
+
+    def record(self) -> dict[str, Any]:
+        """Tree of numbers and arrays, for saving."""
+        return {
+            "order": self.order,
+            "touched": self.touched,
+            "points": self.points,
+            "matrix": _sparse_record(self.matrix),
+            "constant": _sparse_record(self.constant),
+        }
+
+    @classmethod
+    def from_record(cls, grid: Grid, tree: dict[str, Any]) -> "TerminalRule":
+        """Rebuild a rule from its record."""
+        matrices = [_sparse_from(tree[name]) for name in ("matrix", "constant")]
+        return cls(grid, tree["order"], tree["touched"], tree["points"], *matrices)
+
     @cached_property
     def smoothed(self) -> bool:
         """Whether anything is smoothed."""
         return self.matrix is not None
+
+
+def _sparse_record(matrix: sp.csr_matrix | None) -> dict[str, Any] | None:
+    if matrix is None:
+        return None
+    return {"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr, "shape": list(matrix.shape)}
+
+
+def _sparse_from(tree: dict[str, Any] | None) -> sp.csr_matrix | None:
+    if tree is None:
+        return None
+    return sp.csr_matrix((tree["data"], tree["indices"], tree["indptr"]), shape=tuple(tree["shape"]))
 
 
 def _multiply(matrix: sp.csr_matrix, values: Array) -> Array:
@@ -119,7 +152,7 @@ def plan_terminal(problem: KolmogorovProblem, grid: Grid, box: Box, order: int) 
     """Find where φ is rough on the grid's scale and lay out the smoothing there."""
     rough = _rough_cells(problem, grid)
     if order not in CORRECTIONS or not rough.any():
-        return TerminalRule(grid, order, np.zeros(0, dtype=int), np.zeros((0, grid.dim)), None, None)
+        return TerminalRule.point_values(grid, order)
     touched = np.flatnonzero(_near(rough, grid, support(order)).reshape(-1))
     lines = [_line_weights(axis_cells, box, i, order, grid) for i, axis_cells in enumerate(rough.shape)]
     cells = _needed_cells(touched, grid, rough.shape, lines)
@@ -165,10 +198,12 @@ def _flag(values: np.ndarray, halves: np.ndarray, scale: np.ndarray, periodic: b
     fine[0::2], fine[1::2] = values, halves
     pad = 4
     if periodic:
-        wide, fine = np.concatenate([values[-pad:], values, values[:pad]]), np.concatenate([fine[-pad:], fine, fine[:pad]])
+        wide, fine = (
+            np.concatenate([values[-pad:], values, values[:pad]]),
+            np.concatenate([fine[-pad:], fine, fine[:pad]]),
+        )
     else:
         wide = values
-    coarse_difference = np.abs(np.diff(wide, 4, axis=0)).max(-1)
     fine_difference = np.abs(np.diff(fine, 4, axis=0) / scale).max(-1)
     coarse_difference = np.abs(np.diff(wide, 4, axis=0) / scale).max(-1)
     rough = np.zeros((cells, *values.shape[1:-1]), dtype=bool)
@@ -260,7 +295,8 @@ def _samples(
     per_cell = len(unit)
     points = [_to_x(grid, corner[~flagged][:, None, :] + unit).reshape(-1, d)]
     smooth_rows = (np.flatnonzero(~flagged)[:, None] * per_cell + np.arange(per_cell)).reshape(-1)
-    rows, columns, data = [smooth_rows], [np.arange(len(smooth_rows))], [np.ones(len(smooth_rows))]
+    rows, columns = [smooth_rows], [np.arange(len(smooth_rows))]
+    data: list[Any] = [np.ones(len(smooth_rows))]
     offset = len(smooth_rows)
     for position in np.flatnonzero(flagged):
         local, weights = _rough_rule(problem, grid, corner[position], d)
@@ -289,10 +325,7 @@ def _to_x(grid: Grid, position: np.ndarray) -> np.ndarray:
 def _rough_rule(problem: KolmogorovProblem, grid: Grid, corner: np.ndarray, d: int) -> tuple[np.ndarray, np.ndarray]:
     """Quadrature points in the unit cell (m, d) and weights (m,) that cope with a kink or jump inside."""
     gauss, w = legendre.leggauss(4 if d == 1 else 2)
-    if d == 1:
-        edges = _dyadic(problem, grid, corner)
-    else:
-        edges = np.linspace(0.0, 1.0, SUBCELLS[d] + 1)
+    edges = _dyadic(problem, grid, corner) if d == 1 else np.linspace(0.0, 1.0, SUBCELLS[d] + 1)
     widths = np.diff(edges)
     s = (edges[:-1, None] + 0.5 * widths[:, None] * (gauss + 1.0)).reshape(-1)
     v = (0.5 * widths[:, None] * w).reshape(-1)
@@ -369,7 +402,10 @@ def _odd_constant(touched: np.ndarray, grid: Grid, lines: list[_Line], home: Any
             half = line.cell.shape[1] // 2
             lower = np.arange(line.cell.shape[1]) < half
             amount = 2.0 * (outside * (lower if side == 0 else ~lower)).sum(1)
-            wall = [np.full(len(touched), (0 if side == 0 else grid.shape[j] - 1)) if j == i else h for j, h in enumerate(home)]
+            wall = [
+                np.full(len(touched), (0 if side == 0 else grid.shape[j] - 1)) if j == i else h
+                for j, h in enumerate(home)
+            ]
             rows.append(np.arange(len(touched)))
             columns.append(np.ravel_multi_index(wall, grid.shape))
             data.append(amount)

@@ -58,16 +58,27 @@ class Step(Protocol):
         ...
 
     def apply_transposed(self, p: Array) -> tuple[Array, list[Array]]:
-        """Sᵀ p and, per stage, L_jᵀ p. Pulled back to the stencil numbers, stage j gives ``stencil.pullback(L_jᵀ p, Y_j)``."""
+        """Sᵀ p and, per stage, q_j = L_jᵀ p; pulled back to the numbers, stage j gives ``pullback(q_j, Y_j)``."""
         ...
 
 
 class Stepper(Protocol):
     """A one-step method, found by name in ``STEPPERS``."""
 
-    name: str
-    order: int
-    implicit: bool
+    @property
+    def name(self) -> str:
+        """Name in the registry."""
+        ...
+
+    @property
+    def order(self) -> int:
+        """Order of accuracy."""
+        ...
+
+    @property
+    def implicit(self) -> bool:
+        """Whether a step solves linear systems."""
+        ...
 
     @property
     def nodes(self) -> tuple[float, ...]:

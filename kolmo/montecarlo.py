@@ -1,0 +1,751 @@
+"""Monte Carlo: the expectation behind the equation, by simulated paths, with its statistical error and its bias."""
+
+import math
+import secrets
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kolmo.arrays import Array, as_like, as_numpy, as_points, is_tensor
+from kolmo.box import Absorbing, Box, Natural, Open, Periodic, Reflecting, Robin
+from kolmo.errors import InputError, KolmoWarning, NotConvergedError
+from kolmo.problem import KolmogorovProblem
+from kolmo.registry import Registry
+from kolmo.sde import evaluate
+
+# Paths simulated at once: bounds the memory whatever the number of points and paths.
+CHUNK = 1 << 16
+# A path is dropped when its weight has fallen below this, and an exit less likely is not looked at.
+NEGLIGIBLE = 1e-14
+# A stationary problem is given up after this many crossing times of its box.
+CROSSINGS = 1000
+# The end of a step that falls on a breakpoint is read just before it.
+INSIDE = 1e-10
+# Weak order that the treatment of a face allows; free of it where not listed.
+FACE_ORDER: dict[type, float] = {Reflecting: 1.0, Robin: 1.0, Absorbing: 1.0, Natural: 0.5}
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """What a simulation says about u(0, x).
+
+    Attributes
+    ----------
+    mean : array, shape (...) or (..., k)
+        Estimate on the finer of two step sizes.
+    standard_error : array, same shape
+        Its standard deviation over the paths.
+    bias_estimate : array, same shape
+        Estimate of its discretisation error: difference from the same paths with steps twice as long, plus one standard
+        error of that difference, both divided by 2^p − 1 for the weak order p. Infinite where ``status`` is
+        "truncated".
+    paths, steps : int
+        Paths per point; steps taken (stationary: steps per crossing time of the box).
+    method : str
+        Name of the method.
+    rng : int
+        Seed: the same call with ``rng=estimate.rng`` gives the same numbers.
+    status, message : str
+        "finished", or "truncated" where paths of a stationary problem had to be given up; what that means.
+    """
+
+    mean: Array
+    standard_error: Array
+    bias_estimate: Array
+    paths: int
+    steps: int
+    method: str
+    rng: int
+    status: str
+    message: str
+
+
+def monte_carlo(
+    problem: KolmogorovProblem, x: Any, *, paths: int, steps: int, rng: Any = None, method: str = "euler"
+) -> Estimate:
+    r"""Estimate :math:`u(0, x) = E[e^{-\int c}\varphi(X_T) + \int e^{-\int c}g\,ds \mid X_0 = x]` by simulated paths.
+
+    Parameters
+    ----------
+    problem : KolmogorovProblem
+        The equation; stationary problems run until the paths are absorbed or killed.
+    x : array_like, shape (..., d)
+        Starting points (in one dimension ``(...)``).
+    paths : int
+        Independent paths per point, at least 2.
+    steps : int
+        Steps over the horizon, rounded up so that none straddles a breakpoint and their number between two is even;
+        stationary: steps per crossing time of the box, 1/max(Σ_ii/L_i² + \|b_i\|/L_i).
+    rng : None, int, numpy.random.Generator or torch.Generator
+        Source of randomness; a generator is asked for one number. The seed used is in the result.
+    method : {"euler", "platen"}
+        Euler–Maruyama (weak order 1), or Platen's derivative-free scheme of weak order 2 for smooth problems.
+
+    Returns
+    -------
+    Estimate
+        Mean, standard error and bias estimate; tensors if x is one.
+
+    Raises
+    ------
+    InputError
+        For points outside the box, too few paths or steps, an unknown method, or a stationary problem whose paths
+        never end.
+    NotConvergedError
+        If paths run off to infinity: steps are too long.
+
+    Notes
+    -----
+    Between two instants the path is a Brownian bridge with frozen coefficients. An absorbing face is paid with the
+    probability that the bridge touched it, at an instant drawn from its law given that it did, and the path goes on with
+    the weight that is left. Reflecting and elastic faces push the path inwards along Σn by the amount that the minimum of
+    the bridge asks for; that amount times 2/(n·Σn) is the local time that kills at an elastic face. For constant
+    coefficients and one wall this is exact in law. Natural ends hold the path back by projection, which costs half an
+    order; open faces do nothing. Corners treat their faces one by one. Paths with steps twice as long use the same
+    Brownian paths and the same bridges.
+
+    References
+    ----------
+    P. E. Kloeden and E. Platen (1992), Numerical Solution of Stochastic Differential Equations, sections 14.1 and 15.1;
+    E. Gobet (2000), Stochastic Processes and their Applications 87; D. Lépingle (1995), Mathematics and Computers in
+    Simulation 38.
+
+    Examples
+    --------
+    >>> from kolmo import catalog, monte_carlo
+    >>> case = catalog.survival()
+    >>> estimate = monte_carlo(case.problem, case.points, paths=4000, steps=16, rng=1)
+    >>> bool((abs(estimate.mean - case.values) < 4 * estimate.standard_error + estimate.bias_estimate).all())
+    True
+    """
+    points = as_points(x, problem.dim)
+    starts = np.asarray(as_numpy(points), dtype=float).reshape(-1, problem.dim)
+    _check(problem, starts, paths, steps)
+    scheme, seed = METHODS[method], seed_of(rng)
+    model = Model(problem, points if is_tensor(points) else None)
+    schedule = _schedule(problem, model, starts, steps)
+    fine, difference = Moments.of(len(starts), model.columns), Moments.of(len(starts), model.columns)
+    lost = 0.0
+    total = len(starts) * paths
+    firsts = range(0, total, CHUNK)
+    for first, source in zip(firsts, np.random.SeedSequence(seed).spawn(len(firsts)), strict=True):
+        owner = np.arange(first, min(first + CHUNK, total)) // paths
+        pair = Pair(model, scheme, starts[owner], np.random.default_rng(source))
+        left = pair.run(schedule)
+        fine.add(owner, pair.totals[0])
+        difference.add(owner, pair.totals[0] - pair.totals[1])
+        lost += left
+    return _estimate(problem, scheme, schedule, fine, difference, lost / total, points, (paths, seed))
+
+
+def _check(problem: KolmogorovProblem, starts: np.ndarray, paths: int, steps: int) -> None:
+    if int(paths) != paths or paths < 2:
+        raise InputError("paths", paths, "an integer of at least 2")
+    if int(steps) != steps or steps < 2:
+        raise InputError("steps", steps, "an integer of at least 2", "the bias is estimated from steps and steps / 2")
+    outside = ~problem.box.contains(starts)
+    if outside.any():
+        raise InputError("x", f"a point at {starts[outside][0].tolist()}", f"points inside {problem.box}")
+    faces = [f for pair in problem.box.faces for f in pair]
+    if problem.stationary and problem.killing is None and not any(isinstance(f, Absorbing | Robin) for f in faces):
+        raise InputError(
+            "problem", "a stationary problem without absorbing or elastic faces or killing", "paths that end"
+        )
+
+
+def _estimate(
+    problem: KolmogorovProblem,
+    scheme: "Method",
+    schedule: "Schedule",
+    fine: "Moments",
+    difference: "Moments",
+    lost: float,
+    points: Array,
+    drawn: tuple[int, int],
+) -> Estimate:
+    order = min([scheme.order, *(FACE_ORDER.get(type(f), 9.0) for pair in problem.box.faces for f in pair)])
+    bias = (np.abs(difference.mean) + difference.standard_error) / (2.0**order - 1.0)
+    if not np.isfinite(fine.mean).all():
+        raise NotConvergedError(
+            f"paths ran off to infinity with {schedule.steps} steps; take more steps, or a box with faces"
+        )
+    status, message = "finished", "every path reached its end"
+    if lost > 0.0:
+        status = "truncated"
+        message = (
+            f"{lost:.3g} of the weight was neither absorbed nor killed after {CROSSINGS} crossing times of the box; "
+            f"what it would have earned later is missing from the mean"
+        )
+        bias = np.full_like(bias, np.inf)
+        warnings.warn(f"monte_carlo: {message}", KolmoWarning, stacklevel=3)
+    lead = tuple(points.shape[:-1])
+
+    def shaped(value: np.ndarray) -> Array:
+        columns = value.shape[1:] if fine.columns is not None else ()
+        value = value.reshape(lead + columns)
+        return as_like(value, points) if is_tensor(points) else value
+
+    return Estimate(
+        mean=shaped(fine.mean),
+        standard_error=shaped(fine.standard_error),
+        bias_estimate=shaped(bias),
+        paths=drawn[0],
+        steps=schedule.steps,
+        method=scheme.name,
+        rng=drawn[1],
+        status=status,
+        message=message,
+    )
+
+
+def seed_of(rng: Any) -> int:
+    """Seed from None, an int, a NumPy generator or a torch generator (each generator is asked for one number).
+
+    Examples
+    --------
+    >>> seed_of(7)
+    7
+    """
+    if rng is None:
+        return secrets.randbits(63)
+    if isinstance(rng, int | np.integer) and not isinstance(rng, bool) and rng >= 0:
+        return int(rng)
+    if isinstance(rng, np.random.Generator):
+        return int(rng.integers(2**63))
+    if type(rng).__module__.partition(".")[0] == "torch" and type(rng).__name__ == "Generator":
+        import torch
+
+        return int(torch.randint(2**62, (), generator=rng, device=rng.device))
+    raise InputError(
+        "rng", repr(rng), "None, an integer ≥ 0, a numpy.random.Generator or a torch.Generator", "e.g. rng=0"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- coefficients
+class Model:
+    """A problem's functions as NumPy functions of NumPy points, read inside its closed faces.
+
+    Parameters
+    ----------
+    problem : KolmogorovProblem
+        The equation.
+    like : tensor or None
+        A tensor: functions are handed tensors on its device.
+    """
+
+    def __init__(self, problem: KolmogorovProblem, like: Array | None) -> None:
+        self.problem, self.like = problem, like
+        self.box: Box = problem.box
+        self.torch = like is not None or problem.arrays == "torch"
+        low, high = np.array(self.box.lower), np.array(self.box.upper)
+        closed = np.array([[not isinstance(f, Open | Periodic) for f in pair] for pair in self.box.faces])
+        self.low, self.high = np.where(closed[:, 0], low, -np.inf), np.where(closed[:, 1], high, np.inf)
+        self.closed = bool(closed.any())
+        self.periodic = np.array(self.box.periodic)
+        self.origin, self.period = np.where(self.periodic, low, 0.0), np.where(self.periodic, high - low, 1.0)
+        self.columns = self._columns()
+
+    def _columns(self) -> int | None:
+        """Number of columns, or None for plain numbers."""
+        finite_low = np.where(np.isfinite(self.box.lower), self.box.lower, 0.0)
+        probe = np.clip(np.zeros((2, self.box.dim)), finite_low, np.maximum(finite_low, self.box.upper))
+        values = [self.running(0.0, probe)] + ([] if self.problem.stationary else [self.final(probe)])
+        for face in (f for pair in self.box.faces for f in pair):
+            if isinstance(face, Absorbing | Robin):
+                values.append(self.face(face.value, 0.0, probe))
+        columns = [v.shape[1] for v in values if v.ndim == 2]
+        return max(columns) if columns else None
+
+    def _call(self, f: Callable[..., Array], *args: Any) -> np.ndarray:
+        *time, x = args
+        if not self.torch:
+            return np.asarray(f(*time, x), dtype=float)
+        import torch
+
+        with torch.no_grad():
+            hand = torch.as_tensor(x, device=None if self.like is None else self.like.device)
+            return np.asarray(as_numpy(f(*time, hand)), dtype=float)
+
+    def fit(self, x: np.ndarray) -> np.ndarray:
+        """Points brought back to where coefficients may be read: projected on closed faces, wrapped around periods."""
+        if self.closed:
+            x = np.clip(x, self.low, self.high)
+        if self.periodic.any():
+            x = np.where(self.periodic, self.origin + np.mod(x - self.origin, self.period), x)
+        return x
+
+    def drift(self, t: float, x: np.ndarray) -> np.ndarray:
+        """Drift, shape (N, d)."""
+        return self._call(self.problem.sde.drift, t, x)
+
+    def diffusion(self, t: float, x: np.ndarray) -> np.ndarray:
+        """Noise matrix, shape (N, d, m)."""
+        return self._call(self.problem.sde.diffusion, t, x)
+
+    def covariance(self, t: float, x: np.ndarray) -> np.ndarray:
+        """Covariance rate, shape (N, d, d)."""
+        return self._call(self.problem.sde.covariance, t, x)
+
+    def final(self, x: np.ndarray) -> np.ndarray:
+        """Terminal data, shape (N,) or (N, k)."""
+        return self._call(self.problem.final, x)
+
+    def rate(self, t: float, x: np.ndarray) -> np.ndarray:
+        """Killing rate, shape (N,)."""
+        return self._call(self.problem.rate, t, x)
+
+    def running(self, t: float, x: np.ndarray) -> np.ndarray:
+        """Source, shape (N,) or (N, k)."""
+        return self._call(self.problem.running, t, x)
+
+    def face(self, value: Any, t: float, x: np.ndarray) -> np.ndarray:
+        """Datum of a face, shape (N,) or (N, k)."""
+
+        def read(t: float, x: Array) -> Array:
+            return evaluate(value, t, x, "face value", "torch" if self.torch else None)
+
+        result = self._call(read, t, x)
+        if result.ndim == 2 and result.shape[1] == 1 and x.shape[1] == 1:
+            return result[:, 0]
+        return np.broadcast_to(result, (len(x), *result.shape[1:]))
+
+    def noise_columns(self, x: np.ndarray) -> int:
+        """Number m of independent noises."""
+        return int(self.diffusion(0.0, x[:1]).shape[-1])
+
+
+# ------------------------------------------------------------------------------------------------------- one step
+@dataclass(frozen=True)
+class Increment:
+    """A time step [t, t + dt] with its Brownian increment.
+
+    Attributes
+    ----------
+    t, end, dt : float
+        Start; end as coefficients see it (just before a breakpoint); length.
+    dW : ndarray, shape (N, m)
+        Increment.
+    signs : ndarray, shape (N, m, m)
+        Random signs, antisymmetric, for the double integrals.
+    """
+
+    t: float
+    end: float
+    dt: float
+    dW: np.ndarray
+    signs: np.ndarray
+
+
+Step = Callable[[Model, np.ndarray, Increment], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A one-step method: name, weak order, and ``step(model, x, increment)`` -> (new x, σ(t, x))."""
+
+    name: str
+    order: float
+    step: Step
+
+
+METHODS: Registry[Method] = Registry("method")
+
+
+def _applied(sigma: np.ndarray, dW: np.ndarray) -> np.ndarray:
+    return np.asarray(np.einsum("nij,nj->ni", sigma, dW))
+
+
+def euler(model: Model, x: np.ndarray, inc: Increment) -> tuple[np.ndarray, np.ndarray]:
+    """Euler–Maruyama step, weak order 1."""
+    sigma = model.diffusion(inc.t, x)
+    return x + model.drift(inc.t, x) * inc.dt + _applied(sigma, inc.dW), sigma
+
+
+def platen(model: Model, x: np.ndarray, inc: Increment) -> tuple[np.ndarray, np.ndarray]:
+    """Platen's explicit step of weak order 2 for general noise (Kloeden and Platen 1992, equation 15.1.3)."""
+    dt, dW, root = inc.dt, inc.dW, math.sqrt(inc.dt)
+    a, b = model.drift(inc.t, x), model.diffusion(inc.t, x)
+    ahead = x + a * dt
+    y = x + 0.5 * dt * (a + model.drift(inc.end, model.fit(ahead + _applied(b, dW)))) + _applied(b, dW)
+    for j in range(b.shape[-1]):
+        shift = b[..., j] * root
+        # the noise ahead, moved along column j: all columns of the row "U", column j of the row "R"
+        up, down = (model.diffusion(inc.end, model.fit(ahead + s * shift))[..., j] for s in (1.0, -1.0))
+        w = dW[:, j, None]
+        y += 0.25 * (up + down - 2.0 * b[..., j]) * w + 0.25 / root * (up - down) * (w**2 - dt)
+        if b.shape[-1] > 1:
+            up_all, down_all = (model.diffusion(inc.t, model.fit(x + s * shift)) for s in (1.0, -1.0))
+            mixed = dW[:, j, None] * dW + dt * inc.signs[:, j, :]
+            first, second = (up_all - down_all) / root, up_all + down_all - 2.0 * b
+            first[..., j], second[..., j] = 0.0, 0.0
+            y += 0.25 * (_applied(second, dW) + _applied(first, mixed))
+    return y, b
+
+
+METHODS.add("euler", Method("euler", 1.0, euler))
+METHODS.add("platen", Method("platen", 2.0, platen))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers of one fine step, for N paths.
+
+    Attributes
+    ----------
+    dW : ndarray, shape (N, m)
+        Brownian increment.
+    signs : ndarray, shape (N, m, m)
+        Antisymmetric signs.
+    exponential, normal, uniform : ndarray, shape (N, d, 2)
+        One of each per face, for the extremes of bridges and the instants at which they touch.
+    """
+
+    dW: np.ndarray
+    signs: np.ndarray
+    exponential: np.ndarray
+    normal: np.ndarray
+    uniform: np.ndarray
+
+
+# ------------------------------------------------------------------------------------------------------- paths
+class Walk:
+    """Paths that walk: positions, weights that are left, and what has been paid so far."""
+
+    def __init__(self, model: Model, method: Method, x: np.ndarray) -> None:
+        self.model, self.method, self.x = model, method, x.copy()
+        self.weight = np.ones(len(x))
+        self.paid = np.zeros((len(x), model.columns or 1))
+        self.stationary = model.problem.stationary
+
+    def keep(self, which: np.ndarray) -> None:
+        """Drop all paths but the given ones."""
+        self.x, self.weight, self.paid = self.x[which], self.weight[which], self.paid[which]
+
+    def pay(self, amount: np.ndarray, value: np.ndarray, which: Any = slice(None)) -> None:
+        """Add amount × value; a path without weight is paid nothing, whatever the value."""
+        value = value[:, None] if value.ndim == 1 else value
+        self.paid[which] += np.where(amount[:, None] != 0.0, amount[:, None] * value, 0.0)
+
+    def advance(self, t: float, end: float, h: float, draws: list[Draws]) -> None:
+        """One step made of one or two fine ones: coefficients are read once, bridges are walked one by one."""
+        model, dt, x = self.model, h * len(draws), self.x
+        dW = draws[0].dW if len(draws) == 1 else draws[0].dW + draws[1].dW
+        killing, source = model.problem.killing is not None, model.problem.source is not None
+        c = model.rate(t, x) if killing else np.zeros(len(x))
+        g = model.running(t, x) if source else None
+        y, sigma = self.method.step(model, x, Increment(t, end, dt, dW, draws[0].signs))
+        bridges = [y - x]
+        if len(draws) == 2:
+            twist = 0.5 * _applied(sigma, draws[0].dW - draws[1].dW)
+            bridges = [0.5 * (y - x) + twist, 0.5 * (y - x) - twist]
+        before = self.weight.copy()
+        if model.closed:
+            S = sigma @ np.swapaxes(sigma, -1, -2)
+            for j, (bridge, draw) in enumerate(zip(bridges, draws, strict=True)):
+                self._walk(Bridge(t + j * h, end, h, j * h, bridge, S, c, g), draw)
+        else:
+            self.x = y
+        self.x = model.fit(self.x)
+        survived = np.divide(self.weight, before, out=np.zeros_like(before), where=before > 0.0)
+        after = 0.5 * (c + model.rate(end, self.x)) * dt if killing else 0.0
+        if g is not None:
+            self.pay(0.5 * dt * before * survived, g)
+            self.pay(0.5 * dt * before * survived * np.exp(-after), model.running(end, self.x))
+        self.weight = self.weight * np.exp(-after)
+
+    def _walk(self, bridge: "Bridge", draw: Draws) -> None:
+        """Follow one bridge: push at reflecting and elastic faces, pay at absorbing ones."""
+        p, q = self.x, self.x + bridge.step
+        faces = [(i, s, self.model.box.faces[i][s]) for i in range(p.shape[1]) for s in (0, 1)]
+        for axis, side, face in faces:
+            if isinstance(face, Reflecting | Robin):
+                q = self._push(bridge, p, q, axis, side, face, draw.exponential[:, axis, side])
+        q = self.model.fit(q) if not any(isinstance(f, Absorbing) for *_, f in faces) else self._inside_walls(q)
+        self._absorb(bridge, p, q, [f for f in faces if isinstance(f[2], Absorbing)], draw)
+        self.x = q
+
+    def _inside_walls(self, q: np.ndarray) -> np.ndarray:
+        """Project on every closed face but the absorbing ones."""
+        for axis, pair in enumerate(self.model.box.faces):
+            for side, face in enumerate(pair):
+                if isinstance(face, Reflecting | Robin | Natural):
+                    edge = (self.model.low, self.model.high)[side][axis]
+                    q[:, axis] = np.maximum(q[:, axis], edge) if side == 0 else np.minimum(q[:, axis], edge)
+        return q
+
+    def _push(
+        self, bridge: "Bridge", p: np.ndarray, q: np.ndarray, axis: int, side: int, face: Any, exponential: np.ndarray
+    ) -> np.ndarray:
+        """Skorokhod's reflection along Σn, by the depth that the minimum of the bridge reaches beyond the wall."""
+        edge, inward = (self.model.low, self.model.high)[side][axis], 1.0 if side == 0 else -1.0
+        start, stop = inward * (p[:, axis] - edge), inward * (q[:, axis] - edge)
+        spread = 2.0 * bridge.S[:, axis, axis] * bridge.h * exponential
+        depth = -0.5 * (start + stop - np.sqrt((stop - start) ** 2 + spread))
+        hit = np.flatnonzero((depth > 0.0) & (self.weight > 0.0))
+        if not len(hit):
+            return q
+        wall = self.model.fit(q[hit])
+        wall[:, axis] = edge
+        S = self.model.covariance(bridge.t, wall)
+        normal = S[:, axis, axis]
+        along = np.divide(S[:, :, axis], normal[:, None], out=np.zeros_like(wall), where=normal[:, None] > 0.0)
+        along[:, axis] = 1.0
+        q[hit] += inward * depth[hit, None] * along
+        if isinstance(face, Robin):
+            self._kill(bridge, face, hit, wall, 2.0 * depth[hit] / np.maximum(normal, 1e-300))
+        return q
+
+    def _kill(self, bridge: "Bridge", face: Robin, hit: np.ndarray, wall: np.ndarray, local_time: np.ndarray) -> None:
+        """Elastic face: pay v at the rate of the local time, kill at the rate κ of it."""
+        t = bridge.t if self.stationary else bridge.t + 0.5 * bridge.h
+        exponent = self.model.face(face.kappa, t, wall) * local_time
+        share = np.divide(-np.expm1(-exponent), exponent, out=np.ones_like(exponent), where=exponent != 0.0)
+        amount = self.weight[hit] * np.exp(-bridge.c[hit] * bridge.elapsed) * local_time * share
+        self.pay(amount, self.model.face(face.value, t, wall), hit)
+        self.weight[hit] *= np.exp(-exponent)
+
+    def _absorb(
+        self, bridge: "Bridge", p: np.ndarray, q: np.ndarray, faces: list[tuple[int, int, Any]], draw: Draws
+    ) -> None:
+        """Pay at absorbing faces with the probability that the bridge touched them."""
+        if not faces:
+            return
+        distances = []
+        chances = np.zeros((len(faces), len(p)))
+        for n, (axis, side, _) in enumerate(faces):
+            edge, inward = (self.model.low, self.model.high)[side][axis], 1.0 if side == 0 else -1.0
+            start, stop = np.maximum(inward * (p[:, axis] - edge), 0.0), inward * (q[:, axis] - edge)
+            variance = bridge.S[:, axis, axis] * bridge.h
+            exponent = np.divide(2.0 * start * stop, variance, out=np.full(len(p), np.inf), where=variance > 0.0)
+            chances[n] = np.where((stop <= 0.0) | (start == 0.0), 1.0, np.exp(-np.minimum(exponent, 700.0)))
+            distances.append((start, np.abs(stop), variance))
+        left = np.prod(1.0 - chances, axis=0)
+        total = chances.sum(0)
+        for n, (axis, side, face) in enumerate(faces):
+            hit = np.flatnonzero((chances[n] > NEGLIGIBLE) & (self.weight > 0.0))
+            if not len(hit):
+                continue
+            fraction = _touch(
+                *(v[hit] for v in distances[n]), draw.normal[hit, axis, side], draw.uniform[hit, axis, side]
+            )
+            share = chances[n][hit] / total[hit] * (1.0 - left[hit])
+            self._exit(bridge, p[hit], q[hit], (axis, side, face), hit, fraction, self.weight[hit] * share)
+        self.weight = self.weight * left
+
+    def _exit(
+        self,
+        bridge: "Bridge",
+        p: np.ndarray,
+        q: np.ndarray,
+        which: tuple[int, int, Any],
+        hit: np.ndarray,
+        fraction: np.ndarray,
+        amount: np.ndarray,
+    ) -> None:
+        """Pay the source until the exit and the face's value there."""
+        axis, side, face = which
+        spent = bridge.elapsed + fraction * bridge.h
+        if bridge.g is not None:
+            self.pay(amount * spent, bridge.g[hit], hit)
+        amount = amount * np.exp(-bridge.c[hit] * spent)
+        if not callable(face.value):
+            self.pay(amount, self.model.face(face.value, bridge.t, p), hit)
+            return
+        place = p + fraction[:, None] * (q - p)
+        S = bridge.S[hit]
+        gap = (self.model.low, self.model.high)[side][axis] - place[:, axis]
+        normal = S[:, axis, axis]
+        slope = np.divide(S[:, :, axis], normal[:, None], out=np.zeros_like(place), where=normal[:, None] > 0.0)
+        slope[:, axis] = 1.0
+        place = self.model.fit(place + slope * gap[:, None])
+        value = self.model.face(face.value, bridge.t, place)
+        if not self.stationary:
+            # functions take one time for all points: linear between the ends of the bridge
+            later = self.model.face(face.value, min(bridge.t + bridge.h, bridge.end), place)
+            along = fraction[:, None] if value.ndim == 2 else fraction
+            value = value + along * (later - value)
+        self.pay(amount, value, hit)
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """A piece of path: start time, end of the step, length, time since the step began, displacement, frozen Σ, c and g."""
+
+    t: float
+    end: float
+    h: float
+    elapsed: float
+    step: np.ndarray
+    S: np.ndarray
+    c: np.ndarray
+    g: np.ndarray | None
+
+
+def _touch(
+    start: np.ndarray, stop: np.ndarray, variance: np.ndarray, normal: np.ndarray, uniform: np.ndarray
+) -> np.ndarray:
+    """Instant, as a fraction, at which a Brownian bridge at distances start and stop from a wall first touches it.
+
+    Given that it does, f/(1 − f) is inverse Gaussian with mean start/stop and shape start²/variance; drawn by the method
+    of Michael, Schucany and Haas (1976).
+    """
+    mean = start / np.maximum(stop, 1e-300)
+    scaled = np.divide(normal**2 * variance, 2.0 * start * stop, out=np.zeros_like(mean), where=start * stop > 0.0)
+    small = 1.0 / (1.0 + scaled + np.sqrt(scaled * (2.0 + scaled)))  # the lesser root, over the mean
+    ratio = np.where(uniform * (1.0 + small) <= 1.0, small, 1.0 / small)
+    odds = mean * ratio
+    return np.asarray(np.where(start > 0.0, odds / (1.0 + odds), 0.0))
+
+
+# ------------------------------------------------------------------------------------------------------- many paths
+@dataclass(frozen=True)
+class Schedule:
+    """Pairs of fine steps.
+
+    Attributes
+    ----------
+    pieces : tuple of (start, step, pairs)
+        Pieces without breakpoints; a stationary problem has one.
+    breaks : tuple of float
+        Ends of pieces at which coefficients jump.
+    steps : int
+        Fine steps in all (stationary: per crossing time).
+    """
+
+    pieces: tuple[tuple[float, float, int], ...]
+    breaks: tuple[float, ...]
+    steps: int
+
+    def pairs(self) -> Iterator[tuple[float, float, float, float]]:
+        """Yield start, middle and end (as coefficients see it) of every pair of steps, and the length of one."""
+        for start, h, pairs in self.pieces:
+            for n in range(pairs):
+                t = start + 2 * n * h
+                end = start + (2 * n + 2) * h
+                at_break = n == pairs - 1 and self.breaks
+                yield t, t + h, end - INSIDE * h if at_break else end, h
+
+
+def _schedule(problem: KolmogorovProblem, model: Model, starts: np.ndarray, steps: int) -> Schedule:
+    if problem.horizon is None:
+        h = _crossing_time(model, starts) / steps
+        return Schedule(((0.0, h, CROSSINGS * math.ceil(steps / 2)),), (), steps)
+    edges = [0.0, *problem.sde.breakpoints, problem.horizon]
+    pieces = []
+    for a, b in zip(edges, edges[1:], strict=False):
+        pairs = max(1, math.ceil(0.5 * steps * (b - a) / problem.horizon - 1e-9))
+        pieces.append((a, 0.5 * (b - a) / pairs, pairs))
+    return Schedule(tuple(pieces), problem.sde.breakpoints, 2 * sum(n for *_, n in pieces))
+
+
+def _crossing_time(model: Model, starts: np.ndarray) -> float:
+    """1/max(Σ_ii/L_i² + |b_i|/L_i) over a few points of the box; the killing time where the box is infinite."""
+    low, high = np.array(model.box.lower), np.array(model.box.upper)
+    finite = np.isfinite(high - low)
+    ends = [np.where(finite, low, starts.min(0)), np.where(finite, high, starts.max(0))]
+    mesh = np.meshgrid(*np.linspace(ends[0], ends[1], 9).T, indexing="ij")
+    points = np.concatenate([np.stack(mesh, -1).reshape(-1, len(low)), starts])
+    rate = float(model.rate(0.0, points).max()) if not finite.any() else 0.0
+    length = (high - low)[finite]
+    variances = np.einsum("nii->ni", model.covariance(0.0, points))[:, finite]
+    speeds = np.abs(model.drift(0.0, points))[:, finite]
+    rate = max(rate, float((variances / length**2 + speeds / length).max(initial=0.0)))
+    if rate <= 0.0:
+        raise InputError("problem", "a stationary problem in which nothing moves", "noise or drift")
+    return 1.0 / rate
+
+
+class Pair:
+    """The same paths with steps h and 2h, from given starting points."""
+
+    def __init__(self, model: Model, method: Method, starts: np.ndarray, rng: np.random.Generator) -> None:
+        self.model, self.rng = model, rng
+        self.walks = [Walk(model, method, starts), Walk(model, method, starts)]
+        self.totals = np.zeros((2, len(starts), model.columns or 1))
+        self.index = np.arange(len(starts))
+        self.noises = model.noise_columns(starts)
+        faces = [f for pair in model.box.faces for f in pair]
+        self.bridged = any(isinstance(f, Absorbing | Reflecting | Robin) for f in faces)
+        self.signed = method.order > 1.0 and self.noises > 1
+
+    def run(self, schedule: Schedule) -> float:
+        """Simulate; totals receive what each path was paid. Returns the weight of the paths that had to be given up."""
+        stationary = self.model.problem.stationary
+        for t, middle, end, h in schedule.pairs():
+            if stationary:
+                t = middle = end = 0.0
+            draws = [self._draw(h), self._draw(h)]
+            fine, coarse = self.walks
+            fine.advance(t, middle, h, draws[:1])
+            fine.advance(middle, end, h, draws[1:])
+            coarse.advance(t, end, h, draws)
+            self._drop()
+            if not len(self.index):
+                return 0.0
+        left = float(self.walks[0].weight.sum()) if stationary else 0.0
+        for walk in self.walks:
+            if not stationary:
+                walk.pay(walk.weight, self.model.final(walk.x))
+        self._store(np.ones(len(self.index), dtype=bool))
+        return left
+
+    def _draw(self, h: float) -> Draws:
+        """Draw the random numbers of one fine step."""
+        n, d, m, rng = len(self.index), self.model.box.dim, self.noises, self.rng
+        signs = np.zeros((n, m, m)) if self.signed else np.zeros((n, 0, 0))
+        if self.signed:
+            upper = np.triu(2.0 * rng.integers(0, 2, (n, m, m)) - 1.0, 1)
+            signs = upper - np.swapaxes(upper, -1, -2)
+        dW = math.sqrt(h) * rng.standard_normal((n, m))
+        shape = (n, d, 2) if self.bridged else (n, 0, 0)
+        return Draws(dW, signs, rng.standard_exponential(shape), rng.standard_normal(shape), rng.random(shape))
+
+    def _drop(self) -> None:
+        """Forget paths that are over in both walks, once there are enough of them."""
+        alive = (self.walks[0].weight > NEGLIGIBLE) | (self.walks[1].weight > NEGLIGIBLE)
+        if alive.sum() <= 0.8 * len(alive):
+            self._store(~alive)
+            for walk in self.walks:
+                walk.keep(alive)
+            self.index = self.index[alive]
+
+    def _store(self, which: np.ndarray) -> None:
+        for total, walk in zip(self.totals, self.walks, strict=True):
+            total[self.index[which]] = walk.paid[which]
+
+
+@dataclass
+class Moments:
+    """Means and squared deviations of samples that arrive in chunks, per point and column."""
+
+    count: np.ndarray
+    mean: np.ndarray
+    squares: np.ndarray
+    columns: int | None
+
+    @classmethod
+    def of(cls, points: int, columns: int | None) -> "Moments":
+        """No samples yet."""
+        shape = (points, columns or 1)
+        return cls(np.zeros(points), np.zeros(shape), np.zeros(shape), columns)
+
+    def add(self, owner: np.ndarray, values: np.ndarray) -> None:
+        """Add samples of shape (N, k) that belong to the points ``owner`` (sorted)."""
+        first = np.flatnonzero(np.diff(owner, prepend=-1))
+        who, n = owner[first], np.diff(np.append(first, len(owner))).astype(float)
+        mean = np.add.reduceat(values, first, axis=0) / n[:, None]
+        squares = np.add.reduceat((values - np.repeat(mean, n.astype(int), axis=0)) ** 2, first, axis=0)
+        before, gap = self.count[who], mean - self.mean[who]
+        after = before + n
+        self.mean[who] += gap * (n / after)[:, None]
+        self.squares[who] += squares + gap**2 * (before * n / after)[:, None]
+        self.count[who] = after
+
+    @property
+    def standard_error(self) -> np.ndarray:
+        """Standard error of the mean, shape (points, k)."""
+        n = self.count[:, None]
+        return np.asarray(np.sqrt(self.squares / (n * np.maximum(n - 1.0, 1.0))))
