@@ -1,5 +1,9 @@
 """The differentiable primitive: u(0, x) with the exact gradient of the number returned."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,7 +44,8 @@ def value(
     x : array_like or tensor, shape (..., d)
         Points.
     rtol, atol : float
-        Tolerance by which a discretisation is planned, unless one is given.
+        Tolerance by which a discretisation is planned, unless one is given; inside ``control.minimize`` once per
+        problem object.
     discretization : Discretization, optional
         A frozen recipe from ``kolmo.plan``; use one inside an optimisation, so that the objective does not jump.
 
@@ -65,15 +70,117 @@ def value(
     >>> round(float(kappa.grad), 4)  # d/dκ exp(−κ)
     -0.3679
     """
-    problem = problem.handing("torch")
     points = torch.as_tensor(as_points(x, problem.dim))
     if discretization is None:
-        discretization = plan(problem, at=points.detach(), rtol=rtol, atol=atol)
+        kept = _PLANS.get()
+        find = _planned if kept is None else kept.find
+        discretization = find(problem, points.detach(), rtol, atol)
+    problem = problem.handing("torch")
     if discretization.grid.dim != problem.dim:
         raise InputError("discretization", f"{discretization.grid.dim} dimensions", f"{problem.dim} dimensions")
     u = grid_value(problem, discretization)
     columns = u if discretization_columns(problem, discretization) is not None else u[:, 0]
-    return discretization.grid.interpolate(columns, points, discretization.width)
+    values: torch.Tensor = discretization.grid.interpolate(columns, points, discretization.width)
+    return values
+
+
+def _planned(problem: KolmogorovProblem, points: torch.Tensor, rtol: float, atol: float) -> Discretization:
+    """A fresh plan at the present parameters."""
+    return plan(problem.handing("torch"), at=points, rtol=rtol, atol=atol)
+
+
+@dataclass
+class _Kept:
+    """A plan kept for one problem object, and what it was made for."""
+
+    problem: KolmogorovProblem
+    points: torch.Tensor
+    rtol: float
+    atol: float
+    recipe: Discretization
+
+
+class Plans:
+    """Plans made once per problem object and kept, so that an objective does not jump while it is minimised.
+
+    Attributes
+    ----------
+    rebuilt : bool
+        Whether an evaluation after the first met a problem object not seen before.
+    message : str
+        What ``hold`` found.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, _Kept] = {}
+        self._evaluations = 0
+        self._fresh: dict[int, Discretization] = {}
+        self.rebuilt = False
+        self.message = ""
+
+    def begin(self) -> None:
+        """Note that an evaluation of the objective begins."""
+        self._evaluations += 1
+
+    def find(self, problem: KolmogorovProblem, points: torch.Tensor, rtol: float, atol: float) -> Discretization:
+        """The plan kept for the problem; a fresh one for a new problem, a finer tolerance or points outside."""
+        kept = self._kept.get(id(problem))
+        if kept is not None and kept.rtol <= rtol and kept.atol <= atol and _covers(kept.recipe, points):
+            return kept.recipe
+        if kept is None and self._evaluations > 1:
+            # a problem made for one evaluation is not kept: it would never be met again
+            self.rebuilt = True
+            return _planned(problem, points, rtol, atol)
+        flat = points.reshape(-1, problem.dim)
+        if kept is not None:
+            flat = torch.cat([kept.points, flat])
+            rtol, atol = min(rtol, kept.rtol), min(atol, kept.atol)
+        self._kept[id(problem)] = _Kept(problem, flat, rtol, atol, _planned(problem, flat, rtol, atol))
+        return self._kept[id(problem)].recipe
+
+    def hold(self) -> bool:
+        """Whether every kept plan still meets its tolerance at the present parameters, against a fresh plan."""
+        self._fresh.clear()
+        for key, kept in self._kept.items():
+            fresh = _planned(kept.problem, kept.points, kept.rtol, kept.atol)
+            with torch.no_grad():
+                old, new = (value(kept.problem, kept.points, discretization=r) for r in (kept.recipe, fresh))
+            change, scale = (v.abs().reshape(len(kept.points), -1).amax(0) for v in (old - new, new))
+            # both are allowed an error of one tolerance
+            if not bool((change <= 2.0 * (kept.atol + kept.rtol * scale)).all()):
+                self._fresh[key] = fresh
+                self.message = (
+                    f"the plan made at the first parameters is off by {float(change.max()):.2e} at those found "
+                    f"(rtol = {kept.rtol:g})"
+                )
+        return not self._fresh
+
+    def renew(self) -> None:
+        """Put fresh plans in the place of those that ``hold`` found wanting."""
+        for key, recipe in self._fresh.items():
+            self._kept[key].recipe = recipe
+
+
+_PLANS: ContextVar[Plans | None] = ContextVar("plans", default=None)
+
+
+@contextmanager
+def keeping_plans() -> Iterator[Plans]:
+    """Within this context ``value`` plans once per problem object and keeps the plan."""
+    plans = Plans()
+    token = _PLANS.set(plans)
+    try:
+        yield plans
+    finally:
+        _PLANS.reset(token)
+
+
+def _covers(recipe: Discretization, points: torch.Tensor) -> bool:
+    """Whether points lie inside the grid of a recipe (periodic axes contain everything)."""
+    low, high = (torch.as_tensor(end) for end in recipe.grid.box)
+    periodic = torch.tensor([axis.periodic for axis in recipe.grid.axes])
+    slack = 1e-9 * (high - low)
+    return bool((((points >= low - slack) & (points <= high + slack)) | periodic).all())
 
 
 def discretization_columns(problem: KolmogorovProblem, discretization: Discretization) -> int | None:
@@ -95,12 +202,14 @@ def grid_value(problem: KolmogorovProblem, discretization: Discretization) -> to
         tensors += [semi.a, semi.load, semi.boundary]
         _seed(march, t, semi)
     if problem.stationary:
-        free = _Stationary.apply(march, *tensors)
+        free: torch.Tensor = _Stationary.apply(march, *tensors)  # type: ignore[no-untyped-call]
         return free + torch.as_tensor(generator.at(0.0, like).boundary) if march.fixed is not None else free
     start = March(generator, march.stepper, march.times, like)
     terminal = discretization.initial(start)
-    free = _Adjoint.apply(march, instants, terminal, *tensors)
-    return free if march.fixed is None else free + generator.boundary(0.0, torch.as_tensor(generator.grid.points))
+    state: torch.Tensor = _Adjoint.apply(march, instants, terminal, *tensors)  # type: ignore[no-untyped-call]
+    if march.fixed is not None:
+        state = state + generator.boundary(0.0, torch.as_tensor(generator.grid.points))
+    return state
 
 
 def _seed(march: March, instant: float, semi: Any) -> None:
@@ -123,7 +232,7 @@ class _Adjoint(torch.autograd.Function):
         return torch.from_numpy(np.ascontiguousarray(march.without_boundary(run.state)))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         """March transposed; every stage gives its share of the derivatives."""
         weights = np.ascontiguousarray(gradients[0].detach().numpy())
@@ -146,7 +255,7 @@ class _Stationary(torch.autograd.Function):
         return torch.from_numpy(np.ascontiguousarray(u))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         """Solve Qᵀ q = −p."""
         march = ctx.march
@@ -206,6 +315,8 @@ def expected_value(
         return (w * u).sum()
     if tuple(w.shape) != tuple(points.shape[:-1]):
         raise InputError(
-            "weights", f"shape {tuple(w.shape)}", f"shape {tuple(points.shape[:-1])} or {tuple(u.shape)} (as the values)"
+            "weights",
+            f"shape {tuple(w.shape)}",
+            f"shape {tuple(points.shape[:-1])} or {tuple(u.shape)} (as the values)",
         )
     return (w[..., None] * u if u.ndim > lead else w * u).sum(dim=tuple(range(lead)))

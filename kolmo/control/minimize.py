@@ -1,0 +1,465 @@
+"""Minimisation of an objective over torch parameters, with the exact gradient that ``control.value`` gives."""
+
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import optimize
+
+from kolmo.control.value import Plans, keeping_plans
+from kolmo.errors import InputError, KolmoError, KolmoWarning, ToleranceWarning
+
+Objective = Callable[[], torch.Tensor]
+Callback = Callable[[int, float], Any]
+
+# First learning rate of Adam; it falls to zero along a cosine.
+LEARNING_RATE = 0.05
+# An objective this many times larger than at the start has diverged (also downwards: it is then unbounded).
+DIVERGED = 1e10
+# A line search that cannot go on has arrived, where the gradient is below this (relative to 1 + |objective|).
+FLAT = 1e-6
+# How often the plan may be renewed at the parameters found.
+ROUNDS = 3
+
+METHODS = ("L-BFGS-B", "trust-ncg", "adam", "adamw")
+
+
+class _Stop(Exception):  # noqa: N818 - no error, a way out of SciPy's loops
+    """Ends a minimisation from inside the objective."""
+
+    def __init__(self, status: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.message = status, message
+
+
+def minimize(
+    objective: Objective,
+    parameters: Any,
+    *,
+    method: str = "L-BFGS-B",
+    bounds: Any = None,
+    maxiter: int = 200,
+    callback: Callback | None = None,
+    progress: bool = False,
+) -> optimize.OptimizeResult:
+    r"""Minimise an objective over torch parameters.
+
+    .. math:: \theta^* \in \arg\min_{l \le \theta \le u} J(\theta)
+
+    The parameters are updated in place to the best found. While it runs, ``control.value`` under a tolerance plans
+    once per problem object and keeps that plan, so that the objective is a smooth function; the plan is checked at the
+    parameters found, and where it no longer meets its tolerance, it is renewed and the minimisation goes on.
+
+    Parameters
+    ----------
+    objective : callable
+        ``objective()`` -> torch scalar, computed from the parameters. Build problems outside it.
+    parameters : tensor, nn.Module, or iterable of these
+        What is varied: leaf tensors with ``requires_grad=True``; of modules, those that require gradients.
+    method : {"L-BFGS-B", "trust-ncg", "adam", "adamw"}
+        The first two are SciPy's; trust-region Newton–CG takes Hessian products from differences of exact gradients.
+        The last two are torch's, with learning rate 0.05 that falls to zero along a cosine.
+    bounds : pair or list, optional
+        ``(low, high)`` for all, or one pair (or None) per tensor; ends are numbers, arrays of the tensor's shape, or
+        None. Not with "trust-ncg".
+    maxiter : int, default 200
+        Largest number of iterations.
+    callback : callable, optional
+        ``callback(iteration, value)`` after each iteration; a true result stops.
+    progress : bool, default False
+        Show a progress bar on stderr.
+
+    Returns
+    -------
+    scipy.optimize.OptimizeResult
+        ``x`` (all parameters, flat), ``fun``, ``jac``, ``nit``, ``nfev``, ``success``, ``status`` ("converged",
+        "maxiter", "stopped", "diverged", "interrupted" or "failed"), ``message``, and ``history``: a dictionary of
+        arrays with one entry per iteration, "objective", "gradient" (largest component) and "seconds".
+
+    Raises
+    ------
+    InputError
+        For crossed bounds, parameters that cannot be varied or that the objective does not depend on, and an objective
+        that is not a finite scalar at the start. Later, a NaN or a diverging objective ends the run with the last
+        good parameters and status "diverged".
+
+    Notes
+    -----
+    L-BFGS-B: Byrd, Lu, Nocedal and Zhu, 1995. Trust-region Newton–CG: Steihaug, 1983. Adam: Kingma and Ba, 2015; AdamW:
+    Loshchilov and Hutter, 2019.
+
+    Examples
+    --------
+    >>> import torch, kolmo
+    >>> from kolmo import control
+    >>> theta = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
+    >>> sde = kolmo.SDE(lambda t, x: theta + 0 * x, diffusion=0.5, dim=1)
+    >>> problem = kolmo.KolmogorovProblem(sde, lambda x: (x[..., 0] - 1) ** 2, 1.0)
+    >>> fit = control.minimize(lambda: control.value(problem, [-0.5], rtol=1e-6).sum(), [theta])
+    >>> round(theta.item(), 5), round(fit.fun, 5), fit.status
+    (1.5, 0.25, 'converged')
+    """
+    if method not in METHODS:
+        raise InputError("method", repr(method), "one of " + ", ".join(METHODS))
+    if not isinstance(maxiter, (int, np.integer)) or maxiter < 1:
+        raise InputError("maxiter", maxiter, "a positive whole number")
+    names, tensors = _collect(parameters)
+    low, high = _bounds(bounds, tensors)
+    if method == "trust-ncg" and (np.isfinite(low).any() or np.isfinite(high).any()):
+        raise InputError("bounds", "bounds with method 'trust-ncg'", "none", "use method='L-BFGS-B', or 'adam'")
+    with keeping_plans() as plans:
+        loop = _Loop(objective, names, tensors, low, high, plans, int(maxiter), callback)
+        try:
+            return loop.run(method, progress)
+        finally:
+            loop.restore()
+
+
+class _Loop:
+    """One minimisation: the objective as a function of a flat vector, the best point and the history."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        names: list[str],
+        tensors: list[torch.Tensor],
+        low: np.ndarray,
+        high: np.ndarray,
+        plans: Plans,
+        maxiter: int,
+        callback: Callback | None,
+    ) -> None:
+        self.objective, self.names, self.tensors = objective, names, tensors
+        self.low, self.high, self.plans = low, high, plans
+        self.maxiter, self.callback = maxiter, callback
+        self.best: tuple[float, np.ndarray, np.ndarray] = (math.inf, self.get(), np.zeros(0))
+        self.latest: tuple[np.ndarray, float, np.ndarray] | None = None
+        self.first: float | None = None
+        self.evaluations = 0
+        self.history: dict[str, list[float]] = {"objective": [], "gradient": [], "seconds": []}
+        self.started = time.perf_counter()
+        self.bar: Any = None
+
+    def get(self) -> np.ndarray:
+        """All parameters as one float64 vector."""
+        return np.concatenate([p.detach().cpu().double().numpy().reshape(-1) for p in self.tensors])
+
+    def put(self, x: np.ndarray) -> None:
+        """Write a vector into the parameters, in place."""
+        position = 0
+        with torch.no_grad():
+            for p in self.tensors:
+                part = torch.as_tensor(x[position : position + p.numel()]).reshape(p.shape)
+                p.copy_(part.to(p.dtype))
+                position += p.numel()
+
+    def restore(self) -> None:
+        """Leave the best parameters found in place."""
+        self.put(self.best[1])
+
+    def evaluate(self, x: np.ndarray) -> tuple[float, np.ndarray]:
+        """Objective and gradient; the last point is remembered."""
+        if self.latest is not None and np.array_equal(x, self.latest[0]):
+            return self.latest[1:]
+        self.put(x)
+        self.plans.begin()
+        if self.first is None:
+            value, gradient = self._measure()
+            if not (math.isfinite(value) and np.isfinite(gradient).all()):
+                raise InputError("objective", value, "a finite value with a finite gradient at the first parameters")
+            self.first = value
+        else:
+            try:
+                value, gradient = self._measure()
+            except KolmoError as error:
+                raise _Stop("diverged", f"the objective failed: {error}") from error
+        self.evaluations += 1
+        if not (math.isfinite(value) and np.isfinite(gradient).all()):
+            raise _Stop("diverged", f"the objective or its gradient is not finite (objective {value})")
+        if abs(value) > DIVERGED * (1.0 + abs(self.first)):
+            raise _Stop("diverged", f"the objective diverges: {value:.3g}, at the start {self.first:.3g}")
+        if value < self.best[0]:
+            self.best = (value, x.copy(), gradient)
+        self.latest = (x.copy(), value, gradient)
+        return value, gradient
+
+    def _measure(self) -> tuple[float, np.ndarray]:
+        J = self.objective()
+        if not isinstance(J, torch.Tensor) or J.numel() != 1:
+            given = f"shape {tuple(J.shape)}" if isinstance(J, torch.Tensor) else f"a {type(J).__name__}"
+            raise InputError("objective", given, "a torch scalar", "sum or average what objective() returns")
+        if not J.requires_grad:
+            raise InputError(
+                "objective", "a value that depends on no parameter", "a value computed from the parameters in torch"
+            )
+        parts = torch.autograd.grad(J.reshape(()), self.tensors, allow_unused=True)
+        unused = [name for name, g in zip(self.names, parts, strict=True) if g is None]
+        if unused:
+            raise InputError(
+                "parameters",
+                f"{', '.join(unused)}, on which the objective does not depend",
+                "parameters that enter the objective",
+                "leave them out, or check for .detach(), .item() or a copy between them and the objective",
+            )
+        flat = [g.detach().cpu().double().numpy().reshape(-1) for g in parts if g is not None]
+        return float(J.detach()), np.concatenate(flat)
+
+    def hessian_product(self, x: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Hessian times v: central difference of exact gradients."""
+        return _hessian_product(lambda y: self.evaluate(y)[1], x, v)
+
+    def iteration(self, x: np.ndarray) -> None:
+        """Record an iteration and ask the callback."""
+        value, gradient = self.evaluate(np.asarray(x))
+        self.history["objective"].append(value)
+        self.history["gradient"].append(float(np.abs(gradient).max(initial=0.0)))
+        self.history["seconds"].append(time.perf_counter() - self.started)
+        if self.bar is not None:
+            self.bar.update()
+            self.bar.set_postfix(objective=f"{value:.6g}")
+        if self.callback is not None and self.callback(len(self.history["objective"]), value):
+            raise _Stop("stopped", "stopped by the callback")
+        if len(self.history["objective"]) >= self.maxiter:
+            raise _Stop("maxiter", f"stopped after maxiter = {self.maxiter} iterations")
+
+    def run(self, method: str, progress: bool) -> optimize.OptimizeResult:
+        """Minimise, check the plans at the end, and renew them if need be."""
+        x = np.clip(self.get(), self.low, self.high)
+        status, message = "failed", ""
+        if progress:
+            from tqdm.auto import tqdm
+
+            self.bar = tqdm(total=self.maxiter, desc="minimize", unit="it", file=sys.stderr, leave=False)
+        try:
+            for last in [False] * (ROUNDS - 1) + [True]:
+                status, message = self._go(method, x)
+                if status in ("diverged", "interrupted", "stopped"):
+                    break
+                self.restore()
+                if self.plans.hold():
+                    break
+                if last:
+                    warnings.warn(self.plans.message, ToleranceWarning, stacklevel=4)
+                    break
+                self.plans.renew()
+                x, self.best, self.latest = self.best[1], (math.inf, self.best[1], self.best[2]), None
+                if status == "maxiter":
+                    self.evaluate(x)
+                    break
+        finally:
+            if self.bar is not None:
+                self.bar.close()
+        if self.plans.rebuilt:
+            warnings.warn(
+                "the objective builds its problem anew at every evaluation, so that each time it is planned anew and "
+                "the objective jumps: build the problem once, outside the objective",
+                KolmoWarning,
+                stacklevel=4,
+            )
+        return self._result(status, message)
+
+    def _go(self, method: str, x: np.ndarray) -> tuple[str, str]:
+        try:
+            self.evaluate(x)
+            return self._torch(method, x) if method.startswith("adam") else self._scipy(method, x)
+        except _Stop as stop:
+            return stop.status, stop.message
+        except KeyboardInterrupt:
+            return "interrupted", "interrupted; the best parameters so far are in place"
+
+    def _scipy(self, method: str, x: np.ndarray) -> tuple[str, str]:
+        scale = 1.0 + abs(self.best[0])
+        left = self.maxiter - len(self.history["objective"])
+        if method == "L-BFGS-B":
+            options: dict[str, Any] = {"ftol": 1e-14, "gtol": 1e-9 * scale, "maxcor": 20, "maxiter": left + 1}
+            box = list(zip(self.low, self.high, strict=True))
+            found = optimize.minimize(
+                self.evaluate, x, jac=True, method=method, bounds=box, callback=self.iteration, options=options
+            )
+        else:
+            found = optimize.minimize(
+                self.evaluate,
+                x,
+                jac=True,
+                hessp=self.hessian_product,
+                method=method,
+                callback=self.iteration,
+                options={"gtol": 1e-8 * scale, "maxiter": left + 1},
+            )
+        if found.success or self._flat():
+            return "converged", str(found.message)
+        return "failed", str(found.message)
+
+    def _flat(self) -> bool:
+        """Whether the projected gradient at the best point is at rounding level."""
+        value, x, gradient = self.best
+        blocked = ((x <= self.low) & (gradient > 0)) | ((x >= self.high) & (gradient < 0))
+        return bool(np.abs(np.where(blocked, 0.0, gradient)).max(initial=0.0) <= FLAT * (1.0 + abs(value)))
+
+    def _torch(self, method: str, x: np.ndarray) -> tuple[str, str]:
+        """Adam or AdamW on the flat vector, projected onto the bounds."""
+        y = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+        make = torch.optim.Adam if method == "adam" else torch.optim.AdamW
+        optimizer = make([y], lr=LEARNING_RATE)
+        left = self.maxiter - len(self.history["objective"])
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, left)
+        low, high = torch.as_tensor(self.low), torch.as_tensor(self.high)
+        while True:
+            value, gradient = self.evaluate(y.detach().numpy().copy())
+            if np.abs(gradient).max(initial=0.0) <= 1e-9 * (1.0 + abs(value)):
+                return "converged", "the gradient vanishes"
+            y.grad = torch.as_tensor(gradient)
+            optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                y.clamp_(low, high)
+            self.iteration(y.detach().numpy().copy())
+
+    def _result(self, status: str, message: str) -> optimize.OptimizeResult:
+        value, x, gradient = self.best
+        return optimize.OptimizeResult(
+            x=x.copy(),
+            fun=value,
+            jac=gradient,
+            nit=len(self.history["objective"]),
+            nfev=self.evaluations,
+            success=status in ("converged", "stopped"),
+            status=status,
+            message=message,
+            history={name: np.array(values) for name, values in self.history.items()},
+        )
+
+
+def hessian_product(objective: Objective, parameters: Any, direction: Sequence[Any]) -> list[torch.Tensor]:
+    r"""Hessian of an objective times a direction, :math:`\nabla^2 J(\theta)\,v`.
+
+    Central difference of the exact gradient, one plan for all evaluations; good to about ten digits where the
+    parameters are of order one.
+
+    Parameters
+    ----------
+    objective : callable
+        ``objective()`` -> torch scalar.
+    parameters : tensor, nn.Module, or iterable of these
+        As for ``minimize``.
+    direction : sequence of tensors
+        One per parameter tensor, of its shape.
+
+    Returns
+    -------
+    list of tensor
+        One per parameter tensor.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from kolmo import control
+    >>> theta = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    >>> control.hessian_product(lambda: (theta**4).sum(), theta, [torch.tensor([1.0, 0.0])])[0].round(decimals=6)
+    tensor([12.,  0.], dtype=torch.float64)
+    """
+    names, tensors = _collect(parameters)
+    parts = [torch.as_tensor(v) for v in direction]
+    if [tuple(v.shape) for v in parts] != [tuple(p.shape) for p in tensors]:
+        raise InputError("direction", f"shapes {[tuple(v.shape) for v in parts]}", "one tensor per parameter")
+    v = np.concatenate([part.detach().cpu().double().numpy().reshape(-1) for part in parts])
+    free = np.full(len(v), np.inf)
+    with keeping_plans() as plans:
+        loop = _Loop(objective, names, tensors, -free, free, plans, 1, None)
+        start = loop.get()
+        try:
+            loop.evaluate(start)
+            product = loop.hessian_product(start, v)
+        finally:
+            loop.put(start)
+    pieces = np.split(product, np.cumsum([p.numel() for p in tensors])[:-1])
+    return [torch.as_tensor(piece).reshape(p.shape) for piece, p in zip(pieces, tensors, strict=True)]
+
+
+def _hessian_product(gradient: Callable[[np.ndarray], np.ndarray], x: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Fourth-order central difference of the gradient along v."""
+    size = float(np.abs(v).max(initial=0.0))
+    if size == 0.0:
+        return np.zeros_like(v)
+    # the step that balances rounding ε/h with truncation h⁴
+    h = float(np.finfo(float).eps ** 0.2) * (1.0 + float(np.abs(x).max(initial=0.0))) / size
+    near = gradient(x + h * v) - gradient(x - h * v)
+    far = gradient(x + 2.0 * h * v) - gradient(x - 2.0 * h * v)
+    return np.asarray((8.0 * near - far) / (12.0 * h))
+
+
+def _collect(parameters: Any) -> tuple[list[str], list[torch.Tensor]]:
+    """Names and tensors of all parameters."""
+    single = isinstance(parameters, (torch.Tensor, torch.nn.Module))
+    items: Iterable[Any] = [parameters] if single else parameters
+    names: list[str] = []
+    tensors: list[torch.Tensor] = []
+    for i, item in enumerate(items):
+        prefix = "parameters" if single else f"parameters[{i}]"
+        if isinstance(item, torch.nn.Module):
+            named: list[tuple[str, torch.Tensor]] = [
+                (f"{prefix}.{n}", p) for n, p in item.named_parameters() if p.requires_grad
+            ]
+        elif isinstance(item, torch.Tensor):
+            named = [(prefix, item)]
+        else:
+            raise InputError(prefix, f"a {type(item).__name__}", "a torch tensor or nn.Module")
+        for name, p in named:
+            if not (p.is_leaf and p.requires_grad and p.is_floating_point()):
+                raise InputError(
+                    name, f"a {p.dtype} tensor with is_leaf={p.is_leaf}, requires_grad={p.requires_grad}",
+                    "a leaf tensor of floats with requires_grad=True",
+                    "torch.tensor(..., dtype=torch.float64, requires_grad=True)",
+                )  # fmt: skip
+            if not any(p is q for q in tensors):
+                names.append(name)
+                tensors.append(p)
+    if not tensors:
+        raise InputError("parameters", "no tensor that requires gradients", "at least one")
+    return names, tensors
+
+
+def _bounds(bounds: Any, tensors: list[torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper ends as flat vectors."""
+    pairs = bounds
+    if bounds is None or _is_pair(bounds):
+        pairs = [bounds] * len(tensors)
+    if len(pairs) != len(tensors):
+        raise InputError("bounds", f"{len(pairs)} entries", f"a (low, high) pair, or one per tensor ({len(tensors)})")
+    lows: list[np.ndarray] = []
+    highs: list[np.ndarray] = []
+    for i, (pair, p) in enumerate(zip(pairs, tensors, strict=True)):
+        if pair is not None and not _is_pair(pair):
+            raise InputError(f"bounds[{i}]", repr(pair), "a (low, high) pair or None")
+        ends = (None, None) if pair is None else pair
+        for end, infinite, out in zip(ends, (-np.inf, np.inf), (lows, highs), strict=True):
+            value = np.asarray(infinite if end is None else torch.as_tensor(end).detach().numpy(), dtype=float)
+            with suppress(ValueError):
+                value = np.broadcast_to(value, tuple(p.shape))
+            if value.shape != tuple(p.shape):
+                raise InputError(
+                    f"bounds[{i}]", f"an end of shape {value.shape}", f"a number or shape {tuple(p.shape)}"
+                )
+            out.append(value.reshape(-1))
+    low, high = np.concatenate(lows), np.concatenate(highs)
+    crossed = np.flatnonzero(~(low <= high))
+    if len(crossed):
+        first = crossed[0]
+        raise InputError("bounds", f"low {low[first]} and high {high[first]}", "low <= high everywhere", "swap them")
+    return low, high
+
+
+def _is_pair(pair: Any) -> bool:
+    """Whether this is one (low, high) pair: two ends that are numbers, arrays or None."""
+    return (
+        isinstance(pair, (tuple, list))
+        and len(pair) == 2
+        and all(end is None or isinstance(end, (int, float, np.ndarray, np.number, torch.Tensor)) for end in pair)
+        and not all(end is None for end in pair)
+    )
