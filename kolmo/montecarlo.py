@@ -1,5 +1,6 @@
 """Monte Carlo: the expectation behind the equation, by simulated paths, with its statistical error and its bias."""
 
+import itertools
 import math
 import secrets
 import warnings
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import log_ndtr, ndtr
 
 from kolmo.arrays import Array, as_like, as_numpy, as_points, is_tensor
 from kolmo.box import Absorbing, Box, Natural, Open, Periodic, Reflecting, Robin
@@ -24,6 +26,8 @@ NEGLIGIBLE = 1e-14
 CROSSINGS = 1000
 # The end of a step that falls on a breakpoint is read just before it.
 INSIDE = 1e-10
+# Factor on the bias estimate: one pair of step sizes does not show the higher orders.
+SAFETY = 2.0
 # Weak order that the treatment of a face allows; free of it where not listed.
 FACE_ORDER: dict[type, float] = {Reflecting: 1.0, Robin: 1.0, Absorbing: 1.0, Natural: 0.5}
 
@@ -39,9 +43,9 @@ class Estimate:
     standard_error : array, same shape
         Its standard deviation over the paths.
     bias_estimate : array, same shape
-        Estimate of its discretisation error: difference from the same paths with steps twice as long, plus one standard
-        error of that difference, both divided by 2^p − 1 for the weak order p. Infinite where ``status`` is
-        "truncated".
+        Estimate of its discretisation error: difference from the same paths with steps twice as long, plus one
+        standard error of that difference, times 2/(2^p − 1) for the weak order p. Infinite where nothing is known:
+        ``status`` is "truncated", or the longer steps ran off to infinity.
     paths, steps : int
         Paths per point; steps taken (stationary: steps per crossing time of the box).
     method : str
@@ -100,12 +104,13 @@ def monte_carlo(
     Notes
     -----
     Between two instants the path is a Brownian bridge with frozen coefficients. An absorbing face is paid with the
-    probability that the bridge touched it, at an instant drawn from its law given that it did, and the path goes on with
-    the weight that is left. Reflecting and elastic faces push the path inwards along Σn by the amount that the minimum of
-    the bridge asks for; that amount times 2/(n·Σn) is the local time that kills at an elastic face. For constant
-    coefficients and one wall this is exact in law. Natural ends hold the path back by projection, which costs half an
-    order; open faces do nothing. Corners treat their faces one by one. Paths with steps twice as long use the same
-    Brownian paths and the same bridges.
+    probability that the bridge touched it, at an instant drawn from its law given that it did, and the path goes on
+    with the weight that is left. Reflecting and elastic faces push the path inwards along Σn by the amount that the
+    minimum of the bridge asks for; that amount times 2/(n·Σn) is the local time that kills at an elastic face. For
+    constant coefficients and one wall this is exact in law. Several walls are treated as if the touches of each were
+    independent. Beyond natural ends coefficients are read at the end itself (Lord, Koekkoek and
+    van Dijk 2010), which is given order one half; open faces do nothing.
+    Steps twice as long are taken by the same Brownian paths.
 
     References
     ----------
@@ -131,13 +136,13 @@ def monte_carlo(
     lost = 0.0
     total = len(starts) * paths
     firsts = range(0, total, CHUNK)
-    for first, source in zip(firsts, np.random.SeedSequence(seed).spawn(len(firsts)), strict=True):
+    for first, child in zip(firsts, np.random.SeedSequence(seed).spawn(len(firsts)), strict=True):
         owner = np.arange(first, min(first + CHUNK, total)) // paths
-        pair = Pair(model, scheme, starts[owner], np.random.default_rng(source))
-        left = pair.run(schedule)
-        fine.add(owner, pair.totals[0])
-        difference.add(owner, pair.totals[0] - pair.totals[1])
-        lost += left
+        pair = Pair(model, scheme, starts[owner], np.random.default_rng(child))
+        with np.errstate(over="ignore", invalid="ignore"):  # paths that run off are reported below
+            lost += pair.run(schedule)
+            fine.add(owner, pair.totals[0])
+            difference.add(owner, pair.totals[0] - pair.totals[1])
     return _estimate(problem, scheme, schedule, fine, difference, lost / total, points, (paths, seed))
 
 
@@ -167,7 +172,8 @@ def _estimate(
     drawn: tuple[int, int],
 ) -> Estimate:
     order = min([scheme.order, *(FACE_ORDER.get(type(f), 9.0) for pair in problem.box.faces for f in pair)])
-    bias = (np.abs(difference.mean) + difference.standard_error) / (2.0**order - 1.0)
+    bias = SAFETY * (np.abs(difference.mean) + difference.standard_error) / (2.0**order - 1.0)
+    bias = np.where(np.isfinite(bias), bias, np.inf)
     if not np.isfinite(fine.mean).all():
         raise NotConvergedError(
             f"paths ran off to infinity with {schedule.steps} steps; take more steps, or a box with faces"
@@ -244,12 +250,13 @@ class Model:
         closed = np.array([[not isinstance(f, Open | Periodic) for f in pair] for pair in self.box.faces])
         self.low, self.high = np.where(closed[:, 0], low, -np.inf), np.where(closed[:, 1], high, np.inf)
         self.closed = bool(closed.any())
+        self.bridged = any(isinstance(f, Absorbing | Reflecting | Robin) for pair in self.box.faces for f in pair)
         self.periodic = np.array(self.box.periodic)
         self.origin, self.period = np.where(self.periodic, low, 0.0), np.where(self.periodic, high - low, 1.0)
         self.columns = self._columns()
 
     def _columns(self) -> int | None:
-        """Number of columns, or None for plain numbers."""
+        """Count the columns; None for plain numbers."""
         finite_low = np.where(np.isfinite(self.box.lower), self.box.lower, 0.0)
         probe = np.clip(np.zeros((2, self.box.dim)), finite_low, np.maximum(finite_low, self.box.upper))
         values = [self.running(0.0, probe)] + ([] if self.problem.stationary else [self.final(probe)])
@@ -271,18 +278,22 @@ class Model:
 
     def fit(self, x: np.ndarray) -> np.ndarray:
         """Points brought back to where coefficients may be read: projected on closed faces, wrapped around periods."""
-        if self.closed:
-            x = np.clip(x, self.low, self.high)
-        if self.periodic.any():
-            x = np.where(self.periodic, self.origin + np.mod(x - self.origin, self.period), x)
-        return x
+        return self.wrap(np.clip(x, self.low, self.high) if self.closed else x)
+
+    def wrap(self, x: np.ndarray) -> np.ndarray:
+        """Points wrapped around periods."""
+        if not self.periodic.any():
+            return x
+        return np.where(self.periodic, self.origin + np.mod(x - self.origin, self.period), x)
 
     def drift(self, t: float, x: np.ndarray) -> np.ndarray:
         """Drift, shape (N, d)."""
         return self._call(self.problem.sde.drift, t, x)
 
     def diffusion(self, t: float, x: np.ndarray) -> np.ndarray:
-        """Noise matrix, shape (N, d, m)."""
+        """Noise matrix, shape (N, d, m); a triangular one where only Σ was given."""
+        if self.problem.sde._diffusion is None:
+            return _triangular_root(self.covariance(t, x))
         return self._call(self.problem.sde.diffusion, t, x)
 
     def covariance(self, t: float, x: np.ndarray) -> np.ndarray:
@@ -313,8 +324,18 @@ class Model:
         return np.broadcast_to(result, (len(x), *result.shape[1:]))
 
     def noise_columns(self, x: np.ndarray) -> int:
-        """Number m of independent noises."""
+        """Count the independent noises."""
         return int(self.diffusion(0.0, x[:1]).shape[-1])
+
+
+def _triangular_root(S: np.ndarray) -> np.ndarray:
+    """Cholesky factors of positive semidefinite matrices; a column without a pivot is zero."""
+    L = np.zeros(S.shape)
+    for j in range(S.shape[-1]):
+        rest = S[..., j:, j] - np.einsum("...ik,...k->...i", L[..., j:, :j], L[..., j, :j])
+        pivot = np.sqrt(np.maximum(rest[..., :1], 0.0))
+        L[..., j:, j] = np.divide(rest, pivot, out=np.zeros(rest.shape), where=pivot > 0.0)
+    return L
 
 
 # ------------------------------------------------------------------------------------------------------- one step
@@ -430,115 +451,104 @@ class Walk:
         self.paid[which] += np.where(amount[:, None] != 0.0, amount[:, None] * value, 0.0)
 
     def advance(self, t: float, end: float, h: float, draws: list[Draws]) -> None:
-        """One step made of one or two fine ones: coefficients are read once, bridges are walked one by one."""
-        model, dt, x = self.model, h * len(draws), self.x
+        """One step made of one fine one, or of two of which the coefficients are read once."""
+        model, dt = self.model, h * len(draws)
         dW = draws[0].dW if len(draws) == 1 else draws[0].dW + draws[1].dW
         killing, source = model.problem.killing is not None, model.problem.source is not None
+        x = model.fit(self.x)
         c = model.rate(t, x) if killing else np.zeros(len(x))
         g = model.running(t, x) if source else None
         y, sigma = self.method.step(model, x, Increment(t, end, dt, dW, draws[0].signs))
-        bridges = [y - x]
-        if len(draws) == 2:
-            twist = 0.5 * _applied(sigma, draws[0].dW - draws[1].dW)
-            bridges = [0.5 * (y - x) + twist, 0.5 * (y - x) - twist]
-        before = self.weight.copy()
-        if model.closed:
-            S = sigma @ np.swapaxes(sigma, -1, -2)
-            for j, (bridge, draw) in enumerate(zip(bridges, draws, strict=True)):
-                self._walk(Bridge(t + j * h, end, h, j * h, bridge, S, c, g), draw)
+        y = y + (self.x - x)
+        if model.bridged:
+            stops = [y]
+            if len(draws) == 2:
+                stops = [0.5 * (self.x + y + _applied(sigma, draws[0].dW - draws[1].dW)), y]
+            self._walk(Bridge(t, end, dt, stops, sigma @ np.swapaxes(sigma, -1, -2), c, g), draws)
         else:
             self.x = y
-        self.x = model.fit(self.x)
-        survived = np.divide(self.weight, before, out=np.zeros_like(before), where=before > 0.0)
-        after = 0.5 * (c + model.rate(end, self.x)) * dt if killing else 0.0
+        self.x = model.wrap(self.x)
+        survived = self.weight
+        if killing:
+            self.weight = survived * np.exp(-0.5 * (c + model.rate(end, model.fit(self.x))) * dt)
         if g is not None:
-            self.pay(0.5 * dt * before * survived, g)
-            self.pay(0.5 * dt * before * survived * np.exp(-after), model.running(end, self.x))
-        self.weight = self.weight * np.exp(-after)
+            self.pay(0.5 * dt * survived, g)
+            self.pay(0.5 * dt * self.weight, model.running(end, model.fit(self.x)))
 
-    def _walk(self, bridge: "Bridge", draw: Draws) -> None:
-        """Follow one bridge: push at reflecting and elastic faces, pay at absorbing ones."""
-        p, q = self.x, self.x + bridge.step
-        faces = [(i, s, self.model.box.faces[i][s]) for i in range(p.shape[1]) for s in (0, 1)]
+    def _walk(self, bridge: "Bridge", draws: list[Draws]) -> None:
+        """Follow a bridge: push at reflecting and elastic faces, pay at absorbing ones."""
+        faces = [(i, s, self.model.box.faces[i][s]) for i in range(self.x.shape[1]) for s in (0, 1)]
+        q = bridge.stops[-1].copy()
         for axis, side, face in faces:
             if isinstance(face, Reflecting | Robin):
-                q = self._push(bridge, p, q, axis, side, face, draw.exponential[:, axis, side])
-        q = self.model.fit(q) if not any(isinstance(f, Absorbing) for *_, f in faces) else self._inside_walls(q)
-        self._absorb(bridge, p, q, [f for f in faces if isinstance(f[2], Absorbing)], draw)
+                self._push(bridge, q, axis, side, face, [d.exponential[:, axis, side] for d in draws])
+        self._inside_walls(q)
+        self._absorb(bridge, q, [f for f in faces if isinstance(f[2], Absorbing)], draws[0])
         self.x = q
 
-    def _inside_walls(self, q: np.ndarray) -> np.ndarray:
-        """Project on every closed face but the absorbing ones."""
+    def _inside_walls(self, q: np.ndarray) -> None:
+        """Project on the walls that push: a second push may have left a corner."""
         for axis, pair in enumerate(self.model.box.faces):
             for side, face in enumerate(pair):
-                if isinstance(face, Reflecting | Robin | Natural):
+                if isinstance(face, Reflecting | Robin):
                     edge = (self.model.low, self.model.high)[side][axis]
                     q[:, axis] = np.maximum(q[:, axis], edge) if side == 0 else np.minimum(q[:, axis], edge)
-        return q
 
     def _push(
-        self, bridge: "Bridge", p: np.ndarray, q: np.ndarray, axis: int, side: int, face: Any, exponential: np.ndarray
-    ) -> np.ndarray:
-        """Skorokhod's reflection along Σn, by the depth that the minimum of the bridge reaches beyond the wall."""
+        self, bridge: "Bridge", q: np.ndarray, axis: int, side: int, face: Any, exponentials: list[np.ndarray]
+    ) -> None:
+        """Skorokhod's reflection of q along Σn, by the depth that the minimum of the bridge reaches beyond the wall."""
         edge, inward = (self.model.low, self.model.high)[side][axis], 1.0 if side == 0 else -1.0
-        start, stop = inward * (p[:, axis] - edge), inward * (q[:, axis] - edge)
-        spread = 2.0 * bridge.S[:, axis, axis] * bridge.h * exponential
-        depth = -0.5 * (start + stop - np.sqrt((stop - start) ** 2 + spread))
+        heights = [inward * (stop[:, axis] - edge) for stop in [self.x, *bridge.stops[:-1], q]]
+        spread = 2.0 * bridge.S[:, axis, axis] * bridge.dt / len(exponentials)
+        depth = np.zeros(len(q))
+        for start, stop, exponential in zip(heights, heights[1:], exponentials, strict=False):
+            lowest = 0.5 * (start + stop - np.sqrt((stop - start) ** 2 + spread * exponential))
+            depth = np.maximum(depth, -lowest)
         hit = np.flatnonzero((depth > 0.0) & (self.weight > 0.0))
         if not len(hit):
-            return q
+            return
         wall = self.model.fit(q[hit])
         wall[:, axis] = edge
         S = self.model.covariance(bridge.t, wall)
         normal = S[:, axis, axis]
-        along = np.divide(S[:, :, axis], normal[:, None], out=np.zeros_like(wall), where=normal[:, None] > 0.0)
-        along[:, axis] = 1.0
-        q[hit] += inward * depth[hit, None] * along
+        q[hit] += inward * depth[hit, None] * _conormal(S, axis)
         if isinstance(face, Robin):
             self._kill(bridge, face, hit, wall, 2.0 * depth[hit] / np.maximum(normal, 1e-300))
-        return q
 
     def _kill(self, bridge: "Bridge", face: Robin, hit: np.ndarray, wall: np.ndarray, local_time: np.ndarray) -> None:
         """Elastic face: pay v at the rate of the local time, kill at the rate κ of it."""
-        t = bridge.t if self.stationary else bridge.t + 0.5 * bridge.h
+        t = bridge.t if self.stationary else bridge.t + 0.5 * bridge.dt
         exponent = self.model.face(face.kappa, t, wall) * local_time
         share = np.divide(-np.expm1(-exponent), exponent, out=np.ones_like(exponent), where=exponent != 0.0)
-        amount = self.weight[hit] * np.exp(-bridge.c[hit] * bridge.elapsed) * local_time * share
-        self.pay(amount, self.model.face(face.value, t, wall), hit)
+        self.pay(self.weight[hit] * local_time * share, self.model.face(face.value, t, wall), hit)
         self.weight[hit] *= np.exp(-exponent)
 
-    def _absorb(
-        self, bridge: "Bridge", p: np.ndarray, q: np.ndarray, faces: list[tuple[int, int, Any]], draw: Draws
-    ) -> None:
+    def _absorb(self, bridge: "Bridge", q: np.ndarray, faces: list[tuple[int, int, Any]], draw: Draws) -> None:
         """Pay at absorbing faces with the probability that the bridge touched them."""
         if not faces:
             return
-        distances = []
-        chances = np.zeros((len(faces), len(p)))
-        for n, (axis, side, _) in enumerate(faces):
+        touches = []
+        for axis, side, _ in faces:
             edge, inward = (self.model.low, self.model.high)[side][axis], 1.0 if side == 0 else -1.0
-            start, stop = np.maximum(inward * (p[:, axis] - edge), 0.0), inward * (q[:, axis] - edge)
-            variance = bridge.S[:, axis, axis] * bridge.h
-            exponent = np.divide(2.0 * start * stop, variance, out=np.full(len(p), np.inf), where=variance > 0.0)
-            chances[n] = np.where((stop <= 0.0) | (start == 0.0), 1.0, np.exp(-np.minimum(exponent, 700.0)))
-            distances.append((start, np.abs(stop), variance))
-        left = np.prod(1.0 - chances, axis=0)
-        total = chances.sum(0)
-        for n, (axis, side, face) in enumerate(faces):
-            hit = np.flatnonzero((chances[n] > NEGLIGIBLE) & (self.weight > 0.0))
+            start, stop = np.maximum(inward * (self.x[:, axis] - edge), 0.0), inward * (q[:, axis] - edge)
+            touches.append(Touch.of(start, stop, bridge.S[:, axis, axis] * bridge.dt))
+        for touch, (axis, side, face) in zip(touches, faces, strict=True):
+            hit = np.flatnonzero((touch.chance > NEGLIGIBLE) & (self.weight > 0.0))
             if not len(hit):
                 continue
-            fraction = _touch(
-                *(v[hit] for v in distances[n]), draw.normal[hit, axis, side], draw.uniform[hit, axis, side]
-            )
-            share = chances[n][hit] / total[hit] * (1.0 - left[hit])
-            self._exit(bridge, p[hit], q[hit], (axis, side, face), hit, fraction, self.weight[hit] * share)
-        self.weight = self.weight * left
+            fraction = touch.instant(hit, draw.normal[hit, axis, side], draw.uniform[hit, axis, side])
+            share = touch.chance[hit]
+            for other in touches:
+                if other is not touch:
+                    share = share * (1.0 - other.chance_before(hit, fraction))
+            self._exit(bridge, q, (axis, side, face), hit, fraction, self.weight[hit] * share)
+        for touch in touches:
+            self.weight = self.weight * (1.0 - touch.chance)
 
     def _exit(
         self,
         bridge: "Bridge",
-        p: np.ndarray,
         q: np.ndarray,
         which: tuple[int, int, Any],
         hit: np.ndarray,
@@ -547,57 +557,103 @@ class Walk:
     ) -> None:
         """Pay the source until the exit and the face's value there."""
         axis, side, face = which
-        spent = bridge.elapsed + fraction * bridge.h
+        spent, p = fraction * bridge.dt, self.x[hit]
         if bridge.g is not None:
             self.pay(amount * spent, bridge.g[hit], hit)
         amount = amount * np.exp(-bridge.c[hit] * spent)
-        if not callable(face.value):
-            self.pay(amount, self.model.face(face.value, bridge.t, p), hit)
-            return
-        place = p + fraction[:, None] * (q - p)
-        S = bridge.S[hit]
+        place = p + fraction[:, None] * (q[hit] - p)
         gap = (self.model.low, self.model.high)[side][axis] - place[:, axis]
-        normal = S[:, axis, axis]
-        slope = np.divide(S[:, :, axis], normal[:, None], out=np.zeros_like(place), where=normal[:, None] > 0.0)
-        slope[:, axis] = 1.0
-        place = self.model.fit(place + slope * gap[:, None])
+        place = self.model.fit(place + gap[:, None] * _conormal(bridge.S[hit], axis))
         value = self.model.face(face.value, bridge.t, place)
-        if not self.stationary:
-            # functions take one time for all points: linear between the ends of the bridge
-            later = self.model.face(face.value, min(bridge.t + bridge.h, bridge.end), place)
+        if callable(face.value) and not self.stationary:
+            # functions take one time for all points: linear between the ends of the step
             along = fraction[:, None] if value.ndim == 2 else fraction
-            value = value + along * (later - value)
+            value = value + along * (self.model.face(face.value, bridge.end, place) - value)
         self.pay(amount, value, hit)
+
+
+def _conormal(S: np.ndarray, axis: int) -> np.ndarray:
+    """Σn over n·Σn for the face normal to an axis, shape (N, d); n where no noise crosses the face."""
+    normal = S[:, axis, axis, None]
+    direction = np.divide(S[:, :, axis], normal, out=np.zeros(S.shape[:2]), where=normal > 0.0)
+    direction[:, axis] = 1.0
+    return np.asarray(direction)
 
 
 @dataclass(frozen=True)
 class Bridge:
-    """A piece of path: start time, end of the step, length, time since the step began, displacement, frozen Σ, c and g."""
+    """One step of a path as a Brownian bridge: from where the walk is over the stops (the last is its end).
+
+    Attributes
+    ----------
+    t, end, dt : float
+        Start, end as coefficients see it, length.
+    stops : list of ndarray, shape (N, d)
+        Free path after equal parts of the step.
+    S, c, g : ndarray
+        Covariance rate, killing rate and source at the start.
+    """
 
     t: float
     end: float
-    h: float
-    elapsed: float
-    step: np.ndarray
+    dt: float
+    stops: list[np.ndarray]
     S: np.ndarray
     c: np.ndarray
     g: np.ndarray | None
 
 
-def _touch(
-    start: np.ndarray, stop: np.ndarray, variance: np.ndarray, normal: np.ndarray, uniform: np.ndarray
-) -> np.ndarray:
-    """Instant, as a fraction, at which a Brownian bridge at distances start and stop from a wall first touches it.
+@dataclass(frozen=True)
+class Touch:
+    """Law of the first touch of a wall by Brownian bridges that start and stop at given distances from it.
 
-    Given that it does, f/(1 − f) is inverse Gaussian with mean start/stop and shape start²/variance; drawn by the method
-    of Michael, Schucany and Haas (1976).
+    The bridge touches with probability exp(−2·start·stop/variance) (surely if it stops beyond); the instant, as a
+    fraction f of the step, then has f/(1 − f) inverse Gaussian with mean start/|stop| and shape start²/variance.
+
+    Attributes
+    ----------
+    start, stop, variance : ndarray, shape (N,)
+        Distance at the start (≥ 0), |distance| at the end, variance of the free path.
+    chance, growth : ndarray, shape (N,)
+        Probability of a touch, and exp(2·start·|stop|/variance) times it (as a logarithm).
     """
-    mean = start / np.maximum(stop, 1e-300)
-    scaled = np.divide(normal**2 * variance, 2.0 * start * stop, out=np.zeros_like(mean), where=start * stop > 0.0)
-    small = 1.0 / (1.0 + scaled + np.sqrt(scaled * (2.0 + scaled)))  # the lesser root, over the mean
-    ratio = np.where(uniform * (1.0 + small) <= 1.0, small, 1.0 / small)
-    odds = mean * ratio
-    return np.asarray(np.where(start > 0.0, odds / (1.0 + odds), 0.0))
+
+    start: np.ndarray
+    stop: np.ndarray
+    variance: np.ndarray
+    chance: np.ndarray
+    growth: np.ndarray
+
+    @classmethod
+    def of(cls, start: np.ndarray, stop: np.ndarray, variance: np.ndarray) -> "Touch":
+        """Law from signed distances; without variance the path is a straight line."""
+        variance = np.maximum(variance, 1e-300)
+        exponent = 2.0 * start * stop / variance
+        sure = (stop <= 0.0) | (start == 0.0)
+        chance = np.where(sure, 1.0, np.exp(-np.maximum(exponent, 0.0)))
+        return cls(start, np.abs(stop), variance, chance, np.where(stop <= 0.0, -exponent, 0.0))
+
+    def instant(self, which: np.ndarray, normal: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """Draw the fraction of the step at which a bridge that touches does so (Michael, Schucany and Haas 1976)."""
+        start, stop = self.start[which], self.stop[which]
+        scaled = 0.5 * normal**2 * self.variance[which] / np.maximum(start * stop, 1e-300)
+        lesser = 1.0 / (1.0 + scaled + np.sqrt(scaled * (2.0 + scaled)))  # root of the quadratic, over the mean
+        near = uniform * (1.0 + lesser) <= 1.0  # odds start/stop·lesser, else start/(stop·lesser)
+        towards = np.where(near, start * lesser, start)
+        left = np.where(near, stop, stop * lesser)
+        return np.asarray(np.divide(towards, towards + left, out=np.zeros(len(which)), where=start > 0.0))
+
+    def chance_before(self, which: np.ndarray, fraction: np.ndarray) -> np.ndarray:
+        """Probability of a touch before a fraction of the step."""
+        early = np.zeros(len(which))
+        some = np.flatnonzero(self.chance[which] > NEGLIGIBLE)
+        pick, f = which[some], fraction[some]
+        odds = f / np.maximum(1.0 - f, 1e-300)
+        scale = 1.0 / np.sqrt(np.maximum(odds * self.variance[pick], 1e-300))
+        first = ndtr(scale * (odds * self.stop[pick] - self.start[pick]))
+        second = log_ndtr(-scale * (odds * self.stop[pick] + self.start[pick]))
+        early[some] = self.chance[pick] * first + np.exp(np.minimum(self.growth[pick] + second, 0.0))
+        return np.asarray(np.minimum(early, self.chance[which]))
 
 
 # ------------------------------------------------------------------------------------------------------- many paths
@@ -635,7 +691,7 @@ def _schedule(problem: KolmogorovProblem, model: Model, starts: np.ndarray, step
         return Schedule(((0.0, h, CROSSINGS * math.ceil(steps / 2)),), (), steps)
     edges = [0.0, *problem.sde.breakpoints, problem.horizon]
     pieces = []
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in itertools.pairwise(edges):
         pairs = max(1, math.ceil(0.5 * steps * (b - a) / problem.horizon - 1e-9))
         pieces.append((a, 0.5 * (b - a) / pairs, pairs))
     return Schedule(tuple(pieces), problem.sde.breakpoints, 2 * sum(n for *_, n in pieces))
@@ -668,7 +724,8 @@ class Pair:
         self.index = np.arange(len(starts))
         self.noises = model.noise_columns(starts)
         faces = [f for pair in model.box.faces for f in pair]
-        self.bridged = any(isinstance(f, Absorbing | Reflecting | Robin) for f in faces)
+        self.pushed = any(isinstance(f, Reflecting | Robin) for f in faces)
+        self.absorbed = any(isinstance(f, Absorbing) for f in faces)
         self.signed = method.order > 1.0 and self.noises > 1
 
     def run(self, schedule: Schedule) -> float:
@@ -688,7 +745,7 @@ class Pair:
         left = float(self.walks[0].weight.sum()) if stationary else 0.0
         for walk in self.walks:
             if not stationary:
-                walk.pay(walk.weight, self.model.final(walk.x))
+                walk.pay(walk.weight, self.model.final(self.model.fit(walk.x)))
         self._store(np.ones(len(self.index), dtype=bool))
         return left
 
@@ -700,8 +757,11 @@ class Pair:
             upper = np.triu(2.0 * rng.integers(0, 2, (n, m, m)) - 1.0, 1)
             signs = upper - np.swapaxes(upper, -1, -2)
         dW = math.sqrt(h) * rng.standard_normal((n, m))
-        shape = (n, d, 2) if self.bridged else (n, 0, 0)
-        return Draws(dW, signs, rng.standard_exponential(shape), rng.standard_normal(shape), rng.random(shape))
+        push = rng.standard_exponential((n, d, 2)) if self.pushed else np.zeros((n, d, 2))
+        normal, uniform = (
+            (rng.standard_normal((n, d, 2)), rng.random((n, d, 2))) if self.absorbed else (np.zeros((n, d, 2)),) * 2
+        )
+        return Draws(dW, signs, push, normal, uniform)
 
     def _drop(self) -> None:
         """Forget paths that are over in both walks, once there are enough of them."""
