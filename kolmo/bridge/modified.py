@@ -242,6 +242,8 @@ class _Equation:
 
 def _along(f: Field, n: Tensor, x: Tensor, v: Tensor, rate: float) -> Tensor:
     """Differentiate f along (rate, v) in (n, x)."""
+    if rate == 0.0:
+        return jvp(lambda y: f(n, y), (x,), (v,))[1]  # type: ignore[no-any-return]
     return jvp(f, (n, x), (torch.full_like(n, rate), v))[1]  # type: ignore[no-any-return]
 
 
@@ -278,31 +280,24 @@ def _interpolated(net: NoisyResNet, k: int) -> Callable[[Tensor, Tensor], tuple[
     """Return m and G of the layer at time n in [k, k + 1), its weights on the cubic through the layers nearby."""
     first = max(min(k - 1, net.depth - 4), 0)
     nodes = range(first, min(first + 4, net.depth))
-    parameters = {j: dict(net.branches[j].named_parameters()) for j in nodes}
-    template = net.branches[k]
+    powers = torch.linalg.inv(torch.vander(torch.arange(len(nodes), dtype=torch.float64), increasing=True)).T
+    stacked = {
+        name: torch.stack([dict(net.branches[j].named_parameters())[name] for j in nodes])
+        for name, _ in net.branches[k].named_parameters()
+    }
 
     def both(n: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        weight = {j: _lagrange(n, j, nodes) for j in nodes}
+        s = n - first
+        weights = powers.to(n) @ torch.stack([s**p for p in range(len(nodes))])  # Lagrange's polynomials at n
 
-        def blend(values: dict[int, Any]) -> Any:
-            if all(value is values[k] for value in values.values()):
-                return values[k]
-            return torch.stack([weight[j] * values[j] for j in nodes]).sum(0)
+        def blend(values: list[Any]) -> Any:
+            if all(value is values[0] for value in values):
+                return values[0]
+            return sum(weights[i] * value for i, value in enumerate(values))
 
-        law = net.law(k).replaced(
-            **{name: blend({j: getattr(net.law(j), name) for j in nodes}) for name in net.law(k).numbers}
-        )
-        layer = _LayerField(template, law, net.h)
-        blended = {f"branch.{name}": blend({j: parameters[j][name] for j in nodes}) for name in parameters[k]}
-        return functional_call(layer, blended, (x,))  # type: ignore[no-any-return]
+        law = net.law(k)
+        law = law.replaced(**{name: blend([getattr(net.law(j), name) for j in nodes]) for name in law.numbers})
+        blended = {f"branch.{name}": torch.tensordot(weights, values, 1) for name, values in stacked.items()}
+        return functional_call(_LayerField(net.branches[k], law, net.h), blended, (x,))  # type: ignore[no-any-return]
 
     return both
-
-
-def _lagrange(n: Tensor, j: int, nodes: range) -> Tensor:
-    """Lagrange basis polynomial of node j at n."""
-    result = torch.ones_like(n)
-    for i in nodes:
-        if i != j:
-            result = result * (n - i) / (j - i)
-    return result

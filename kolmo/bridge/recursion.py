@@ -264,12 +264,13 @@ def _spread(layer: Layer, lower: np.ndarray, upper: np.ndarray, unit: np.ndarray
     mean, G = layer.transition(x)
     size = np.sqrt((G**2).sum(-1)).max(1) * math.sqrt(layer.variable.variance_proxy)
     bound = layer.variable.bound if np.isfinite(layer.variable.bound) else 1e300
-    return (x + mean).min(1), (x + mean).max(1), size, np.abs(G).sum(-1).max(1) * bound
+    margin = 0.05 * np.abs(mean).max(1)  # the samples may miss the extremes
+    return (x + mean).min(1) - margin, (x + mean).max(1) + margin, 1.05 * size, 1.05 * np.abs(G).sum(-1).max(1) * bound
 
 
 def _widened(lower: np.ndarray, upper: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Add a small margin, and a width that is never zero."""
-    margin = 0.01 * (upper - lower) + 1e-3 * max(scale, 1e-6)
+    """Make sure that no width is zero."""
+    margin = np.maximum(1e-3 * max(scale, 1e-6) - 0.5 * (upper - lower), 0.0)
     return lower - margin, upper + margin
 
 
