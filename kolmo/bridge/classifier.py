@@ -128,11 +128,11 @@ class FlowClassifier(nn.Module):
         Tensor
             ``()`` or ``(n,)``; differentiable with respect to encoder, flow and head.
         """
-        from kolmo import control
+        from kolmo.control import value
 
         z = self.encoder(x).double()
         problem = self.problem(order=order, box=box, strict=strict)
-        losses = control.value(problem, z, rtol=rtol, atol=atol, discretization=discretization)
+        losses = value(problem, z, rtol=rtol, atol=atol, discretization=discretization)
         return _reduced(_of_label(losses, y), reduction)
 
     def plan(self, x: Tensor, *, order: int = 1, box: Any = None, **options: Any) -> Any:
