@@ -11,6 +11,7 @@ from kolmo.errors import (
     ToleranceWarning,
 )
 from kolmo.grid import Grid
+from kolmo.montecarlo import monte_carlo
 from kolmo.plan import plan
 from kolmo.problem import KolmogorovProblem
 from kolmo.schemes.generator import Generator, discretize
@@ -38,6 +39,7 @@ __all__ = [
     "ToleranceWarning",
     "discretize",
     "load",
+    "monte_carlo",
     "plan",
     "solve",
 ]

@@ -112,7 +112,7 @@ class Grid:
     >>> grid = Grid.of(Box(0.0, 1.0, boundary="reflecting"), (5,))
     >>> grid.nodes[0].tolist()
     [0.0, 0.25, 0.5, 0.75, 1.0]
-    >>> grid.volumes.sum()
+    >>> float(grid.volumes.sum())
     1.0
     """
 

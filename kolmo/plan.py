@@ -45,7 +45,7 @@ CUT_MARGIN = 0.2
 
 @dataclass(frozen=True)
 class Layout:
-    """Box and maps: everything about the grid but the number of nodes.
+    """Box, maps and proportions: everything about the grid but the resolution n.
 
     Attributes
     ----------
@@ -53,16 +53,19 @@ class Layout:
         Finite box.
     gradings : tuple of Grading
         Map of each axis.
+    shares : tuple of float
+        Nodes of each axis at resolution 1.
     """
 
     box: Box
     gradings: tuple[Grading, ...]
+    shares: tuple[float, ...]
 
-    def grid(self, n: Sequence[int]) -> Grid:
-        """Grid with the given numbers of nodes."""
-        return Grid.of(self.box, n, self.gradings)
+    def grid(self, n: float, least: int) -> Grid:
+        """Grid of resolution n."""
+        return Grid.of(self.box, [max(round(n * share), least) for share in self.shares], self.gradings)
 
-    def widened(self, grid: Grid) -> Grid:
+    def widened(self, grid: Grid) -> tuple["Layout", Grid]:
         """The same nodes and some more beyond every open face."""
         axes = []
         for axis, pair in zip(grid.axes, self.box.faces, strict=True):
@@ -78,7 +81,9 @@ class Layout:
             else:
                 wide = Uniform(ends[0], ends[1])
             axes.append(Axis(axis.n + low + high, wide, axis.periodic))
-        return Grid(axes)
+        wider = Grid(axes)
+        shares = tuple(share * a.n / b.n for share, a, b in zip(self.shares, axes, grid.axes, strict=True))
+        return Layout(self.box.replace(*wider.box), tuple(a.grading for a in axes), shares), wider
 
 
 @dataclass
@@ -95,13 +100,15 @@ class Level:
         Answer at the points that matter.
     seconds : float
         Wall time.
+    n : float
+        Resolution.
     """
 
     discretization: Discretization
     run: Run
     values: np.ndarray
     seconds: float
-    nodes: float
+    n: float
 
 
 @dataclass
@@ -212,7 +219,7 @@ def interesting_points(problem: KolmogorovProblem, at: Any) -> np.ndarray:
     return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, problem.dim)
 
 
-def first_layout(problem: KolmogorovProblem, points: np.ndarray, tail: float, stretch: float = 1.0) -> Layout:
+def first_layout(problem: KolmogorovProblem, points: np.ndarray, tail: float) -> Layout:
     """Box that the process from the points hardly leaves, fine where it spends its time, coarser in the tails."""
     box = problem.box
     bounded = np.isfinite(box.lower).all() and np.isfinite(box.upper).all()
@@ -221,12 +228,10 @@ def first_layout(problem: KolmogorovProblem, points: np.ndarray, tail: float, st
     if horizon is None:
         if not bounded:
             raise InputError("box", box, "a finite box for a stationary problem")
-        return Layout(box, tuple(Uniform(a, b) for a, b in zip(box.lower, box.upper, strict=True)))
+        return Layout(box, tuple(Uniform(a, b) for a, b in zip(box.lower, box.upper, strict=True)), (1.0,) * box.dim)
     cloud = reach(problem.sde, points, horizon, within=box)
     low, high = cloud.interval(tail)
     core_low, core_high = cloud.low - 2.0 * cloud.spread_low, cloud.high + 2.0 * cloud.spread_high
-    middle = 0.5 * (core_low + core_high)
-    low, high = middle - stretch * (middle - low), middle + stretch * (high - middle)
     given_low, given_high = np.array(box.lower), np.array(box.upper)
     low = np.where(opened[:, 0], np.where(np.isfinite(given_low), np.minimum(low, given_low), low), given_low)
     high = np.where(opened[:, 1], np.where(np.isfinite(given_high), np.maximum(high, given_high), high), given_high)
@@ -234,7 +239,7 @@ def first_layout(problem: KolmogorovProblem, points: np.ndarray, tail: float, st
         _grading(low[i], high[i], core_low[i], core_high[i]) if not box.periodic[i] else Uniform(low[i], high[i])
         for i in range(problem.dim)
     )
-    return Layout(box.replace(low, high), gradings)
+    return Layout(box.replace(low, high), gradings, (1.0,) * problem.dim)
 
 
 def _grading(low: float, high: float, core_low: float, core_high: float) -> Grading:
@@ -271,37 +276,65 @@ class _Search:
         self.started = time.perf_counter()
 
     def run(self, max_cells: int, max_seconds: float) -> Outcome:
-        """Settle the box on a coarse level, then refine."""
+        """Refine until the estimate meets the tolerance, then see to the cut."""
         d = self.problem.dim
+        layout = first_layout(self.problem, self.points, max(1e-2 * self.rtol, 1e-12))
         n = float(FIRST_NODES[d])
-        layout = self._settle_box(n)
-        status, message = "converged", "the estimate meets the tolerance"
-        n *= GROWTH[d]
-        while True:
-            try:
+        try:
+            while True:
                 self.levels.append(self._solve(layout, n))
-            except KeyboardInterrupt:
-                if not self.levels:
-                    raise
-                status, message = "interrupted", "interrupted; the finest level finished is returned"
-                break
-            if self.levels[-1].run.interrupted:
-                status, message = "interrupted", "interrupted by Ctrl-C or the callback"
-                break
-            estimate = self._estimate()
-            tolerance = self._tolerance()
-            if len(self.levels) >= 3 and (estimate + self.cut <= tolerance).all():
-                break
-            n = self._next(n, estimate, tolerance)
-            if n**d > max_cells or time.perf_counter() - self.started > max_seconds:
-                status = "tolerance_not_met"
-                reason = f"max_cells = {max_cells}" if n**d > max_cells else f"max_seconds = {max_seconds:g}"
-                message = (
-                    f"stopped by {reason}: estimate {float((estimate + self.cut).max()):.2e}, "
-                    f"tolerance {float(tolerance.min()):.2e}"
-                )
-                break
-        return self._outcome(status, message)
+                if self.levels[-1].run.interrupted:
+                    return self._outcome("interrupted", "interrupted by the callback or Ctrl-C")
+                enough = len(self.levels) >= 3 and bool((self._estimate() <= (1 - CUT_SHARE) * self._tolerance()).all())
+                if enough:
+                    layout, settled = self._settle_cut(layout)
+                    if settled:
+                        return self._outcome("converged", "the estimate meets the tolerance")
+                n = self._next(n)
+                told = self._limit(n, layout, max_cells, max_seconds)
+                if told:
+                    if not self.cut.any():
+                        self._measure_cut(layout)
+                    return self._outcome("tolerance_not_met", told)
+        except KeyboardInterrupt:
+            if not self.levels:
+                raise
+            return self._outcome("interrupted", "interrupted; the finest level finished is returned")
+
+    def _limit(self, n: float, layout: Layout, max_cells: int, max_seconds: float) -> str:
+        """Why no finer level may be begun, or nothing."""
+        cells = math.prod(n * share for share in layout.shares)
+        spent = time.perf_counter() - self.started
+        # the next level costs more than the last by the growth of cells and steps
+        ahead = self.levels[-1].seconds * (n / self.levels[-1].n) ** (self.problem.dim + 1)
+        if cells <= max_cells and spent + ahead <= max_seconds:
+            return ""
+        reason = f"max_cells = {max_cells}" if cells > max_cells else f"max_seconds = {max_seconds:g}"
+        worst, wanted = float(self._estimate().max()), float(self._tolerance().min())
+        return f"stopped by {reason}: estimate {worst:.2e}, tolerance {wanted:.2e}"
+
+    def _settle_cut(self, layout: Layout) -> tuple[Layout, bool]:
+        """Measure the effect of the cut; while it exceeds its share, go over to the wider box."""
+        for _ in range(CUT_TRIES):
+            wider = self._measure_cut(layout)
+            if wider is None or (self.cut <= CUT_SHARE * self._tolerance()).all():
+                return layout, True
+            # the wider box has the same nodes inside: its solution takes the place of the last level
+            layout, self.levels[-1] = wider
+            if not (self._estimate() <= (1 - CUT_SHARE) * self._tolerance()).all():
+                return layout, False
+        return layout, False
+
+    def _measure_cut(self, layout: Layout) -> tuple[Layout, Level] | None:
+        """Solve again with nodes beyond the open faces: the difference is the effect of the cut."""
+        opened = any(isinstance(f, Open) for pair in self.problem.box.faces for f in pair)
+        last = self.levels[-1]
+        if not opened or self.problem.stationary:
+            return None
+        wider, grid = layout.widened(last.discretization.grid)
+        level = self._solve_on(grid, last.discretization.steps, last.n)
+        self.cut = np.abs(level.values - last.values).max(0)
+        return wider, level
 
     def _outcome(self, status: str, message: str) -> Outcome:
         best = self.levels[-1]
@@ -320,31 +353,6 @@ class _Search:
         }
         return Outcome(best, estimate, status, message, stats)
 
-    def _settle_box(self, n: float) -> Layout:
-        """Widen the box until moving the cut changes the answer by less than its share of the tolerance."""
-        d = self.problem.dim
-        opened = any(isinstance(f, Open) for pair in self.problem.box.faces for f in pair)
-        tail, stretch = max(1e-2 * self.rtol, 1e-12), 1.0
-        for attempt in range(CUT_TRIES):
-            layout = first_layout(self.problem, self.points, tail, stretch)
-            level = self._solve(layout, n)
-            if level.run.interrupted:
-                self.levels = [level]
-                return layout
-            if not opened or self.problem.stationary:
-                break
-            wide = layout.widened(level.discretization.grid)
-            wider = self._solve_on(wide, level.discretization.steps)
-            self.cut = np.abs(wider.values - level.values).max(0)
-            self.levels = [level]
-            tolerance = self._tolerance()
-            if (self.cut <= CUT_SHARE * tolerance).all():
-                break
-            stretch *= 1.25 if attempt < 4 else 1.6
-            n = min(n * 1.12, FIRST_NODES[d] * 2.5)
-        self.levels = [level]
-        return layout
-
     def _tolerance(self) -> np.ndarray:
         """atol + rtol max |u_j| per column, at the points asked for."""
         return np.asarray(self.atol + self.rtol * np.abs(self.levels[-1].values).max(0))
@@ -352,7 +360,7 @@ class _Search:
     def _estimate(self) -> np.ndarray:
         """Error estimate per column from the differences of the last levels."""
         values = [level.values for level in self.levels]
-        nodes = [level.nodes for level in self.levels]
+        nodes = [level.n for level in self.levels]
         if len(values) < 2:
             return np.full(values[-1].shape[1], np.inf)
         last = np.abs(values[-1] - values[-2]).max(0)
@@ -366,20 +374,21 @@ class _Search:
         floor = 4e-15 * (1.0 + np.abs(values[-1]).max(0)) * math.sqrt(self.levels[-1].discretization.grid.size)
         return np.asarray(last / (ratio**order - 1.0) + floor)
 
-    def _next(self, n: float, estimate: np.ndarray, tolerance: np.ndarray) -> float:
-        """Nodes of the next level, from the estimate and the order."""
+    def _next(self, n: float) -> float:
+        """Resolution of the next level, from the estimate and the order."""
         d = self.problem.dim
         if len(self.levels) < 3:
             return n * GROWTH[d]
-        excess = float(np.max(estimate / np.maximum(0.7 * (tolerance - self.cut), 0.1 * tolerance)))
-        return float(n * min(max(excess ** (1.0 / self.order), 1.0 + 0.5 * (GROWTH[d] - 1.0)), MAX_GROWTH[d]))
+        tolerance = self._tolerance()
+        excess = float(np.max(self._estimate() / np.maximum(0.7 * (tolerance - self.cut), 0.1 * tolerance)))
+        least = 1.0 + 0.5 * (GROWTH[d] - 1.0)
+        return float(n * min(max(excess ** (1.0 / self.order), least), MAX_GROWTH[d]))
 
     def _solve(self, layout: Layout, n: float) -> Level:
-        counts = [max(round(n), SCHEMES[self.scheme].minimum_nodes)] * self.problem.dim
         steps = max(4, math.ceil(FIRST_STEPS * n / FIRST_NODES[self.problem.dim]))
-        return self._solve_on(layout.grid(counts), steps, n)
+        return self._solve_on(layout.grid(n, SCHEMES[self.scheme].minimum_nodes), steps, n)
 
-    def _solve_on(self, grid: Grid, steps: int, n: float = 0.0) -> Level:
+    def _solve_on(self, grid: Grid, steps: int, n: float) -> Level:
         begun = time.perf_counter()
         generator = Generator(self.problem, grid, SCHEMES[self.scheme])
         if self.problem.stationary:

@@ -306,11 +306,11 @@ def _lay_out(grid: Grid, box: Box, S: np.ndarray) -> tuple[Jumps, np.ndarray]:
             slots.append(np.full(N, column))
             steps.append(along)
     for k in range(E.shape[1]):
-        oblique = np.flatnonzero(~unit[:, k])
+        slanted = np.flatnonzero(~unit[:, k])
         for sign in (1, -1):
-            nodes.append(oblique)
-            slots.append(np.full(len(oblique), 2 * d + k))
-            steps.append(sign * E[oblique, k])
+            nodes.append(slanted)
+            slots.append(np.full(len(slanted), 2 * d + k))
+            steps.append(sign * E[slanted, k])
     node, slot, step = np.concatenate(nodes), np.concatenate(slots), np.concatenate(steps)
     keep = free[node] > 0
     node, slot, step = node[keep], slot[keep], step[keep]

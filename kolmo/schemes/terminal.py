@@ -1,7 +1,7 @@
 """Terminal data on the grid: point values where they are smooth, a smoothing kernel where they have kinks or jumps."""
 
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,12 @@ CORRECTIONS = {2: (1.0,), 4: (1.0, -1.0 / 6.0), 6: (1.0, -1.0 / 4.0, 13.0 / 240.
 
 # A fourth difference that shrinks by less than this factor when the spacing is halved is not that of smooth data
 # (smooth 1/16, kink 1/2, jump 1), unless it is below the floor, relative to the largest value.
-SHRINK, FLOOR = 0.3, 1e-7
+SHRINK, FLOOR = 0.15, 1e-7
 
-# Sub-cells per axis with which rough cells are sampled in two and three dimensions.
-SUBCELLS = {2: 12, 3: 6}
+# Panels with which rough cells are sampled across a break in two dimensions, and sub-cells per axis in three.
+PANELS, SUBCELLS = 12, 6
+# Bisections that locate a jump to rounding.
+BISECTIONS = 46
 
 
 @lru_cache(maxsize=8)
@@ -59,6 +61,10 @@ def support(order: int) -> int:
 class TerminalRule:
     """Frozen linear rule from values of φ at chosen points to terminal data at the nodes.
 
+    Near rough cells φ is sampled on a lattice, the tensor product of Gauss points in every cell (and the two ends) of
+    each axis; in the rough cells themselves the lattice values come from a projection of many more samples, which
+    leaves the integral against the kernel's polynomial pieces exact. The kernel then acts axis by axis.
+
     Attributes
     ----------
     grid : Grid
@@ -67,85 +73,108 @@ class TerminalRule:
         Order of the kernel.
     touched : ndarray of int
         Nodes whose value is smoothed; the others take φ at the node.
-    matrix : csr_matrix or None
-        Rows: touched nodes; columns: sample points.
-    points : ndarray, shape (samples, d)
-        Sample points.
-    constant : csr_matrix or None
-        Weights of φ at the nodes of the faces, from its extension beyond them.
+    lattice : tuple of ndarray
+        Lattice points of each axis.
+    smoothing : tuple of csr_matrix
+        Per axis, from lattice points to nodes.
+    rough : ndarray of int, shape (cells, q^d)
+        Flat lattice indices of the Gauss points of the rough cells.
+    points : ndarray, shape (cells, m, d)
+        Samples in the rough cells.
+    weights : tuple of ndarray, shape (cells, m, q)
+        Per axis, factors of the projection onto the Gauss points.
     """
 
     grid: Grid
     order: int
     touched: np.ndarray
-    points: np.ndarray
-    matrix: sp.csr_matrix | None
-    constant: sp.csr_matrix | None
+    lattice: tuple[np.ndarray, ...] = ()
+    smoothing: tuple[sp.csr_matrix, ...] = ()
+    rough: np.ndarray = field(default_factory=lambda: np.zeros((0, 1), dtype=int))
+    points: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1)))
+    weights: tuple[np.ndarray, ...] = ()
 
     def apply(self, problem: KolmogorovProblem, x: Array) -> Array:
         """Terminal data of shape (size, k) at the nodes x; tensors keep their gradients."""
-        values = check_finite(problem.final(x), x, problem.horizon or 0.0, "terminal")
-        values = values[:, None] if values.ndim == 1 else values
-        if self.matrix is None:
+        values = self._evaluate(problem, x)
+        if not self.smoothed:
             return values
-        points = as_like(self.points, x)
-        samples = check_finite(problem.final(points), points, problem.horizon or 0.0, "terminal")
-        smooth = _multiply(self.matrix, samples[:, None] if samples.ndim == 1 else samples)
-        if self.constant is not None:
-            smooth = smooth + _multiply(self.constant, values)
+        smooth = self._lattice_values(problem, x)
+        shape = [len(v) for v in self.lattice]
+        for i, matrix in enumerate(self.smoothing):
+            smooth = _multiply_along(matrix, smooth, shape, i)
+            shape[i] = matrix.shape[0]
+        smooth = smooth.reshape(self.grid.size, -1)
         position = np.arange(self.grid.size)
-        position[self.touched] = self.grid.size + np.arange(len(self.touched))
+        position[self.touched] += self.grid.size
         return namespace(values).concatenate([values, smooth])[position]
+
+    def _evaluate(self, problem: KolmogorovProblem, x: Array) -> Array:
+        values = check_finite(problem.final(x), x, problem.horizon or 0.0, "terminal")
+        return values[:, None] if values.ndim == 1 else values
+
+    def _lattice_values(self, problem: KolmogorovProblem, like: Array) -> Array:
+        mesh = np.stack(np.meshgrid(*self.lattice, indexing="ij"), -1).reshape(-1, self.grid.dim)
+        values = self._evaluate(problem, as_like(mesh, like))
+        cells, m = self.points.shape[:2]
+        samples = self._evaluate(problem, as_like(self.points.reshape(-1, self.grid.dim), like))
+        axes = "xyz"[: self.grid.dim]
+        subscripts = ",".join(["nmk", *[f"nm{a}" for a in axes]]) + f"->n{axes}k"
+        xp = namespace(values)
+        factors = [as_like(w, like) for w in self.weights]
+        projected = xp.einsum(subscripts, samples.reshape(cells, m, -1), *factors)
+        position = np.arange(len(mesh))
+        position[self.rough.reshape(-1)] = len(mesh) + np.arange(self.rough.size)
+        return xp.concatenate([values, projected.reshape(self.rough.size, -1)])[position]
 
     @classmethod
     def point_values(cls, grid: Grid, order: int = 0) -> "TerminalRule":
         """Take φ at every node."""
-        return cls(grid, order, np.zeros(0, dtype=int), np.zeros((0, grid.dim)), None, None)
+        return cls(grid, order, np.zeros(0, dtype=int))
 
     def record(self) -> dict[str, Any]:
         """Tree of numbers and arrays, for saving."""
         return {
             "order": self.order,
             "touched": self.touched,
+            "lattice": list(self.lattice),
+            "smoothing": [_sparse_record(m) for m in self.smoothing],
+            "rough": self.rough,
             "points": self.points,
-            "matrix": _sparse_record(self.matrix),
-            "constant": _sparse_record(self.constant),
+            "weights": list(self.weights),
         }
 
     @classmethod
     def from_record(cls, grid: Grid, tree: dict[str, Any]) -> "TerminalRule":
         """Rebuild a rule from its record."""
-        matrices = [_sparse_from(tree[name]) for name in ("matrix", "constant")]
-        return cls(grid, tree["order"], tree["touched"], tree["points"], *matrices)
+        parts = dict(tree)
+        parts["smoothing"] = tuple(_sparse_from(m) for m in tree["smoothing"])
+        parts["lattice"], parts["weights"] = tuple(tree["lattice"]), tuple(tree["weights"])
+        return cls(grid, **parts)
 
-    @cached_property
+    @property
     def smoothed(self) -> bool:
         """Whether anything is smoothed."""
-        return self.matrix is not None
+        return len(self.touched) > 0
 
 
-def _sparse_record(matrix: sp.csr_matrix | None) -> dict[str, Any] | None:
-    if matrix is None:
-        return None
+def _sparse_record(matrix: sp.csr_matrix) -> dict[str, Any]:
     return {"data": matrix.data, "indices": matrix.indices, "indptr": matrix.indptr, "shape": list(matrix.shape)}
 
 
-def _sparse_from(tree: dict[str, Any] | None) -> sp.csr_matrix | None:
-    if tree is None:
-        return None
+def _sparse_from(tree: dict[str, Any]) -> sp.csr_matrix:
     return sp.csr_matrix((tree["data"], tree["indices"], tree["indptr"]), shape=tuple(tree["shape"]))
 
 
-def _multiply(matrix: sp.csr_matrix, values: Array) -> Array:
-    """Sparse matrix times dense array, in NumPy or torch."""
-    if not is_tensor(values):
-        return matrix @ values
-    import torch
-
-    coo = matrix.tocoo()
-    index = torch.as_tensor(np.stack([coo.row, coo.col]), dtype=torch.int64, device=values.device)
-    data = torch.as_tensor(coo.data, device=values.device)
-    return torch.sparse_coo_tensor(index, data, coo.shape, check_invariants=False) @ values
+def _multiply_along(matrix: sp.csr_matrix, values: Array, shape: list[int], axis: int) -> Array:
+    """Sparse matrix applied along one axis of a flat field of the given shape (and columns)."""
+    outer = int(np.prod(shape[:axis]))
+    view = values.reshape(outer, shape[axis], -1)
+    if is_tensor(values):
+        return as_like(matrix.toarray(), values) @ view
+    moved = np.moveaxis(view, 1, 0).reshape(shape[axis], -1)
+    result = (matrix @ moved).reshape(matrix.shape[0], outer, -1)
+    return np.ascontiguousarray(np.moveaxis(result, 0, 1))
 
 
 def plan_terminal(problem: KolmogorovProblem, grid: Grid, box: Box, order: int) -> TerminalRule:
@@ -154,11 +183,17 @@ def plan_terminal(problem: KolmogorovProblem, grid: Grid, box: Box, order: int) 
     if order not in CORRECTIONS or not rough.any():
         return TerminalRule.point_values(grid, order)
     touched = np.flatnonzero(_near(rough, grid, support(order)).reshape(-1))
-    lines = [_line_weights(axis_cells, box, i, order, grid) for i, axis_cells in enumerate(rough.shape)]
-    cells = _needed_cells(touched, grid, rough.shape, lines)
-    points, local = _samples(problem, grid, cells, rough, order)
-    matrix, constant = _tensor_rows(touched, grid, lines, cells, local, rough.shape, order)
-    return TerminalRule(grid, order, touched, points, matrix, constant)
+    gauss = 0.5 * (legendre.leggauss(order)[0] + 1.0)
+    lattice, smoothing = [], []
+    for i, axis in enumerate(grid.axes):
+        position = (np.arange(rough.shape[i])[:, None] + gauss).reshape(-1)
+        ends = [] if axis.periodic else [0.0, float(axis.n - 1)]
+        lattice.append(np.asarray(axis.grading(np.concatenate([position, ends]) * axis.h)))
+        smoothing.append(_smoothing(rough.shape[i], box, i, order, grid))
+    cells = np.stack(np.nonzero(rough), -1)
+    points, weights = _samples(problem, grid, cells, order)
+    index = _lattice_index(cells, [len(v) for v in lattice], order)
+    return TerminalRule(grid, order, touched, tuple(lattice), tuple(smoothing), index, points, weights)
 
 
 def _cells(grid: Grid) -> tuple[int, ...]:
@@ -235,180 +270,206 @@ def _near(rough: np.ndarray, grid: Grid, reach: int) -> np.ndarray:
     return near
 
 
-@dataclass(frozen=True)
-class _Line:
-    """Kernel weights of one axis: per node and relative cell, which cell, sign, and values at its Gauss points."""
-
-    cell: np.ndarray
-    mirrored: np.ndarray
-    sign: np.ndarray
-    weights: np.ndarray
-
-
-def _line_weights(cells: int, box: Box, axis: int, order: int, grid: Grid) -> _Line:
-    """Kernel × Gauss weights for the cells around a node, folded back at the ends.
+def _smoothing(cells: int, box: Box, axis: int, order: int, grid: Grid) -> sp.csr_matrix:
+    """Kernel × Gauss weights from the lattice of one axis to its nodes, folded back at the ends.
 
     φ is extended evenly beyond walls, where the slope vanishes, and oddly about its value at the face elsewhere.
     """
-    reach, n = support(order), grid.axes[axis].n
-    s, w = legendre.leggauss(order)
+    reach, n, q = support(order), grid.axes[axis].n, order
+    s, w = legendre.leggauss(q)
     relative = np.arange(-reach, reach)
     weights = 0.5 * w * kernel(order)(relative[:, None] + 0.5 * (s + 1.0))
     cell = np.arange(n)[:, None] + relative
-    if grid.axes[axis].periodic:
-        return _Line(cell % cells, np.zeros(cell.shape, bool), np.ones(cell.shape), weights)
-    odd = [not isinstance(face, (Reflecting, Robin)) for face in box.faces[axis]]
     below, above = cell < 0, cell >= cells
-    sign = np.where((below & odd[0]) | (above & odd[1]), -1.0, 1.0)
-    folded = np.where(below, -1 - cell, np.where(above, 2 * cells - 1 - cell, cell))
-    return _Line(np.clip(folded, 0, cells - 1), below | above, sign, weights)
+    data = np.broadcast_to(weights, (n, 2 * reach, q)).copy()
+    point = np.broadcast_to(np.arange(q), data.shape).copy()
+    if grid.axes[axis].periodic:
+        columns = (cell % cells)[:, :, None] * q + point
+        return sp.csr_matrix((data.reshape(-1), (np.repeat(np.arange(n), 2 * reach * q), columns.reshape(-1))))
+    odd = [not isinstance(face, (Reflecting, Robin)) for face in box.faces[axis]]
+    mass = weights.sum(1)
+    ends = np.stack([2.0 * (outside * mass).sum(1) * o for outside, o in zip((below, above), odd, strict=True)], 1)
+    data[(below & odd[0]) | (above & odd[1])] *= -1.0
+    point[below | above] = np.arange(q)[::-1]
+    folded = np.clip(np.where(below, -1 - cell, np.where(above, 2 * cells - 1 - cell, cell)), 0, cells - 1)
+    columns = folded[:, :, None] * q + point
+    inner = sp.csr_matrix(
+        (data.reshape(-1), (np.repeat(np.arange(n), 2 * reach * q), columns.reshape(-1))), shape=(n, cells * q)
+    )
+    return sp.csr_matrix(sp.hstack([inner, sp.csr_matrix(ends)]))
 
 
-def _needed_cells(touched: np.ndarray, grid: Grid, cells: tuple[int, ...], lines: list[_Line]) -> np.ndarray:
-    """Flat indices of the cells that the touched nodes sample."""
-    needed = np.zeros(cells, dtype=bool)
-    home = np.unravel_index(touched, grid.shape)
-    if grid.dim == 1:
-        needed[lines[0].cell[home[0]].reshape(-1)] = True
-        return np.flatnonzero(needed)
-    parts = [line.cell[h] for line, h in zip(lines, home, strict=True)]
-    if grid.dim == 2:
-        needed[parts[0][:, :, None], parts[1][:, None, :]] = True
-    else:
-        needed[parts[0][:, :, None, None], parts[1][:, None, :, None], parts[2][:, None, None, :]] = True
-    return np.flatnonzero(needed.reshape(-1))
+def _lattice_index(cells: np.ndarray, shape: list[int], q: int) -> np.ndarray:
+    """Flat lattice indices of the Gauss points of cells, shape (cells, q^d)."""
+    index = np.zeros((len(cells), 1), dtype=int)
+    for i, n in enumerate(shape):
+        along = cells[:, i, None] * q + np.arange(q)
+        index = (index[:, :, None] * n + along[:, None, :]).reshape(len(cells), -1)
+    return index
 
 
 def _samples(
-    problem: KolmogorovProblem, grid: Grid, cells: np.ndarray, rough: np.ndarray, order: int
-) -> tuple[np.ndarray, sp.csr_matrix]:
-    """Sample points, and the matrix from their values to effective values at the Gauss points of the needed cells.
+    problem: KolmogorovProblem, grid: Grid, cells: np.ndarray, q: int
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Samples in rough cells, and per axis the factors that project them on the Gauss points."""
+    if grid.dim == 1:
+        local, weight = _lines(problem, grid, cells, 0, np.zeros((len(cells), 1, 1)), deep=True)
+        local, weight = local[:, 0], weight[:, 0]
+    elif grid.dim == 2:
+        local, weight = _across_breaks(problem, grid, cells)
+    else:
+        local, weight = _subcells(len(cells), grid.dim)
+    gauss = legendre.leggauss(q)[0]
+    to_gauss = legendre.legvander(gauss, q - 1).T
+    factors = []
+    for i in range(grid.dim):
+        basis = legendre.legvander(2.0 * local[..., i] - 1.0, q - 1) * (2.0 * np.arange(q) + 1.0)
+        factors.append(basis @ to_gauss)
+    factors[0] = factors[0] * weight[..., None]
+    return _to_x(grid, cells[:, None, :] + local), tuple(factors)
 
-    In smooth cells the Gauss points themselves; in rough ones many points, projected on polynomials (which leaves the
-    integral against the kernel's pieces exact).
+
+def _subcells(count: int, d: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same composite Gauss rule in every unit cell."""
+    s, v = _composite(np.linspace(0.0, 1.0, SUBCELLS + 1)[None], 2)
+    points = np.stack(np.meshgrid(*[s[0]] * d, indexing="ij"), -1).reshape(-1, d)
+    weights = v[0]
+    for _ in range(d - 1):
+        weights = np.multiply.outer(weights, v[0]).reshape(-1)
+    return np.broadcast_to(points, (count, *points.shape)), np.broadcast_to(weights, (count, len(weights)))
+
+
+def _composite(edges: np.ndarray, q: int) -> tuple[np.ndarray, np.ndarray]:
+    """Composite Gauss points and weights for rows of panel edges (…, panels + 1)."""
+    gauss, w = legendre.leggauss(q)
+    widths = np.diff(edges, axis=-1)
+    s = edges[..., :-1, None] + 0.5 * widths[..., None] * (gauss + 1.0)
+    return s.reshape(*edges.shape[:-1], -1), (0.5 * widths[..., None] * w).reshape(*edges.shape[:-1], -1)
+
+
+def _across_breaks(problem: KolmogorovProblem, grid: Grid, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Iterated rule in two dimensions: lines across the break, split where they meet it, stacked along the other axis.
+
+    The outer panels are split too where the inner integrals jump (an edge of φ along the inner axis).
     """
-    q, d = order, grid.dim
-    flagged = rough.reshape(-1)[cells]
-    gauss, _ = legendre.leggauss(q)
-    corner = np.stack(np.unravel_index(cells, rough.shape), -1)
-    unit = np.stack(np.meshgrid(*[0.5 * (gauss + 1.0)] * d, indexing="ij"), -1).reshape(-1, d)
-    per_cell = len(unit)
-    points = [_to_x(grid, corner[~flagged][:, None, :] + unit).reshape(-1, d)]
-    smooth_rows = (np.flatnonzero(~flagged)[:, None] * per_cell + np.arange(per_cell)).reshape(-1)
-    rows, columns = [smooth_rows], [np.arange(len(smooth_rows))]
-    data: list[Any] = [np.ones(len(smooth_rows))]
-    offset = len(smooth_rows)
-    for position in np.flatnonzero(flagged):
-        local, weights = _rough_rule(problem, grid, corner[position], d)
-        basis = [legendre.legvander(2.0 * local[:, i] - 1.0, q - 1) * (2.0 * np.arange(q) + 1.0) for i in range(d)]
-        at_gauss = legendre.legvander(gauss, q - 1)
-        project = [b @ at_gauss.T for b in basis]
-        dense = weights[:, None] * project[0]
-        for factor in project[1:]:
-            dense = (dense[:, :, None] * factor[:, None, :]).reshape(len(local), -1)
-        points.append(_to_x(grid, corner[position] + local))
-        rows.append(np.tile(position * per_cell + np.arange(per_cell), len(local)))
-        columns.append(np.repeat(offset + np.arange(len(local)), per_cell))
-        data.append(dense.reshape(-1))
-        offset += len(local)
-    shape = (len(cells) * per_cell, offset)
-    matrix = sp.csr_matrix((np.concatenate(data), (np.concatenate(rows), np.concatenate(columns))), shape=shape)
-    return np.concatenate(points), matrix
+    across = _steeper_axis(problem, grid, cells)
+    points = np.zeros((len(cells), 2 * PANELS * 2 * 12, 2))
+    weights = np.zeros(points.shape[:2])
+    for inner in (0, 1):
+        chosen = np.flatnonzero(across == inner)
+        if len(chosen) == 0:
+            continue
+
+        def integrals(t: np.ndarray, rows: np.ndarray, chosen: np.ndarray = chosen, inner: int = inner) -> np.ndarray:
+            """Integrals of φ along the inner axis at heights t (rows, m)."""
+            home = cells[chosen[rows]]
+            local, weight = _lines(problem, grid, home, inner, t[..., None], deep=False)
+            values = _final(problem, grid, home[:, None, None] + local)
+            return np.asarray((values * weight[..., None]).sum(2))
+
+        split = _break(integrals, len(chosen))
+        edges = np.concatenate(
+            [
+                split[:, None] * np.linspace(0, 1, PANELS // 2 + 1),
+                split[:, None] + (1 - split[:, None]) * np.linspace(0, 1, PANELS // 2 + 1)[1:],
+            ],
+            1,
+        )
+        t, v = _composite(edges, 4)
+        local, weight = _lines(problem, grid, cells[chosen], inner, t[..., None], deep=False)
+        points[chosen] = local.reshape(len(chosen), -1, 2)
+        weights[chosen] = (weight * v[..., None]).reshape(len(chosen), -1)
+    return points, weights
+
+
+def _final(problem: KolmogorovProblem, grid: Grid, position: np.ndarray) -> np.ndarray:
+    """Values of φ, shape (…, k), at positions (…, d) in node units."""
+    values = as_numpy(problem.final(_to_x(grid, position).reshape(-1, grid.dim)))
+    return np.asarray(values.reshape(*position.shape[:-1], -1))
+
+
+def _steeper_axis(problem: KolmogorovProblem, grid: Grid, cells: np.ndarray) -> np.ndarray:
+    """The axis along which φ varies more abruptly in each cell."""
+    s = np.linspace(0.03, 0.97, 7)
+    mesh = np.stack(np.meshgrid(s, s, indexing="ij"), -1)
+    values = _final(problem, grid, cells[:, None, None, :] + mesh)
+    steep = [np.abs(np.diff(values, 2, axis=1 + i)).max(axis=1 + i).sum(axis=(1, 2)) for i in (0, 1)]
+    return np.asarray(np.where(steep[0] >= steep[1], 0, 1))
+
+
+def _lines(
+    problem: KolmogorovProblem, grid: Grid, cells: np.ndarray, axis: int, heights: np.ndarray, *, deep: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rule along lines through cells, split at their break: points (cells, lines, m, d) and weights (cells, lines, m).
+
+    ``heights`` (cells, lines, 1) is the position along the other axis. Deep: one line a cell, many more panels.
+    """
+    count, lines = heights.shape[:2]
+
+    home = np.repeat(cells, lines, axis=0)
+    height = heights.reshape(-1, 1)
+
+    def line(s: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        parts = [s if i == axis else np.broadcast_to(height[rows], s.shape) for i in range(grid.dim)]
+        return np.stack(parts, -1)
+
+    def values(s: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return np.asarray(_final(problem, grid, home[rows][:, None, :] + line(s, rows)))
+
+    split = _break(values, count * lines)
+    panels = 16 if deep else 2
+    unit = np.linspace(0.0, 1.0, panels + 1)
+    if deep:  # panels that shrink towards the break, where a kink may be known only roughly
+        unit = 1.0 - (1.0 - unit) ** 3
+    left, right = split[:, None] * unit, 1.0 - (1.0 - split[:, None]) * unit
+    edges = np.concatenate([left, right[:, ::-1][:, 1:]], 1)
+    s, w = _composite(edges, 6 if deep else 3)
+    points = line(s, np.arange(count * lines))
+    return points.reshape(count, lines, -1, grid.dim), w.reshape(count, lines, -1)
+
+
+def _break(values: Any, count: int) -> np.ndarray:
+    """Where functions on [0, 1] jump or bend most, shape (count,): bracketed by samples, closed in by bisection.
+
+    ``values(s, rows)`` gives the functions of the given rows at points s (rows, m).
+    """
+    samples = np.linspace(0.0, 1.0, 14)
+    f = values(np.broadcast_to(samples, (count, len(samples))), np.arange(count))
+    steps = np.abs(np.diff(f, axis=1)).sum(-1)
+    bends = np.abs(np.diff(f, 2, axis=1)).sum(-1)
+    split = _vertex(samples, f, bends)
+    # a jump stands out among the steps between samples beside it, a bend does not
+    padded = np.pad(steps, ((0, 0), (1, 1)))
+    peak, every = steps.argmax(1), np.arange(count)
+    beside = np.maximum(padded[every, peak], padded[every, peak + 2])
+    rows = np.flatnonzero(steps.max(1) > 3.0 * beside + 1e-300)
+    if len(rows):
+        first = steps[rows].argmax(1)
+        a, b, fa, fb = samples[first], samples[first + 1], f[rows, first], f[rows, first + 1]
+        for _ in range(BISECTIONS):
+            middle = 0.5 * (a + b)
+            fm = values(middle[:, None], rows)[:, 0]
+            lower = np.abs(fm - fa).sum(-1) <= np.abs(fm - fb).sum(-1)
+            a, b = np.where(lower, middle, a), np.where(lower, b, middle)
+            fa, fb = np.where(lower[:, None], fm, fa), np.where(lower[:, None], fb, fm)
+        split[rows] = 0.5 * (a + b)
+    return np.clip(split, 1e-12, 1.0 - 1e-12)
+
+
+def _vertex(samples: np.ndarray, f: np.ndarray, bends: np.ndarray) -> np.ndarray:
+    """Where the lines through the two samples on either side of the sharpest bend meet."""
+    rows, h = np.arange(len(f)), samples[1] - samples[0]
+    middle = np.clip(1 + bends.argmax(1), 2, len(samples) - 3)
+    column = np.abs(np.diff(f, 2, axis=1)).max(1).argmax(1)
+    # the bend may lie on either side of the sample: take slopes one sample away
+    g = [f[rows, middle + m, column] for m in (-2, -1, 1, 2)]
+    left, right = (g[1] - g[0]) / h, (g[3] - g[2]) / h
+    with np.errstate(divide="ignore", invalid="ignore"):
+        offset = ((g[2] - right * h) - (g[1] + left * h)) / (left - right)
+    return np.asarray(np.where(np.abs(offset) <= 2 * h, samples[middle] + offset, samples[middle]))
 
 
 def _to_x(grid: Grid, position: np.ndarray) -> np.ndarray:
     """Positions in node units → points."""
     parts = [np.asarray(a.grading(position[..., i] * a.h)) for i, a in enumerate(grid.axes)]
     return np.stack(parts, -1)
-
-
-def _rough_rule(problem: KolmogorovProblem, grid: Grid, corner: np.ndarray, d: int) -> tuple[np.ndarray, np.ndarray]:
-    """Quadrature points in the unit cell (m, d) and weights (m,) that cope with a kink or jump inside."""
-    gauss, w = legendre.leggauss(4 if d == 1 else 2)
-    edges = _dyadic(problem, grid, corner) if d == 1 else np.linspace(0.0, 1.0, SUBCELLS[d] + 1)
-    widths = np.diff(edges)
-    s = (edges[:-1, None] + 0.5 * widths[:, None] * (gauss + 1.0)).reshape(-1)
-    v = (0.5 * widths[:, None] * w).reshape(-1)
-    points = np.stack(np.meshgrid(*[s] * d, indexing="ij"), -1).reshape(-1, d)
-    weights = v
-    for _ in range(d - 1):
-        weights = np.multiply.outer(weights, v).reshape(-1)
-    return points, weights
-
-
-def _dyadic(problem: KolmogorovProblem, grid: Grid, corner: np.ndarray, depth: int = 44) -> np.ndarray:
-    """Edges of a dyadic subdivision of a one-dimensional cell that closes in on kinks and jumps."""
-    gauss = 0.5 * (legendre.leggauss(6)[0] + 1.0)
-    edges = {0.0, 1.0}
-    active = [(0.0, 1.0)]
-    vander = legendre.legvander(2.0 * gauss - 1.0, 3)
-    residual = np.eye(6) - vander @ np.linalg.pinv(vander)
-    scale: float | None = None
-    for _ in range(depth):
-        if not active:
-            break
-        split = [(a, 0.5 * (a + b)) for a, b in active] + [(0.5 * (a + b), b) for a, b in active]
-        edges.update(0.5 * (a + b) for a, b in active)
-        s = np.array([a + (b - a) * gauss for a, b in split])
-        values = as_numpy(problem.final(_to_x(grid, corner + s.reshape(-1, 1))))
-        values = values.reshape(len(split), 6, -1)
-        misfit = np.abs(residual @ values).max(axis=(1, 2))
-        scale = max(float(np.abs(values).max()), 1e-300) if scale is None else scale
-        active = [piece for piece, m in zip(split, misfit, strict=True) if m * (piece[1] - piece[0]) > 1e-13 * scale]
-        if len(active) > 64:
-            break
-    return np.array(sorted(edges))
-
-
-def _tensor_rows(
-    touched: np.ndarray,
-    grid: Grid,
-    lines: list[_Line],
-    cells: np.ndarray,
-    local: sp.csr_matrix,
-    shape: tuple[int, ...],
-    order: int,
-) -> tuple[sp.csr_matrix, sp.csr_matrix | None]:
-    """Smoothing matrix from sample values to the touched nodes, and the part of the values at the faces."""
-    q, d, T = order, grid.dim, len(touched)
-    position = np.full(int(np.prod(shape)), -1)
-    position[cells] = np.arange(len(cells))
-    home = np.unravel_index(touched, grid.shape)
-    index, weight = np.zeros((T, 1), dtype=int), np.ones((T, 1))
-    gauss_index = np.zeros((T, 1), dtype=int)
-    for i, line in enumerate(lines):
-        cell, sign, mirrored = (v[home[i]] for v in (line.cell, line.sign, line.mirrored))
-        w = sign[:, :, None] * line.weights
-        g = np.where(mirrored[:, :, None], np.arange(q)[::-1], np.arange(q))
-        cell_wide = np.broadcast_to(cell[:, :, None], w.shape).reshape(T, -1)
-        index = (index[:, :, None] * shape[i] + cell_wide[:, None, :]).reshape(T, -1)
-        gauss_index = (gauss_index[:, :, None] * q + g.reshape(T, 1, -1)).reshape(T, -1)
-        weight = (weight[:, :, None] * w.reshape(T, 1, -1)).reshape(T, -1)
-    columns = position[index] * q**d + gauss_index
-    rows = np.repeat(np.arange(T), weight.shape[1])
-    effective = sp.csr_matrix((weight.reshape(-1), (rows, columns.reshape(-1))), shape=(T, local.shape[0]))
-    return sp.csr_matrix(effective @ local), _odd_constant(touched, grid, lines, home)
-
-
-def _odd_constant(touched: np.ndarray, grid: Grid, lines: list[_Line], home: Any) -> sp.csr_matrix | None:
-    """Weights of the values at the faces: beyond one that is no wall, φ is 2 φ(face) − φ(mirror image)."""
-    if not any(line.mirrored[h].any() for line, h in zip(lines, home, strict=True)):
-        return None
-    rows, columns, data = [], [], []
-    for i, line in enumerate(lines):
-        mass = line.weights.sum(1)
-        outside = (line.sign[home[i]] < 0) * mass
-        for side in (0, 1):
-            half = line.cell.shape[1] // 2
-            lower = np.arange(line.cell.shape[1]) < half
-            amount = 2.0 * (outside * (lower if side == 0 else ~lower)).sum(1)
-            wall = [
-                np.full(len(touched), (0 if side == 0 else grid.shape[j] - 1)) if j == i else h
-                for j, h in enumerate(home)
-            ]
-            rows.append(np.arange(len(touched)))
-            columns.append(np.ravel_multi_index(wall, grid.shape))
-            data.append(amount)
-    return sp.csr_matrix(
-        (np.concatenate(data), (np.concatenate(rows), np.concatenate(columns))), shape=(len(touched), grid.size)
-    )
