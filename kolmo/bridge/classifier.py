@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from kolmo.bridge.loss import LossEstimate, expected_loss
 from kolmo.bridge.modified import modified_sde
-from kolmo.bridge.resnet import NoisyResNet, Rng, as_generator, independent
+from kolmo.bridge.resnet import NoisyResNet, Rng, as_generator
+from kolmo.bridge.sampling import of_paths
 from kolmo.errors import InputError
 from kolmo.problem import KolmogorovProblem
 
@@ -73,7 +74,7 @@ class FlowClassifier(nn.Module):
         """
         z = self.encoder(x)
         generator = None if rng is None else as_generator(rng, z.device)
-        final = self.net.path(z.expand(draws, *z.shape), independent(generator))
+        final = self.net.path(z.expand(draws, *z.shape), of_paths(draws, generator))
         return _reduced(_of_label(self.class_losses(final).mean(0), y), reduction)
 
     def problem(self, *, order: int = 1, box: Any = None, strict: bool = True) -> KolmogorovProblem:

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kolmo.bridge.resnet import NoisyResNet, Rng, as_generator, independent
+from kolmo.bridge.resnet import NoisyResNet, Rng, as_generator
+from kolmo.bridge.sampling import REPLICATES, Control, blocks, final_state
 from kolmo.errors import InputError
 
 METHODS = ("monte_carlo", "enumerate", "recursion", "pde")
-_STATES = 2_000_000  # numbers held at once while sampling or enumerating
+_STATES = 2_000_000  # numbers held at once while enumerating
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,9 @@ def expected_loss(
     atol: float = 1e-9,
     paths: int = 1000,
     rng: Rng = None,
+    sampling: str = "independent",
+    common_noise: bool = False,
+    control_variate: Any = None,
     max_outcomes: int = 2**22,
     **solve_options: Any,
 ) -> LossEstimate:
@@ -103,6 +107,14 @@ def expected_loss(
         Paths for each state, for ``"monte_carlo"``.
     rng : None, int or generator
         Source of randomness.
+    sampling : {"independent", "antithetic", "sobol"}
+        Draws of ``"monte_carlo"``: independent paths; pairs with mirrored noise; scrambled Sobol points, 16 times, with
+        the largest power of two of points that gives at most `paths` paths, shared by all states.
+    common_noise : bool
+        Whether all states share the noise of a path (common random numbers): differences between states get precise.
+    control_variate : {None, "pde"} or kolmo.Solution
+        Subtract Σ ∇u(t_{k+1}, ·)·(ΔX − E ΔX) along the path, which has mean zero: with u from the backward equation
+        (solved to `rtol` with its modified SDE of that order, or given, saved at the layer times). Unbiased.
     max_outcomes : int
         Largest number of outcomes to enumerate.
     **solve_options
@@ -140,7 +152,8 @@ def expected_loss(
     flat = x.reshape(-1, *x.shape[x.ndim - net.state_ndim :])
     columns = Columns(loss, net.state_ndim)
     if method == "monte_carlo":
-        return _monte_carlo(net, columns, flat, lead, paths, rng)
+        options = _Sampling(sampling, common_noise, control_variate, order, rtol)
+        return _monte_carlo(net, columns, flat, lead, paths, rng, options)
     if method == "enumerate":
         return _enumerate(net, columns, flat, lead, max_outcomes)
     if method == "recursion":
@@ -161,32 +174,82 @@ def refuse_batchnorm(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _monte_carlo(net: NoisyResNet, columns: Columns, x: Tensor, lead: torch.Size, paths: int, rng: Rng) -> LossEstimate:
-    """Sample means over independent paths, in chunks; sums of squares about the first chunk's mean."""
-    if paths < 2:
-        raise InputError("paths", paths, "at least 2, to have a standard error")
+def _monte_carlo(
+    net: NoisyResNet, columns: Columns, x: Tensor, lead: torch.Size, paths: int, rng: Rng, options: "_Sampling"
+) -> LossEstimate:
+    """Mean and standard error over independent values: paths, antithetic pairs, or scrambled replicates."""
+    least = {"antithetic": 4, "sobol": 2 * REPLICATES}.get(options.sampling, 2)
+    if paths < least or (options.sampling == "antithetic" and paths % 2):
+        raise InputError(
+            "paths", paths, f"an {'even ' * (least == 4)}number, at least {least}, to have a standard error"
+        )
     generator = as_generator(rng, x.device)
-    draw = independent(generator)
-    chunk = max(1, min(paths, _STATES // max(x.numel(), 1)))
+    control = _control(net, columns, x, options)
     shift = total = squares = torch.zeros(())
-    for start in range(0, paths, chunk):
-        count = min(chunk, paths - start)
-        final = net.path(x.expand(count, *x.shape), draw)
-        values = columns(final).double()
-        if start == 0:
+    independent_values = used = 0
+    for block in blocks(net, x, paths, options.sampling, options.common_noise, generator):
+        final, correction = final_state(net, x.expand(block.paths, *x.shape), block.draw, control)
+        values = block.independent(columns(final).double() - correction)
+        if used == 0:
             shift = values.mean(0)
             total = squares = torch.zeros_like(shift)
         total = total + (values - shift).sum(0)
         squares = squares + ((values - shift) ** 2).sum(0)
-    mean = total / paths
-    error = ((squares / paths - mean**2).clamp(min=0) / (paths - 1)).sqrt()
+        independent_values += len(values)
+        used += block.paths
+    mean = total / independent_values
+    variance = (squares / independent_values - mean**2).clamp(min=0) / (independent_values - 1)
     return LossEstimate(
         columns.shaped(shift + mean, lead),
-        columns.shaped(error, lead),
+        columns.shaped(variance.sqrt(), lead),
         None,
         "monte_carlo",
-        {"paths": paths, "seed": generator.initial_seed()},
+        {"paths": used, "sampling": options.sampling, "seed": generator.initial_seed()},
     )
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    """How paths are drawn."""
+
+    sampling: str
+    common_noise: bool
+    control_variate: Any
+    order: int
+    rtol: float
+
+
+def _control(net: NoisyResNet, columns: Columns, x: Tensor, options: _Sampling) -> Control | None:
+    """Control variate from a solution of the backward equation, given or solved for."""
+    if options.control_variate is None:
+        return None
+    if options.control_variate != "pde":
+        return Control(net, options.control_variate)
+    import kolmo
+
+    problem = _problem(net, columns, x, options.order, {"strict": False})
+    times = [k * net.h for k in range(net.depth)] + [net.horizon]
+    return Control(net, kolmo.solve(problem, at=x.double(), rtol=options.rtol, save=times))
+
+
+def _problem(net: NoisyResNet, columns: Columns, x: Tensor, order: int, options: dict[str, Any]) -> Any:
+    """Backward Kolmogorov problem of the modified SDE with the loss as terminal data."""
+    from kolmo.bridge.modified import modified_sde
+    from kolmo.problem import KolmogorovProblem
+
+    if net.state_ndim != 1 or x.shape[-1] > 3:
+        raise InputError(
+            "net", f"states of shape {tuple(x.shape[1:])}", "vector states of dimension 1, 2 or 3 for a PDE"
+        )
+    of_equation = {name: options.pop(name) for name in ("strict", "depth") if name in options}
+    sde = modified_sde(net, order, dim=x.shape[-1], **of_equation)
+    columns(x[:1])  # finds out whether the loss has columns
+
+    def terminal(z: Tensor) -> Tensor:
+        values = columns(z.to(x.dtype))
+        return values[..., 0] if columns.scalar else values
+
+    return KolmogorovProblem(sde, terminal, net.horizon, options.pop("box", None))
 
 
 @torch.no_grad()
@@ -281,16 +344,8 @@ def _pde(
 ) -> LossEstimate:
     """Backward Kolmogorov equation of the modified SDE."""
     import kolmo
-    from kolmo.bridge.modified import modified_sde
-    from kolmo.problem import KolmogorovProblem
 
-    if net.state_ndim != 1 or x.shape[-1] > 3:
-        raise InputError(
-            "method", f"'pde' for states of shape {tuple(x.shape[1:])}", "vector states of dimension 1, 2 or 3"
-        )
-    of_equation = {name: options.pop(name) for name in ("strict", "depth") if name in options}
-    sde = modified_sde(net, order, dim=x.shape[-1], **of_equation)
-    problem = KolmogorovProblem(sde, lambda z: columns(z.to(x.dtype)), net.horizon, options.pop("box", None))
+    problem = _problem(net, columns, x, order, options)
     points = x.double()
     solution = kolmo.solve(problem, at=points, rtol=rtol, atol=atol, **options)
     values, error = (torch.as_tensor(np.asarray(v)) for v in (solution(points), solution.error_estimate))

@@ -54,6 +54,14 @@ class Variable(ABC):
         """Independent draws of ζ."""
         return self.from_uniform(torch.rand(shape, dtype=dtype, device=device, generator=generator))
 
+    def mirrored(
+        self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Antithetic draws: the second half of the first axis mirrors the first half, F⁻¹(1 − u) for F⁻¹(u)."""
+        half = (shape[0] // 2, *shape[1:])
+        u = torch.rand(half, dtype=dtype, device=device, generator=generator)
+        return torch.cat([self.from_uniform(u), self.from_uniform(1 - u)])
+
 
 @lru_cache(maxsize=64)
 def _gauss_hermite(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -82,6 +90,13 @@ class Gaussian(Variable):
     ) -> Tensor:
         """Independent standard normal draws."""
         return torch.randn(shape, dtype=dtype, device=device, generator=generator)
+
+    def mirrored(
+        self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Antithetic draws: the second half of the first axis is minus the first half."""
+        z = self.sample((shape[0] // 2, *shape[1:]), dtype, device, generator)
+        return torch.cat([z, -z])
 
 
 class Uniform(Variable):
