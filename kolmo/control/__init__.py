@@ -1,6 +1,21 @@
 """Control: exact discrete adjoints that fit drift and diffusion, and the dynamic-programming optimum beside them."""
 
+from kolmo.control.hjb import ControlSolution, solve_hjb
 from kolmo.control.minimize import hessian_product, minimize
+from kolmo.control.problem import ControlProblem
+from kolmo.control.sets import BoxSet, Finite, Interval, Unbounded
 from kolmo.control.value import expected_value, value
 
-__all__ = ["expected_value", "hessian_product", "minimize", "value"]
+__all__ = [
+    "expected_value",
+    "hessian_product",
+    "minimize",
+    "value",
+    "ControlProblem",
+    "ControlSolution",
+    "solve_hjb",
+    "BoxSet",
+    "Finite",
+    "Interval",
+    "Unbounded",
+]

@@ -1,0 +1,434 @@
+"""The semi-discrete Hamilton–Jacobi–Bellman equation V' + min_a (Q(a) V + r(a)) = 0 on a grid, and its time steps."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from scipy.linalg import lapack
+from scipy.ndimage import distance_transform_edt
+
+from kolmo.box import Absorbing, Natural, Open, Robin
+from kolmo.control.coefficients import Coefficients
+from kolmo.control.problem import ControlProblem
+from kolmo.errors import InputError, NotConvergedError
+from kolmo.grid import Grid
+from kolmo.kernels.linear import factorize
+from kolmo.schemes.base import SCHEMES, FaceData
+from kolmo.schemes.central import TensorStencil
+from kolmo.schemes.generator import Generator
+from kolmo.schemes.local import Local, local_coefficients, wall_nodes
+from kolmo.steppers.base import STEPPERS, Operator
+from kolmo.steppers.radau import tableau
+
+# Policy iterations of one step or stationary solve, and the change of V (relative to its size) at which they end.
+POLICY_ITERATIONS = 50
+POLICY_CHANGE = 1e-11
+# Iterations that end in a cycle are accepted below this change: controls of equal value at a few nodes.
+POLICY_CYCLE = 1e-7
+# Rate, in units of 1/T, at which V is pulled to the obstacle where it has passed it.
+PENALTY = 1e8
+# An unbounded control may have no optimum this many nodes from an open, natural or absorbing face.
+MARGIN = 6
+
+
+@dataclass(frozen=True)
+class Act:
+    """What is done at the nodes: controls (size, m), and where one stops (size,), if one may."""
+
+    a: torch.Tensor
+    stop: np.ndarray | None = None
+
+
+class Bellman:
+    """The nonlinear generator of a control problem on a grid.
+
+    Parameters
+    ----------
+    problem : ControlProblem
+        The problem.
+    grid : Grid
+        The nodes.
+    scheme : str
+        A central scheme, or "monotone".
+    """
+
+    def __init__(self, problem: ControlProblem, grid: Grid, scheme: str) -> None:
+        self.problem, self.grid, self.scheme = problem, grid, SCHEMES[scheme]
+        self.x = torch.as_tensor(grid.points)
+        still = problem.closed_loop(problem.constant(problem.controls.samples[0]))
+        self.generator = Generator(still, grid, self.scheme)
+        self.box, self.metric = self.generator.box, self.generator.metric
+        self.fixed = self.generator.fixed if self.generator.fixed.any() else None
+        self.penalty = PENALTY / (problem.horizon or 1.0)
+        if any(isinstance(face, Robin) for pair in self.box.faces for face in pair) and grid.dim > 1:
+            raise InputError("box", self.box, "no elastic (Robin) faces in two or three dimensions")
+        self.coefficients = Coefficients(problem, self.x)
+        sample = self._sample()
+        self.stencil = self.scheme.stencil(grid, self.box, sample)
+        name = scheme if scheme.startswith("central") else "central2"
+        self.fields = SCHEMES[name].stencil(grid, self.box, sample)
+        self._soft = self._near_faces()
+
+    def _faces(self) -> list[tuple[int, int, Any]]:
+        return [(i, s, self.box.faces[i][s]) for i in range(self.grid.dim) for s in (0, 1)]
+
+    def _near_faces(self) -> np.ndarray:
+        """Nodes near faces where derivatives are dropped, degenerate or one-sided."""
+        near = np.zeros(self.grid.shape, dtype=bool)
+        for i, s, face in self._faces():
+            if isinstance(face, (Open, Natural, Absorbing)):
+                index = slice(0, MARGIN) if s == 0 else slice(-MARGIN, None)
+                near[(slice(None),) * i + (index,)] = True
+        return near.reshape(-1)
+
+    def _sample(self) -> Local:
+        """Coefficients for laying out stencils: mixed terms wherever some control makes them."""
+        parts = [self._checked(0.0, self.start(a).a) for a in self.problem.controls.samples]
+        if self.problem.controls.samples.any(axis=1).sum() == 0:
+            shifted = self.problem.controls.samples[0] + 1.0
+            parts.append(self._checked(0.0, self.start(shifted).a))
+        S = np.max([np.abs(p.S) for p in parts], axis=0)
+        return Local(parts[0].A, S if self.scheme.name.startswith("central") else parts[0].S, parts[0].c, parts[0].g)
+
+    def start(self, a: np.ndarray | None = None) -> Act:
+        """The same control at every node: the first of the typical ones unless given."""
+        value = torch.as_tensor(self.problem.controls.samples[0] if a is None else a)
+        act = value.expand(self.grid.size, len(value)).clone()
+        return Act(act, None if self.problem.obstacle is None else np.zeros(self.grid.size, dtype=bool))
+
+    def _checked(self, t: float, a: torch.Tensor) -> Local:
+        """Coefficients in index units, checked: finite, and covariances positive semidefinite."""
+        closed = self.problem.closed_loop(lambda _t, _x: a)
+        with torch.no_grad():
+            local = local_coefficients(closed, self.grid, self.metric, t, self.x, 1)
+        return Local(*(np.asarray(v.numpy()) for v in (local.A, local.S, local.c, local.g)))
+
+    def _local(self, t: float, a: torch.Tensor) -> Local:
+        """Coefficients in index units for controls a."""
+        values, density = self.coefficients.values(t, a), self.metric.density
+        A = values.b * density - 0.5 * np.einsum("nii->ni", values.S) * self.metric.bend
+        return Local(A, values.S * density[:, :, None] * density[:, None, :], values.c, values.g[:, None])
+
+    def _face_data(self, t: float) -> FaceData:
+        robin = {}
+        for i, s, face in self._faces():
+            if isinstance(face, Robin):
+                wall = self.x[wall_nodes(self.grid, i, s)]
+                kappa, value = (self.generator.problem.on_face(v, t, wall).numpy() for v in (face.kappa, face.value))
+                robin[i, s] = (kappa, value[:, None])
+        return FaceData(robin)
+
+    def boundary(self, t: float) -> np.ndarray:
+        """Values at absorbing nodes, zero elsewhere, shape (size, 1)."""
+        return np.asarray(self.generator.boundary(t, self.grid.points))
+
+    def free(self, V: np.ndarray) -> np.ndarray:
+        """V with zeros at absorbing nodes."""
+        return V if self.fixed is None else V * (~self.fixed)[:, None]
+
+    def full(self, V: np.ndarray, t: float) -> np.ndarray:
+        """V with the absorbing values put in."""
+        return V if self.fixed is None else self.free(V) + self.boundary(t)
+
+    def assemble(self, t: float, act: Act) -> tuple[Operator, np.ndarray, Local]:
+        """Q and total load of a policy at time t, and the coefficients they come from."""
+        local = self._local(t, act.a)
+        if act.stop is not None and act.stop.any():
+            pull = self.penalty * act.stop
+            value = self.problem.stopping(t, self.x).detach().numpy()
+            local = Local(local.A, local.S, local.c + pull, local.g + (pull * value)[:, None])
+        stencil = self.stencil
+        if self.scheme.monotone and self.grid.dim > 1:
+            stencil = self.scheme.stencil(self.grid, self.box, local)
+        assembly = self.scheme.assemble(stencil, local, self._face_data(t), self.metric)
+        load = assembly.load
+        if self.fixed is not None:
+            load = load + stencil.apply(assembly.a, self.boundary(t))
+        return Operator(stencil, assembly.a, self.fixed), load, local
+
+    def derivatives(self, t: float, V: np.ndarray, act: Act) -> tuple[np.ndarray, np.ndarray]:
+        """∇V (size, d) and ∇²V (size, d, d) as the central scheme takes them, slopes at walls included."""
+        d, density, bend = self.grid.dim, self.metric.density, self.metric.bend
+        fields = [f[:, 0] for f in self.fields.fields(V)]
+        first = [fields[1 + 2 * i].copy() for i in range(d)]
+        second = [fields[2 + 2 * i].copy() for i in range(d)]
+        cross = {pair: fields[1 + 2 * d + k] for k, pair in enumerate(self.fields.pairs)}
+        if self.fields.slopes:
+            self._add_slopes(t, V[:, 0], act, first, second)
+        p = np.stack([density[:, i] * first[i] for i in range(d)], -1)
+        M = np.zeros((self.grid.size, d, d))
+        keep = self.fields.keep
+        for i in range(d):
+            M[:, i, i] = keep[i] * density[:, i] ** 2 * second[i] - bend[:, i] * first[i]
+        for (i, j), values in cross.items():
+            M[:, i, j] = M[:, j, i] = keep[i] * keep[j] * density[:, i] * density[:, j] * values
+        return p, M
+
+    def _add_slopes(self, t: float, V: np.ndarray, act: Act, first: list[Any], second: list[Any]) -> None:
+        """Slopes at walls: along the conormal, and of elastic faces."""
+        local, faces = self._local(t, act.a), self._face_data(t)
+        for (i, side), (weight1, weight2) in self.fields.slopes.items():
+            wall = self.fields.walls[i, side]
+            normal = np.where(local.S[wall, i, i] > 0, local.S[wall, i, i], 1.0)
+            slope = np.zeros(self.grid.size)
+            for j in self.fields.tilted[i, side]:
+                tangential = self.fields.operators[j]["cross"].apply(V[:, None], self.grid.shape, j)[:, 0]
+                slope -= local.S[wall, i, j] / normal * tangential[wall]
+            if (i, side) in faces.robin:
+                kappa, value = faces.robin[i, side]
+                lookup = self.fields.wall_positions[i, side]
+                sign = 2.0 if side == 1 else -2.0
+                slope += sign * self.metric.density[wall, i] / normal * (value[lookup, 0] - kappa[lookup] * V[wall])
+            first[i] += weight1 * slope
+            second[i] += weight2 * slope
+
+    def improve(self, t: float, V: np.ndarray, act: Act) -> Act:
+        """The best policy for V (absorbing values included)."""
+        stop = None
+        if act.stop is not None:
+            beyond = self.problem.sign * (V[:, 0] - self.problem.stopping(t, self.x).detach().numpy())
+            stop = beyond > 0.0
+        p, M = self.derivatives(t, V, act)
+        a = self._filled(*self.coefficients.choose(t, V[:, 0], p, M, act.a))
+        if self.scheme.monotone:
+            a = self._discrete_best(t, V, act, [a, *self._one_sided(t, V, M, act.a)])
+        return Act(a, stop)
+
+    def check(self, t: float, V: np.ndarray, act: Act) -> None:
+        """Raise where the Hamiltonian has no optimum in the control, or where the coefficients are no good."""
+        self._checked(t, act.a)
+        p, M = self.derivatives(t, V, act)
+        _, found = self.coefficients.choose(t, V[:, 0], p, M, act.a)
+        bad = ~found & ~self._soft
+        if bad.any() and not self._idle(t, bad):
+            raise InputError(
+                "controls",
+                f"a Hamiltonian without {self.problem.sense}imum in the control at "
+                f"x = {self.grid.points[np.flatnonzero(bad)[0]].tolist()}, t = {t:g}",
+                "one that is definite in a wherever the control acts",
+                "add a cost that is convex in the control, or bound the controls (Interval, BoxSet)",
+            )
+
+    def _filled(self, a: torch.Tensor, found: np.ndarray) -> torch.Tensor:
+        """Controls where there is no optimum, from the nearest node that has one."""
+        if found.all() or not found.any():
+            return a
+        nearest = distance_transform_edt(~found.reshape(self.grid.shape), return_distances=False, return_indices=True)
+        index = np.ravel_multi_index(tuple(nearest), self.grid.shape).reshape(-1)
+        return a[torch.as_tensor(index)]
+
+    def _idle(self, t: float, bad: np.ndarray) -> bool:
+        """Whether the control changes no coefficient at the bad nodes."""
+        m = self.problem.controls.m
+        one, other = (vars(self._local(t, self.start(v).a)) for v in (np.zeros(m), np.ones(m)))
+        return all(np.allclose(one[name][bad], other[name][bad], rtol=0, atol=1e-14) for name in one)
+
+    def _one_sided(self, t: float, V: np.ndarray, M: np.ndarray, start: torch.Tensor) -> list[torch.Tensor]:
+        """Optimal controls for forward and backward differences, the ones that upwinding takes."""
+        d, options = self.grid.dim, []
+        u = V[:, 0].reshape(self.grid.shape)
+        sides = []
+        for i, axis in enumerate(self.grid.axes):
+            up = np.roll(u, -1, axis=i) - u
+            down = u - np.roll(u, 1, axis=i)
+            if not axis.periodic:
+                first, last = (slice(None),) * i + (0,), (slice(None),) * i + (-1,)
+                up[last], down[first] = down[last], up[first]
+            sides.append([v.reshape(-1) * self.metric.density[:, i] for v in (up, down)])
+        for pick in product((0, 1), repeat=d):
+            p = np.stack([sides[i][s] for i, s in enumerate(pick)], -1)
+            options.append(self._filled(*self.coefficients.choose(t, V[:, 0], p, M, start)))
+        return options
+
+    def _discrete_best(self, t: float, V: np.ndarray, act: Act, options: list[torch.Tensor]) -> torch.Tensor:
+        """Of several controls per node the best one for the discrete operator itself; the present one wins ties."""
+        best, a = self.rate(t, V, Act(act.a)), act.a
+        slack = 1e-13 * (1.0 + np.abs(best).max())
+        for option in options:
+            value = self.rate(t, V, Act(option))
+            better = self.problem.sign * value < self.problem.sign * best - slack
+            best = np.where(better, value, best)
+            a = torch.where(torch.as_tensor(better[:, 0])[:, None], option, a)
+        return a
+
+    def rate(self, t: float, V: np.ndarray, act: Act) -> np.ndarray:
+        """Q(a) V + r(a), shape (size, 1); V with or without absorbing values."""
+        operator, load, _ = self.assemble(t, act)
+        return np.asarray(operator.apply(self.free(V)) + load)
+
+
+class BandedRadau:
+    """The coupled Radau system in one dimension, put straight into band storage and solved by LAPACK."""
+
+    def __init__(self, terms: list[sp.coo_matrix], free: np.ndarray, stages: int) -> None:
+        self.terms, self.free, self.table = terms, free, tableau(stages)
+        self.width = max(int(np.abs(term.row - term.col).max(initial=0)) for term in terms)
+        self.rows = np.concatenate([term.row for term in terms])
+        self.cols = np.concatenate([term.col for term in terms])
+        self.data = np.concatenate([term.data for term in terms]) * free[self.cols]
+
+    @classmethod
+    def of(cls, bellman: Bellman, stages: int) -> "BandedRadau | None":
+        """The system of a central scheme on an interval; None elsewhere."""
+        if bellman.grid.dim > 1 or bellman.grid.axes[0].periodic or not isinstance(bellman.stencil, TensorStencil):
+            return None
+        n, operators = bellman.grid.size, bellman.stencil.operators[0]
+        terms = [
+            sp.coo_matrix(sp.identity(n) if key[0] is None else operators[key[0]].matrix)
+            for key in bellman.stencil.terms
+        ]
+        return cls(terms, np.ones(n) if bellman.fixed is None else (~bellman.fixed).astype(float), stages)
+
+    def stages(self, u: np.ndarray, dt: float, numbers: list[Any], loads: list[np.ndarray]) -> list[np.ndarray]:
+        """Stage states for stencil numbers and loads per stage."""
+        A, s, n = self.table.A, len(self.table.c), len(u)
+        reach = s * (self.width + 1) - 1
+        counts = [len(term.data) for term in self.terms]
+        size = s * n
+        flat = np.zeros((3 * reach + 1) * size)
+        for j in range(s):
+            weight = np.repeat(np.arange(len(counts)), counts)
+            values = -dt * numbers[j][weight, self.rows] * self.data
+            for i in range(s):
+                row, col = s * self.rows + i, s * self.cols + j
+                flat += np.bincount((2 * reach + row - col) * size + col, A[i, j] * values, len(flat))
+        band = flat.reshape(3 * reach + 1, size)
+        band[2 * reach] += 1.0
+        right = np.stack([u + dt * sum(A[i, j] * loads[j] for j in range(s)) for i in range(s)], 1).reshape(size, 1)
+        _, _, x, info = lapack.dgbsv(reach, reach, band, right)
+        if info != 0:
+            raise NotConvergedError(f"the linear system of a time step is singular (LAPACK gbsv: {info})")
+        return [x.reshape(n, s, 1)[:, j] for j in range(s)]
+
+
+class ImplicitStep:
+    """A Radau step by policy iteration: the stages and their policies are found together."""
+
+    def __init__(self, bellman: Bellman, stepper: str) -> None:
+        self.bellman, self.stepper = bellman, STEPPERS[stepper]
+        self.iterations = 0
+        self.banded = BandedRadau.of(bellman, len(self.stepper.nodes))
+
+    def __call__(self, t: float, dt: float, V: np.ndarray, acts: list[Act]) -> tuple[np.ndarray, list[Act]]:
+        """V (free part) at t − dt from V at t; ``acts`` is a guess of the stage policies."""
+        bellman = self.bellman
+        instants = [t - c * dt for c in self.stepper.nodes]
+        # coefficients at the start of the step are never those on the other side of T
+        acts = acts if len(acts) == len(instants) else [acts[-1]] * len(instants)
+
+        def solve(acts: list[Act]) -> list[np.ndarray]:
+            parts = [bellman.assemble(s, act) for s, act in zip(instants, acts, strict=True)]
+            if self.banded is not None:
+                return self.banded.stages(V, dt, [p[0].a for p in parts], [p[1] for p in parts])
+            step = self.stepper.prepare([p[0] for p in parts], dt)
+            return step.stages(V, [p[1] for p in parts])
+
+        def improve(stages: list[np.ndarray], acts: list[Act]) -> list[Act]:
+            return [
+                bellman.improve(s, bellman.full(Y, s), act) for s, Y, act in zip(instants, stages, acts, strict=True)
+            ]
+
+        stages, acts, count = iterate(solve, improve, acts)
+        self.iterations += count
+        return stages[-1], acts
+
+
+class ExplicitStep:
+    """The classical Runge–Kutta step with the best policy at every stage."""
+
+    def __init__(self, bellman: Bellman) -> None:
+        self.bellman, self.iterations = bellman, 0
+
+    def bound(self, t: float, act: Act) -> float:
+        """Largest stable step for the present policy."""
+        local = self.bellman._local(t, act.a)
+        real, imaginary = self.bellman.scheme.stiffness(self.bellman.grid, self.bellman.box, local)
+        return STEPPERS["rk4"].largest_step(real, imaginary)
+
+    def __call__(self, t: float, dt: float, V: np.ndarray, acts: list[Act]) -> tuple[np.ndarray, list[Act]]:
+        """V (free part) at t − dt from V at t."""
+        bellman, act = self.bellman, acts[-1]
+        slopes: list[np.ndarray] = []
+        for c in (0.0, 0.5, 0.5, 1.0):
+            Y = V + c * dt * slopes[-1] if slopes else V
+            act = Act(bellman.improve(t - c * dt, bellman.full(Y, t - c * dt), act).a)
+            slopes.append(bellman.rate(t - c * dt, Y, act))
+            self.iterations += 1
+        k1, k2, k3, k4 = slopes
+        V = V + dt / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
+        stop = None
+        if bellman.problem.obstacle is not None:
+            wall = bellman.problem.stopping(t - dt, bellman.x).detach().numpy()[:, None]
+            stop = (bellman.problem.sign * (V - wall) > 0)[:, 0]
+            V = bellman.free(np.where(stop[:, None], wall, V))
+        return V, [Act(act.a, stop)]
+
+
+def iterate(
+    solve: Callable[[list[Act]], list[np.ndarray]],
+    improve: Callable[[list[np.ndarray], list[Act]], list[Act]],
+    acts: list[Act],
+) -> tuple[list[np.ndarray], list[Act], int]:
+    """Policy iteration (Howard 1960): solve for the policies, improve them, until V no longer changes.
+
+    Raises
+    ------
+    NotConvergedError
+        If V still changes after many iterations.
+    """
+    before, change = None, np.inf
+    for count in range(1, POLICY_ITERATIONS + 1):
+        states = solve(acts)
+        if not all(np.isfinite(V).all() for V in states):
+            raise NotConvergedError("policy iteration met an infinite value")
+        size = max(float(np.abs(V).max(initial=0.0)) for V in states) + 1e-300
+        if before is not None:
+            change = max(float(np.abs(V - W).max()) for V, W in zip(states, before, strict=True)) / size
+        if change <= POLICY_CHANGE:
+            return states, acts, count
+        better = improve(states, acts)
+        if all(_same(p, q) for p, q in zip(acts, better, strict=True)):
+            return states, acts, count
+        acts, before = better, states
+    if change > POLICY_CYCLE:
+        raise NotConvergedError(f"policy iteration still changes V by {change:.1e} (relative)")
+    return states, acts, POLICY_ITERATIONS
+
+
+def _same(p: Act, q: Act) -> bool:
+    return torch.equal(p.a, q.a) and (p.stop is None or q.stop is None or np.array_equal(p.stop, q.stop))
+
+
+def solve_stationary(bellman: Bellman) -> tuple[np.ndarray, Act, int]:
+    """V with min_a (Q(a) V + r(a)) = 0 by policy iteration; the policy, and how many iterations.
+
+    Raises
+    ------
+    InputError
+        If nothing holds the solution: no absorbing or elastic face and no killing.
+    """
+    held = np.zeros(bellman.grid.size) if bellman.fixed is None else bellman.fixed.astype(float)
+
+    def solve(acts: list[Act]) -> list[np.ndarray]:
+        operator, load, _ = bellman.assemble(0.0, acts[0])
+        Q = operator.matrix
+        if not held.any() and np.abs(np.asarray(Q.sum(1))).max() <= 1e-10 * np.abs(Q).max():
+            raise InputError(
+                "box, killing",
+                "no absorbing or elastic face and no killing",
+                "something that holds the stationary solution",
+                "make a face absorbing, or give a horizon",
+            )
+        return [factorize(Q - sp.diags(held)).solve(-np.asarray(load))]
+
+    def improve(states: list[np.ndarray], acts: list[Act]) -> list[Act]:
+        return [bellman.improve(0.0, bellman.full(states[0], 0.0), acts[0])]
+
+    states, acts, count = iterate(solve, improve, [bellman.start()])
+    V = bellman.full(states[0], 0.0)
+    bellman.check(0.0, V, acts[0])
+    return V, acts[0], count

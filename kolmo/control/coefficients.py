@@ -1,0 +1,177 @@
+"""Coefficients at the nodes as functions of the control: quadratic in it wherever they are, found by probing."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from kolmo.control.problem import ControlProblem
+from kolmo.control.sets import Finite
+from kolmo.schemes.generator import PROBES
+
+# Values that differ by less than this part of their size count as the same.
+SAME = 1e-11
+# Instants whose coefficients are kept when they depend on time.
+KEPT = 8
+
+
+@dataclass(frozen=True)
+class Values:
+    """b (n, d), Σ (n, d, d), c (n,) and ℓ (n,) at the nodes for one control per node."""
+
+    b: np.ndarray
+    S: np.ndarray
+    c: np.ndarray
+    g: np.ndarray
+
+    @property
+    def parts(self) -> tuple[np.ndarray, ...]:
+        """All four."""
+        return self.b, self.S, self.c, self.g
+
+
+class Quadratic:
+    """Coefficients as quadratic functions of s = (a − centre)/scale, from values at a star of controls."""
+
+    def __init__(self, problem: ControlProblem, t: float, x: torch.Tensor, centre: np.ndarray, scale: np.ndarray):
+        m = len(centre)
+        self.centre, self.scale = centre, scale
+
+        def at(s: np.ndarray) -> tuple[np.ndarray, ...]:
+            a = torch.as_tensor(centre + scale * s).expand(len(x), m)
+            return evaluate(problem, t, x, a).parts
+
+        eye = np.eye(m)
+        middle, up, down = at(np.zeros(m)), [at(e) for e in eye], [at(-e) for e in eye]
+        self.zero = middle
+        self.linear = [[0.5 * (p - q) for p, q in zip(u, d, strict=True)] for u, d in zip(up, down, strict=True)]
+        self.square: dict[tuple[int, int], list[np.ndarray]] = {}
+        for k in range(m):
+            self.square[k, k] = [p + q - 2.0 * z for p, q, z in zip(up[k], down[k], middle, strict=True)]
+            for j in range(k):
+                both = at(eye[k] + eye[j])
+                self.square[j, k] = [
+                    v - p - q + z for v, p, q, z in zip(both, up[k], up[j], middle, strict=True)
+                ]  # fmt: skip
+
+    def __call__(self, a: np.ndarray) -> Values:
+        """Values for controls a (n, m)."""
+        s = (a - self.centre) / self.scale
+        parts = []
+        for i, zero in enumerate(self.zero):
+            total = zero.copy()
+            for k in range(len(self.centre)):
+                total += _times(s[:, k], self.linear[k][i])
+            for (j, k), square in self.square.items():
+                total += _times(s[:, j] * s[:, k] * (0.5 if j == k else 1.0), square[i])
+            parts.append(total)
+        return Values(*parts)
+
+    def hamiltonian(self, V: np.ndarray, p: np.ndarray, M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Gradient (n, m) and Hessian (n, m, m) in s of b·p + ½Σ:M − cV + ℓ at s = 0."""
+
+        def contract(parts: list[np.ndarray]) -> np.ndarray:
+            b, S, c, g = parts
+            return np.asarray((b * p).sum(-1) + 0.5 * (S * M).sum((-1, -2)) - c * V + g)
+
+        m = len(self.centre)
+        linear = np.stack([contract(parts) for parts in self.linear], -1)
+        square = np.zeros((len(V), m, m))
+        for (j, k), parts in self.square.items():
+            square[:, j, k] = square[:, k, j] = contract(parts)
+        return linear, square
+
+
+def _times(weight: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return np.asarray(weight.reshape(-1, *[1] * (values.ndim - 1)) * values)
+
+
+def evaluate(problem: ControlProblem, t: float, x: torch.Tensor, a: torch.Tensor) -> Values:
+    """Coefficients at points x (n, d) for controls a (n, m), by the user's functions."""
+    with torch.no_grad():
+        closed = problem.closed_loop(lambda _t, _x: a)
+        parts = closed.sde.drift(t, x), closed.sde.covariance(t, x), closed.rate(t, x), closed.running(t, x)
+    b, S, c, g = (np.array(v.numpy()) for v in parts)
+    return Values(b, S, c, g.reshape(len(x)))
+
+
+class Coefficients:
+    """Coefficients of a control problem at fixed points.
+
+    Parameters
+    ----------
+    problem : ControlProblem
+        The problem.
+    x : tensor, shape (n, d)
+        The points.
+    """
+
+    def __init__(self, problem: ControlProblem, x: torch.Tensor) -> None:
+        self.problem, self.x = problem, x
+        samples = problem.controls.samples
+        self.centre = samples.mean(0)
+        spread = 0.5 * (samples.max(0) - samples.min(0))
+        self.scale = np.where(spread > 0, spread, 1.0)
+        self._models: OrderedDict[float, Quadratic] = OrderedDict()
+        self.autonomous = self._autonomous()
+        self.quadratic = not isinstance(problem.controls, Finite) and self._quadratic()
+
+    def _trial(self, seed: int) -> torch.Tensor:
+        """Random controls of the set, one per point."""
+        rng = np.random.default_rng(seed)
+        a = self.centre + self.scale * rng.uniform(-1.0, 1.0, (len(self.x), len(self.centre)))
+        return torch.as_tensor(self.problem.controls.project(a))
+
+    def _autonomous(self) -> bool:
+        if self.problem.horizon is None:
+            return True
+        a, first = self._trial(0), None
+        for f in PROBES:
+            now = evaluate(self.problem, f * self.problem.horizon, self.x, a)
+            if first is not None and any(not np.array_equal(p, q) for p, q in zip(first.parts, now.parts, strict=True)):
+                return False
+            first = now
+        return True
+
+    def _quadratic(self) -> bool:
+        T = self.problem.horizon or 0.0
+        for seed, t in enumerate((0.37 * T, 0.81 * T)):
+            a = self._trial(seed + 1)
+            model, exact = self.model(t)(a.numpy()), evaluate(self.problem, t, self.x, a)
+            for p, q in zip(model.parts, exact.parts, strict=True):
+                if not (np.abs(p - q) <= SAME * (np.abs(q).max(initial=0.0) + 1e-300)).all():
+                    return False
+        return True
+
+    def model(self, t: float) -> Quadratic:
+        """The quadratic model at a time."""
+        key = 0.0 if self.autonomous else t
+        if key not in self._models:
+            self._models[key] = Quadratic(self.problem, t, self.x, self.centre, self.scale)
+            while len(self._models) > KEPT:
+                self._models.popitem(last=False)
+        return self._models[key]
+
+    def values(self, t: float, a: torch.Tensor) -> Values:
+        """Coefficients for controls a (n, m)."""
+        if self.quadratic:
+            return self.model(t)(a.numpy())
+        return evaluate(self.problem, t, self.x, a)
+
+    def choose(
+        self, t: float, V: np.ndarray, p: np.ndarray, M: np.ndarray, start: torch.Tensor
+    ) -> tuple[torch.Tensor, np.ndarray]:
+        """Minimisers (of sign × Hamiltonian) per node, and where there is one and the control acts."""
+        controls: Any = self.problem.controls
+        if self.quadratic:
+            model = self.model(t)
+            linear, square = model.hamiltonian(V, p, M)
+            h, H = self.problem.sign * linear, self.problem.sign * square
+            s0 = (start.numpy() - model.centre) / model.scale
+            s, found = controls.minimize_quadratic(h, H, s0, model.centre, model.scale)
+            return torch.as_tensor(model.centre + model.scale * s), found
+        function = self.problem.hamiltonian(t, self.x, *(torch.as_tensor(v) for v in (V, p, M)))
+        choice = controls.minimize(function, start)
+        return choice.a, (choice.found & choice.acts).numpy()

@@ -1,0 +1,516 @@
+"""The dynamic-programming optimum: the Hamilton–Jacobi–Bellman equation solved to a tolerance, with its policy."""
+
+import math
+import time
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from kolmo.arrays import Array, as_like, as_numpy, as_points, is_tensor, namespace
+from kolmo.box import Open
+from kolmo.control.bellman import Act, Bellman, ExplicitStep, ImplicitStep, solve_stationary
+from kolmo.control.frame import Frame, frame
+from kolmo.control.problem import ControlProblem
+from kolmo.control.sets import Finite, Unbounded
+from kolmo.discretization import Discretization
+from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
+from kolmo.grid import Grid
+from kolmo.plan import interesting_points
+from kolmo.problem import KolmogorovProblem
+from kolmo.schemes.base import SCHEMES
+from kolmo.schemes.terminal import plan_terminal
+
+# Space discretisations: smooth solutions; with an obstacle, whose free boundary breaks the second derivative.
+SMOOTH, STOPPED, MONOTONE = "central4", "central2", "monotone"
+IMPLICIT, EXPLICIT, EULER = "radau5", "rk4", "implicit-euler"
+
+# Nodes per axis of the first level, its implicit steps, and the growth from level to level, by dimension.
+FIRST_NODES = {1: 41, 2: 21, 3: 13}
+FIRST_STEPS = 6
+GROWTH = {1: 1.5, 2: 1.35, 3: 1.25}
+MAX_GROWTH = {1: 2.0, 2: 1.7, 3: 1.5}
+MAX_CELLS = {1: 6_000, 2: 60_000, 3: 200_000}
+MAX_SECONDS = 120.0
+# More explicit steps than this call for implicit ones in two dimensions.
+MANY_STEPS = 3000
+# Rough terminal data: time nodes crowd towards T like this power.
+CROWDING = 3
+# Share of the tolerance left to the effect of the cut, and tries at widening the box.
+CUT_SHARE, CUT_TRIES = 0.2, 8
+CUT_GROWTH = {1: 12.0, 2: 4.0, 3: 2.5}
+# Times kept.
+STORED = 129
+# Grids of the monotone check, by dimension, and how far it may be off, in units of its own change.
+CHECK_NODES = {1: (41, 81, 161), 2: (17, 33, 49), 3: (9, 13, 17)}
+CHECK_FACTOR = 4.0
+
+
+@dataclass(frozen=True, eq=False)
+class ControlSolution:
+    r"""Value function, gradient and optimal policy.
+
+    Attributes
+    ----------
+    problem : ControlProblem
+        What was solved.
+    values : ndarray, shape (nt, *grid.shape)
+        V at the nodes at ``times``.
+    policies : ndarray, shape (nt, *grid.shape, m)
+        Optimal controls there.
+    times : ndarray, shape (nt,)
+        Increasing, from 0 to T.
+    grid : Grid
+        The nodes.
+    discretization : Discretization
+        The recipe used.
+    error_estimate : ndarray or None
+        Estimate of the error of V at t = 0: shape of ``opt(at)``, without ``at`` one number; None where the
+        discretisation was given.
+    status : str
+        "converged", "fixed" or "tolerance_not_met".
+    message : str
+        What happened, in a sentence.
+    stats : dict
+        Cells, steps, levels, policy iterations, seconds, and the monotone check.
+    """
+
+    problem: ControlProblem
+    values: np.ndarray
+    policies: np.ndarray
+    times: np.ndarray
+    grid: Grid
+    discretization: Discretization
+    error_estimate: np.ndarray | None = None
+    status: str = "fixed"
+    message: str = ""
+    stats: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, x: Any, t: float = 0.0) -> Array:
+        """V(t, x) at points (..., d): shape (...); linear in time between ``times``."""
+        return self._interpolate(self._at(self.values, t), x, self.discretization.width)
+
+    def gradient(self, x: Any, t: float = 0.0) -> Array:
+        """∇V(t, x), shape (..., d)."""
+        d, V = self.grid.dim, self._at(self.values, t)
+        parts = [self._interpolate(V, x, self.discretization.width, [int(i == j) for j in range(d)]) for i in range(d)]
+        return namespace(parts[0]).stack(parts, -1)
+
+    def policy(self, t: float, x: Any) -> Array:
+        """Optimal control a(t, x), shape (..., m): interpolated from the nodes and put into the control set.
+
+        Points beyond the grid get the control at its edge, so that paths may leave it.
+        """
+        points = as_points(x, self.grid.dim)
+        low, high = (as_like(end, points) for end in self.grid.box)
+        if not all(axis.periodic for axis in self.grid.axes):
+            loose = as_like(np.array([0.0 if axis.periodic else 1.0 for axis in self.grid.axes]), points)
+            inside = namespace(points).minimum(namespace(points).maximum(points, low), high)
+            points = points + loose * (inside - points)
+        nodes = self._at(self.policies, t)
+        width = 2 if isinstance(self.problem.controls, Finite) else 4
+        a = self._interpolate(nodes, points, width)
+        return self.problem.controls.project(a)
+
+    def closed_loop(self) -> KolmogorovProblem:
+        """The problem under the optimal policy, for ``solve`` and ``monte_carlo``."""
+        return self.problem.closed_loop(self.policy)
+
+    def _at(self, stored: np.ndarray, t: float) -> np.ndarray:
+        """Node fields at a time, shape (size, ...), linear between stored times."""
+        last = self.times[-1]
+        if not -1e-9 * last <= t <= last * (1.0 + 1e-9):
+            raise InputError("t", t, f"a time between 0 and {last:g}")
+        flat = stored.reshape(len(self.times), self.grid.size, *stored.shape[1 + self.grid.dim :])
+        k = int(np.clip(np.searchsorted(self.times, t, side="right") - 1, 0, max(len(self.times) - 2, 0)))
+        if len(self.times) == 1 or t <= self.times[0]:
+            return np.asarray(flat[0])
+        s = (t - self.times[k]) / (self.times[k + 1] - self.times[k])
+        return np.asarray((1.0 - s) * flat[k] + s * flat[k + 1])
+
+    def _interpolate(self, u: np.ndarray, x: Any, width: int, derivatives: list[int] | None = None) -> Array:
+        points = as_points(x, self.grid.dim)
+        return self.grid.interpolate(as_like(u, points) if is_tensor(points) else u, points, width, derivatives)
+
+    def plot(self, ax: Any = None, t: float = 0.0, **style: Any) -> Any:
+        """Plot V(t, ·): a line in one dimension, filled contours in two.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; None: a new figure.
+        t : float
+            The time.
+        **style
+            Passed to ``Axes.plot`` or ``Axes.contourf``.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+        """
+        import matplotlib.pyplot as plt
+
+        if self.grid.dim > 2:
+            raise InputError("grid", f"{self.grid.dim} dimensions", "one or two dimensions to plot")
+        ax = plt.subplots(layout="constrained")[1] if ax is None else ax
+        V = self._at(self.values, t).reshape(self.grid.shape)
+        if self.grid.dim == 1:
+            ax.plot(self.grid.nodes[0], V, **style)
+            ax.set(xlabel="$x$", ylabel=f"$V({t:g}, x)$")
+            return ax
+        filled = ax.contourf(*self.grid.nodes, V.T, **({"levels": 20, "cmap": "cividis"} | style))
+        ax.figure.colorbar(filled, ax=ax, label=f"$V({t:g}, x)$")
+        ax.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
+        return ax
+
+    def __repr__(self) -> str:
+        estimate = "" if self.error_estimate is None else f", error≈{float(np.max(self.error_estimate)):.1e}"
+        return f"ControlSolution({self.status}{estimate}, {self.grid!r}, {len(self.times)} times)"
+
+
+def solve_hjb(
+    problem: ControlProblem,
+    *,
+    at: Any = None,
+    rtol: float = 1e-3,
+    atol: float = 1e-6,
+    discretization: Discretization | None = None,
+) -> ControlSolution:
+    r"""Solve the Hamilton–Jacobi–Bellman equation of a control problem.
+
+    .. math:: \partial_t V + \min_a [b(a)\cdot\nabla V + \tfrac12\Sigma(a):\nabla^2 V - c(a)V + \ell(a)] = 0
+
+    Fourth-order central differences (second-order with an obstacle) with policy iteration in every implicit time step
+    (Radau IIA of order 5 in one dimension, explicit Runge–Kutta beyond), on finer and finer grids until the estimate of
+    the error at t = 0 is at most ``atol + rtol * max |V|`` at the points. The answer is accepted only if a monotone
+    scheme, which converges to the viscosity solution, agrees with it within its own error; where it does not, the
+    answer is the monotone scheme's.
+
+    Parameters
+    ----------
+    problem : ControlProblem
+        The problem.
+    at : array_like, shape (..., d), optional
+        Points where the answer matters. None: the core of the (finite) box.
+    rtol, atol : float, default 1e-3 and 1e-6
+        Relative and absolute tolerance.
+    discretization : Discretization, optional
+        A recipe from an earlier solution: exactly that is solved, without the check.
+
+    Returns
+    -------
+    ControlSolution
+
+    Raises
+    ------
+    InputError
+        For bad input; also where an unbounded control has no optimum, with the node.
+    NotConvergedError
+        When there is no answer.
+
+    Notes
+    -----
+    Policy iteration: Howard 1960; Bokanowski, Maroso and Zidani 2009. Convergence of monotone schemes: Barles and
+    Souganidis 1991. High-order schemes held by a monotone one: Froese and Oberman 2013.
+
+    Examples
+    --------
+    Least mean square at time 1 with drift at most one (Beneš 1974):
+
+    >>> import kolmo
+    >>> from kolmo import control
+    >>> cp = control.ControlProblem(lambda t, x, a: a, covariance=1.0, controls=control.Interval(-1.0, 1.0),
+    ...     terminal=lambda x: x[..., 0] ** 2, horizon=1.0, box=kolmo.Box(-8.0, 8.0))
+    >>> opt = control.solve_hjb(cp, at=[0.0, 0.5], rtol=1e-3)
+    >>> bool(abs(opt(0.0) - 0.33337) < 1e-3), opt.policy(0.0, [0.5]).round(3).tolist()
+    (True, [[-1.0]])
+    """
+    for name, number in (("rtol", rtol), ("atol", atol)):
+        if not (np.isfinite(number) and number >= 0):
+            raise InputError(name, number, "a non-negative number")
+    if rtol == 0 and atol == 0:
+        raise InputError("rtol, atol", "0 and 0", "at least one positive tolerance")
+    if discretization is not None:
+        if discretization.grid.dim != problem.dim:
+            raise InputError("discretization", f"{discretization.grid.dim} dimensions", f"{problem.dim} dimensions")
+        return _solution(problem, _follow(problem, discretization), None, "fixed", "solved as given", {})
+    still = problem.closed_loop(problem.constant(problem.controls.samples[0]))
+    points = interesting_points(still, at)
+    search = _Search(problem, points, rtol, atol)
+    level, estimate, status, message, stats = search.run()
+    if status == "tolerance_not_met":
+        warnings.warn(message, ToleranceWarning, stacklevel=2)
+    shape = () if at is None else tuple(as_points(at, problem.dim, "at").shape[:-1])
+    return _solution(problem, level, np.broadcast_to(estimate, shape).copy(), status, message, stats)
+
+
+@dataclass
+class Level:
+    """One solve: the recipe, the states and policies at the times kept, latest first, and what it cost."""
+
+    recipe: Discretization
+    times: list[float]
+    states: list[np.ndarray]
+    acts: list[Act]
+    iterations: int
+    nodes: float = 0.0
+    at: np.ndarray | None = None
+
+    @property
+    def V(self) -> np.ndarray:
+        """V at t = 0, shape (size, 1)."""
+        return self.states[-1]
+
+
+def _solution(
+    problem: ControlProblem,
+    level: Level,
+    estimate: np.ndarray | None,
+    status: str,
+    message: str,
+    stats: dict[str, Any],
+) -> ControlSolution:
+    """Pack a level, in increasing time."""
+    grid = level.recipe.grid
+    values = np.stack(level.states[::-1], 0)[..., 0].reshape(-1, *grid.shape)
+    policies = np.stack([act.a.numpy() for act in level.acts[::-1]], 0).reshape(-1, *grid.shape, problem.controls.m)
+    stats = {"cells": grid.size, "steps": level.recipe.steps, "policy_iterations": level.iterations} | stats
+    times = np.array(level.times[::-1])
+    return ControlSolution(problem, values, policies, times, grid, level.recipe, estimate, status, message, stats)
+
+
+def _follow(problem: ControlProblem, recipe: Discretization) -> Level:
+    """Solve exactly what a recipe says."""
+    bellman = Bellman(problem, recipe.grid, recipe.scheme)
+    if problem.horizon is None:
+        V, act, count = solve_stationary(bellman)
+        return Level(recipe, [0.0], [V], [act], count)
+    if len(recipe.times) < 2:
+        raise InputError("discretization", "a recipe without time nodes", "one for a finite horizon")
+    return _march(bellman, recipe, list(recipe.times))
+
+
+def _march(bellman: Bellman, recipe: Discretization, times: list[float] | None, growth: float = 1.0) -> Level:
+    """March from T to 0 along the time nodes; None: explicit steps as long as stability lets them be."""
+    T = float(bellman.problem.horizon or 0.0)
+    step = ExplicitStep(bellman) if recipe.stepper == EXPLICIT else ImplicitStep(bellman, recipe.stepper)
+    V = bellman.full(_terminal(bellman, recipe), T)
+    acts = [bellman.improve(T, V, bellman.start())]
+    level = Level(recipe, [T], [V], [acts[-1]], 0)
+    free, t, nodes = bellman.free(V), T, [T]
+    while t > 0.0:
+        if times is not None:
+            dt = t - times[len(times) - 1 - len(nodes)]
+        else:
+            assert isinstance(step, ExplicitStep)
+            dt = min(step.bound(t, acts[-1]), T / FIRST_STEPS)
+            dt = t if dt >= t else min(dt, 0.5 * t) if 2.0 * dt > t else dt
+            if len(nodes) > MANY_STEPS:
+                raise _TooManySteps
+        free, acts = step(t, dt, free, acts)
+        t = t - dt if t - dt > 1e-12 * T else 0.0
+        nodes.append(t)
+        if not np.isfinite(free).all():
+            raise NotConvergedError(f"the value became infinite on {recipe.grid!r} with {recipe.stepper}")
+        level.times.append(t)
+        level.states.append(bellman.full(free, t))
+        level.acts.append(acts[-1])
+    level.acts[-1] = bellman.improve(0.0, level.V, acts[-1])
+    bellman.check(0.0, level.V, level.acts[-1])
+    level.iterations = step.iterations
+    if times is None:
+        level.recipe = Discretization(recipe.grid, tuple(nodes[::-1]), recipe.scheme, recipe.stepper, recipe.terminal)
+    _thin(level)
+    return level
+
+
+class _TooManySteps(Exception):  # noqa: N818 - a way out, no error
+    """Explicit steps would be too many."""
+
+
+def _thin(level: Level) -> None:
+    """Keep at most ``STORED`` times, the ends among them."""
+    if len(level.times) > STORED:
+        keep = np.unique(np.linspace(0, len(level.times) - 1, STORED).round().astype(int))
+        level.times = [level.times[i] for i in keep]
+        level.states = [level.states[i] for i in keep]
+        level.acts = [level.acts[i] for i in keep]
+
+
+def _terminal(bellman: Bellman, recipe: Discretization) -> np.ndarray:
+    """Terminal data at the nodes, shape (size, 1)."""
+    problem = bellman.generator.problem
+    if recipe.terminal is not None:
+        values = as_numpy(recipe.terminal.apply(problem, bellman.grid.points))
+    else:
+        values = as_numpy(problem.final(bellman.grid.points))
+    values = values.reshape(bellman.grid.size, -1)
+    if values.shape[1] != 1:
+        raise InputError("terminal", f"{values.shape[1]} columns", "one number per point")
+    return values
+
+
+class _Search:
+    """Finer and finer levels until the estimate meets the tolerance, then the monotone check."""
+
+    def __init__(self, problem: ControlProblem, points: np.ndarray, rtol: float, atol: float) -> None:
+        self.problem, self.points, self.rtol, self.atol = problem, points, rtol, atol
+        self.scheme = SMOOTH if problem.obstacle is None else STOPPED
+        self.order = SCHEMES[self.scheme].order
+        self.stepper = IMPLICIT if problem.dim == 1 else EXPLICIT
+        self.cut, self.started = 0.0, time.perf_counter()
+        self.levels: list[Level] = []
+        self.iterations = 0
+
+    def run(self) -> tuple[Level, float, str, str, dict[str, Any]]:
+        """Level, estimate, status, message and statistics."""
+        layout = self._settle_box()
+        try:
+            status, message = self._refine(layout, self.scheme)
+        except NotConvergedError as error:
+            status, message = "failed", str(error)
+        check = self._check(layout)
+        stats: dict[str, Any] = {"monotone_check": check}
+        if status == "failed" or not check["agrees"]:
+            reason = message if status == "failed" else "the high-order answer disagrees with the monotone scheme"
+            self.levels, self.scheme, self.order, self.stepper = [], MONOTONE, 1, EULER
+            status, message = self._refine(layout, MONOTONE)
+            message = f"{message} (monotone scheme: {reason})"
+        estimate = self._estimate() + self.cut
+        stats |= {"levels": len(self.levels), "seconds": time.perf_counter() - self.started, "cut": self.cut}
+        level = self.levels[-1]
+        level.recipe.estimate.update(discretization=[self._estimate()], cut=[self.cut])
+        return level, estimate, status, message, stats
+
+    def _refine(self, layout: Frame, scheme: str) -> tuple[str, str]:
+        d = self.problem.dim
+        n = FIRST_NODES[d] * GROWTH[d]
+        self.levels = []
+        while True:
+            self.levels.append(self._solve(layout.grid(n), n, scheme))
+            if len(self.levels) >= 3 and self._estimate() + self.cut <= self._tolerance():
+                return "converged", "the estimate meets the tolerance"
+            n = self._next(n)
+            seconds = time.perf_counter() - self.started
+            if n**d > MAX_CELLS[d] or seconds > MAX_SECONDS:
+                limit = f"{MAX_CELLS[d]} cells" if n**d > MAX_CELLS[d] else f"{MAX_SECONDS:g} seconds"
+                found = self._estimate() + self.cut
+                return "tolerance_not_met", (
+                    f"stopped at {limit}: estimate {found:.2e}, tolerance {self._tolerance():.2e}"
+                )
+
+    def _tolerance(self) -> float:
+        values = self.levels[-1].at
+        return self.atol + self.rtol * float(np.abs(values).max()) if values is not None else self.atol
+
+    def _estimate(self) -> float:
+        """Error estimate from the changes between the last levels, at the observed order."""
+        if len(self.levels) < 2:
+            return math.inf
+        values = [as_numpy(level.at) for level in self.levels[-3:]]
+        nodes = [level.nodes for level in self.levels[-3:]]
+        last = float(np.abs(values[-1] - values[-2]).max())
+        if len(values) < 3:
+            return last
+        before = float(np.abs(values[-2] - values[-3]).max())
+        observed = math.log(max(before, 1e-300) / max(last, 1e-300)) / math.log(nodes[-2] / nodes[-3])
+        order = min(max(0.8 * observed, 1.0), float(self.order))
+        floor = 1e-12 * (1.0 + float(np.abs(values[-1]).max()))
+        return last / ((nodes[-1] / nodes[-2]) ** order - 1.0) + floor
+
+    def _next(self, n: float) -> float:
+        d = self.problem.dim
+        if len(self.levels) < 3:
+            return n * GROWTH[d]
+        excess = self._estimate() / max(0.7 * (self._tolerance() - self.cut), 0.1 * self._tolerance())
+        return n * min(max(excess ** (1.0 / self.order), 1.0 + 0.5 * (GROWTH[d] - 1.0)), MAX_GROWTH[d])
+
+    def _solve(self, grid: Grid, n: float, scheme: str) -> Level:
+        # the steppers are of higher order than the scheme
+        steps = max(FIRST_STEPS, math.ceil(FIRST_STEPS * (n / FIRST_NODES[self.problem.dim]) ** 0.75))
+        if scheme == MONOTONE:
+            steps *= 4
+        level = self._solve_on(grid, steps, scheme)
+        level.nodes = n
+        level.at = as_numpy(grid.interpolate(level.V[:, 0], self.points, level.recipe.width))
+        self.iterations += level.iterations
+        return level
+
+    def _solve_on(self, grid: Grid, steps: int, scheme: str) -> Level:
+        bellman = Bellman(self.problem, grid, scheme)
+        if self.problem.horizon is None:
+            V, act, count = solve_stationary(bellman)
+            return Level(Discretization(grid, (), scheme, IMPLICIT), [0.0], [V], [act], count)
+        rule = plan_terminal(bellman.generator.problem, grid, bellman.box, 2)
+        stepper = EULER if scheme == MONOTONE else self.stepper
+        recipe = Discretization(grid, (), scheme, stepper, rule)
+        if stepper == EXPLICIT:
+            try:
+                return _march(bellman, recipe, None)
+            except _TooManySteps:
+                self.stepper = stepper = IMPLICIT
+        T, s = self.problem.horizon, np.linspace(0.0, 1.0, steps + 1)
+        power = CROWDING if rule.smoothed and scheme != MONOTONE else 1
+        times = T * (1.0 - s[::-1] ** power)
+        times[0], times[-1] = 0.0, T
+        return _march(bellman, Discretization(grid, tuple(times.tolist()), scheme, stepper, rule), times.tolist())
+
+    def _settle_box(self) -> Frame:
+        """Widen the box until moving the cut changes the answer by less than its share of the tolerance."""
+        d = self.problem.dim
+        n = float(FIRST_NODES[d])
+        box = self.problem.box
+        assert box is not None
+        opened = any(isinstance(face, Open) for pair in box.faces for face in pair)
+        tail = max(1e-2 * self.rtol, 1e-12)
+        policies = [self.problem.constant(a) for a in self.problem.controls.samples[:5]]
+        layout = self._layout(policies, tail)
+        if isinstance(self.problem.controls, Unbounded) and self.problem.horizon is not None and opened:
+            layout = self._under_optimum(layout, policies, tail, n)
+        for attempt in range(CUT_TRIES):
+            level = self._solve(layout.grid(n), n, self.scheme)
+            self.levels = [level]
+            if not opened or self.problem.horizon is None:
+                break
+            wide = layout.widened(level.recipe.grid)
+            more = self._solve_on(wide, max(level.recipe.steps, FIRST_STEPS), self.scheme)
+            at = as_numpy(wide.interpolate(more.V[:, 0], self.points, more.recipe.width))
+            self.cut = float(np.abs(at - as_numpy(level.at)).max())
+            if self.cut <= CUT_SHARE * self._tolerance():
+                break
+            # finer too: under a strong drift coarse central differences carry the cut's effect inwards
+            n = min(n * 1.5, FIRST_NODES[d] * CUT_GROWTH[d])
+            layout = layout.stretched(1.25 if attempt < 4 else 1.6)
+        return layout
+
+    def _under_optimum(self, layout: Frame, policies: list[Any], tail: float, n: float) -> Frame:
+        """Frame that also covers where the process goes under the policy of a coarse solve."""
+        try:
+            level = self._solve_on(layout.grid(n), FIRST_STEPS, self.scheme)
+        except NotConvergedError:
+            return layout
+        found = _solution(self.problem, level, None, "fixed", "", {})
+        return self._layout([*policies, found.policy], tail)
+
+    def _layout(self, policies: list[Any], tail: float) -> Frame:
+        """Frame that serves all the policies."""
+        return frame([self.problem.closed_loop(p) for p in policies], self.points, tail)
+
+    def _check(self, layout: Frame) -> dict[str, Any]:
+        """Compare with a monotone scheme on coarse grids: within its own error it must agree."""
+        d = self.problem.dim
+        mine = None if not self.levels else as_numpy(self.levels[-1].at)
+        before: np.ndarray | None = None
+        record: dict[str, Any] = {"agrees": False, "difference": math.nan, "change": math.nan}
+        for n in CHECK_NODES[d]:
+            level = self._solve(layout.grid(n), float(n), MONOTONE)
+            now = as_numpy(level.at)
+            if before is not None and mine is not None:
+                change, difference = float(np.abs(now - before).max()), float(np.abs(now - mine).max())
+                agrees = difference <= CHECK_FACTOR * change + 10.0 * self._tolerance()
+                record = {"agrees": agrees, "difference": difference, "change": change}
+                if agrees:
+                    break
+            before = now
+        return record

@@ -1,0 +1,171 @@
+"""A controlled diffusion with its cost: what dynamic programming solves, and any policy of it as a plain problem."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from kolmo.arrays import is_tensor
+from kolmo.box import Box
+from kolmo.control.sets import BoxSet, ControlSet, Finite, Unbounded
+from kolmo.errors import InputError
+from kolmo.problem import KolmogorovProblem
+from kolmo.sde import SDE
+
+Policy = Callable[[float, torch.Tensor], torch.Tensor]
+
+
+class ControlProblem:
+    r"""A stochastic control problem and its Hamilton–Jacobi–Bellman equation.
+
+    .. math::
+        \partial_t V + \min_{a \in A}\Big[b(t,x,a)\cdot\nabla V + \tfrac12\Sigma(t,x,a):\nabla^2 V - c(t,x,a)V
+        + \ell(t,x,a)\Big] = 0, \qquad V(T, \cdot) = \varphi
+
+    so that :math:`V(t, x) = \min E[e^{-\int c}\varphi(X_T) + \int e^{-\int c}\ell\,ds \mid X_t = x]` over feedback
+    policies a(t, x).
+
+    Parameters
+    ----------
+    drift : callable or array_like
+        ``drift(t, x, a)`` -> ``(..., d)``, with a of shape ``(..., m)``. All functions get torch tensors (float64).
+    diffusion, covariance : callable or array_like
+        σ or Σ = σσᵀ as in ``SDE``, functions of (t, x, a). With neither there is no noise.
+    controls : Interval, BoxSet, Finite or Unbounded
+        The set A.
+    terminal : callable or None
+        φ: ``terminal(x)`` -> ``(...)``. None if stationary.
+    horizon : float or None
+        T; None: stationary (exit times, discounted costs).
+    box : Box, optional
+        Domain and faces; None is all of R^d where the shape of a constant coefficient tells d.
+    running_cost, killing : callable or float, optional
+        ℓ and c, functions of (t, x, a).
+    obstacle : callable, optional
+        ``obstacle(t, x)`` -> ``(...)``: what is paid (sense "min") or got ("max") on stopping; V never passes it.
+    sense : {"min", "max"}
+        Whether the expected value is minimised or maximised.
+
+    Raises
+    ------
+    InputError
+        For bad input; the message names the argument.
+
+    Examples
+    --------
+    >>> import kolmo
+    >>> from kolmo import control
+    >>> cp = control.ControlProblem(lambda t, x, a: a, covariance=1.0, controls=control.Interval(-1.0, 1.0),
+    ...     terminal=lambda x: x[..., 0] ** 2, horizon=1.0, box=kolmo.Box(-8.0, 8.0))
+    >>> cp.closed_loop(lambda t, x: -x.sign())
+    KolmogorovProblem(dim=1, horizon=1.0, Box(-8..8 open))
+    """
+
+    def __init__(
+        self,
+        drift: Any,
+        diffusion: Any = None,
+        *,
+        covariance: Any = None,
+        controls: ControlSet,
+        terminal: Callable[..., Any] | None,
+        horizon: float | None,
+        box: Box | None = None,
+        running_cost: Any = None,
+        killing: Any = None,
+        obstacle: Callable[..., Any] | None = None,
+        sense: str = "min",
+    ) -> None:
+        if not isinstance(controls, (BoxSet, Finite, Unbounded)):
+            raise InputError("controls", repr(controls), "control.Interval, BoxSet, Finite or Unbounded")
+        if sense not in ("min", "max"):
+            raise InputError("sense", repr(sense), "'min' or 'max'")
+        if obstacle is not None and not callable(obstacle):
+            raise InputError("obstacle", repr(obstacle), "a function obstacle(t, x)")
+        self.controls, self.sense, self.obstacle = controls, sense, obstacle
+        self._drift, self._diffusion, self._covariance = drift, diffusion, covariance
+        self._running_cost, self._killing = running_cost, killing
+        self.terminal, self.horizon, self.box = terminal, horizon, box
+        still = self.closed_loop(self.constant(controls.samples[0]))
+        self.dim, self.box = still.dim, still.box
+
+    @property
+    def sign(self) -> float:
+        """1 when minimising, −1 when maximising."""
+        return 1.0 if self.sense == "min" else -1.0
+
+    @staticmethod
+    def constant(a: Any) -> Policy:
+        """The policy that always takes the control a."""
+        value = np.atleast_1d(np.asarray(a, dtype=float))
+        return lambda t, x: torch.as_tensor(value).expand(*x.shape[:-1], len(value))
+
+    def closed_loop(self, policy: Policy) -> KolmogorovProblem:
+        """The problem of one policy, a(t, x) -> ``(..., m)``: what ``solve`` and ``monte_carlo`` evaluate.
+
+        Parameters
+        ----------
+        policy : callable
+            ``policy(t, x)``, torch tensors in and out; in one dimension of control ``(...)`` is accepted too.
+
+        Returns
+        -------
+        KolmogorovProblem
+            Its functions work on torch tensors.
+        """
+        m = self.controls.m
+
+        def act(t: float, x: torch.Tensor) -> torch.Tensor:
+            a = torch.as_tensor(policy(t, x), dtype=torch.float64)
+            if tuple(a.shape) == tuple(x.shape[:-1]) and m == 1:
+                a = a[..., None]
+            if tuple(a.shape) != (*x.shape[:-1], m):
+                raise InputError("policy", f"a result of shape {tuple(a.shape)}", f"shape {(*x.shape[:-1], m)}")
+            return a
+
+        def close(f: Any) -> Any:
+            return (lambda t, x: f(t, x, act(t, x))) if callable(f) else f
+
+        sde = SDE(
+            close(self._drift),
+            close(self._diffusion),
+            covariance=close(self._covariance),
+            dim=None if self.box is None else self.box.dim,
+            arrays="torch",
+        )
+        problem = KolmogorovProblem(
+            sde, self.terminal, self.horizon, self.box, killing=close(self._killing), source=close(self._running_cost)
+        )
+        return problem.handing("torch")
+
+    def hamiltonian(
+        self, t: float, x: torch.Tensor, V: torch.Tensor, gradient: torch.Tensor, hessian: torch.Tensor
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """H(a) = b·∇V + ½ Σ:∇²V − cV + ℓ at points x (n, d), as a function of controls (n, m), times ``sign``."""
+
+        def H(a: torch.Tensor) -> torch.Tensor:
+            problem = self.closed_loop(lambda _t, _x: a)
+            total: torch.Tensor = (problem.sde.drift(t, x) * gradient).sum(-1)
+            if not problem.sde.noiseless:
+                total = total + 0.5 * (problem.sde.covariance(t, x) * hessian).sum((-1, -2))
+            if self._killing is not None:
+                total = total - problem.rate(t, x) * V
+            if self._running_cost is not None:
+                total = total + problem.running(t, x)
+            return self.sign * total
+
+        return H
+
+    def stopping(self, t: float, x: torch.Tensor) -> torch.Tensor:
+        """The obstacle at points x, shape (...)."""
+        if self.obstacle is None:
+            raise InputError("obstacle", None, "an obstacle", "ControlProblem(..., obstacle=...)")
+        value = self.obstacle(t, x)
+        value = value if is_tensor(value) else torch.as_tensor(value, dtype=torch.float64)
+        stopped: torch.Tensor = value.double() + 0.0 * x[..., 0]
+        return stopped
+
+    def __repr__(self) -> str:
+        stop = ", obstacle" if self.obstacle is not None else ""
+        return f"ControlProblem(dim={self.dim}, {self.controls!r}, horizon={self.horizon}, {self.box!r}{stop})"
