@@ -1,6 +1,7 @@
 """Noisy residual networks, their modified SDEs and their Kolmogorov equations."""
 
 from kolmo.bridge.classifier import FlowClassifier
+from kolmo.bridge.inject import Injection, inject
 from kolmo.bridge.laws import (
     Additive,
     BranchDropout,
@@ -16,6 +17,7 @@ from kolmo.bridge.loss import LossEstimate, expected_loss
 from kolmo.bridge.modified import modified_sde, roughness
 from kolmo.bridge.resnet import MLPBranch, NoisyResNet
 from kolmo.bridge.variables import Variable, variable
+from kolmo.bridge.weak_error import WeakErrorTable, weak_error
 
 __all__ = [
     "MLPBranch",
@@ -34,6 +36,10 @@ __all__ = [
     "modified_sde",
     "roughness",
     "FlowClassifier",
+    "inject",
+    "Injection",
+    "weak_error",
+    "WeakErrorTable",
     "expected_loss",
     "LossEstimate",
 ]

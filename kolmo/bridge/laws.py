@@ -46,6 +46,9 @@ class NoiseLaw(nn.Module, ABC):
         Whether `mean` is the exact expectation of the increment.
     constant : bool
         Whether G does not depend on the state.
+    linear : bool
+        Whether mean and (unless constant) G are linear in the branch output, so that derivatives of the branch in
+        closed form can be used (`MLPBranch.jet`). False is always right.
 
     Examples
     --------
@@ -64,6 +67,7 @@ class NoiseLaw(nn.Module, ABC):
     per: str = "sample"
     mean_is_exact: bool = True
     constant: bool = False
+    linear: bool = False
     numbers: tuple[str, ...] = ()
     """Names of the attributes that may differ from layer to layer; interpolated by ``depth="smooth"``."""
 
@@ -253,6 +257,7 @@ class Additive(NoiseLaw):
     numbers = ("s",)
     per = "coordinate"
     constant = True
+    linear = True
 
     def __init__(self, s: Any, law: str = "gaussian", scaling: str = "diffusive") -> None:
         super().__init__()
@@ -318,6 +323,7 @@ class Multiplicative(NoiseLaw):
     """
 
     numbers = ("s",)
+    linear = True
 
     def __init__(self, s: Any, law: str = "gaussian", per: str = "sample", scaling: str = "diffusive") -> None:
         super().__init__()
@@ -384,6 +390,8 @@ class StochasticDepth(_Bernoulli):
              [0.2000]]])
     """
 
+    linear = True
+
     def __init__(self, keep: Any, rescale: bool = True) -> None:
         super().__init__()
         self.keep, self.rescale = _checked_keep(keep), rescale
@@ -440,6 +448,7 @@ class CentredBernoulli(_Bernoulli):
     numbers = ("c", "keep")
     per = "coordinate"
     scaling = "diffusive"
+    linear = True
 
     def __init__(self, c: Any, keep: Any = 0.5) -> None:
         super().__init__()

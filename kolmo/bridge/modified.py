@@ -192,52 +192,97 @@ class _Equation:
         if smooth:
             _check_smooth(net)
 
-    def _layer(self, t: float) -> int:
-        return min(max(int(t / self._net.h + 1e-9), 0), self._net.depth - 1)
-
-    def _fields(self, t: float) -> tuple[Field, Field, bool]:
-        """m(n, x) and G(n, x) near time t, and whether the law there is diffusive."""
-        k = self._layer(t)
-        law = self._net.law(k)
+    def _at(self, t: float, x: Tensor) -> "_Point":
+        """Mean increment, noise matrix and their derivatives at (t, x)."""
+        net, x = self._net, x.to(self._dtype)
+        k = min(max(int(t / net.h + 1e-9), 0), net.depth - 1)
+        law, branch = net.law(k), net.branches[k]
         if self._smooth:
-            both = _interpolated(self._net, k)
-        else:
-            layer = _LayerField(self._net.branches[k], law, self._net.h)
+            both = _interpolated(net, k)
+            n = torch.tensor(t / net.h, dtype=self._dtype, device=x.device)
+            return _Point(lambda s, y: both(s, y)[0], lambda s, y: both(s, y)[1], n, x, law)
+        jet: Any = getattr(branch, "jet", None)
+        if jet is not None and law.linear and type(law).evaluate is NoiseLaw.evaluate:
+            return _JetPoint(jet(x), net.h, law)
 
-            def both(n: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-                return layer(x)  # type: ignore[no-any-return]
+        def output(y: Tensor) -> Any:
+            return law.evaluate(branch, y, net.h)
 
-        return (lambda n, x: both(n, x)[0]), (lambda n, x: both(n, x)[1]), _is_diffusive(law)
-
-    def _start(self, t: float, x: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.tensor(t / self._net.h, dtype=self._dtype, device=x.device), x.to(self._dtype)
+        n = torch.zeros((), dtype=self._dtype, device=x.device)
+        return _Point(lambda s, y: law.mean(output(y)), lambda s, y: law.factor(output(y), net.h), n, x, law)
 
     def drift(self, t: float, x: Tensor) -> Tensor:
         """Return the modified drift b(t, x) per unit time."""
-        m, G, diffusive = self._fields(t)
-        n, x = self._start(t, x)
-        mean = m(n, x)
-        b = mean
+        at = self._at(t, x)
+        b = mean = at.mean()
         if self._order >= 2:
-            bend = _along(m, n, x, mean, self._rate)
+            bend = at.along(mean, self._rate)
             b = b - 0.5 * bend
-            if diffusive:
-                b = b - 0.25 * _second_sum(m, n, x, G(n, x))
-            elif self._order == 3:
-                b = b + _second(m, n, x, mean, self._rate) / 12 + _along(m, n, x, bend, 0.0) / 3
-                b = b - 0.25 * _second_sum(m, n, x, G(n, x))
+            if self._order == 3 or _is_diffusive(at.law):
+                G = at.factor()
+                b = b - 0.25 * sum(at.second(G[..., j], 0.0) for j in range(G.shape[-1]))
+            if self._order == 3:
+                b = b + at.second(mean, self._rate) / 12 + at.along(bend, 0.0) / 3
         return b / self._net.h
 
     def diffusion(self, t: float, x: Tensor) -> Tensor:
         """Return the modified noise matrix σ(t, x), ``(..., d, r)``, per square root of unit time."""
-        m, G, diffusive = self._fields(t)
-        n, x = self._start(t, x)
-        factor = G(n, x)
-        if self._order == 3 or (self._order == 2 and diffusive):
-            mean = m(n, x)
-            columns = [_along(m, n, x, factor[..., j], 0.0) for j in range(factor.shape[-1])]
-            factor = factor - 0.5 * (_along(G, n, x, mean, self._rate) + torch.stack(columns, -1))
-        return factor / math.sqrt(self._net.h)
+        at = self._at(t, x)
+        G = at.factor()
+        if self._order == 3 or (self._order == 2 and _is_diffusive(at.law)):
+            pushed = torch.stack([at.along(G[..., j], 0.0) for j in range(G.shape[-1])], -1)
+            G = G - 0.5 * (at.factor_along(at.mean(), self._rate) + pushed)
+        return G / math.sqrt(self._net.h)
+
+
+class _Point:
+    """m and G at one (n, x), with directional derivatives by forward-mode differentiation."""
+
+    def __init__(self, m: Field, G: Field, n: Tensor, x: Tensor, law: NoiseLaw) -> None:
+        self._m, self._G, self._n, self._x, self.law = m, G, n, x, law
+
+    def mean(self) -> Tensor:
+        return self._m(self._n, self._x)
+
+    def factor(self) -> Tensor:
+        return self._G(self._n, self._x)
+
+    def along(self, v: Tensor, rate: float) -> Tensor:
+        """Derivative of m along (rate, v) in (n, x)."""
+        return _along(self._m, self._n, self._x, v, rate)
+
+    def second(self, v: Tensor, rate: float) -> Tensor:
+        """Second derivative of m along (rate, v), v held fixed."""
+        return _along(lambda s, y: _along(self._m, s, y, v, rate), self._n, self._x, v, rate)
+
+    def factor_along(self, v: Tensor, rate: float) -> Tensor:
+        """Derivative of G along (rate, v)."""
+        if self.law.constant and rate == 0.0:
+            return torch.zeros_like(self.factor())
+        return _along(self._G, self._n, self._x, v, rate)
+
+
+class _JetPoint(_Point):
+    """The same from a branch's closed-form derivatives, for laws that are linear in the branch output."""
+
+    def __init__(self, jet: Any, h: float, law: NoiseLaw) -> None:
+        self._jet, self._h, self.law = jet, h, law
+
+    def mean(self) -> Tensor:
+        return self.law.mean(self._h * self._jet.value)
+
+    def factor(self) -> Tensor:
+        return self.law.factor(self._h * self._jet.value, self._h)
+
+    def along(self, v: Tensor, rate: float) -> Tensor:
+        return self.law.mean(self._h * self._jet.along(v))
+
+    def second(self, v: Tensor, rate: float) -> Tensor:
+        return self.law.mean(self._h * self._jet.second(v, v))
+
+    def factor_along(self, v: Tensor, rate: float) -> Tensor:
+        G = self.law.factor(self._h * self._jet.along(v), self._h)
+        return torch.zeros_like(G) if self.law.constant else G
 
 
 def _along(f: Field, n: Tensor, x: Tensor, v: Tensor, rate: float) -> Tensor:
@@ -245,16 +290,6 @@ def _along(f: Field, n: Tensor, x: Tensor, v: Tensor, rate: float) -> Tensor:
     if rate == 0.0:
         return jvp(lambda y: f(n, y), (x,), (v,))[1]  # type: ignore[no-any-return]
     return jvp(f, (n, x), (torch.full_like(n, rate), v))[1]  # type: ignore[no-any-return]
-
-
-def _second(f: Field, n: Tensor, x: Tensor, v: Tensor, rate: float) -> Tensor:
-    """Second derivative of f along (rate, v), v held fixed."""
-    return _along(lambda s, y: _along(f, s, y, v, rate), n, x, v, rate)
-
-
-def _second_sum(f: Field, n: Tensor, x: Tensor, G: Tensor) -> Tensor:
-    """Σ_j f''(G_j, G_j) = C:f'' for C = G Gᵀ."""
-    return torch.stack([_second(f, n, x, G[..., j], 0.0) for j in range(G.shape[-1])]).sum(0)
 
 
 def _check_smooth(net: NoisyResNet) -> None:

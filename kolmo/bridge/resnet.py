@@ -114,12 +114,43 @@ class MLPBranch(nn.Module):
         """Branch output at x of shape ``(..., d)``."""
         return self.readout(self.hidden(x))
 
+    def jet(self, x: Tensor) -> "Jet":
+        """Value and first and second derivatives at x, in closed form."""
+        return Jet(self, x)
+
+
+class Jet:
+    """Value, first and second directional derivatives of an `MLPBranch` at given points."""
+
+    def __init__(self, branch: MLPBranch, x: Tensor) -> None:
+        self._W1, self._W2 = branch.W1, branch.W2
+        units = branch.hidden(x)
+        self.value = branch.readout(units)
+        self._slope = 1 - units**2
+        self._curve = -2 * units * self._slope
+
+    def along(self, v: Tensor) -> Tensor:
+        """J v."""
+        return functional.linear(self._slope * functional.linear(v, self._W1), self._W2)
+
+    def second(self, u: Tensor, v: Tensor) -> Tensor:
+        """f''(u, v)."""
+        both = functional.linear(u, self._W1) * functional.linear(v, self._W1)
+        return functional.linear(self._curve * both, self._W2)
+
 
 class Averaged(NamedTuple):
     """Mean over noisy passes and its standard error, elementwise."""
 
     mean: Tensor
     standard_error: Tensor
+
+
+class Moments(NamedTuple):
+    """Mean ``(..., d)`` and covariance ``(..., d, d)`` of the final state."""
+
+    mean: Tensor
+    covariance: Tensor
 
 
 class NoisyResNet(nn.Module):
@@ -258,6 +289,56 @@ class NoisyResNet(nn.Module):
             ``mean`` and ``standard_error``, shaped like x.
         """
         return average(lambda g: self.path(x, independent(g)), n, as_generator(rng, x.device))
+
+    def corrected(self, x: Tensor) -> Moments:
+        r"""Drift-corrected deterministic network: one pass that carries mean and covariance of the state.
+
+        .. math::
+            \mu_{k+1} = \mu_k + m_k(\mu_k) + \tfrac12 P_k : m_k''(\mu_k), \qquad
+            P_{k+1} = (I + J_k) P_k (I + J_k)^T + C_k(\mu_k)
+
+        The mean network ignores that E m(X) ≠ m(E X); this pass includes it to second order in the noise, so that its
+        mean is E X_L up to fourth order. Differentiable; about 3d directional derivatives for each layer.
+
+        Parameters
+        ----------
+        x : Tensor
+            States ``(..., d)``.
+
+        Raises
+        ------
+        InputError
+            For states that are not vectors.
+        """
+        if self.state_ndim != 1:
+            raise InputError("x", f"states with {self.state_ndim} axes", "vector states (state_ndim = 1)")
+        d = x.shape[-1]
+        P = torch.zeros(*x.shape, d, dtype=x.dtype, device=x.device)
+        for k in range(self.depth):
+
+            def m(z: Tensor, k: int = k) -> Tensor:
+                return self.mean_increment(k, z)
+
+            G = self.factor(k, x)
+            curvature = sum(
+                _derivative(lambda z, e=unit: _derivative(m, z, e.expand_as(z)), x, P[..., a])  # type: ignore[misc]
+                for a, unit in enumerate(torch.eye(d, dtype=x.dtype, device=x.device))
+            )
+            half = _pushed(m, x, P)
+            P = _pushed(m, x, half.mT) + G @ G.mT
+            x = x + m(x) + 0.5 * curvature
+        return Moments(x, P)
+
+
+def _derivative(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
+    """Directional derivative of f at x along v."""
+    return torch.func.jvp(f, (x,), (v,))[1]  # type: ignore[no-any-return]
+
+
+def _pushed(m: Callable[[Tensor], Tensor], x: Tensor, columns: Tensor) -> Tensor:
+    """(I + J) applied to every column."""
+    moved = [columns[..., j] + _derivative(m, x, columns[..., j]) for j in range(columns.shape[-1])]
+    return torch.stack(moved, -1)
 
 
 def average(sample: Callable[[torch.Generator], Tensor], n: int, generator: torch.Generator) -> Averaged:

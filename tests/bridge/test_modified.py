@@ -235,6 +235,40 @@ def test_coefficients_are_differentiable(law, order, depth):
     assert weight.grad[0, 0].item() == pytest.approx(((high - low) / (2 * step)).item(), rel=1e-6)
 
 
+class Opaque(torch.nn.Module):
+    """An MLPBranch without its closed-form derivatives."""
+
+    def __init__(self, branch):
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x):
+        return self.branch(x)
+
+
+@pytest.mark.parametrize(
+    ("law", "order"),
+    [
+        (bridge.Additive([[0.3, 0.1], [0.0, 0.2]]), 2),
+        (bridge.Additive(0.3, scaling="natural"), 3),
+        (bridge.StochasticDepth(0.5, rescale=False), 3),
+        (bridge.BranchDropout(0.5), 3),
+        (bridge.Multiplicative(0.4, scaling="natural"), 3),
+        (bridge.CentredBernoulli(0.4), 1),
+    ],
+    ids=str,
+)
+def test_closed_form_derivatives_are_those_of_autodiff(law, order):
+    branches, x = (
+        [bridge.MLPBranch.create(2, 4, rng=k, dtype=DOUBLE) for k in range(3)],
+        torch.randn(7, 2, dtype=DOUBLE),
+    )
+    closed = bridge.modified_sde(bridge.NoisyResNet(branches, law), order)
+    opaque = bridge.modified_sde(bridge.NoisyResNet([Opaque(b) for b in branches], law), order)
+    torch.testing.assert_close(closed.drift(0.4, x), opaque.drift(0.4, x))
+    torch.testing.assert_close(closed.covariance(0.4, x), opaque.covariance(0.4, x))
+
+
 def test_trainable_noise_strength():
     s = torch.tensor(0.3, dtype=DOUBLE, requires_grad=True)
     net = bridge.NoisyResNet([bridge.MLPBranch.create(2, 4, rng=0, dtype=DOUBLE)] * 2, bridge.Additive(s))
