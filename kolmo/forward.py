@@ -264,8 +264,7 @@ class _Forward:
             nonlocal value
             done = len(self.mass)
             gone = dict.fromkeys(self.exits.names, 0.0)
-            for node, a in zip(march.stepper.stage_nodes, adjoints, strict=True):
-                instant = steps[done - 1].instants[node]
+            for instant, a in zip(steps[done - 1].instants, adjoints, strict=True):
                 a = march.without_boundary(a)
                 value = value + (a * march.ingredients(instant)[2]).sum(0)
                 for e, unit in self.exits.unit_loads(instant).items():

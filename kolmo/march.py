@@ -191,7 +191,7 @@ class March:
         """The transposed march: weights p of shape (size, k) on the state at time 0, pushed to time T.
 
         ``observe(t, p, loads)`` sees, after each step, the time reached, the weights there, and the derivatives with
-        respect to the stage loads of the step (multiplied by the stage loads and summed they give its contribution).
+        respect to the loads at the nodes of the step (multiplied by the loads and summed they give its contribution).
         """
         p = self.without_boundary(p)
         for plan in reversed(self.plans):
@@ -218,17 +218,16 @@ class March:
         loads: dict[float, Array] = {}
         values: dict[float, Array] = {}
         for plan in reversed(self.plans):
-            step, stage_loads = self.prepared(plan)
-            stages = step.stages(states.pop(), stage_loads)
-            p, adjoints = step.apply_transposed(p)
-            for node, Y, q in zip(self.stepper.stage_nodes, stages, adjoints, strict=True):
-                instant = plan.instants[node]
+            step, node_loads = self.prepared(plan)
+            p, load_adjoints, number_adjoints = step.pullback(states.pop(), node_loads, p)
+            for instant, q, derivative in zip(plan.instants, load_adjoints, number_adjoints, strict=True):
                 semi, _, _ = self.ingredients(instant)
-                full = Y if self.fixed is None else self.without_boundary(Y) + semi.boundary
                 q = self.without_boundary(q)
-                _accumulate(numbers, instant, semi.stencil.pullback(q, full))
+                _accumulate(numbers, instant, derivative)
                 _accumulate(loads, instant, q)
                 if self.fixed is not None:
+                    # the load holds Q times the absorbing values
+                    _accumulate(numbers, instant, semi.stencil.pullback(q, semi.boundary))
                     back = semi.stencil.apply_transposed(semi.a, q)
                     _accumulate(values, instant, back * as_like(self.fixed.astype(float), back)[:, None])
         return p, numbers, loads, values

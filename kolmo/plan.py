@@ -9,22 +9,22 @@ from typing import Any
 import numpy as np
 
 from kolmo.arrays import as_numpy, as_points, is_tensor
-from kolmo.box import Box, Open
+from kolmo.box import Box, Natural, Open
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grading import Grading, Sinh, Uniform
 from kolmo.grid import Axis, Grid
 from kolmo.march import Callback, March, Run, time_nodes
 from kolmo.problem import KolmogorovProblem
-from kolmo.reach import reach
+from kolmo.reach import Reach, reach
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator
-from kolmo.schemes.terminal import plan_terminal
+from kolmo.schemes.terminal import plan_terminal, rough_places
 from kolmo.stationary import solve_stationary
 from kolmo.steppers.base import STEPPERS
 
 SCHEME = "central6"
-IMPLICIT, EXPLICIT = "radau5", "rk4"
+IMPLICIT, SPLIT, EXPLICIT = "radau5", "mcs3", "rk4"
 
 # Nodes per axis of the first level, and implicit steps there, by dimension.
 FIRST_NODES = {1: 41, 2: 25, 3: 17}
@@ -32,8 +32,14 @@ FIRST_STEPS = 8
 # Growth of the number of nodes from level to level.
 GROWTH = {1: 1.5, 2: 1.35, 3: 1.25}
 MAX_GROWTH = {1: 2.0, 2: 1.8, 3: 1.6}
-# Explicit steps beyond this number call for the implicit stepper where its direct solver is affordable.
-MANY_STEPS = 4000
+# Beyond one dimension: explicit steps that cost as much as one step of alternating directions.
+EXPLICIT_PER_SPLIT = 10
+# First number of split steps, and its growth with the resolution (space has order 6, the splitting 3).
+FIRST_SPLIT_STEPS, SPLIT_GROWTH = 8, 1.7
+# Least proportion between the axes' numbers of nodes.
+LEAST_SHARE = 0.4
+# Nodes along an axis when kinks and jumps of φ are looked for.
+PROBE_NODES = 301
 MAX_CELLS = {1: 40_000, 2: 700_000, 3: 4_000_000}
 MAX_SECONDS = 120.0
 # Share of the tolerance left to the effect of the cut.
@@ -102,6 +108,8 @@ class Level:
         Wall time.
     n : float
         Resolution.
+    effort : int
+        Steps an implicit method of order five would take; other steppers derive theirs from it.
     """
 
     discretization: Discretization
@@ -109,6 +117,7 @@ class Level:
     values: np.ndarray
     seconds: float
     n: float
+    effort: int
 
 
 @dataclass
@@ -235,20 +244,53 @@ def first_layout(problem: KolmogorovProblem, points: np.ndarray, tail: float) ->
     given_low, given_high = np.array(box.lower), np.array(box.upper)
     low = np.where(opened[:, 0], np.where(np.isfinite(given_low), np.minimum(low, given_low), low), given_low)
     high = np.where(opened[:, 1], np.where(np.isfinite(given_high), np.maximum(high, given_high), high), given_high)
-    gradings = tuple(
-        _grading(low[i], high[i], core_low[i], core_high[i]) if not box.periodic[i] else Uniform(low[i], high[i])
-        for i in range(problem.dim)
-    )
-    return Layout(box.replace(low, high), gradings, (1.0,) * problem.dim)
+    reach_box = box.replace(low, high)
+    gradings = tuple(_grading(problem, points, i, reach_box, core_low[i], core_high[i]) for i in range(problem.dim))
+    layout = Layout(reach_box, gradings, (1.0,) * problem.dim)
+    return _focused(problem, layout, cloud)
 
 
-def _grading(low: float, high: float, core_low: float, core_high: float) -> Grading:
-    """Uniform where the core fills the box, sinh-graded around it otherwise."""
+def _grading(
+    problem: KolmogorovProblem, points: np.ndarray, axis: int, box: Box, core_low: float, core_high: float
+) -> Grading:
+    """Uniform where the core fills the box, sinh-graded around it otherwise; around a natural end inside the core."""
+    low, high = box.lower[axis], box.upper[axis]
+    if box.periodic[axis]:
+        return Uniform(low, high)
     core_low, core_high = max(core_low, low), min(core_high, high)
     centre, width = 0.5 * (core_low + core_high), 0.5 * (core_high - core_low)
+    ends = [end for end, face in zip((low, high), box.faces[axis], strict=True) if isinstance(face, Natural)]
+    near = [end for end in ends if core_low <= end <= core_high and _square_root(problem, points, axis, end)]
+    if len(near) == 1 and high - low > 4.0 * width:
+        # noise dies at the end: the solution varies on the scale of the distance of the points from it
+        distance = np.abs(points[:, axis] - near[0])
+        scale = float(np.min(distance, initial=width, where=distance > 1e-3 * width))
+        return Sinh(low, high, near[0], min(max(scale, 0.1 * width), width))
     if width <= 0 or max(high - centre, centre - low) < 2.0 * width:
-        return Uniform(float(low), float(high))
-    return Sinh(float(low), float(high), float(centre), float(width))
+        return Uniform(low, high)
+    return Sinh(low, high, centre, width)
+
+
+def _square_root(problem: KolmogorovProblem, points: np.ndarray, axis: int, end: float) -> bool:
+    """Whether the noise dies like a square root at an end: Σ is halved where the distance is (CIR, Wright–Fisher)."""
+    halfway = points.copy()
+    halfway[:, axis] = 0.5 * (points[:, axis] + end)
+    full, half = (as_numpy(problem.sde.covariance(0.0, x))[:, axis, axis] for x in (points, halfway))
+    return bool((half > 0.35 * full).any() and (full > 0).any())
+
+
+def _focused(problem: KolmogorovProblem, layout: Layout, cloud: Reach) -> Layout:
+    """Centre an axis on the kinks or jumps of φ where they keep to one place, one standard deviation wide."""
+    gradings = list(layout.gradings)
+    for i, grading in enumerate(layout.gradings):
+        spread = 0.5 * float(cloud.spread_low[i] + cloud.spread_high[i])
+        if not isinstance(grading, Sinh) or grading.centre in (grading.lower, grading.upper):
+            continue
+        counts = [PROBE_NODES if j == i else 5 for j in range(problem.dim)]
+        places = rough_places(problem, Grid.of(layout.box, counts, layout.gradings), i)
+        if len(places) and np.ptp(places) <= spread and grading.lower < places.mean() < grading.upper:
+            gradings[i] = Sinh(grading.lower, grading.upper, float(places.mean()), min(grading.width, spread))
+    return Layout(layout.box, tuple(gradings), layout.shares)
 
 
 class _Search:
@@ -285,6 +327,8 @@ class _Search:
                 self.levels.append(self._solve(layout, n))
                 if self.levels[-1].run.interrupted:
                     return self._outcome("interrupted", "interrupted by the callback or Ctrl-C")
+                if d > 1 and len(self.levels) == 1:
+                    layout = self._proportioned(layout, n)
                 enough = len(self.levels) >= 3 and bool((self._estimate() <= (1 - CUT_SHARE) * self._tolerance()).all())
                 if enough:
                     layout, settled = self._settle_cut(layout)
@@ -332,7 +376,7 @@ class _Search:
         if not opened or self.problem.stationary:
             return None
         wider, grid = layout.widened(last.discretization.grid)
-        level = self._solve_on(grid, last.discretization.steps, last.n)
+        level = self._solve_on(grid, last.effort, last.n)
         self.cut = np.abs(level.values - last.values).max(0)
         return wider, level
 
@@ -408,19 +452,36 @@ class _Search:
                 "the drift may blow up inside the box: try a smaller box, or solve(..., scheme='monotone')"
             )
         values = as_numpy(grid.interpolate(as_numpy(run.state), self.points, recipe.width))
-        return Level(recipe, run, values.reshape(len(self.points), -1), time.perf_counter() - begun, n)
+        return Level(recipe, run, values.reshape(len(self.points), -1), time.perf_counter() - begun, n, steps)
+
+    def _proportioned(self, layout: Layout, n: float) -> Layout:
+        """Give each axis nodes in proportion to the error that it causes, seen by refining it alone."""
+        base, gains = self.levels[-1], []
+        for i in range(self.problem.dim):
+            shares = tuple(share * (1.4 if j == i else 1.0) for j, share in enumerate(layout.shares))
+            grid = Layout(layout.box, layout.gradings, shares).grid(n, SCHEMES[self.scheme].minimum_nodes)
+            level = self._solve_on(grid, base.effort, n)
+            gains.append(float(np.max(np.abs(level.values - base.values) / (1e-300 + np.abs(base.values).max(0)))))
+        worst = max(gains)
+        if worst <= 0:
+            return layout
+        shares = tuple(max((g / worst) ** (1.0 / self.order), LEAST_SHARE) for g in gains)
+        # the same number of cells, differently shaped
+        scale = math.prod(shares) ** (-1.0 / len(shares))
+        return Layout(layout.box, layout.gradings, tuple(scale * share for share in shares))
 
     def _choose_stepper(self, generator: Generator, steps: int) -> tuple[str, int]:
-        """Implicit in one dimension; explicit beyond, unless it would need too many steps."""
+        """Implicit in one dimension; beyond, explicit or alternating directions, whichever costs less."""
         horizon = self.problem.horizon or 0.0
         explicit = math.ceil(horizon / STEPPERS[EXPLICIT].largest_step(*generator.stiffness())) + 1
+        split = math.ceil(FIRST_SPLIT_STEPS * (steps / FIRST_STEPS) ** SPLIT_GROWTH)
         name = self.stepper
         if name == "auto":
-            implicit = self.problem.dim == 1 or (self.problem.dim == 2 and explicit > MANY_STEPS)
-            name = IMPLICIT if implicit and self.like is None else EXPLICIT
-        if STEPPERS[name].implicit:
-            return name, steps
-        return name, max(explicit, steps)
+            affordable = explicit <= EXPLICIT_PER_SPLIT * split or self.like is not None
+            name = IMPLICIT if self.problem.dim == 1 and self.like is None else EXPLICIT if affordable else SPLIT
+        if name == EXPLICIT:
+            return name, max(explicit, steps)
+        return name, split if name in (SPLIT, "mcs") else steps
 
 
 def _check_tolerances(rtol: float, atol: float) -> None:

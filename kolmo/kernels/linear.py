@@ -75,3 +75,40 @@ def factorize(matrix: sp.spmatrix) -> Factorization:
     if below + above <= min(NARROW, csr.shape[0] // 2):
         return BandedLU(csr, below, above)
     return SparseLU(csr)
+
+
+class LineSolver:
+    """Factors of one band matrix per grid line along an axis.
+
+    Parameters
+    ----------
+    matrices : ndarray, shape (n, width, lines)
+        Band storage, entry (i, j) of each line at ``[i, below + j - i, line]``; overwritten.
+    below : int
+        Number of sub-diagonals.
+    shape : tuple of int
+        Shape of the grid.
+    axis : int
+        The axis of the lines.
+    """
+
+    def __init__(self, matrices: np.ndarray, below: int, shape: tuple[int, ...], axis: int) -> None:
+        from kolmo.kernels import compiled
+
+        self._band, self._below, self._shape, self._axis = matrices, below, shape, axis
+        compiled.factor_bands(self._band, below)
+
+    def solve(self, b: np.ndarray, transposed: bool = False) -> np.ndarray:
+        """Solve along every line for fields b of shape (size, k)."""
+        from kolmo.kernels import compiled
+
+        kernel = compiled.solve_bands_transposed if transposed else compiled.solve_bands
+        result = np.empty_like(b)
+        for k in range(b.shape[1]):
+            moved = np.moveaxis(b[:, k].reshape(self._shape), self._axis, 0)
+            x = np.ascontiguousarray(moved).reshape(self._shape[self._axis], -1)
+            if np.shares_memory(x, b):
+                x = x.copy()
+            kernel(self._band, self._below, x)
+            result[:, k] = np.moveaxis(x.reshape(moved.shape), 0, self._axis).reshape(-1)
+        return result

@@ -35,10 +35,6 @@ class Stencil(Protocol):
         """Q(a) as a sparse matrix."""
         ...
 
-    def parts(self, a: Array) -> list[Array]:
-        """Numbers split by direction for operator splitting: the mixed part first, then one per axis; they sum to a."""
-        ...
-
 
 @dataclass(frozen=True)
 class Assembly:

@@ -1,5 +1,6 @@
 """Central differences of order 2, 4 and 6 on the uniform computational grid, full diffusion tensor."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -63,6 +64,8 @@ class TensorStencil:
     def apply(self, a: Array, u: Array) -> Array:
         """Q(a) u."""
         out = namespace(u).zeros_like(u)
+        if not self.terms:
+            return out
         for weight, field in zip(a, self.fields(u), strict=True):
             add_product(weight, field, out)
         return out
@@ -80,6 +83,8 @@ class TensorStencil:
 
     def pullback(self, p: Array, u: Array) -> Array:
         """Derivative of ⟨p, Q(a) u⟩ with respect to a."""
+        if not self.terms:
+            return as_like(np.zeros((0, p.shape[0])), p)
         return namespace(p).stack([(p * field).sum(-1) for field in self.fields(u)], 0)
 
     def matrix(self, a: np.ndarray) -> sp.csr_matrix:
@@ -91,17 +96,46 @@ class TensorStencil:
             total = total + sp.diags(weight) @ B
         return sp.csr_matrix(total)
 
-    def parts(self, a: Array) -> list[Array]:
-        """Numbers split by direction: terms that couple several axes, then those of each axis."""
-        owners = [[i for i, name in enumerate(key) if name is not None] for key in self.terms]
-        masks = [[len(o) > 1 for o in owners]]
-        masks += [[o == [axis] for o in owners] for axis in range(len(self.shape))]
-        share = [len(o) == 0 for o in owners]
+    def split(self, a: Array) -> "tuple[list[TensorStencil], list[Array], Callable[[int, Array], Array]]":
+        """Split by direction: the terms that couple axes, then those along each axis with their share of −c.
+
+        Returns the stencils, their numbers, and the transpose of the splitting: (part, derivative) → derivative of a.
+        """
         d = len(self.shape)
-        return [
-            a * as_like(np.array(m, dtype=float) + (0.0 if n == 0 else 1.0 / d) * np.array(share), a)[:, None]
-            for n, m in enumerate(masks)
+        owners = [tuple(i for i, name in enumerate(key) if name is not None) for key in self.terms]
+        groups = [[m for m, o in enumerate(owners) if len(o) > 1]]
+        groups += [[m for m, o in enumerate(owners) if o in ((axis,), ())] for axis in range(d)]
+        share = np.array([1.0 / d if o == () else 1.0 for o in owners])[:, None]
+        stencils = [TensorStencil(self.shape, self.operators, [self.terms[m] for m in group]) for group in groups]
+
+        def spread(part: int, derivative: Array) -> Array:
+            result = np.zeros((len(self.terms), derivative.shape[1]))
+            result[groups[part]] = derivative * share[groups[part]]
+            return result
+
+        return stencils, [a[group] * share[group] for group in groups], spread
+
+    def bands(self, a: np.ndarray, axis: int, free: np.ndarray | None) -> tuple[np.ndarray, int]:
+        """Band storage (n, width, lines) of the operator on each line of an axis, and its number of sub-diagonals."""
+        n = self.shape[axis]
+        matrices = [
+            np.eye(n) if key[axis] is None else self.operators[axis][key[axis] or ""].matrix.toarray()
+            for key in self.terms
         ]
+        pattern = np.argwhere(np.any([M != 0 for M in matrices], axis=0))
+        offset = pattern[:, 0] - pattern[:, 1]
+        below, above = int(max(offset.max(), 0)), int(max(-offset.min(), 0))
+        columns = np.arange(n)[:, None] + np.arange(-below, above + 1)
+        inside = (columns >= 0) & (columns < n)
+        lines = [np.moveaxis(w.reshape(self.shape), axis, 0).reshape(n, -1) for w in a]
+        band = np.zeros((n, below + above + 1, lines[0].shape[1]))
+        for M, w in zip(matrices, lines, strict=True):
+            entries = np.where(inside, M[np.arange(n)[:, None], np.clip(columns, 0, n - 1)], 0.0)
+            band += entries[:, :, None] * w[:, None, :]
+        if free is not None:
+            kept = np.moveaxis(free.reshape(self.shape), axis, 0).reshape(n, -1).astype(float)
+            band *= np.where(inside[:, :, None], kept[np.clip(columns, 0, n - 1)], 0.0)
+        return band, below
 
     def _kron(self, key: Key) -> sp.csr_matrix:
         product = sp.identity(1, format="csr")

@@ -177,6 +177,13 @@ def _multiply_along(matrix: sp.csr_matrix, values: Array, shape: list[int], axis
     return np.ascontiguousarray(np.moveaxis(result, 0, 1))
 
 
+def rough_places(problem: KolmogorovProblem, grid: Grid, i: int) -> np.ndarray:
+    """Middles of the cells of axis i in which φ has a kink or jump along that axis."""
+    axis = grid.axes[i]
+    cells = np.flatnonzero(_rough_along(problem, grid, i).any(axis=tuple(j for j in range(grid.dim) if j != i)))
+    return np.asarray(axis.grading(axis.xi[cells] + 0.5 * axis.h))
+
+
 def plan_terminal(problem: KolmogorovProblem, grid: Grid, box: Box, order: int) -> TerminalRule:
     """Find where φ is rough on the grid's scale and lay out the smoothing there."""
     rough = _rough_cells(problem, grid)
@@ -203,18 +210,8 @@ def _cells(grid: Grid) -> tuple[int, ...]:
 def _rough_cells(problem: KolmogorovProblem, grid: Grid) -> np.ndarray:
     """Mask of the cells in which φ is not smooth on the scale of the grid, along any axis."""
     rough = np.zeros(_cells(grid), dtype=bool)
-    values = as_numpy(problem.final(grid.points))
-    values = values.reshape(*grid.shape, -1)
-    scale = np.abs(values).max(axis=tuple(range(grid.dim))) + 1e-300
-    if not np.isfinite(values).all():
-        return rough
-    for i, axis in enumerate(grid.axes):
-        middle = np.asarray(axis.grading(axis.xi[: rough.shape[i]] + 0.5 * axis.h))
-        nodes = [middle if j == i else a.nodes for j, a in enumerate(grid.axes)]
-        x = np.stack(np.meshgrid(*nodes, indexing="ij"), -1).reshape(-1, grid.dim)
-        halves = as_numpy(problem.final(x)).reshape(*[len(v) for v in nodes], -1)
-        flagged = _flag(np.moveaxis(values, i, 0), np.moveaxis(halves, i, 0), scale, axis.periodic)
-        flagged = np.moveaxis(flagged, 0, i)
+    for i in range(grid.dim):
+        flagged = _rough_along(problem, grid, i)
         # a cell belongs to 2^(d-1) lines of nodes: it is rough if one of them is
         for j in range(grid.dim):
             if j != i:
@@ -224,6 +221,19 @@ def _rough_cells(problem: KolmogorovProblem, grid: Grid) -> np.ndarray:
                     flagged = np.take(flagged, np.arange(grid.shape[j] - 1), axis=j)
         rough |= flagged
     return rough
+
+
+def _rough_along(problem: KolmogorovProblem, grid: Grid, i: int) -> np.ndarray:
+    """Mask of (cells of axis i) × (nodes of the others) between whose nodes φ is not smooth."""
+    axis = grid.axes[i]
+    values = as_numpy(problem.final(grid.points)).reshape(*grid.shape, -1)
+    scale = np.abs(values).max(axis=tuple(range(grid.dim))) + 1e-300
+    middle = np.asarray(axis.grading(axis.xi[: _cells(grid)[i]] + 0.5 * axis.h))
+    nodes = [middle if j == i else a.nodes for j, a in enumerate(grid.axes)]
+    x = np.stack(np.meshgrid(*nodes, indexing="ij"), -1).reshape(-1, grid.dim)
+    halves = as_numpy(problem.final(x)).reshape(*[len(v) for v in nodes], -1)
+    flagged = _flag(np.moveaxis(values, i, 0), np.moveaxis(halves, i, 0), scale, axis.periodic)
+    return np.moveaxis(flagged, 0, i)
 
 
 def _flag(values: np.ndarray, halves: np.ndarray, scale: np.ndarray, periodic: bool) -> np.ndarray:

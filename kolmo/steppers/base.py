@@ -53,13 +53,21 @@ class Step(Protocol):
         """The state after the step; one load per node."""
         ...
 
-    def stages(self, u: Array, loads: Sequence[Array]) -> list[Array]:
-        """Stage states Y_j: Q enters the step only through Q_j Y_j + r_j."""
+    def apply_transposed(self, p: Array) -> tuple[Array, list[Array]]:
+        """Sᵀ p and, per node, the derivative with respect to its load."""
         ...
 
-    def apply_transposed(self, p: Array) -> tuple[Array, list[Array]]:
-        """Sᵀ p and, per stage, q_j = L_jᵀ p; pulled back to the numbers, stage j gives ``pullback(q_j, Y_j)``."""
+    def pullback(self, u: Array, loads: Sequence[Array], p: Array) -> tuple[Array, list[Array], list[Array]]:
+        """As ``apply_transposed``, and per node the derivative of ⟨p, step⟩ with respect to the stencil numbers."""
         ...
+
+
+def gather(adjoints: Sequence[Array], nodes: Sequence[int]) -> list[Array]:
+    """Sum what belongs to stages into what belongs to their nodes."""
+    total: list[Array] = [None] * (max(nodes) + 1)
+    for adjoint, node in zip(adjoints, nodes, strict=True):
+        total[node] = adjoint if total[node] is None else total[node] + adjoint
+    return total
 
 
 class Stepper(Protocol):
@@ -83,11 +91,6 @@ class Stepper(Protocol):
     @property
     def nodes(self) -> tuple[float, ...]:
         """Where in the step (fraction from its start, backwards in time) coefficients and loads are needed."""
-        ...
-
-    @property
-    def stage_nodes(self) -> tuple[int, ...]:
-        """For each stage, the index of its node."""
         ...
 
     def prepare(self, operators: Sequence[Operator], dt: float) -> Step:

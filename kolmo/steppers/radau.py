@@ -1,5 +1,6 @@
 """Radau IIA: implicit, L-stable, stiffly accurate, of order 1, 3 and 5."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -43,11 +44,32 @@ def tableau(stages: int) -> Tableau:
     return Tableau(A, c, values, T, np.linalg.inv(T))
 
 
-class ConstantStep:
+class CollocationStep(ABC):
+    """What the two kinds of Radau step share: stage j meets Q only in Q_j Y_j + r_j."""
+
+    operators: Sequence[Operator]
+
+    @abstractmethod
+    def stages(self, u: Array, loads: Sequence[Array]) -> list[Array]:
+        """Stage states Y_j."""
+
+    @abstractmethod
+    def apply_transposed(self, p: Array) -> tuple[Array, list[Array]]:
+        """Transposed step and the derivatives of the loads."""
+
+    def pullback(self, u: Array, loads: Sequence[Array], p: Array) -> tuple[Array, list[Array], list[Array]]:
+        """Derivatives with respect to state, loads and stencil numbers."""
+        back, adjoints = self.apply_transposed(p)
+        stages = self.stages(u, loads)
+        numbers = [op.stencil.pullback(q, Y) for op, q, Y in zip(self.operators, adjoints, stages, strict=True)]
+        return back, adjoints, numbers
+
+
+class ConstantStep(CollocationStep):
     """A Radau step with one operator: the stage system falls apart into one solve per eigenvalue of A."""
 
     def __init__(self, table: Tableau, operator: Operator, dt: float) -> None:
-        self.table, self.dt = table, dt
+        self.table, self.dt, self.operators = table, dt, [operator] * len(table.c)
         Q = operator.matrix
         identity = sp.identity(Q.shape[0], format="csr")
         # of each conjugate pair one is solved, and counted twice
@@ -90,11 +112,11 @@ class ConstantStep:
         return back, loads
 
 
-class CoupledStep:
+class CoupledStep(CollocationStep):
     """A Radau step whose operators differ between stages: all stages are solved together."""
 
     def __init__(self, table: Tableau, operators: Sequence[Operator], dt: float) -> None:
-        self.table, self.dt, self.s = table, dt, len(table.c)
+        self.table, self.dt, self.s, self.operators = table, dt, len(table.c), operators
         size = operators[0].matrix.shape[0]
         total = sp.identity(size * self.s, format="csr")
         for j, operator in enumerate(operators):
@@ -152,11 +174,6 @@ class RadauIIA:
     def nodes(self) -> tuple[float, ...]:
         """Fractions of the step at which coefficients are needed."""
         return tuple(float(c) for c in tableau(self.stages).c)
-
-    @property
-    def stage_nodes(self) -> tuple[int, ...]:
-        """Every stage has its own node."""
-        return tuple(range(self.stages))
 
     def prepare(self, operators: Sequence[Operator], dt: float) -> Step:
         """Factorise the step."""

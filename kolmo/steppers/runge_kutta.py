@@ -5,7 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kolmo.arrays import Array
-from kolmo.steppers.base import STEPPERS, Operator, Step
+from kolmo.steppers.base import STEPPERS, Operator, Step, gather
+
+# Nodes of the four stages: the second and third share the middle.
+STAGE_NODES = (0, 1, 1, 2)
 
 
 class ExplicitStep:
@@ -30,12 +33,20 @@ class ExplicitStep:
         """The state after the step."""
         return self._run(u, loads)[0]
 
-    def stages(self, u: Array, loads: Sequence[Array]) -> list[Array]:
-        """Stage states Y_1 … Y_4 (nodes 0, ½, ½, 1)."""
-        return self._run(u, loads)[1]
-
     def apply_transposed(self, p: Array) -> tuple[Array, list[Array]]:
-        """Transposed step and the adjoints of the four stage loads."""
+        """Transposed step and the derivatives of the loads."""
+        back, stages = self._transposed(p)
+        return back, gather(stages, STAGE_NODES)
+
+    def pullback(self, u: Array, loads: Sequence[Array], p: Array) -> tuple[Array, list[Array], list[Array]]:
+        """Stage j meets Q only in Q Y_j, so its share is the stencil's pullback at Y_j."""
+        back, stages = self._transposed(p)
+        operators = (self.start, self.middle, self.middle, self.end)
+        states = self._run(u, loads)[1]
+        numbers = [op.stencil.pullback(q, Y) for op, q, Y in zip(operators, stages, states, strict=True)]
+        return back, gather(stages, STAGE_NODES), gather(numbers, STAGE_NODES)
+
+    def _transposed(self, p: Array) -> tuple[Array, list[Array]]:
         dt = self.dt
         q4 = (dt / 6.0) * p
         z4 = self.end.apply_transposed(q4)
@@ -63,11 +74,6 @@ class RungeKutta4:
     def nodes(self) -> tuple[float, ...]:
         """Fractions of the step at which coefficients are needed; the middle one serves two stages."""
         return (0.0, 0.5, 1.0)
-
-    @property
-    def stage_nodes(self) -> tuple[int, ...]:
-        """Stages 2 and 3 share the middle node."""
-        return (0, 1, 1, 2)
 
     def prepare(self, operators: Sequence[Operator], dt: float) -> Step:
         """Nothing to prepare."""
