@@ -533,15 +533,18 @@ class Walk:
             edge, inward = (self.model.low, self.model.high)[side][axis], 1.0 if side == 0 else -1.0
             start, stop = np.maximum(inward * (self.x[:, axis] - edge), 0.0), inward * (q[:, axis] - edge)
             touches.append(Touch.of(start, stop, bridge.S[:, axis, axis] * bridge.dt))
-        for touch, (axis, side, face) in zip(touches, faces, strict=True):
+        for n, (touch, (axis, side, face)) in enumerate(zip(touches, faces, strict=True)):
             hit = np.flatnonzero((touch.chance > NEGLIGIBLE) & (self.weight > 0.0))
             if not len(hit):
                 continue
             fraction = touch.instant(hit, draw.normal[hit, axis, side], draw.uniform[hit, axis, side])
             share = touch.chance[hit]
-            for other in touches:
-                if other is not touch:
-                    share = share * (1.0 - other.chance_before(hit, fraction))
+            for m, other in enumerate(touches):
+                if m != n:
+                    before = other.chance_before(hit, fraction)
+                    # a path that starts in a corner leaves through the first of its faces
+                    before = np.where(touch.start[hit] == 0.0, (other.start[hit] == 0.0) & (m < n), before)
+                    share = share * (1.0 - before)
             self._exit(bridge, q, (axis, side, face), hit, fraction, self.weight[hit] * share)
         for touch in touches:
             self.weight = self.weight * (1.0 - touch.chance)

@@ -100,6 +100,14 @@ def test_place_of_the_exit_follows_the_correlation():
     assert abs(estimate.mean[0] - 0.3) < 4 * estimate.standard_error[0]
 
 
+def test_a_path_that_starts_on_absorbing_faces_is_paid_once():
+    box = Box([0.0, 0.0], [1.0, 1.0], Absorbing(lambda t, x: 3.0 + x[..., 0] + x[..., 1]))
+    problem = KolmogorovProblem(SDE(0.2, diffusion=1.0, dim=2), lambda x: 0 * x[..., 0], 1.0, box)
+    corners = np.array([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.4, 0.0]])
+    estimate = monte_carlo(problem, corners, paths=2, steps=2, rng=0)
+    assert np.allclose(estimate.mean, 3.0 + corners.sum(-1), rtol=1e-14)
+
+
 def test_pushed_amount_at_a_reflecting_wall_is_conormal():
     """From the wall without drift E K = √(2Σ₀₀T/π); the other coordinate is carried by Σ₁₀/Σ₀₀ of it."""
     S, T = np.array([[1.2, 0.7], [0.7, 0.9]]), 0.8
