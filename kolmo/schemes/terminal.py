@@ -22,10 +22,10 @@ CORRECTIONS = {2: (1.0,), 4: (1.0, -1.0 / 6.0), 6: (1.0, -1.0 / 4.0, 13.0 / 240.
 # (smooth 1/16, kink 1/2, jump 1), unless it is below the floor, relative to the largest value.
 SHRINK, FLOOR = 0.15, 1e-7
 
-# Panels with which rough cells are sampled across a break in two dimensions, and sub-cells per axis in three.
-PANELS, SUBCELLS = 12, 6
+# Panels with which rough cells are sampled across a break in two dimensions.
+PANELS = 12
 # Bisections that locate a jump to rounding.
-BISECTIONS = 46
+BISECTIONS = 40
 
 
 @lru_cache(maxsize=8)
@@ -62,8 +62,9 @@ class TerminalRule:
     """Frozen linear rule from values of φ at chosen points to terminal data at the nodes.
 
     Near rough cells φ is sampled on a lattice, the tensor product of Gauss points in every cell (and the two ends) of
-    each axis; in the rough cells themselves the lattice values come from a projection of many more samples, which
-    leaves the integral against the kernel's polynomial pieces exact. The kernel then acts axis by axis.
+    each axis. In the rough cells themselves (in one and two dimensions) the lattice values come from a projection of
+    many more samples, which leaves the integral against the kernel's polynomial pieces exact. The kernel then acts
+    axis by axis.
 
     Attributes
     ----------
@@ -116,6 +117,8 @@ class TerminalRule:
     def _lattice_values(self, problem: KolmogorovProblem, like: Array) -> Array:
         mesh = np.stack(np.meshgrid(*self.lattice, indexing="ij"), -1).reshape(-1, self.grid.dim)
         values = self._evaluate(problem, as_like(mesh, like))
+        if self.rough.size == 0:
+            return values
         cells, m = self.points.shape[:2]
         samples = self._evaluate(problem, as_like(self.points.reshape(-1, self.grid.dim), like))
         axes = "xyz"[: self.grid.dim]
@@ -197,7 +200,8 @@ def plan_terminal(problem: KolmogorovProblem, grid: Grid, box: Box, order: int) 
         ends = [] if axis.periodic else [0.0, float(axis.n - 1)]
         lattice.append(np.asarray(axis.grading(np.concatenate([position, ends]) * axis.h)))
         smoothing.append(_smoothing(rough.shape[i], box, i, order, grid))
-    cells = np.stack(np.nonzero(rough), -1)
+    # in three dimensions the lattice itself has to do: projecting every rough cell would cost more than it gains
+    cells = np.stack(np.nonzero(rough if grid.dim < 3 else np.zeros_like(rough)), -1)
     points, weights = _samples(problem, grid, cells, order)
     index = _lattice_index(cells, [len(v) for v in lattice], order)
     return TerminalRule(grid, order, touched, tuple(lattice), tuple(smoothing), index, points, weights)
@@ -325,10 +329,10 @@ def _samples(
     if grid.dim == 1:
         local, weight = _lines(problem, grid, cells, 0, np.zeros((len(cells), 1, 1)), deep=True)
         local, weight = local[:, 0], weight[:, 0]
-    elif grid.dim == 2:
-        local, weight = _across_breaks(problem, grid, cells)
     else:
-        local, weight = _subcells(len(cells), grid.dim)
+        local, weight = (
+            _across_breaks(problem, grid, cells) if len(cells) else (np.zeros((0, 1, grid.dim)), np.zeros((0, 1)))
+        )
     gauss = legendre.leggauss(q)[0]
     to_gauss = legendre.legvander(gauss, q - 1).T
     factors = []
@@ -337,16 +341,6 @@ def _samples(
         factors.append(basis @ to_gauss)
     factors[0] = factors[0] * weight[..., None]
     return _to_x(grid, cells[:, None, :] + local), tuple(factors)
-
-
-def _subcells(count: int, d: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same composite Gauss rule in every unit cell."""
-    s, v = _composite(np.linspace(0.0, 1.0, SUBCELLS + 1)[None], 2)
-    points = np.stack(np.meshgrid(*[s[0]] * d, indexing="ij"), -1).reshape(-1, d)
-    weights = v[0]
-    for _ in range(d - 1):
-        weights = np.multiply.outer(weights, v[0]).reshape(-1)
-    return np.broadcast_to(points, (count, *points.shape)), np.broadcast_to(weights, (count, len(weights)))
 
 
 def _composite(edges: np.ndarray, q: int) -> tuple[np.ndarray, np.ndarray]:
@@ -452,17 +446,25 @@ def _break(values: Any, count: int) -> np.ndarray:
     padded = np.pad(steps, ((0, 0), (1, 1)))
     peak, every = steps.argmax(1), np.arange(count)
     beside = np.maximum(padded[every, peak], padded[every, peak + 2])
-    rows = np.flatnonzero(steps.max(1) > 3.0 * beside + 1e-300)
-    if len(rows):
-        first = steps[rows].argmax(1)
-        a, b, fa, fb = samples[first], samples[first + 1], f[rows, first], f[rows, first + 1]
-        for _ in range(BISECTIONS):
-            middle = 0.5 * (a + b)
-            fm = values(middle[:, None], rows)[:, 0]
-            lower = np.abs(fm - fa).sum(-1) <= np.abs(fm - fb).sum(-1)
-            a, b = np.where(lower, middle, a), np.where(lower, b, middle)
-            fa, fb = np.where(lower[:, None], fm, fa), np.where(lower[:, None], fb, fm)
-        split[rows] = 0.5 * (a + b)
+    rows = np.flatnonzero(steps.max(1) > 3.0 * beside + FLOOR * np.abs(f).max(initial=0.0))
+    first = steps[rows].argmax(1)
+    a, b = samples[first], samples[first + 1]
+    for _ in range(2):
+        # looked at more closely, a jump is still one step, a steep slope is many
+        fine = a[:, None] + (b - a)[:, None] * np.linspace(0.0, 1.0, 7)
+        g = values(fine, rows) if len(rows) else np.zeros((0, 7, 1))
+        parts = np.abs(np.diff(g, axis=1)).sum(-1)
+        sharp = parts.max(1, initial=0.0) > 0.7 * parts.sum(1)
+        rows, fine, g, peak = rows[sharp], fine[sharp], g[sharp], parts.argmax(1)[sharp]
+        every = np.arange(len(rows))
+        a, b, fa, fb = fine[every, peak], fine[every, peak + 1], g[every, peak], g[every, peak + 1]
+    for _ in range(BISECTIONS if len(rows) else 0):
+        middle = 0.5 * (a + b)
+        fm = values(middle[:, None], rows)[:, 0]
+        lower = np.abs(fm - fa).sum(-1) <= np.abs(fm - fb).sum(-1)
+        a, b = np.where(lower, middle, a), np.where(lower, b, middle)
+        fa, fb = np.where(lower[:, None], fm, fa), np.where(lower[:, None], fb, fm)
+    split[rows] = 0.5 * (a + b)
     return np.clip(split, 1e-12, 1.0 - 1e-12)
 
 
