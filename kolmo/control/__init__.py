@@ -1,8 +1,10 @@
 """Control: exact discrete adjoints that fit drift and diffusion, and the dynamic-programming optimum beside them."""
 
 from kolmo.control.hjb import ControlSolution, solve_hjb
+from kolmo.control.hopf_cole import HopfColeSolution, hopf_cole
 from kolmo.control.minimize import hessian_product, minimize
 from kolmo.control.problem import ControlProblem
+from kolmo.control.schroedinger import SchroedingerBridge, schroedinger_bridge
 from kolmo.control.sets import BoxSet, Finite, Interval, Unbounded
 from kolmo.control.value import expected_value, value
 
@@ -14,6 +16,10 @@ __all__ = [
     "ControlProblem",
     "ControlSolution",
     "solve_hjb",
+    "HopfColeSolution",
+    "hopf_cole",
+    "SchroedingerBridge",
+    "schroedinger_bridge",
     "BoxSet",
     "Finite",
     "Interval",

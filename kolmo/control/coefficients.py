@@ -35,7 +35,9 @@ class Values:
 class Quadratic:
     """Coefficients as quadratic functions of s = (a − centre)/scale, from values at a star of controls."""
 
-    def __init__(self, problem: ControlProblem, t: float, x: torch.Tensor, centre: np.ndarray, scale: np.ndarray):
+    def __init__(
+        self, problem: ControlProblem, t: float, x: torch.Tensor, centre: np.ndarray, scale: np.ndarray
+    ) -> None:
         m = len(centre)
         self.centre, self.scale = centre, scale
 
@@ -144,6 +146,14 @@ class Coefficients:
                 if not (np.abs(p - q) <= SAME * (np.abs(q).max(initial=0.0) + 1e-300)).all():
                     return False
         return True
+
+    @property
+    def covariance_is_fixed(self) -> bool:
+        """Whether Σ depends on neither time nor control."""
+        if not (self.autonomous and self.quadratic):
+            return False
+        model = self.model(0.0)
+        return not any(np.any(parts[1]) for parts in [*model.linear, *model.square.values()])
 
     def model(self, t: float) -> Quadratic:
         """The quadratic model at a time."""

@@ -1,10 +1,12 @@
 """Box and gradings of a control problem's grid: wide enough for every policy that is tried, fine where paths go."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
 from kolmo.box import Box, Open
 from kolmo.errors import InputError
@@ -15,6 +17,8 @@ from kolmo.reach import Reach, reach
 
 # Part of the nodes added beyond every open face to measure the effect of the cut.
 CUT_MARGIN = 0.2
+# Width, as a part of the box, within which nodes crowd about a jump.
+JUMP_WIDTH = 0.003
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,8 @@ class Frame:
     gradings: tuple[Grading, ...]
 
     def grid(self, n: float) -> Grid:
-        """Grid with about n nodes per axis."""
-        return Grid.of(self.box, [round(n)] * self.box.dim, self.gradings)
+        """Grid with about n nodes per axis, an odd number: what lies in the middle falls on a node at every level."""
+        return Grid.of(self.box, [2 * round(0.5 * n) + 1] * self.box.dim, self.gradings)
 
     def widened(self, grid: Grid) -> Grid:
         """The same nodes and some more beyond every open face."""
@@ -57,6 +61,32 @@ class Frame:
         high = np.where(opened[:, 1], middle + factor * (high - middle), high)
         gradings = tuple(_moved(g, float(a), float(b)) for g, a, b in zip(self.gradings, low, high, strict=True))
         return Frame(self.box.replace(low, high), gradings)
+
+    def about_jumps(self, terminal: Callable[..., Any] | None) -> "Frame":
+        """In one dimension, the same box with its nodes crowded about the jumps of the terminal data, if there are any.
+
+        The error that a jump leaves in a nonlinear equation is of first order in the spacing there.
+        """
+        if terminal is None or self.box.dim > 1 or self.box.periodic[0]:
+            return self
+        low, high = self.box.lower[0], self.box.upper[0]
+        jumps = _jumps(terminal, low, high)
+        if not len(jumps):
+            return self
+        width = max(0.5 * (jumps.max() - jumps.min()), JUMP_WIDTH * (high - low))
+        return Frame(self.box, (Sinh(low, high, 0.5 * float(jumps.max() + jumps.min()), float(width)),))
+
+
+def _jumps(terminal: Callable[..., Any], low: float, high: float) -> np.ndarray:
+    """Where terminal data jump: differences that do not shrink with the spacing."""
+    x = np.linspace(low, high, 8001)[:, None]
+    values = np.asarray(torch.as_tensor(terminal(torch.as_tensor(x))).detach().numpy(), dtype=float).reshape(len(x))
+    if not np.isfinite(values).all():
+        return np.zeros(0)
+    step = np.abs(np.diff(values))
+    around = np.array([np.roll(step, shift) for shift in (-3, -2, 2, 3)]).max(0)
+    middle = 0.5 * (x[1:, 0] + x[:-1, 0])
+    return np.asarray(middle[(step > 20.0 * around) & (step > 1e-3 * np.ptp(values)) & (step > 0.0)])
 
 
 def frame(problems: Sequence[KolmogorovProblem], points: np.ndarray, tail: float) -> Frame:

@@ -32,14 +32,16 @@ FIRST_STEPS = 6
 GROWTH = {1: 1.5, 2: 1.35, 3: 1.25}
 MAX_GROWTH = {1: 2.0, 2: 1.7, 3: 1.5}
 MAX_CELLS = {1: 6_000, 2: 60_000, 3: 200_000}
-MAX_SECONDS = 120.0
+# Processor time after which no finer level is begun.
+MAX_SECONDS = 90.0
 # More explicit steps than this call for implicit ones in two dimensions.
 MANY_STEPS = 3000
 # Rough terminal data: time nodes crowd towards T like this power.
 CROWDING = 3
 # Share of the tolerance left to the effect of the cut, and tries at widening the box.
-CUT_SHARE, CUT_TRIES = 0.2, 8
-CUT_GROWTH = {1: 12.0, 2: 4.0, 3: 2.5}
+CUT_SHARE, CUT_TRIES = 0.2, 6
+# Part of the estimate that the level before would give which the present one has to respect.
+LUCK = 0.5
 # Times kept.
 STORED = 129
 # Grids of the monotone check, by dimension, and how far it may be off, in units of its own change.
@@ -224,7 +226,7 @@ def solve_hjb(
     ...     terminal=lambda x: x[..., 0] ** 2, horizon=1.0, box=kolmo.Box(-8.0, 8.0))
     >>> opt = control.solve_hjb(cp, at=[0.0, 0.5], rtol=1e-3)
     >>> bool(abs(opt(0.0) - 0.33337) < 1e-3), opt.policy(0.0, [0.5]).round(3).tolist()
-    (True, [[-1.0]])
+    (True, [-1.0])
     """
     for name, number in (("rtol", rtol), ("atol", atol)):
         if not (np.isfinite(number) and number >= 0):
@@ -348,7 +350,7 @@ def _terminal(bellman: Bellman, recipe: Discretization) -> np.ndarray:
     values = values.reshape(bellman.grid.size, -1)
     if values.shape[1] != 1:
         raise InputError("terminal", f"{values.shape[1]} columns", "one number per point")
-    return values
+    return np.asarray(values)
 
 
 class _Search:
@@ -359,78 +361,137 @@ class _Search:
         self.scheme = SMOOTH if problem.obstacle is None else STOPPED
         self.order = SCHEMES[self.scheme].order
         self.stepper = IMPLICIT if problem.dim == 1 else EXPLICIT
-        self.cut, self.started = 0.0, time.perf_counter()
+        self.cut, self.started = 0.0, time.process_time()
         self.levels: list[Level] = []
         self.iterations = 0
 
     def run(self) -> tuple[Level, float, str, str, dict[str, Any]]:
         """Level, estimate, status, message and statistics."""
-        layout = self._settle_box()
+        layout = self._first_frame()
         try:
-            status, message = self._refine(layout, self.scheme)
+            layout, status, message = self._in_some_box(layout, self.scheme)
         except NotConvergedError as error:
             status, message = "failed", str(error)
         check = self._check(layout)
         stats: dict[str, Any] = {"monotone_check": check}
         if status == "failed" or not check["agrees"]:
             reason = message if status == "failed" else "the high-order answer disagrees with the monotone scheme"
-            self.levels, self.scheme, self.order, self.stepper = [], MONOTONE, 1, EULER
-            status, message = self._refine(layout, MONOTONE)
+            self.scheme, self.order, self.stepper = MONOTONE, 1, EULER
+            layout, status, message = self._in_some_box(layout, MONOTONE)
             message = f"{message} (monotone scheme: {reason})"
         estimate = self._estimate() + self.cut
-        stats |= {"levels": len(self.levels), "seconds": time.perf_counter() - self.started, "cut": self.cut}
+        stats |= {"levels": len(self.levels), "seconds": time.process_time() - self.started, "cut": self.cut}
         level = self.levels[-1]
         level.recipe.estimate.update(discretization=[self._estimate()], cut=[self.cut])
         return level, estimate, status, message, stats
 
-    def _refine(self, layout: Frame, scheme: str) -> tuple[str, str]:
+    def _first_frame(self) -> Frame:
+        """Frame for typical controls; for unbounded ones also for the policy of a coarse solve."""
+        policies: list[Any] = [self.problem.constant(a) for a in self.problem.controls.samples[:5]]
+        layout = self._frame(policies)
+        if isinstance(self.problem.controls, Unbounded) and self.problem.horizon is not None and self._opened(layout):
+            try:
+                level = self._solve_on(layout.grid(FIRST_NODES[self.problem.dim]), FIRST_STEPS, self.scheme)
+            except NotConvergedError:
+                return layout
+            layout = self._frame([*policies, _solution(self.problem, level, None, "fixed", "", {}).policy])
+        return layout
+
+    def _frame(self, policies: list[Any]) -> Frame:
+        tail = max(1e-2 * self.rtol, 1e-12)
+        return frame([self.problem.closed_loop(p) for p in policies], self.points, tail).about_jumps(
+            self.problem.terminal
+        )
+
+    def _opened(self, layout: Frame) -> bool:
+        return any(isinstance(face, Open) for pair in layout.box.faces for face in pair)
+
+    def _in_some_box(self, layout: Frame, scheme: str) -> tuple[Frame, str, str]:
+        """Refine; where moving the cut changes the answer too much, move it outwards and refine again."""
+        n = FIRST_NODES[self.problem.dim] * GROWTH[self.problem.dim]
+        for attempt in range(CUT_TRIES):
+            status, message = self._refine(layout, scheme, n)
+            if self.problem.horizon is None or not self._opened(layout):
+                break
+            reachable = self._measure_cut(layout, scheme)
+            if self.cut <= CUT_SHARE * self._tolerance() or not reachable:
+                break
+            if time.process_time() - self.started > 0.5 * MAX_SECONDS:
+                break
+            factor = 1.25 if attempt < 2 else 1.6
+            layout, n = layout.stretched(factor), 0.7 * factor * self.levels[-1].nodes
+        if status == "converged" and self._estimate() + self.cut > self._tolerance():
+            status = "tolerance_not_met"
+            message = (
+                f"the cut of the box counts for {self.cut:.2e}, tolerance {self._tolerance():.2e}; "
+                "the terminal data may not be finite in a wider one"
+            )
+        return layout, status, message
+
+    def _measure_cut(self, layout: Frame, scheme: str) -> bool:
+        """Measure the effect of the cut by a wider box; whether that box could be solved at all."""
+        level = self.levels[-2]
+        wide = layout.widened(level.recipe.grid)
+        try:
+            more = self._solve_on(wide, max(level.recipe.steps, FIRST_STEPS), scheme)
+        except InputError as error:
+            if error.argument != "terminal":
+                raise
+            # the data overflow there: with nothing to compare, what was measured before stands
+            self.cut = max(self.cut, self._estimate())
+            return False
+        at = as_numpy(wide.interpolate(more.V[:, 0], self.points, more.recipe.width))
+        self.cut = float(np.abs(at - as_numpy(level.at)).max())
+        return True
+
+    def _refine(self, layout: Frame, scheme: str, n: float) -> tuple[str, str]:
         d = self.problem.dim
-        n = FIRST_NODES[d] * GROWTH[d]
-        self.levels = []
+        self.levels, self.cut = [], 0.0
         while True:
             self.levels.append(self._solve(layout.grid(n), n, scheme))
-            if len(self.levels) >= 3 and self._estimate() + self.cut <= self._tolerance():
+            if len(self.levels) >= 3 and self._estimate() <= (1.0 - CUT_SHARE) * self._tolerance():
                 return "converged", "the estimate meets the tolerance"
             n = self._next(n)
-            seconds = time.perf_counter() - self.started
-            if n**d > MAX_CELLS[d] or seconds > MAX_SECONDS:
-                limit = f"{MAX_CELLS[d]} cells" if n**d > MAX_CELLS[d] else f"{MAX_SECONDS:g} seconds"
-                found = self._estimate() + self.cut
+            seconds = time.process_time() - self.started
+            full = n**d > MAX_CELLS[d]
+            if len(self.levels) >= 2 and (full or seconds > MAX_SECONDS):
+                limit = f"{MAX_CELLS[d]} cells" if full else f"{MAX_SECONDS:g} seconds"
                 return "tolerance_not_met", (
-                    f"stopped at {limit}: estimate {found:.2e}, tolerance {self._tolerance():.2e}"
+                    f"stopped at {limit}: estimate {self._estimate():.2e}, tolerance {self._tolerance():.2e}"
                 )
 
     def _tolerance(self) -> float:
-        values = self.levels[-1].at
-        return self.atol + self.rtol * float(np.abs(values).max()) if values is not None else self.atol
+        return self.atol + self.rtol * float(np.abs(as_numpy(self.levels[-1].at)).max())
 
     def _estimate(self) -> float:
         """Error estimate from the changes between the last levels, at the observed order."""
         if len(self.levels) < 2:
             return math.inf
         values = [as_numpy(level.at) for level in self.levels[-3:]]
-        nodes = [level.nodes for level in self.levels[-3:]]
+        nodes = [float(level.nodes) for level in self.levels[-3:]]
         last = float(np.abs(values[-1] - values[-2]).max())
         if len(values) < 3:
             return last
         before = float(np.abs(values[-2] - values[-3]).max())
         observed = math.log(max(before, 1e-300) / max(last, 1e-300)) / math.log(nodes[-2] / nodes[-3])
         order = min(max(0.8 * observed, 1.0), float(self.order))
+        # where kinks and jumps fall between the nodes changes from level to level: one small change may be luck
+        earlier = before / ((nodes[-2] / nodes[-3]) ** order - 1.0) * (nodes[-2] / nodes[-1]) ** order
         floor = 1e-12 * (1.0 + float(np.abs(values[-1]).max()))
-        return last / ((nodes[-1] / nodes[-2]) ** order - 1.0) + floor
+        return float(max(last / ((nodes[-1] / nodes[-2]) ** order - 1.0), LUCK * earlier) + floor)
 
     def _next(self, n: float) -> float:
         d = self.problem.dim
         if len(self.levels) < 3:
             return n * GROWTH[d]
-        excess = self._estimate() / max(0.7 * (self._tolerance() - self.cut), 0.1 * self._tolerance())
-        return n * min(max(excess ** (1.0 / self.order), 1.0 + 0.5 * (GROWTH[d] - 1.0)), MAX_GROWTH[d])
+        excess = self._estimate() / (0.6 * self._tolerance())
+        return float(n * min(max(excess ** (1.0 / self.order), 1.0 + 0.5 * (GROWTH[d] - 1.0)), MAX_GROWTH[d]))
 
     def _solve(self, grid: Grid, n: float, scheme: str) -> Level:
         # the steppers are of higher order than the scheme
         steps = max(FIRST_STEPS, math.ceil(FIRST_STEPS * (n / FIRST_NODES[self.problem.dim]) ** 0.75))
         if scheme == MONOTONE:
-            steps *= 4
+            steps *= 3
         level = self._solve_on(grid, steps, scheme)
         level.nodes = n
         level.at = as_numpy(grid.interpolate(level.V[:, 0], self.points, level.recipe.width))
@@ -455,47 +516,6 @@ class _Search:
         times = T * (1.0 - s[::-1] ** power)
         times[0], times[-1] = 0.0, T
         return _march(bellman, Discretization(grid, tuple(times.tolist()), scheme, stepper, rule), times.tolist())
-
-    def _settle_box(self) -> Frame:
-        """Widen the box until moving the cut changes the answer by less than its share of the tolerance."""
-        d = self.problem.dim
-        n = float(FIRST_NODES[d])
-        box = self.problem.box
-        assert box is not None
-        opened = any(isinstance(face, Open) for pair in box.faces for face in pair)
-        tail = max(1e-2 * self.rtol, 1e-12)
-        policies = [self.problem.constant(a) for a in self.problem.controls.samples[:5]]
-        layout = self._layout(policies, tail)
-        if isinstance(self.problem.controls, Unbounded) and self.problem.horizon is not None and opened:
-            layout = self._under_optimum(layout, policies, tail, n)
-        for attempt in range(CUT_TRIES):
-            level = self._solve(layout.grid(n), n, self.scheme)
-            self.levels = [level]
-            if not opened or self.problem.horizon is None:
-                break
-            wide = layout.widened(level.recipe.grid)
-            more = self._solve_on(wide, max(level.recipe.steps, FIRST_STEPS), self.scheme)
-            at = as_numpy(wide.interpolate(more.V[:, 0], self.points, more.recipe.width))
-            self.cut = float(np.abs(at - as_numpy(level.at)).max())
-            if self.cut <= CUT_SHARE * self._tolerance():
-                break
-            # finer too: under a strong drift coarse central differences carry the cut's effect inwards
-            n = min(n * 1.5, FIRST_NODES[d] * CUT_GROWTH[d])
-            layout = layout.stretched(1.25 if attempt < 4 else 1.6)
-        return layout
-
-    def _under_optimum(self, layout: Frame, policies: list[Any], tail: float, n: float) -> Frame:
-        """Frame that also covers where the process goes under the policy of a coarse solve."""
-        try:
-            level = self._solve_on(layout.grid(n), FIRST_STEPS, self.scheme)
-        except NotConvergedError:
-            return layout
-        found = _solution(self.problem, level, None, "fixed", "", {})
-        return self._layout([*policies, found.policy], tail)
-
-    def _layout(self, policies: list[Any], tail: float) -> Frame:
-        """Frame that serves all the policies."""
-        return frame([self.problem.closed_loop(p) for p in policies], self.points, tail)
 
     def _check(self, layout: Frame) -> dict[str, Any]:
         """Compare with a monotone scheme on coarse grids: within its own error it must agree."""

@@ -105,14 +105,15 @@ class BoxSet:
         """Minimise h·s + ½ s·Hs over a = centre + scale·s in the set; s (n, m), and that there is a minimum."""
         low, high = (self.lo - centre) / scale, (self.hi - centre) / scale
         if self.m == 1:
-            g, B = h[:, 0], H[:, 0, 0]
-            inner = np.where(B > 0, np.clip(-g / np.where(B > 0, B, 1.0), low[0], high[0]), start[:, 0])
-            options = [start[:, 0], inner, np.full(len(g), low[0]), np.full(len(g), high[0])]
-            values = np.stack([s * (g + 0.5 * B * s) for s in options], 0)
+            slope, bend = h[:, 0], H[:, 0, 0]
+            newton = -slope / np.where(bend > 0, bend, 1.0)
+            inner = np.where(bend > 0, np.clip(newton, low[0], high[0]), start[:, 0])
+            options = [start[:, 0], inner, np.full(len(h), low[0]), np.full(len(h), high[0])]
+            values = np.stack([s * (slope + 0.5 * bend * s) for s in options], 0)
             # the first wins a tie, so that a policy does not change without gain
             gain = values < values[0] - 1e-15 * np.abs(values).max(0)
             best = np.where(gain, values, np.inf).argmin(0) * gain.any(0)
-            return np.stack(options, 0)[best, np.arange(len(g))][:, None], np.ones(len(g), dtype=bool)
+            return np.stack(options, 0)[best, np.arange(len(h))][:, None], np.ones(len(h), dtype=bool)
         g, B = torch.as_tensor(h), torch.as_tensor(H)
         unit = BoxSet(low, high)
         choice = unit.minimize(
