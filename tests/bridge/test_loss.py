@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import kolmo
 from kolmo import bridge
 from kolmo.errors import InputError, ToleranceWarning
 
@@ -78,6 +79,41 @@ def test_sampling_agrees_with_the_exact_value(name):
     error = (found.mean - torch.tensor(case["values"], dtype=DOUBLE)).abs()
     assert torch.all(error <= 4 * found.standard_error)
     assert torch.all(found.standard_error > 0)
+
+
+@pytest.mark.parametrize("name", [n for n in NONLINEAR if "kolmogorov_matched_values" in CASES[n]])
+def test_first_order_equation_has_matched_moments(name):
+    """The PDE with the mean and covariance of every layer, against an independent spectral solution of it."""
+    case = CASES[name]
+    net, loss = case_network(case), LOSSES[case["loss"]]
+    found = bridge.expected_loss(net, loss, points(case), method="pde", order=1, rtol=1e-5)
+    error = (found.mean - torch.tensor(case["kolmogorov_matched_values"], dtype=DOUBLE)).abs()
+    assert torch.all(error <= 3e-5 * max(case["kolmogorov_matched_values"]) + 3 * case["kolmogorov_difference"])
+    assert found.stats["status"] == "converged"
+
+
+def test_pde_takes_columns_boxes_and_orders():
+    net = bridge.NoisyResNet(
+        [bridge.MLPBranch.create(1, 4, rng=k, dtype=DOUBLE) for k in range(4)], bridge.Additive(0.4)
+    )
+    x = torch.tensor([[0.1], [0.7]], dtype=DOUBLE)
+
+    def two(z):
+        return torch.stack([torch.cos(z[..., 0]), z[..., 0] ** 2], -1)
+
+    exact = bridge.expected_loss(net, two, x, method="recursion", rtol=1e-8).mean
+    gaps = [
+        (bridge.expected_loss(net, two, x, method="pde", order=order, rtol=1e-5).mean - exact).abs().max()
+        for order in (1, 2)
+    ]
+    assert gaps[1] < 0.3 * gaps[0]
+    boxed = bridge.expected_loss(net, two, x, method="pde", rtol=1e-4, box=kolmo.Box([-8.0], [8.0]))
+    assert (boxed.mean - exact).abs().max() < 1.5 * gaps[0]
+    skewed = bridge.NoisyResNet(net.branches, bridge.CentredBernoulli(0.5, 0.8))
+    with pytest.raises(InputError, match="skewness"):
+        bridge.expected_loss(skewed, two, x, method="pde")
+    with pytest.raises(InputError, match="box"):
+        bridge.expected_loss(net, two, x, method="recursion", box=kolmo.Box([-8.0], [8.0]))
 
 
 def linear(A):

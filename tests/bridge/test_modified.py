@@ -115,8 +115,8 @@ def test_weak_order(law, order, slope, dim):
 def test_predicted_failures(law, order, slope):
     """Skewed or non-Gaussian noise holds the order down just as the theory says."""
     with pytest.warns(KolmoWarning, match=f"weakly of order {law.weak_order().order:g}"):
-        errors = weak_errors(law, 1, order, (32, 64), strict=False)
-    assert abs(math.log2(errors[0] / errors[1]) - slope) < 0.1
+        errors = weak_errors(law, 1, order, (16, 32), strict=False)
+    assert abs(math.log2(errors[0] / errors[1]) - slope) < 0.12
 
 
 @pytest.mark.parametrize(("law", "order"), [(bridge.BranchDropout(0.5), 3), (bridge.Additive(0.7), 2)])
@@ -132,7 +132,11 @@ def test_correlated_additive_noise_in_two_dimensions():
 
 
 @pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("law", [bridge.StochasticDepth(0.7), bridge.Additive(0.5)], ids=["natural", "diffusive"])
+@pytest.mark.parametrize(
+    "law",
+    [bridge.StochasticDepth(0.7), pytest.param(bridge.Additive(0.5), marks=pytest.mark.slow)],
+    ids=["natural", "diffusive"],
+)
 def test_smooth_depth_reaches_its_order(law, order):
     """Weights that follow a smooth curve in depth: the interpolated, time-dependent equation reaches the order."""
     errors = []

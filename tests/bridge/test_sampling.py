@@ -30,9 +30,17 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+LAWS = [bridge.Additive(0.5), bridge.StochasticDepth(0.6), bridge.Multiplicative(0.6, per="batch")]
+
+
 @pytest.mark.parametrize(
-    "law", [bridge.Additive(0.5), bridge.StochasticDepth(0.6), bridge.Multiplicative(0.6, per="batch")], ids=str
+    ("way", "law"),
+    [
+        pytest.param(way, law, marks=pytest.mark.slow if way == "control" and law is not LAWS[0] else ())
+        for way in WAYS
+        for law in LAWS
+    ],
+    ids=str,
 )
 def test_every_way_is_unbiased_with_an_honest_standard_error(way, law):
     net = network(law)

@@ -39,9 +39,9 @@ def start(dim):
     ("law", "order", "expected"),
     [
         (bridge.Additive(0.5), 1, 1),
-        (bridge.Additive(0.5), 2, 2),
+        pytest.param(bridge.Additive(0.5), 2, 2, marks=pytest.mark.slow),
         (bridge.StochasticDepth(0.5), 2, 2),
-        (bridge.StochasticDepth(0.5), 3, 3),
+        pytest.param(bridge.StochasticDepth(0.5), 3, 3, marks=pytest.mark.slow),
         (bridge.CentredBernoulli(0.7), 1, 1),
     ],
 )
