@@ -1,5 +1,6 @@
 """One-dimensional operators and their application along an axis of a field, in NumPy (numba) or torch."""
 
+import math
 from functools import cached_property
 from typing import Any
 
@@ -28,19 +29,44 @@ class LineOperator:
         """The transposed operator."""
         return LineOperator(self.matrix.T)
 
-    def apply(self, u: Array, shape: tuple[int, ...], axis: int) -> Array:
-        """Apply along an axis of the field u, shape ``(size, k)`` over a grid of the given shape."""
+    @cached_property
+    def _central(self) -> tuple[np.ndarray, int, int, int]:
+        """The stencil of the middle rows, how far left of the diagonal it begins, and the rows that have it."""
+        M, n = self.matrix, self.matrix.shape[0]
+
+        def row(i: int) -> tuple[np.ndarray, np.ndarray]:
+            inside = slice(M.indptr[i], M.indptr[i + 1])
+            return M.indices[inside] - i, M.data[inside]
+
+        offsets, weights = row(n // 2)
+        if len(offsets) == 0 or np.ptp(offsets) + 1 != len(offsets):
+            return np.zeros(0), 0, n, n
+
+        def same(i: int) -> bool:
+            there, values = row(i)
+            return len(there) == len(offsets) and bool((there == offsets).all() and np.allclose(values, weights))
+
+        low = high = n // 2
+        while low > 0 and same(low - 1):
+            low -= 1
+        while high < n and same(high):
+            high += 1
+        return weights.copy(), int(-offsets[0]), low, high
+
+    def apply(self, u: Array, shape: tuple[int, ...], axis: int, out: Array | None = None) -> Array:
+        """Apply along an axis of the field u, shape ``(size, k)`` over a grid of a shape; into ``out`` if given."""
         n = shape[axis]
-        outer = int(np.prod(shape[:axis]))
+        outer = math.prod(shape[:axis])
         inner = u.shape[0] * u.shape[1] // (outer * n)
         view = u.reshape(outer, n, inner)
         if is_tensor(u):
             return (self._dense(u) @ view).reshape(u.shape)
         from kolmo.kernels import compiled
 
-        out = np.empty_like(view)
-        compiled.lines(self.matrix.indptr, self.matrix.indices, self.matrix.data, view, out)
-        return out.reshape(u.shape)
+        out = np.empty_like(u) if out is None else out
+        M = self.matrix
+        compiled.lines(M.indptr, M.indices, M.data, *self._central, view, out.reshape(outer, n, inner))
+        return out
 
     def _dense(self, like: Array) -> Array:
         if like.device not in self._tensors:
@@ -50,11 +76,16 @@ class LineOperator:
         return self._tensors[like.device]
 
 
-def add_product(a: Array, f: Array, out: Array) -> None:
-    """``out[i, :] += a[i] f[i, :]`` in place, for a of shape (size,) and f, out of shape (size, k)."""
-    if is_tensor(out):
-        out += a[:, None] * f
-        return
+def weighted_sum(a: Array, fields: Array, like: Array) -> Array:
+    """``Σ_m a[m, i] fields[m, i, :]``, shape (size, k); zeros shaped like ``like`` when there are no terms."""
+    if is_tensor(like):
+        import torch
+
+        return (a[:, :, None] * torch.stack(fields, 0)).sum(0) if len(fields) else torch.zeros_like(like)
+    if len(fields) == 0:
+        return np.zeros(like.shape)
     from kolmo.kernels import compiled
 
-    compiled.add_product(a, f, out)
+    out = np.empty(like.shape)
+    compiled.weighted_sum(np.ascontiguousarray(a), fields, out)
+    return out

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from kolmo.arrays import Array, as_like, namespace
+from kolmo.arrays import Array, as_like, is_tensor, namespace
 from kolmo.box import Absorbing, Box, Face, Natural, Open, Periodic, Reflecting, Robin
 from kolmo.errors import InputError
 from kolmo.grid import Grid
-from kolmo.kernels.lines import LineOperator, add_product
+from kolmo.kernels.lines import LineOperator, weighted_sum
 from kolmo.schemes.base import SCHEMES, Assembly, FaceData
 from kolmo.schemes.differences import CUT, FREE, SLOPE, WRAP, differences, spectral_radii
 from kolmo.schemes.local import Local, Metric, on_face, wall_nodes, wall_of
@@ -47,28 +47,43 @@ class TensorStencil:
     def __init__(self, shape: tuple[int, ...], operators: list[dict[str, LineOperator]], terms: list[Key]) -> None:
         self.shape, self.operators, self.terms = shape, operators, terms
         self._matrices: list[sp.csr_matrix] | None = None
+        self._spaces: dict[tuple[int, ...], np.ndarray] = {}
 
-    def fields(self, u: Array) -> list[Array]:
-        """B_m u for every term; partial products are shared."""
+    def fields(self, u: Array) -> Array:
+        """B_m u for every term, shape (terms, size, k); a work space that the next call overwrites.
+
+        Partial products are shared. In torch: a list of tensors.
+        """
+        work = [None] * len(self.terms) if is_tensor(u) else self._work(u)
         known: dict[Key, Array] = {(None,) * len(self.shape): u}
 
-        def field(key: Key) -> Array:
+        def field(key: Key, out: Array | None = None) -> Array:
             if key not in known:
                 axis = next(i for i, name in enumerate(key) if name is not None)
                 rest = (*key[:axis], None, *key[axis + 1 :])
-                known[key] = self.operators[axis][key[axis] or ""].apply(field(rest), self.shape, axis)
+                known[key] = self.operators[axis][key[axis] or ""].apply(field(rest), self.shape, axis, out)
             return known[key]
 
-        return [field(key) for key in self.terms]
+        # short terms first, so that longer ones find their factors
+        for m in sorted(range(len(self.terms)), key=lambda m: sum(name is not None for name in self.terms[m])):
+            result = field(self.terms[m], work[m])
+            if is_tensor(u):
+                work[m] = result
+            elif result is not work[m] and not np.may_share_memory(result, work[m]):
+                work[m][...] = result
+        return work
+
+    def _work(self, u: np.ndarray) -> np.ndarray:
+        """Work space for the fields: taking it from the system anew would cost more than filling it."""
+        key = u.shape
+        if key not in self._spaces:
+            self._spaces.clear()
+            self._spaces[key] = np.empty((len(self.terms), *u.shape))
+        return self._spaces[key]
 
     def apply(self, a: Array, u: Array) -> Array:
         """Q(a) u."""
-        out = namespace(u).zeros_like(u)
-        if not self.terms:
-            return out
-        for weight, field in zip(a, self.fields(u), strict=True):
-            add_product(weight, field, out)
-        return out
+        return weighted_sum(a, self.fields(u), u)
 
     def apply_transposed(self, a: Array, p: Array) -> Array:
         """Q(a)ᵀ p."""
@@ -250,11 +265,13 @@ class CentralStencil(TensorStencil):
         for i in range(d):
             terms += [key(**{f"x{i}": "first"}), key(**{f"x{i}": "second"})]
         pairs = sorted(mixed)
-        terms += [key(**{f"x{i}": "cross", f"x{j}": "cross"}) for i, j in pairs]
+        # without walls the mixed derivatives use the first differences that are there anyway
+        once = ["cross" if (i, 0) in slopes or (i, 1) in slopes else "first" for i in range(d)]
+        terms += [key(**{f"x{i}": once[i], f"x{j}": once[j]}) for i, j in pairs]
         tilted = {}
         for i, side in slopes:
             tilted[i, side] = [j for j in range(d) if (min(i, j), max(i, j)) in mixed]
-            terms += [key(**{f"x{i}": f"pick{side}", f"x{j}": "cross"}) for j in tilted[i, side]]
+            terms += [key(**{f"x{i}": f"pick{side}", f"x{j}": once[j]}) for j in tilted[i, side]]
             if isinstance(box.faces[i][side], Robin):
                 terms.append(key(**{f"x{i}": f"pick{side}"}))
         stencil = cls(grid.shape, operators, terms)

@@ -7,13 +7,15 @@ import numpy as np
 from kolmo.arrays import Array, as_like, namespace
 
 MAX_ITERATIONS = 400
+# Part of the diagonal that is added, so that degenerate matrices have a decomposition with finitely long vectors.
+NUDGE = 1e-7
 
 
 def obtuse_superbase(S: np.ndarray) -> np.ndarray:
     r"""Superbases :math:`(v_0, …, v_d)`, integer, summing to zero, with :math:`v_i^T S v_j \le 0` for i ≠ j.
 
-    Selling's algorithm (Selling 1874; Conway & Sloane 1992): while a pair is acute, replace it. Degenerate S are
-    nudged by a multiple of their diagonal so that the algorithm ends; their weights come out ≥ 0 up to rounding.
+    Selling's algorithm (Selling 1874; Conway & Sloane 1992): while a pair is acute, replace it. S is
+    nudged by a small part of its diagonal, so that the algorithm ends for degenerate S too.
 
     Parameters
     ----------
@@ -35,7 +37,7 @@ def obtuse_superbase(S: np.ndarray) -> np.ndarray:
     V = np.broadcast_to(base, (N, d + 1, d)).copy()
     trace = np.trace(S, axis1=1, axis2=2)
     diagonal = np.maximum(np.einsum("nii->ni", S), 1e-9 * trace[:, None] + 1e-300)
-    M = S + 1e-7 * diagonal[:, :, None] * np.eye(d)
+    M = S + NUDGE * diagonal[:, :, None] * np.eye(d)
     for _ in range(MAX_ITERATIONS if d > 1 else 0):
         changed = False
         for i, j in combinations(range(d + 1), 2):
@@ -74,10 +76,11 @@ def offsets(V: np.ndarray) -> np.ndarray:
 
 
 def weights(S: Array, V: np.ndarray) -> Array:
-    """Weights λ_k = −v_iᵀ S v_j, shape (N, K): linear in S for a given superbase."""
+    """Weights λ_k = −v_iᵀ M v_j, shape (N, K), of M = S + NUDGE diag(S): linear in S for a given superbase."""
     d = V.shape[2]
     if d == 1:
         return S[:, :, 0]
     W = as_like(V.astype(float), S)
     xp = namespace(S)
-    return xp.stack([-xp.einsum("na,nab,nb->n", W[:, i], S, W[:, j]) for i, j in combinations(range(d + 1), 2)], -1)
+    M = S * as_like(np.ones((d, d)) + NUDGE * np.eye(d), S)
+    return xp.stack([-xp.einsum("na,nab,nb->n", W[:, i], M, W[:, j]) for i, j in combinations(range(d + 1), 2)], -1)
