@@ -14,7 +14,8 @@ def lines(
 ) -> None:
     """``out[o, i, :] = Σ_j M[i, j] u[o, j, :]`` for a CSR matrix M and arrays of shape (outer, n, inner).
 
-    Rows ``low`` to ``high`` hold one stencil, ``central``, which begins ``left`` columns before the diagonal: where the line itself is contiguous they are done together, so that the processor works on several nodes at once.
+    Rows ``low`` to ``high`` hold one stencil, ``central``, which begins ``left`` columns before the
+    diagonal: where the line itself is contiguous they are done together, several nodes at once.
     """
     outer, n, inner = u.shape
     if inner == 1:

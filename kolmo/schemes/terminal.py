@@ -22,8 +22,8 @@ CORRECTIONS = {2: (1.0,), 4: (1.0, -1.0 / 6.0), 6: (1.0, -1.0 / 4.0, 13.0 / 240.
 # (smooth 1/16, kink 1/2, jump 1), unless it is below the floor, relative to the largest value.
 SHRINK, FLOOR = 0.15, 1e-7
 
-# Panels with which rough cells are sampled across a break in two dimensions.
-PANELS = 12
+# Panels between the breaks with which rough cells are sampled in two dimensions.
+PANELS = 3
 # Bisections that locate a jump to rounding.
 BISECTIONS = 40
 
@@ -354,34 +354,36 @@ def _composite(edges: np.ndarray, q: int) -> tuple[np.ndarray, np.ndarray]:
 def _across_breaks(problem: KolmogorovProblem, grid: Grid, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Iterated rule in two dimensions: lines across the break, split where they meet it, stacked along the other axis.
 
-    The outer panels are split too where the inner integrals jump (an edge of φ along the inner axis).
+    Where the break leaves the cell through a side, the integrals along the lines have a kink: the stack is split
+    where φ breaks along the two sides.
     """
     across = _steeper_axis(problem, grid, cells)
-    points = np.zeros((len(cells), 2 * PANELS * 2 * 12, 2))
-    weights = np.zeros(points.shape[:2])
+    unit = np.linspace(0.0, 1.0, PANELS + 1)
+    points, weights = np.zeros((len(cells), 0, 2)), np.zeros((len(cells), 0))
     for inner in (0, 1):
         chosen = np.flatnonzero(across == inner)
         if len(chosen) == 0:
             continue
+        home = cells[chosen]
+        sides = []
+        for side in (0.0, 1.0):
 
-        def integrals(t: np.ndarray, rows: np.ndarray, chosen: np.ndarray = chosen, inner: int = inner) -> np.ndarray:
-            """Integrals of φ along the inner axis at heights t (rows, m)."""
-            home = cells[chosen[rows]]
-            local, weight = _lines(problem, grid, home, inner, t[..., None], deep=False)
-            values = _final(problem, grid, home[:, None, None] + local)
-            return np.asarray((values * weight[..., None]).sum(2))
+            def along(
+                t: np.ndarray, rows: np.ndarray, side: float = side, home: np.ndarray = home, inner: int = inner
+            ) -> np.ndarray:
+                """Values of φ along a side of the cells."""
+                parts = [np.full(t.shape, side) if i == inner else t for i in (0, 1)]
+                return _final(problem, grid, home[rows][:, None] + np.stack(parts, -1))
 
-        split = _break(integrals, len(chosen))
-        edges = np.concatenate(
-            [
-                split[:, None] * np.linspace(0, 1, PANELS // 2 + 1),
-                split[:, None] + (1 - split[:, None]) * np.linspace(0, 1, PANELS // 2 + 1)[1:],
-            ],
-            1,
-        )
+            sides.append(_break(along, len(chosen)))
+        low, high = np.minimum(*sides)[:, None], np.maximum(*sides)[:, None]
+        edges = np.concatenate([low * unit, low + (high - low) * unit[1:], high + (1.0 - high) * unit[1:]], 1)
         t, v = _composite(edges, 4)
-        local, weight = _lines(problem, grid, cells[chosen], inner, t[..., None], deep=False)
-        points[chosen] = local.reshape(len(chosen), -1, 2)
+        local, weight = _lines(problem, grid, home, inner, t[..., None], deep=False)
+        flat = local.reshape(len(chosen), -1, 2)
+        if points.shape[1] == 0:
+            points, weights = np.zeros((len(cells), *flat.shape[1:])), np.zeros((len(cells), flat.shape[1]))
+        points[chosen] = flat
         weights[chosen] = (weight * v[..., None]).reshape(len(chosen), -1)
     return points, weights
 
