@@ -1,0 +1,182 @@
+"""Random problems: no converged answer is wrong by more than ten times its estimate; coordinates, duality, bounds.
+
+A handful by default. ``KOLMO_RANDOM_PROBLEMS=200`` (or 1000) draws that many for the estimates, and the other checks in
+proportion. A failure names the ``Spec`` that makes its problem again.
+"""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import kolmo
+from kolmo.testing import duality_gap, maximum_principle
+from validation.random_problems import CATALOG, DATA, PERIODIC, WORDS, Spec, question, trial
+
+COUNT = int(os.environ.get("KOLMO_RANDOM_PROBLEMS", "24"))
+# How the problems are shared out: three dimensions only where there are many.
+SHARES = {"free in 1-D": 0.35, "free in 2-D": 0.2, "free in 3-D": 0.02, "manufactured": 0.13, "closed form": 0.3}
+# The catalog's slowest problems are drawn with the rest only where there are many.
+QUICK = [name for name in CATALOG if name not in ("margrabe", "linear_sde", "langevin", "rotation", "heat")]
+
+seeds = st.integers(0, 2**32 - 1)
+charts = st.one_of(st.just(0), st.integers(1, 2**16))
+booleans = st.booleans()
+
+
+def axes(dim, words=WORDS):
+    """Faces of an axis: twice as often two different words as a periodic axis or twice the same."""
+    words = st.sampled_from(words)
+    axis = st.one_of(st.tuples(words, words), st.tuples(words, words), st.just(PERIODIC))
+    return st.lists(axis, min_size=dim, max_size=dim).map(tuple)
+
+
+def free(dim, words=WORDS, loads=booleans, data=DATA, chart=charts, noise=(1.0, 0.5, 0.2, 0.05)):
+    mixed = st.sampled_from([0.0, 0.5, 0.8]) if dim > 1 else st.just(0.0)
+    return st.builds(
+        Spec, st.just("free"), seeds, axes(dim, words), st.sampled_from(data), booleans, loads, mixed,
+        st.sampled_from(noise), chart,
+    )  # fmt: skip
+
+
+def manufactured():
+    return st.integers(1, 2).flatmap(
+        lambda d: st.builds(
+            Spec, st.just("manufactured"), seeds, axes(d), clock=booleans, mixed=st.sampled_from([0.0, 0.4]),
+            chart=charts,
+        )
+    )  # fmt: skip
+
+
+DRAWN = {
+    "free in 1-D": free(1),
+    "free in 2-D": free(2),
+    "free in 3-D": free(3),
+    "manufactured": manufactured(),
+    "closed form": st.builds(Spec, st.sampled_from(QUICK if COUNT < 100 else CATALOG), seeds, chart=charts),
+}
+
+
+def check_all(strategy, count, check):
+    """Run a check on so many examples, the same in every run; the first failure is told as it is, not shrunk."""
+    limits = settings(
+        max_examples=count, derandomize=True, deadline=None, database=None, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+
+    @limits
+    @given(strategy)
+    def run(example):
+        check(example)
+
+    run()
+
+
+@pytest.mark.parametrize("what", list(DRAWN))
+def test_estimates_are_honest(what):
+    count = round(SHARES[what] * COUNT)
+    if count == 0:
+        pytest.skip("drawn where there are more problems: KOLMO_RANDOM_PROBLEMS=200")
+    trials = []
+
+    def check(spec):
+        result = trial(spec)
+        trials.append(result)
+        assert not result.status.startswith("error"), result
+        assert not result.dishonest, result
+
+    check_all(DRAWN[what], count, check)
+    assert sum(r.status == "converged" for r in trials) >= 0.7 * len(trials), trials
+
+
+def test_coordinates_do_not_matter():
+    """Twice by tolerance, on grids that have nothing in common: the difference keeps within the estimates."""
+
+    def check(spec):
+        from dataclasses import replace
+
+        told = []
+        for chart in (0, spec.seed % 997 + 1):
+            asked = question(replace(spec, chart=chart))
+            sol = kolmo.solve(asked.problem, at=asked.points, rtol=1e-3, atol=1e-9)
+            told.append((np.asarray(sol(asked.points)), sol.error_estimate, sol.status))
+        (u, e, first), (v, f, second) = told
+        if first == second == "converged":
+            assert (np.abs(u - v) <= 10.0 * (e + f)).all(), (spec, u, v, e, f)
+
+    check_all(free(1, chart=st.just(0)), max(COUNT // 8, 3), check)
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_forward_and_backward_agree(dim):
+    """Separately marched, with killing, source and face values: to rounding."""
+    sizes = {1: (17, 5), 2: (11, 2)}
+
+    def check(spec):
+        problem = question(spec).problem
+        low, high = np.array(problem.box.lower), np.array(problem.box.upper)
+        low, high = np.where(np.isfinite(low), low, -1.5), np.where(np.isfinite(high), high, 2.5)
+        grid = kolmo.Grid.of(problem.box.replace(low, high), sizes[dim][0])
+        scheme = ["central2", "central6", "monotone"][spec.seed % 3]
+        stepper = ["radau5", "mcs3" if dim == 2 else "radau3", "implicit-euler"][spec.seed // 3 % 3]
+        table = duality_gap(problem, grid=grid, steps=sizes[dim][1], scheme=scheme, stepper=stepper, laws=1)
+        assert table.worst("gap") < 1e-10, (spec, scheme, stepper, table)
+
+    loads = st.just(True)
+    check_all(free(dim, loads=loads, chart=st.just(0), noise=(1.0, 0.5)), max(COUNT // 3, 4), check)
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_monotone_steps_keep_the_maximum_principle(dim):
+    def check(spec):
+        problem = question(spec).problem
+        low, high = np.array(problem.box.lower), np.array(problem.box.upper)
+        low, high = np.where(np.isfinite(low), low, -1.5), np.where(np.isfinite(high), high, 2.5)
+        grid = kolmo.Grid.of(problem.box.replace(low, high), {1: 21, 2: 11}[dim])
+        table = maximum_principle(problem, grid=grid, steps=2, scheme="monotone", stepper="implicit-euler", trials=2)
+        assert table.worst("overshoot") < 1e-11, (spec, table)
+
+    check_all(free(dim, loads=st.just(False), chart=st.just(0)), max(COUNT // 3, 4), check)
+
+
+def test_answers_keep_the_maximum_principle():
+    """Without source, killing and paying faces u stays between the least and the largest terminal value, or zero."""
+
+    def check(spec):
+        asked = question(spec)
+        sol = kolmo.solve(asked.problem, at=asked.points, rtol=1e-3, atol=1e-9)
+        if sol.status == "converged":
+            u, beyond = np.asarray(sol(asked.points)), 10.0 * sol.error_estimate + 1e-12
+            # the smooth column has values in [-1, 1.5], the jump in [0, 1]
+            jump = u if u.ndim == 1 else u[:, 0]
+            least, largest = (0.0, 1.0) if spec.data == "jump" else (-1.0, 1.5)
+            slack = beyond if u.ndim == 1 else beyond[:, 0]
+            assert (jump >= least - slack).all(), (spec, u)
+            assert (jump <= largest + slack).all(), (spec, u)
+
+    drawn = free(1, loads=st.just(False), data=("jump", "smooth"))
+    check_all(drawn, max(COUNT // 8, 3), check)
+
+
+def test_simulation_agrees():
+    """Monte Carlo shares neither grid nor scheme: within its bias estimate and five standard errors."""
+
+    def check(spec):
+        asked = question(spec)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            sol = kolmo.solve(asked.problem, at=asked.points[:2], rtol=1e-3, atol=1e-9)
+            est = kolmo.monte_carlo(asked.problem, asked.points[:2], paths=20_000, steps=64, rng=spec.seed)
+        u = np.asarray(sol(asked.points[:2]))
+        bound = 5.0 * est.standard_error + est.bias_estimate + 10.0 * sol.error_estimate
+        assert (np.abs(u - est.mean) <= bound).all(), (spec, u, est)
+
+    words = ("open", "reflecting", "absorbing", "robin")
+    check_all(free(1, words=words, chart=st.just(0), noise=(1.0, 0.5)), 20 if COUNT >= 200 else 3, check)
