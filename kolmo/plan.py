@@ -387,7 +387,10 @@ class _Search:
         parts = self._estimate() if len(self.levels) > 1 else np.full(best.values.shape[1], np.nan)
         estimate = parts + self.cut
         recipe = best.discretization
-        recipe.estimate.update(discretization=parts.tolist(), cut=(self.cut + 0.0 * parts).tolist())
+        time_part = parts * self._time_share()
+        recipe.estimate.update(
+            space=(parts - time_part).tolist(), time=time_part.tolist(), cut=(self.cut + 0.0 * parts).tolist()
+        )
         stats = {
             "cells": recipe.grid.size,
             "steps": recipe.steps,
@@ -396,6 +399,16 @@ class _Search:
             "estimate": dict(recipe.estimate),
         }
         return Outcome(best, estimate, status, message, stats)
+
+    def _time_share(self) -> np.ndarray:
+        """Share of the time steps in the difference of two coarse levels: the coarser grid with the finer steps."""
+        if self.problem.stationary or len(self.levels) < 3:
+            return np.zeros(self.levels[-1].values.shape[1])
+        coarse, fine = self.levels[-3], self.levels[-2]
+        mixed = self._solve_on(coarse.discretization.grid, fine.effort, coarse.n)
+        by_time = np.abs(mixed.values - coarse.values).max(0)
+        by_space = np.abs(fine.values - mixed.values).max(0)
+        return np.asarray(by_time / np.maximum(by_time + by_space, 1e-300))
 
     def _tolerance(self) -> np.ndarray:
         """atol + rtol max |u_j| per column, at the points asked for."""
