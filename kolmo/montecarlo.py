@@ -328,8 +328,15 @@ class Model:
         return int(self.diffusion(0.0, x[:1]).shape[-1])
 
 
+def _uniform(M: np.ndarray) -> bool:
+    """Whether matrices of shape (N, d, m) are one matrix broadcast to all points."""
+    return len(M) > 1 and M.strides[0] == 0
+
+
 def _triangular_root(S: np.ndarray) -> np.ndarray:
     """Cholesky factors of positive semidefinite matrices; a column without a pivot is zero."""
+    if _uniform(S):
+        return np.broadcast_to(_triangular_root(S[:1]), S.shape)
     L = np.zeros(S.shape)
     for j in range(S.shape[-1]):
         rest = S[..., j:, j] - np.einsum("...ik,...k->...i", L[..., j:, :j], L[..., j, :j])
@@ -376,6 +383,8 @@ METHODS: Registry[Method] = Registry("method")
 
 
 def _applied(sigma: np.ndarray, dW: np.ndarray) -> np.ndarray:
+    if _uniform(sigma):
+        return np.asarray(dW @ sigma[0].T)
     return np.asarray(np.einsum("nij,nj->ni", sigma, dW))
 
 
@@ -391,6 +400,8 @@ def platen(model: Model, x: np.ndarray, inc: Increment) -> tuple[np.ndarray, np.
     a, b = model.drift(inc.t, x), model.diffusion(inc.t, x)
     ahead = x + a * dt
     y = x + 0.5 * dt * (a + model.drift(inc.end, model.fit(ahead + _applied(b, dW)))) + _applied(b, dW)
+    if _uniform(b) and _uniform(after := model.diffusion(inc.end, model.fit(ahead))):
+        return y + 0.5 * _applied(after - b, dW), b  # what is left of the corrections for noise without x
     for j in range(b.shape[-1]):
         shift = b[..., j] * root
         # the noise ahead, moved along column j: all columns of the row "U", column j of the row "R"

@@ -84,6 +84,17 @@ def test_full_tensor_and_drift_at_walls_converge_to_solve(kind):
     assert np.abs(fine - coarse).max() < 5e-3
 
 
+def test_drift_across_an_elastic_wall_is_second_order():
+    sde = SDE(lambda t, x: 1.0 - 3.0 * x, diffusion=0.8, dim=1)
+    box = Box(0.0, 1.0, [(Robin(0.9, 0.3), Robin(0.4))])
+    problem = KolmogorovProblem(sde, lambda x: np.cos(3.0 * x[..., 0]), 0.5, box)
+    x = np.linspace(0.05, 0.95, 7)
+    exact = solve(problem, at=x, rtol=1e-6)(x)
+    errors = [np.abs(kolmo.fipy.solve(problem, steps=n, shape=n)(x) - exact).max() for n in (20, 40)]
+    assert errors[0] / errors[1] > 3.3, errors
+    assert errors[1] < 1e-3
+
+
 @pytest.mark.parametrize("periodic", ["periodic", "reflecting", [("reflecting"), ("periodic")]])
 def test_matrix_is_consistent_with_fipys_divergence(periodic, rng):
     """Mixed fluxes are summed over the faces of a cell as FiPy does it, also around periods."""

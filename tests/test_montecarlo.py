@@ -190,6 +190,26 @@ def test_local_weak_order_with_noise_that_does_not_commute(name, rate):
     assert (np.abs(rates - rate) < 0.25).all(), rates
 
 
+@pytest.mark.parametrize("as_matrix", [False, True])
+def test_noise_without_x_takes_the_same_step_in_the_short_way(as_matrix, rng):
+    """Whether σ(t) is recognised as one matrix for all points or not."""
+
+    def diffusion(t, x):
+        M = np.array([[0.3 + t, 0.1], [0.2 * t, 0.5]])
+        return np.broadcast_to(M, (*x.shape[:-1], 2, 2)) if as_matrix else M + 0.0 * x[..., :1, None]
+
+    sde = SDE(lambda t, x: np.cos(x) + t, diffusion=diffusion, dim=2)
+    model = Model(KolmogorovProblem(sde, one, 1.0), None)
+    x, dW = rng.normal(size=(2, 5, 2))
+    step = Increment(0.2, 0.5, 0.3, dW, np.zeros((5, 2, 2)))
+    y, b = METHODS["platen"].step(model, x, step)
+    B, B_end = diffusion(0.2, x)[0], diffusion(0.5, x)[0]
+    ahead = x + 0.3 * (np.cos(x) + 0.2) + dW @ B.T
+    wanted = x + 0.15 * (np.cos(x) + 0.2 + np.cos(ahead) + 0.5) + 0.5 * dW @ (B + B_end).T
+    assert np.allclose(y, wanted, rtol=1e-13)
+    assert np.allclose(b, B)
+
+
 @pytest.mark.parametrize(("name", "rate"), [("euler", 1), ("platen", 2)])
 def test_global_order_and_bias_estimate_without_noise(name, rate):
     case = catalog.rotation()
