@@ -1,0 +1,507 @@
+"""A noisy network on handwritten digits, its SDE and its PDE side by side.
+
+Small classifiers send scanned digits through an encoder into the plane, there through a noisy residual flow
+X_{k+1} = X_k + h f(X_k) + noise, and read the class off a linear head. They are trained without noise, with additive
+Gaussian noise √h s ζ, and with centred Bernoulli noise c √h f ⊙ (±1). Then, on held-out digits,
+
+1. the expected loss is computed twice: by sampling the network, and as u(0, x) of the backward Kolmogorov equation of
+   its modified SDE, all ten class losses in one solve;
+2. the two are compared as the depth of the same flow grows, the network's side without sampling by recursion over its
+   layers: their difference must fade with the weak order of the equation;
+3. the surface u(0, ·) is measured as the noise is raised, at fixed weights and at weights trained with that noise.
+
+Without noise the equation is transport, and is solved along its characteristics.
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
+
+import kolmo
+from kolmo import bridge
+from kolmo.experiments import _demo_figures as figures
+from kolmo.experiments import _digits as digits
+from kolmo.report import Figure, Measured, Section, Table
+from kolmo.runs import Run
+
+NONE = "no noise"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seeds: int = 1
+    seed: int = 0
+    noise: tuple[float, ...] = (0.1, 0.3)  # s of the additive Gaussian noise; no noise is always there too
+    moderate: float = 0.3  # the level of the depth study and of the headline
+    bernoulli: float = 0.8  # c of the centred Bernoulli noise
+    held_out: int = 450
+    epochs: int = 200
+    batch: int = 256
+    rate: float = 0.01
+    kinetic: float = 0.02  # penalty on E ∫ |f|² dt
+    encoder_width: int = 128
+    width: int = 32
+    depth: int = 16  # layers while training
+    depths: tuple[int, ...] = (8, 16, 32, 64)  # of the depth study
+    paths: int = 400  # noisy passes per held-out digit
+    rtol: float = 3e-4  # of the class losses
+    probability_atol: float = 1e-2  # of the class probabilities
+    depth_atol: float = 2e-5  # of the depth study
+    digit: int = 8  # the class whose loss surface is drawn
+
+
+def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
+    seeds = range(config.seed, config.seed + config.seeds)
+    with _single_threaded(), _counter(run, len(seeds) * _units(config), progress) as unit:
+        found = [_one_seed(config, seed, unit) for seed in seeds]
+    results = _summary(config, found)
+    for name, figure in figures.draw(config.digit, found[0], results).items():
+        run.save_figure(name, figure)
+    return results
+
+
+# ------------------------------------------------------------------------------------------------------- the method
+
+
+def laws(config: Config) -> dict[str, bridge.NoiseLaw]:
+    """Noise laws by name, weakest first."""
+    additive = {_gaussian(s): bridge.Additive(s) for s in config.noise}
+    bernoulli = {f"Bernoulli {config.bernoulli:g}": bridge.CentredBernoulli(config.bernoulli)}
+    return {NONE: bridge.Additive(0.0), **additive, **bernoulli}
+
+
+def studied(config: Config) -> list[str]:
+    """Noise laws of the depth study."""
+    return [NONE, _gaussian(config.moderate), f"Bernoulli {config.bernoulli:g}"]
+
+
+def _gaussian(s: float) -> str:
+    return f"Gaussian {s:g}"
+
+
+def _one_seed(config: Config, seed: int, unit: Callable[..., Any]) -> dict[str, Any]:
+    """Train at every noise level, evaluate, raise the noise at fixed weights, and vary the depth."""
+    train, test = digits.split(seed, config.held_out)
+    found: dict[str, Any] = {"seed": seed, "labels": test.y.numpy(), "trained": {}, "fixed": {}, "depth": {}}
+    models = {}
+    for name, law in laws(config).items():
+        state = unit(f"train-{seed}", name, lambda law=law: _train(config, law, train, seed))
+        models[name] = _restored(config, law, state)
+        found["trained"][name] = unit(
+            f"evaluate-{seed}", name, lambda name=name: evaluate(config, models[name], test, seed)
+        )
+    found["fixed"][NONE] = found["trained"][NONE]
+    for name, law in laws(config).items():
+        if name in map(_gaussian, config.noise):
+            noisy = bridge.FlowClassifier(
+                models[NONE].encoder, digits.flow(models[NONE].net.branches[0], law, config.depth), models[NONE].head
+            )
+            found["fixed"][name] = unit(f"fixed-{seed}", name, lambda noisy=noisy: surface(config, noisy, test))
+    for name in studied(config):
+        found["depth"][name] = unit(f"depth-{seed}", name, lambda name=name: depth_study(config, models[name], test))
+    return found
+
+
+def _train(config: Config, law: bridge.NoiseLaw, train: digits.Digits, seed: int) -> dict[str, Any]:
+    model = _untrained(config, law, seed)
+    history = digits.train(
+        model,
+        train,
+        seed,
+        epochs=config.epochs,
+        batch=config.batch,
+        rate=config.rate,
+        kinetic=config.kinetic,
+    )
+    return {"state": {name: value.numpy() for name, value in model.state_dict().items()}, "history": history}
+
+
+def _untrained(config: Config, law: bridge.NoiseLaw, seed: int) -> bridge.FlowClassifier:
+    return digits.classifier(law, config.depth, seed, encoder_width=config.encoder_width, width=config.width)
+
+
+def _restored(config: Config, law: bridge.NoiseLaw, trained: dict[str, Any]) -> bridge.FlowClassifier:
+    """Return the trained model in double precision: what follows is about differences far below single precision."""
+    model = _untrained(config, law, config.seed)
+    model.load_state_dict({name: torch.as_tensor(value) for name, value in trained["state"].items()})
+    return model.double().eval()
+
+
+def evaluate(config: Config, model: bridge.FlowClassifier, test: digits.Digits, seed: int) -> dict[str, Any]:
+    """Accuracy, and the expected loss of every held-out digit by sampling and by the Kolmogorov equation."""
+    return {**sampled(config, model, test, seed), **surface(config, model, test)}
+
+
+@torch.no_grad()
+def sampled(config: Config, model: bridge.FlowClassifier, test: digits.Digits, seed: int) -> dict[str, Any]:
+    """Accuracy of the mean network and of noisy passes, and their mean loss with its standard error."""
+    x, y, rows = test.x.double(), test.y, torch.arange(len(test.y))
+    features = model.encoder(x)
+    net = bridge.expected_loss(model.net, _losses_and_hits(model), features, paths=config.paths, rng=seed)
+    error = net.standard_error[rows, y]  # type: ignore[index]
+    return {
+        "accuracy": float((model(x).argmax(-1) == y).double().mean()),
+        "noisy_accuracy": float(net.mean[rows, digits.CLASSES + y].mean()),
+        "network": net.mean[rows, y].numpy(),
+        "network_error": float(error.square().sum().sqrt() / len(y)),
+        "lines": _trajectories(model, features, seed),
+        "regions": model.head(torch.as_tensor(_points(figures.WIDE))).argmax(-1).numpy(),
+    }
+
+
+def _losses_and_hits(model: bridge.FlowClassifier) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Class losses of final features, and which class is chosen."""
+
+    def columns(z: torch.Tensor) -> torch.Tensor:
+        losses = model.class_losses(z)
+        return torch.cat([losses, torch.nn.functional.one_hot(losses.argmin(-1), digits.CLASSES)], -1)
+
+    return columns
+
+
+def _trajectories(model: bridge.FlowClassifier, x: torch.Tensor, seed: int) -> np.ndarray:
+    """One noisy pass layer by layer, shape (layers + 1, n, 2)."""
+    draw = bridge.resnet.independent(torch.Generator().manual_seed(seed))
+    states = [x]
+    for k in range(model.net.depth):
+        states.append(model.net.step(k, states[-1], draw))
+    return torch.stack(states).numpy()
+
+
+def layer_equation(net: bridge.NoisyResNet, depth: int, order: int) -> kolmo.SDE:
+    """Modified SDE of the flow at some depth: that of one layer, for all layers share their weights."""
+    layer = bridge.NoisyResNet([net.branches[0]], net.law(0), horizon=net.horizon / depth)
+    return bridge.modified_sde(layer, order)
+
+
+def surface(config: Config, model: bridge.FlowClassifier, test: digits.Digits) -> dict[str, Any]:
+    """Solve for the ten class losses and for the ten class probabilities; measure u(0, ·) at the held-out digits."""
+    with torch.no_grad():
+        points = model.encoder(test.x.double()).numpy()
+    rows, labels = np.arange(len(points)), test.y.numpy()
+    losses = solved(config, model, model.class_losses, points, config.rtol)
+    probabilities = solved(config, model, lambda z: torch.exp(-model.class_losses(z)), points, config.probability_atol)
+    return {
+        "points": points,
+        "pde": losses(points)[rows, labels],
+        "pde_error": losses.error_estimate[rows, labels],
+        "status": losses.status,
+        "losses": losses(points),
+        "plane": losses(_points(figures.PLANE)),
+        "gradient": np.linalg.norm(losses.gradient(points)[rows, :, labels], axis=-1),
+        "laplacian": np.trace(losses.hessian(points)[rows, :, :, labels], axis1=1, axis2=2),
+        "probability_slope": np.linalg.norm(probabilities.gradient(points), axis=1).max(-1),
+    }
+
+
+def solved(config: Config, model: bridge.FlowClassifier, terminal: Any, points: np.ndarray, tolerance: float) -> Any:
+    """Solve the equation of order 1: by tolerance at the points, or without noise along the characteristics."""
+    equation = layer_equation(model.net, config.depth, 1)
+    if model.net.law(0).noiseless:
+        return digits.Transported(equation, terminal, model.net.horizon, points)
+    square = kolmo.Box([-digits.REACH] * 2, [digits.REACH] * 2)  # where the surface is drawn; the solver goes beyond
+    problem = kolmo.KolmogorovProblem(equation, terminal, model.net.horizon, square)
+    return kolmo.solve(problem, at=points, rtol=tolerance, atol=tolerance)
+
+
+def _points(axis: np.ndarray) -> np.ndarray:
+    return np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+
+
+# -------------------------------------------------------------------------------------------------- the depth study
+
+
+@torch.no_grad()
+def depth_study(config: Config, model: bridge.FlowClassifier, test: digits.Digits) -> dict[str, Any]:
+    """Root-mean-square difference of network and equation over the held-out digits, for every depth and order."""
+    features = model.encoder(test.x.double())
+    law, branch = model.net.law(0), model.net.branches[0]
+    label = np.arange(len(features)), test.y.numpy()
+    orders = [order for order in (1, 2) if order <= law.weak_order().order]
+    network, network_error = [], []
+    for depth in config.depths:
+        # Differences fade with depth, those that stay resolved like 1/depth: so may the tolerance grow.
+        atol = 0.25 * config.depth_atol * depth / config.depths[0]
+        net = digits.flow(branch, law, depth)
+        exact = bridge.expected_loss(net, model.class_losses, features, method="recursion", rtol=0.0, atol=atol)
+        network.append(exact.mean.numpy()[label])
+        network_error.append(_rms(exact.error_estimate.numpy()[label]))  # type: ignore[union-attr]
+    equations = _characteristics if law.noiseless else _grids
+    values, errors = equations(config, model, features.numpy(), label, orders)
+    difference = np.array([[_rms(u - v) for u, v in zip(network, values[order], strict=True)] for order in orders])
+    return {
+        "orders": orders,
+        "network": np.array([np.mean(u) for u in network]),
+        "network_error": np.array(network_error),
+        "pde": np.array([[np.mean(v) for v in values[order]] for order in orders]),
+        "pde_error": np.array([[_rms(e) for e in errors[order]] for order in orders]),
+        "difference": difference,
+    }
+
+
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+Found = tuple[dict[int, list[np.ndarray]], dict[int, list[np.ndarray]]]
+"""Values at the held-out digits, and their error estimates: by order, for every depth."""
+
+
+def _characteristics(
+    config: Config, model: bridge.FlowClassifier, x: np.ndarray, label: Any, orders: list[int]
+) -> Found:
+    """Without noise the equation is transport: u(0, x) is the loss at the end of the characteristic from x."""
+
+    def solution(order: int, depth: int) -> digits.Transported:
+        return digits.Transported(
+            layer_equation(model.net, depth, order), model.class_losses, model.net.horizon, x, steps=128
+        )
+
+    found = {order: [solution(order, depth) for depth in config.depths] for order in orders}
+    values = {order: [one(x)[label] for one in solutions] for order, solutions in found.items()}
+    return values, {order: [one.error_estimate[label] for one in solutions] for order, solutions in found.items()}
+
+
+def _grids(config: Config, model: bridge.FlowClassifier, x: np.ndarray, label: Any, orders: list[int]) -> Found:
+    """Solve by tolerance for the equation that differs most from the others, then for those on the same recipe."""
+
+    def problem(order: int, depth: int) -> kolmo.KolmogorovProblem:
+        return kolmo.KolmogorovProblem(layer_equation(model.net, depth, order), model.class_losses, model.net.horizon)
+
+    searched = kolmo.solve(problem(orders[-1], config.depths[0]), at=x, rtol=0.0, atol=config.depth_atol)
+    recipe = searched.discretization
+    # Explicit steps are as long as they are stable for one of the equations; the others get a margin.
+    times = tuple(np.linspace(0.0, recipe.times[-1], math.ceil(1.3 * recipe.steps) + 1))
+    recipe = dataclasses.replace(recipe, times=times)
+    error = searched.error_estimate[label]  # type: ignore[index]
+    values = {}
+    for order in orders:
+        depths = config.depths if order > 1 else config.depths[:1]  # of order 1 there is one equation for all depths
+        found = [kolmo.solve(problem(order, depth), discretization=recipe)(x)[label] for depth in depths]
+        values[order] = found if order > 1 else found * len(config.depths)
+    return values, {order: [error] * len(config.depths) for order in orders}
+
+
+def slope(depths: tuple[int, ...], difference: np.ndarray, error: np.ndarray) -> dict[str, Any]:
+    """Observed order over the deepest pair of depths whose differences are resolved."""
+    resolved = difference >= figures.RESOLVED * error
+    pairs = [k for k in range(len(depths) - 1) if resolved[k] and resolved[k + 1]]
+    if not pairs:
+        return {"slope": None, "pair": None}
+    k = pairs[-1]
+    rate = math.log(difference[k] / difference[k + 1]) / math.log(depths[k + 1] / depths[k])
+    return {"slope": rate, "pair": [depths[k], depths[k + 1]]}
+
+
+# ---------------------------------------------------------------------------------------------------------- numbers
+
+
+def _summary(config: Config, found: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "accuracy": {name: _over_seeds([one["trained"][name]["accuracy"] for one in found]) for name in laws(config)},
+        "moderate": _gaussian(config.moderate),
+        "losses": {name: [_losses(one["trained"][name]) for one in found] for name in laws(config)},
+        "depth": {name: [depth_numbers(config, one["depth"][name]) for one in found] for name in studied(config)},
+        "smoothing": smoothing(config, found),
+    }
+
+
+def _over_seeds(values: list[float]) -> dict[str, Any]:
+    error = float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "standard_error": error, "values": [float(value) for value in values]}
+
+
+def _losses(one: dict[str, Any]) -> dict[str, Any]:
+    difference = one["network"] - one["pde"]
+    return {
+        "noisy_accuracy": one["noisy_accuracy"],
+        "network": float(one["network"].mean()),
+        "network_standard_error": one["network_error"],
+        "pde": float(one["pde"].mean()),
+        "pde_error_estimate": float(one["pde_error"].mean()),
+        "difference": float(difference.mean()),
+        "status": one["status"],
+    }
+
+
+def depth_numbers(config: Config, one: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {"depths": config.depths, "network": one["network"], "network_error": one["network_error"]}
+    for order, pde, error, difference in zip(
+        one["orders"], one["pde"], one["pde_error"], one["difference"], strict=True
+    ):
+        total = error + one["network_error"]
+        numbers = {"pde": pde, "difference": difference, "error_estimate": total}
+        found[f"order {order}"] = {**numbers, **slope(config.depths, difference, total)}
+    return found
+
+
+def smoothing(config: Config, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Measures of the surface for every noise, at fixed weights and at those trained with it, over the seeds."""
+    measures = {
+        weights: {name: _measures([one[weights][name] for one in found]) for name in found[0][weights]}
+        for weights in ("fixed", "trained")
+    }
+    for name, numbers in measures["fixed"].items():  # at fixed weights the digits keep their features
+        changes = [one["fixed"][name]["losses"] - one["fixed"][NONE]["losses"] for one in found]
+        numbers["largest_change"] = _over_seeds([float(np.abs(change).max()) for change in changes])
+    return measures
+
+
+def _measures(surfaces: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "mean_gradient": _over_seeds([float(one["gradient"].mean()) for one in surfaces]),
+        "largest_laplacian": _over_seeds([float(np.abs(one["laplacian"]).max()) for one in surfaces]),
+        "largest_probability_slope": _over_seeds([float(one["probability_slope"].max()) for one in surfaces]),
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------- report
+
+
+def report(run: Run) -> list[Section]:
+    results, seed = run.results, run.config["seed"]
+    return [
+        Section("What was done", _what(run)),
+        Section(
+            "The flow",
+            [Figure(run.figure("flow"), "decision regions of the heads, with noisy trajectories", figures.FLOW)],
+        ),
+        Section("Network and equation", [_loss_table(results, seed)]),
+        Section(
+            "The same flow, deeper and deeper",
+            [Figure(run.figure("depth"), "difference against depth, log-log", figures.DEPTH), _depth_table(results)],
+        ),
+        Section(
+            "What the noise does to the surface",
+            [
+                Figure(run.figure("surfaces"), "expected loss of one class for every noise", figures.SURFACES),
+                Figure(run.figure("smoothing"), "measures of the surface for every noise", figures.SMOOTHING),
+                _smoothing_table(results),
+            ],
+        ),
+    ]
+
+
+def _what(run: Run) -> list[Any]:
+    config, results = run.config, run.results
+    accuracy = results["accuracy"][results["moderate"]]
+    return [
+        f"Classifiers of scikit-learn's handwritten digits, {config['held_out']} of them held out, send every image to "
+        f"a point of the plane and from there through {config['depth']} noisy residual layers that share weights. At "
+        f"the moderate level ({results['moderate']}) the held-out accuracy is {_measured(accuracy)} "
+        f"({len(accuracy['values'])} seed(s)).",
+        "A layer is a step of a stochastic differential equation, so the expected loss of the network is, up to an "
+        "order in the step, the solution of a backward Kolmogorov equation. Below are both, and their difference.",
+    ]
+
+
+def _measured(numbers: dict[str, Any]) -> Any:
+    error = numbers["standard_error"]
+    return numbers["mean"] if error is None else Measured(numbers["mean"], error)
+
+
+def _loss_table(results: dict[str, Any], seed: int) -> Table:
+    rows = []
+    for name, accuracy in results["accuracy"].items():
+        one = results["losses"][name][0]
+        rows.append(
+            [
+                name,
+                _measured(accuracy),
+                one["noisy_accuracy"],
+                Measured(one["network"], one["network_standard_error"])
+                if one["network_standard_error"]
+                else one["network"],
+                Measured(one["pde"], one["pde_error_estimate"]),
+                one["difference"],
+            ]
+        )
+    header = ["training noise", "accuracy", "with the noise on", "network loss", "PDE loss (order 1)", "difference"]
+    return Table(
+        header,
+        rows,
+        f"Held-out digits. Accuracy: mean network, over all seeds (± standard error). The rest: seed {seed}; network "
+        "loss by sampling ± standard error, PDE loss ± its error estimate, averaged over the digits.",
+    )
+
+
+def _depth_table(results: dict[str, Any]) -> Table:
+    rows = []
+    for name, seeds in results["depth"].items():
+        for key in (key for key in seeds[0] if key.startswith("order")):
+            slopes = [one[key]["slope"] for one in seeds if one[key]["slope"] is not None]
+            first = seeds[0][key]
+            pair = "–" if first["pair"] is None else f"{first['pair'][0]} to {first['pair'][1]}"
+            spread = "–" if not slopes else f"{min(slopes):.3f} … {max(slopes):.3f}"
+            rows.append([name, key.split()[1], *first["difference"], first["slope"], pair, spread])
+    depths = next(iter(results["depth"].values()))[0]["depths"]
+    header = ["noise", "order", *(f"L = {depth}" for depth in depths), "slope", "between", "all seeds"]
+    return Table(
+        header,
+        rows,
+        "Root mean square over the held-out digits of network loss − PDE loss, first seed. Slope: over the deepest "
+        f"pair of depths whose differences are at least {figures.RESOLVED:g} times the error estimates of PDE and "
+        "recursion together.",
+    )
+
+
+def _smoothing_table(results: dict[str, Any]) -> Table:
+    rows = [
+        [
+            {"fixed": "trained without noise", "trained": "trained with it"}[weights],
+            name,
+            *(_measured(measures[key]) if key in measures else None for key in figures.MEASURES),
+        ]
+        for weights, levels in results["smoothing"].items()
+        for name, measures in levels.items()
+        if not (weights == "trained" and name == NONE)
+    ]
+    return Table(
+        ["weights", "noise", *figures.MEASURES.values()],
+        rows,
+        "At the held-out digits: mean |∇u| and max |Δu| for the loss of the true class, largest slope of any class "
+        "probability, largest change of any class loss against the same weights without noise.",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- running
+
+
+def _units(config: Config) -> int:
+    return 2 * len(laws(config)) + len(config.noise) + len(studied(config))
+
+
+@contextlib.contextmanager
+def _counter(run: Run, total: int, progress: bool) -> Iterator[Callable[..., Any]]:
+    """Units of work of a run, behind a progress bar on stderr."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, disable=not progress, unit="unit") as bar:
+
+        def unit(kind: str, name: str, function: Callable[[], Any]) -> Any:
+            bar.set_description(f"{kind} {name}")
+            result = run.unit(f"{kind}-{name.replace(' ', '-')}", function)
+            bar.update()
+            return result
+
+        yield unit
+
+
+@contextlib.contextmanager
+def _single_threaded() -> Iterator[None]:
+    """One thread and deterministic kernels: the same seed gives the same numbers, and small tensors are no slower."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)

@@ -1,0 +1,112 @@
+"""The demo, small: it runs end to end, its two sides meet at the right rate, and a resumed run gives the same bytes."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import kolmo
+from kolmo import experiments
+from kolmo.cli import main
+from kolmo.runs import Run
+
+demo = experiments.load("demo")
+
+SMALL = {
+    "noise": "0.3",
+    "held_out": "40",
+    "epochs": "3",
+    "encoder_width": "8",
+    "width": "6",
+    "depth": "4",
+    "depths": "4,8",
+    "paths": "20",
+    "rtol": "1e-2",
+    "probability_atol": "3e-2",
+    "depth_atol": "1e-5",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Give the folder of a small run."""
+    out = tmp_path_factory.mktemp("demo") / "run"
+    settings = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
+    assert main(["demo", "--quiet", "--out", str(out), *settings]) == 0
+    return out
+
+
+def test_network_and_equation_meet_at_their_weak_order(folder):
+    depth = Run.open(folder).results["depth"]
+    assert list(depth) == ["no noise", "Gaussian 0.3", "Bernoulli 0.8"]
+    for name, (numbers,) in depth.items():
+        for order, tolerance in ((1, 0.15), (2, 0.3)):
+            if order == 2 and name.startswith("Bernoulli"):
+                assert "order 2" not in numbers  # noise that depends on the state has no equation of order 2
+                continue
+            found = numbers[f"order {order}"]
+            assert found["difference"][1] < found["difference"][0]
+            assert found["slope"] == pytest.approx(order, abs=tolerance)
+
+
+def test_characteristics_solve_the_transport_equation():
+    # dx/dt = -x from x for time 1 ends at x/e, and φ = (x₁², x₁ x₂).
+    decay = kolmo.SDE(lambda t, x: -x, dim=2, arrays="torch")
+    x = np.array([[1.0, 2.0], [-0.5, 0.3]])
+    solution = demo.digits.Transported(decay, lambda z: torch.stack([z[:, 0] ** 2, z.prod(-1)], -1), 1.0, x)
+    factor = np.exp(-2.0)
+    assert np.abs(solution(x) - factor * np.stack([x[:, 0] ** 2, x.prod(-1)], -1)).max() < 1e-7
+    assert solution.error_estimate.max() < 1e-5
+    gradient = factor * np.stack([np.stack([2 * x[:, 0], 0 * x[:, 0]], -1), x[:, ::-1]], -1)
+    assert solution.gradient(x) == pytest.approx(gradient, abs=1e-7)
+    hessian = factor * np.stack([np.diag([2.0, 0.0]), [[0.0, 1.0], [1.0, 0.0]]], -1)
+    assert solution.hessian(x) == pytest.approx(np.stack([hessian, hessian]), abs=1e-7)
+
+
+def test_sampling_agrees_with_the_recursion(folder):
+    run = Run.open(folder)
+    sampled, study = run.load_unit("evaluate-0-Gaussian-0.3"), run.load_unit("depth-0-Gaussian-0.3")
+    error = sampled["network_error"]
+    assert abs(sampled["network"].mean() - study["network"][0]) <= 4 * error + study["network_error"][0]
+
+
+def test_raising_the_noise_changes_the_surface_and_no_noise_does_not(folder):
+    fixed = Run.open(folder).results["smoothing"]["fixed"]
+    assert fixed["no noise"]["largest_change"]["mean"] == 0.0
+    assert fixed["Gaussian 0.3"]["largest_change"]["mean"] > 0.01
+    # Averaging over noise cannot make a probability steeper than it was without.
+    steepest = [fixed[name]["largest_probability_slope"]["mean"] for name in ("Gaussian 0.3", "no noise")]
+    assert steepest[0] < steepest[1]
+
+
+def test_a_resumed_run_gives_the_same_bytes(folder, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(folder, again)
+    for unit in ("train-0-Gaussian-0.3", "evaluate-0-no-noise", "depth-0-no-noise"):
+        (again / "units" / f"{unit}.npz").unlink()
+    (again / "results.json").unlink()
+    assert main(["demo", "--quiet", "--resume", str(again)]) == 0
+    assert (again / "results.json").read_bytes() == (folder / "results.json").read_bytes()
+
+
+def test_the_report_stands_alone(folder):
+    page = (folder / "report.html").read_text()
+    assert len(re.findall(r'<img src="data:image/png;base64,', page)) == 4
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    for name in ("flow", "surfaces", "depth", "smoothing"):
+        assert (folder / "figures" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    json.loads((folder / "results.json").read_text())
+
+
+def test_the_slope_is_that_of_the_deepest_resolved_pair():
+    depths = (8, 16, 32, 64)
+    difference = 3.0 * np.array(depths, dtype=float) ** -2
+    difference[3] *= 5.0
+    error = np.array([1e-9, 1e-9, 1e-9, difference[3] / 5])
+    found = demo.slope(depths, difference, error)
+    assert found["slope"] == pytest.approx(2.0, abs=1e-12)
+    assert found["pair"] == [16, 32]
+    assert demo.slope(depths, difference, difference) == {"slope": None, "pair": None}
