@@ -25,7 +25,7 @@ import numpy as np
 import kolmo
 from kolmo import SDE, Absorbing, Box, Grid, KolmogorovProblem, Robin, catalog
 from kolmo.box import Open
-from kolmo.errors import KolmoError
+from kolmo.errors import KolmoError, NotConvergedError
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator
 from kolmo.steppers.base import STEPPERS
@@ -347,11 +347,14 @@ def transformed(asked: Question, seed: int) -> Question:
     centre = asked.points.mean(0)
     charts = [_Chart(box.lower[i], box.upper[i], centre[i], scale[i], rng) for i in range(d)]
 
+    # rounding must not carry a point out of a face that is real; a cut may be moved outwards
+    cut = np.array([[isinstance(f, Open) for f in pair] for pair in box.faces])
+    walls = np.where(cut[:, 0], -np.inf, box.lower), np.where(cut[:, 1], np.inf, box.upper)
+
     def jets(y: Array) -> tuple[Array, Array, Array]:
         parts = [chart(y[..., i]) for i, chart in enumerate(charts)]
         x = np.stack([p[0] for p in parts], -1)
-        # rounding must not carry a face out of the box
-        return np.clip(x, box.lower, box.upper), *(np.stack([p[k] for p in parts], -1) for k in (1, 2))
+        return np.clip(x, *walls), *(np.stack([p[k] for p in parts], -1) for k in (1, 2))
 
     def drift(t: float, y: Array) -> Array:
         x, first, second = jets(y)
@@ -440,7 +443,7 @@ class Trial:
     @property
     def known(self) -> float:
         """The part of the error that is certain."""
-        return max(self.error - self.doubt, 0.0)
+        return max(self.error - self.doubt, 0.0) if np.isfinite(self.error) and np.isfinite(self.doubt) else 0.0
 
     @property
     def dishonest(self) -> bool:
@@ -486,9 +489,11 @@ def trial(spec: Spec, rtol: float | None = None, seconds: float | None = None) -
     elif status == "converged":
         answer, doubt = reference(asked, recipe)
     else:
-        answer, doubt = np.full_like(values, np.nan), np.full(values.shape[1], np.nan)
+        answer, doubt = np.full_like(values, np.nan), np.full(values.shape[1], np.inf)
     error = np.abs(values - answer).max(0)
-    j = int(np.nanargmax((error - doubt) / (estimate + 1e-300))) if np.isfinite(error).any() else 0
+    doubt = np.broadcast_to(doubt, error.shape)
+    certain = np.where(np.isfinite(error) & np.isfinite(doubt), error - doubt, -np.inf)
+    j = int(np.argmax(certain / (estimate + 1e-300)))
     scale = float(np.abs(values[:, j]).max())
     return Trial(spec, rtol, status, float(estimate[j]), float(error[j]), float(doubt[j]), scale, spent)
 
@@ -504,8 +509,14 @@ def _by_tolerance(asked: Question, rtol: float, seconds: float) -> tuple[Array, 
 def reference(asked: Question, recipe: kolmo.Discretization) -> tuple[Array, Array]:
     """Answer on finer nodes of a wider box by the scheme of order 4 and another stepper; and its uncertainty."""
     factors = {1: (2.5, 3.6), 2: (1.4, 1.9), 3: (1.15, 1.4)}[asked.problem.dim]
-    coarse, fine = (_finer(asked, recipe, factor) for factor in factors)
-    return fine, np.abs(fine - coarse).max(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            coarse, fine = (_finer(asked, recipe, factor) for factor in factors)
+        except NotConvergedError:
+            nothing = np.full((len(asked.points), 1), np.nan)
+            return nothing, np.array([np.inf])
+    return fine, np.nan_to_num(np.abs(fine - coarse).max(0), nan=np.inf)
 
 
 def _finer(asked: Question, recipe: kolmo.Discretization, factor: float) -> Array:
