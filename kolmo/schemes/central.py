@@ -27,6 +27,9 @@ CLOSURES: dict[type[Face], str] = {
     Periodic: WRAP,
 }
 
+# Mixed derivatives at walls stretch the spectrum: by up to 31 % at correlation 0.8 (eigenvalues of 16 × 16 matrices).
+WALL_MARGIN = 0.5
+
 Key = tuple[str | None, ...]
 """One term: per axis the name of the operator that acts along it, or None."""
 
@@ -237,7 +240,16 @@ class Central:
             first, second = spectral_radii(self.order, *(CLOSURES[type(face)] for face in box.faces[i]))
             real += 0.5 * float(np.max(local.S[:, i, i])) * second
             imaginary += float(np.max(np.abs(local.A[:, i]))) * first
-        return real, imaginary
+        walls = any(isinstance(face, (Reflecting, Robin)) for pair in box.faces for face in pair)
+        return real * (1.0 + WALL_MARGIN * _correlation(local.S) * walls), imaginary
+
+
+def _correlation(S: np.ndarray) -> float:
+    """Largest correlation |S_ij| / √(S_ii S_jj) over the nodes."""
+    scale = np.sqrt(np.einsum("nii->ni", S))
+    product = scale[:, :, None] * scale[:, None, :]
+    ratio = np.abs(S) / np.where(product > 0, product, np.inf)
+    return float(np.max(ratio * (1.0 - np.eye(S.shape[1])), initial=0.0))
 
 
 class CentralStencil(TensorStencil):
@@ -250,6 +262,19 @@ class CentralStencil(TensorStencil):
     walls: dict[tuple[int, int], np.ndarray]
     wall_positions: dict[tuple[int, int], np.ndarray]
     tilted: dict[tuple[int, int], list[int]]
+    faces: tuple[tuple[Face, Face], ...]
+
+    def coefficients(self, a: Array) -> tuple[Array, Array, Array]:
+        """Killing rate (size,), drift (size, d) and covariance rate (size, d, d) in index units, from the numbers.
+
+        The inverse of the assembly; noise across an open face is zero at its nodes, as it is in the numbers.
+        """
+        d, xp = len(self.shape), namespace(a)
+        entries = {(i, i): 2.0 * a[2 + 2 * i] for i in range(d)}
+        for m, (i, j) in enumerate(self.pairs):
+            entries[i, j] = entries[j, i] = a[1 + 2 * d + m]
+        rows = [xp.stack([entries.get((i, j), 0.0 * a[0]) for j in range(d)], -1) for i in range(d)]
+        return -a[0], xp.stack([a[1 + 2 * i] for i in range(d)], -1), xp.stack(rows, -2)
 
     @classmethod
     def of(cls, grid: Grid, box: Box, operators: Any, slopes: Any, sample: Local) -> "CentralStencil":
@@ -276,6 +301,7 @@ class CentralStencil(TensorStencil):
                 terms.append(key(**{f"x{i}": f"pick{side}"}))
         stencil = cls(grid.shape, operators, terms)
         stencil.pairs, stencil.slopes, stencil.tilted = pairs, slopes, tilted
+        stencil.faces = tuple((low, high) for low, high in box.faces)
         stencil.walls = {face: wall_of(grid, *face) for face in slopes}
         stencil.wall_positions = {
             face: np.searchsorted(wall_nodes(grid, *face), stencil.walls[face]) for face in slopes
