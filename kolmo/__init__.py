@@ -10,6 +10,7 @@ from kolmo.errors import (
     NotConvergedError,
     ToleranceWarning,
 )
+from kolmo.forward import Density, solve_forward, stationary_density
 from kolmo.grid import Grid
 from kolmo.montecarlo import monte_carlo
 from kolmo.plan import plan
@@ -25,6 +26,7 @@ __all__ = [
     "SDE",
     "Absorbing",
     "Box",
+    "Density",
     "Discretization",
     "Generator",
     "Grid",
@@ -42,4 +44,6 @@ __all__ = [
     "monte_carlo",
     "plan",
     "solve",
+    "solve_forward",
+    "stationary_density",
 ]

@@ -75,9 +75,7 @@ class KolmogorovProblem:
             raise InputError("sde, box", f"dimensions {dims}", "one dimension")
         self.dim: int = next(iter(dims.values()))
         if self.dim > 3:
-            raise InputError(
-                "dim", self.dim, "1, 2 or 3", "use kolmo.monte_carlo, or map the state to fewer features first"
-            )
+            raise InputError("dim", self.dim, "1, 2 or 3", "map the state to fewer features first")
         self.sde, self.terminal, self.killing, self.source = sde, terminal, killing, source
         self.horizon = None if horizon is None else float(horizon)
         self._handed: str | None = None
