@@ -41,6 +41,14 @@ def test_sampled_loss_estimates_the_recursion(data):
         assert torch.equal(model.sampled_loss(*data, rng=0, reduction="none"), draws[0])
 
 
+def test_losses_without_noise_are_the_plain_cross_entropy(data):
+    model, (x, y) = classifier(law=bridge.Additive(0.0)).eval(), data
+    plain = torch.nn.functional.cross_entropy(model(x), y, reduction="none")
+    torch.testing.assert_close(model.sampled_loss(x, y, reduction="none"), plain)
+    torch.testing.assert_close(model.sampled_loss(x, y, draws=3), plain.mean())
+    torch.testing.assert_close(model.expected_loss(x, y, method="recursion").mean, plain.detach())
+
+
 def test_pde_loss_is_the_expected_loss_of_its_equation(data):
     model = classifier(law=bridge.Additive(0.4))
     network = model.expected_loss(*data, method="recursion", rtol=1e-7).mean
