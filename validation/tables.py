@@ -11,8 +11,12 @@ import numpy as np
 from scipy.integrate import quad
 
 import kolmo
-from kolmo import SDE, Absorbing, Box, KolmogorovProblem, catalog
+from kolmo import SDE, Absorbing, Box, Grid, KolmogorovProblem, catalog
 from kolmo.forward import solve_forward
+from kolmo.grading import Sinh
+from kolmo.schemes.base import SCHEMES
+from kolmo.schemes.generator import Generator
+from kolmo.steppers.base import STEPPERS
 from kolmo.testing import Table
 
 Array = np.ndarray
@@ -273,6 +277,92 @@ def committor_in_the_plane(rtol: float = 1e-5) -> Table:
     )
 
 
+# ---------------------------------------------------------------------------------------------------- methods
+def schemes() -> Table:
+    """Errors of the schemes on the same nodes, with time steps that do not matter."""
+    rows = []
+    well, call, heat = catalog.double_well(horizon=2.0), catalog.geometric_brownian_motion(), catalog.heat()
+    for label, case, grids, stepper, steps in (
+        ("double well", well, [Grid.of(Box(-3.0, 3.0), n) for n in (41, 81, 161)], "radau5", 64),
+        (
+            "call, graded nodes",
+            call,
+            [Grid.of(call.problem.box.replace(0.0, 800.0), n, [Sinh(0.0, 800.0, 100.0, 20.0)]) for n in (41, 81, 161)],
+            "radau5",
+            64,
+        ),
+        (
+            "heat, correlation 0.95",
+            heat,
+            [Grid.of(Box([-4.5, -2.2], [4.5, 2.6]), n) for n in (31, 61, 121)],
+            "rk4",
+            None,
+        ),
+    ):
+        scale = float(np.abs(case.values).max())
+        for scheme in ("central6", "central4", "central2", "monotone"):
+            errors = []
+            for grid in grids:
+                taken = steps or _stable_steps(case.problem, grid, scheme)
+                sol = kolmo.solve(case.problem, grid=grid, steps=taken, scheme=scheme, stepper=stepper)
+                errors.append(float(np.abs(np.asarray(sol(case.points)) - case.values).max()) / scale)
+            rows.append((label, scheme, " / ".join(str(g.shape[0]) for g in grids), *errors))
+    columns = ("problem", "scheme", "nodes per axis", "error, coarse", "error, middle", "error, fine")
+    return Table("Schemes on the same nodes", columns, tuple(rows))
+
+
+def _stable_steps(problem: KolmogorovProblem, grid: Grid, scheme: str) -> int:
+    """Fewest steps that are stable with rk4."""
+    largest = STEPPERS["rk4"].largest_step(*Generator(problem, grid, SCHEMES[scheme]).stiffness())
+    return math.ceil((problem.horizon or 0.0) / largest) + 1
+
+
+def steppers() -> Table:
+    """Errors of the steppers on the same fine nodes; rk4 with the fewest steps that are stable."""
+    rows = []
+    line, plane = catalog.ornstein_uhlenbeck(horizon=1.0), catalog.heat()
+    for label, case, grid, names in (
+        ("Ornstein–Uhlenbeck", line, Grid.of(Box(-4.5, 5.0), 241), ("radau5", "radau3", "implicit-euler", "rk4")),
+        (
+            "heat, correlation 0.95",
+            plane,
+            Grid.of(Box([-4.5, -2.2], [4.5, 2.6]), 81),
+            ("radau5", "mcs3", "mcs", "implicit-euler", "rk4"),
+        ),
+    ):
+        scale = float(np.abs(case.values).max())
+        for name in names:
+            counts = (_stable_steps(case.problem, grid, "central6"),) if name == "rk4" else (4, 8, 16, 32)
+            for steps in counts:
+                sol = kolmo.solve(case.problem, grid=grid, steps=steps, scheme="central6", stepper=name)
+                error = float(np.abs(np.asarray(sol(case.points)) - case.values).max()) / scale
+                rows.append((label, name, steps, error))
+    return Table("Steppers on the same nodes, central6", ("problem", "stepper", "steps", "error"), tuple(rows))
+
+
+def transport() -> Table:
+    """No noise, or next to none: differences against semi-Lagrangian steps on the same nodes."""
+    rows = []
+    turn = catalog.rotation()
+    drift = catalog.ornstein_uhlenbeck("gauss", kappa=1.2, mu=0.3, sigma=0.05)
+    for label, case, grids in (
+        ("rotation, no noise", turn, [Grid.of(Box([-1.5, -1.5], [1.5, 1.5]), n) for n in (41, 81)]),
+        ("linear drift, σ = 0.05", drift, [Grid.of(Box(-4.0, 4.6), n) for n in (81, 161)]),
+    ):
+        scale = float(np.abs(case.values).max())
+        for stepper, counts in (("rk4", (0,)), ("semi-lagrangian", (4, 16))):
+            for count in counts:
+                errors, taken = [], []
+                for grid in grids:
+                    taken.append(count or _stable_steps(case.problem, grid, "central6"))
+                    sol = kolmo.solve(case.problem, grid=grid, steps=taken[-1], scheme="central6", stepper=stepper)
+                    errors.append(float(np.abs(np.asarray(sol(case.points)) - case.values).max()) / scale)
+                nodes = " / ".join(str(g.shape[0]) for g in grids)
+                rows.append((label, stepper, nodes, " / ".join(map(str, taken)), *errors))
+    columns = ("problem", "stepper", "nodes per axis", "steps", "error, coarse", "error, fine")
+    return Table("Transport", columns, tuple(rows))
+
+
 TABLES: dict[str, Callable[[], Table]] = {
     "closed_forms": closed_forms,
     "heston": heston,
@@ -280,4 +370,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "first_passage": first_passage,
     "densities": densities,
     "committor": committor_in_the_plane,
+    "schemes": schemes,
+    "steppers": steppers,
+    "transport": transport,
 }
