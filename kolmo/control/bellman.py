@@ -155,10 +155,9 @@ class Bellman:
     def derivatives(self, t: float, V: np.ndarray, act: Act) -> tuple[np.ndarray, np.ndarray]:
         """∇V (size, d) and ∇²V (size, d, d) as the central scheme takes them, slopes at walls included."""
         d, density, bend = self.grid.dim, self.metric.density, self.metric.bend
-        fields = [f[:, 0] for f in self.fields.fields(V)]
-        first = [fields[1 + 2 * i].copy() for i in range(d)]
-        second = [fields[2 + 2 * i].copy() for i in range(d)]
-        cross = {pair: fields[1 + 2 * d + k] for k, pair in enumerate(self.fields.pairs)}
+        first = [self._along(i, "first", V[:, 0]) for i in range(d)]
+        second = [self._along(i, "second", V[:, 0]) for i in range(d)]
+        cross = {(i, j): self._along(j, "cross", self._along(i, "cross", V[:, 0])) for i, j in self.fields.pairs}
         if self.fields.slopes:
             self._add_slopes(t, V[:, 0], act, first, second)
         p = np.stack([density[:, i] * first[i] for i in range(d)], -1)
@@ -170,6 +169,12 @@ class Bellman:
             M[:, i, j] = M[:, j, i] = keep[i] * keep[j] * density[:, i] * density[:, j] * values
         return p, M
 
+    def _along(self, axis: int, name: str, u: np.ndarray) -> np.ndarray:
+        """A one-dimensional difference operator of the central scheme along an axis of a node field."""
+        lines = np.moveaxis(u.reshape(self.grid.shape), axis, 0)
+        applied = self.fields.operators[axis][name].matrix @ lines.reshape(lines.shape[0], -1)
+        return np.moveaxis(np.asarray(applied).reshape(lines.shape), 0, axis).reshape(-1)
+
     def _add_slopes(self, t: float, V: np.ndarray, act: Act, first: list[Any], second: list[Any]) -> None:
         """Slopes at walls: along the conormal, and of elastic faces."""
         local, faces = self._local(t, act.a), self._face_data(t)
@@ -178,8 +183,7 @@ class Bellman:
             normal = np.where(local.S[wall, i, i] > 0, local.S[wall, i, i], 1.0)
             slope = np.zeros(self.grid.size)
             for j in self.fields.tilted[i, side]:
-                tangential = self.fields.operators[j]["cross"].apply(V[:, None], self.grid.shape, j)[:, 0]
-                slope -= local.S[wall, i, j] / normal * tangential[wall]
+                slope -= local.S[wall, i, j] / normal * self._along(j, "cross", V)[wall]
             if (i, side) in faces.robin:
                 kappa, value = faces.robin[i, side]
                 lookup = self.fields.wall_positions[i, side]
@@ -260,7 +264,7 @@ class Bellman:
     def rate(self, t: float, V: np.ndarray, act: Act) -> np.ndarray:
         """Q(a) V + r(a), shape (size, 1); V with or without absorbing values."""
         operator, load, _ = self.assemble(t, act)
-        return np.asarray(operator.apply(self.free(V)) + load)
+        return np.asarray(operator.apply(np.ascontiguousarray(self.free(V))) + load)
 
 
 class BandedRadau:

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,23 @@ class Coefficients:
                     return False
         return True
 
+    @cached_property
+    def _list(self) -> list[Values]:
+        """Values for every control of a finite set, constant in time."""
+        controls = self.problem.controls.samples
+        return [evaluate(self.problem, 0.0, self.x, torch.as_tensor(a).expand(len(self.x), len(a))) for a in controls]
+
+    def _listed(self, V: np.ndarray, p: np.ndarray, M: np.ndarray, start: torch.Tensor) -> torch.Tensor:
+        """The best control of a finite set; the present one wins ties."""
+        controls = self.problem.controls.samples
+        H = np.stack([(v.b * p).sum(-1) + 0.5 * (v.S * M).sum((-1, -2)) - v.c * V + v.g for v in self._list], 0)
+        H = self.problem.sign * H
+        now = ((start.numpy()[None] - controls[:, None]) ** 2).sum(-1).argmin(0)
+        nodes = np.arange(len(V))
+        best = H.argmin(0)
+        gain = H[best, nodes] < H[now, nodes] - 1e-15 * np.abs(H).max(0)
+        return torch.as_tensor(controls[np.where(gain, best, now)])
+
     @property
     def covariance_is_fixed(self) -> bool:
         """Whether Σ depends on neither time nor control."""
@@ -175,6 +193,8 @@ class Coefficients:
     ) -> tuple[torch.Tensor, np.ndarray]:
         """Minimisers (of sign × Hamiltonian) per node, and where there is one and the control acts."""
         controls: Any = self.problem.controls
+        if isinstance(controls, Finite) and self.autonomous:
+            return self._listed(V, p, M, start), np.ones(len(V), dtype=bool)
         if self.quadratic:
             model = self.model(t)
             linear, square = model.hamiltonian(V, p, M)

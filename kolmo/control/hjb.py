@@ -33,7 +33,7 @@ GROWTH = {1: 1.5, 2: 1.35, 3: 1.25}
 MAX_GROWTH = {1: 2.0, 2: 1.7, 3: 1.5}
 MAX_CELLS = {1: 6_000, 2: 60_000, 3: 200_000}
 # Processor time after which no finer level is begun.
-MAX_SECONDS = 90.0
+MAX_SECONDS = 60.0
 # More explicit steps than this call for implicit ones in two dimensions.
 MANY_STEPS = 3000
 # Rough terminal data: time nodes crowd towards T like this power.
@@ -434,10 +434,10 @@ class _Search:
         wide = layout.widened(level.recipe.grid)
         try:
             more = self._solve_on(wide, max(level.recipe.steps, FIRST_STEPS), scheme)
-        except InputError as error:
-            if error.argument != "terminal":
+        except (InputError, NotConvergedError) as error:
+            if isinstance(error, InputError) and error.argument != "terminal":
                 raise
-            # the data overflow there: with nothing to compare, what was measured before stands
+            # the data overflow there, or there is no answer: nothing to compare with
             self.cut = max(self.cut, self._estimate())
             return False
         at = as_numpy(wide.interpolate(more.V[:, 0], self.points, more.recipe.width))

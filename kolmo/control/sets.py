@@ -20,6 +20,8 @@ CURVED = 1e-10
 # Lattice points per coordinate from which a minimisation over a box starts, by number of coordinates.
 LATTICE = {1: 5, 2: 3, 3: 3}
 MAX_CONTROLS = 6
+# Times that the lattice is halved about its best point before Newton's method takes over.
+HALVINGS = 5
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,18 @@ class BoxSet:
         return np.clip(a, self.lo, self.hi)
 
     def minimize(self, H: Hamiltonian, start: torch.Tensor) -> Choice:
-        """Minimise over the set from a lattice and the start, polished by projected Newton steps."""
+        """Minimise over the set from a lattice and the start, closing in, then by projected Newton steps."""
         count = LATTICE.get(self.m, 2)
         axes = [np.linspace(a, b, count) if b > a else np.array([a]) for a, b in zip(self.lo, self.hi, strict=True)]
         candidates = [start] + [torch.tensor(point).expand_as(start) for point in product(*axes)]
         best = _best_of(H, candidates)
         low, high = torch.as_tensor(self.lo), torch.as_tensor(self.hi)
+        # Newton's method needs a start where the curvature is positive: close in on the minimum first
+        spacing = (high - low) / (count - 1)
+        for _ in range(HALVINGS):
+            spacing = 0.5 * spacing
+            moves = [sign * spacing * unit for unit in torch.eye(self.m, dtype=torch.float64) for sign in (-1.0, 1.0)]
+            best = _best_of(H, [best, *(torch.minimum(torch.maximum(best + move, low), high) for move in moves)])
         a, _, acts = _newton(H, best, low, high)
         return Choice(a, torch.ones(len(a), dtype=torch.bool), acts)
 
@@ -104,22 +112,16 @@ class BoxSet:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Minimise h·s + ½ s·Hs over a = centre + scale·s in the set; s (n, m), and that there is a minimum."""
         low, high = (self.lo - centre) / scale, (self.hi - centre) / scale
-        if self.m == 1:
-            slope, bend = h[:, 0], H[:, 0, 0]
-            newton = -slope / np.where(bend > 0, bend, 1.0)
-            inner = np.where(bend > 0, np.clip(newton, low[0], high[0]), start[:, 0])
-            options = [start[:, 0], inner, np.full(len(h), low[0]), np.full(len(h), high[0])]
-            values = np.stack([s * (slope + 0.5 * bend * s) for s in options], 0)
-            # the first wins a tie, so that a policy does not change without gain
-            gain = values < values[0] - 1e-15 * np.abs(values).max(0)
-            best = np.where(gain, values, np.inf).argmin(0) * gain.any(0)
-            return np.stack(options, 0)[best, np.arange(len(h))][:, None], np.ones(len(h), dtype=bool)
-        g, B = torch.as_tensor(h), torch.as_tensor(H)
-        unit = BoxSet(low, high)
-        choice = unit.minimize(
-            lambda s: (g * s).sum(-1) + 0.5 * torch.einsum("ni,nij,nj->n", s, B, s), torch.as_tensor(start)
-        )
-        return choice.a.numpy(), np.ones(len(h), dtype=bool)
+        # the minimum is the stationary point of one of the faces: every coordinate at its low end, high end, or free
+        options = [start]
+        for ends in product((0, 1, None), repeat=self.m):
+            options.append(_face_minimum(h, H, start, ends, low, high))
+        points = np.stack(options, 0)
+        values = np.einsum("qni,ni->qn", points, h) + 0.5 * np.einsum("qni,nij,qnj->qn", points, H, points)
+        # the first wins a tie, so that a policy does not change without gain
+        gain = values < values[0] - 1e-15 * np.abs(values).max(0)
+        best = np.where(gain, values, np.inf).argmin(0) * gain.any(0)
+        return points[best, np.arange(len(h))], np.ones(len(h), dtype=bool)
 
     def __repr__(self) -> str:
         return f"BoxSet({self.lo.tolist()}, {self.hi.tolist()})"
@@ -244,6 +246,23 @@ class Unbounded:
 
 
 ControlSet = BoxSet | Finite | Unbounded
+
+
+def _face_minimum(
+    h: np.ndarray, H: np.ndarray, start: np.ndarray, ends: tuple[int | None, ...], low: np.ndarray, high: np.ndarray
+) -> np.ndarray:
+    """Stationary points of h·s + ½ s·Hs on a face of a box; the start where there is none inside."""
+    free = [k for k, end in enumerate(ends) if end is None]
+    s = np.tile([0.0 if end is None else (low, high)[end][k] for k, end in enumerate(ends)], (len(h), 1))
+    if not free:
+        return s
+    right = -(h + np.einsum("nij,nj->ni", H, s))[:, free]
+    reduced = H[:, free][:, :, free]
+    lowest = np.linalg.eigvalsh(reduced)[:, 0] if len(free) > 1 else reduced[:, 0, 0]
+    safe = np.where((lowest > 0)[:, None, None], reduced, np.eye(len(free)))
+    s[:, free] = np.linalg.solve(safe, right[..., None])[..., 0] if len(free) > 1 else right / safe[:, :, 0]
+    good = (lowest > 0) & (s >= low).all(-1) & (s <= high).all(-1)
+    return np.where(good[:, None], s, start)
 
 
 def _best_of(H: Hamiltonian, candidates: list[torch.Tensor]) -> torch.Tensor:
