@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kolmo.arrays import Array, as_numpy, is_module, is_tensor
+from kolmo.arrays import Array, as_numpy, is_module, is_tensor, namespace
 from kolmo.box import Absorbing, Box, FaceValue, Robin
 from kolmo.errors import InputError
 from kolmo.sde import SDE, evaluate
@@ -175,21 +175,35 @@ def check_finite(value: Array, x: Array, t: float, argument: str) -> Array:
 def check_covariance(S: Array, x: Array, t: float) -> Array:
     """Raise an InputError where Σ is not symmetric positive semidefinite, with the eigenvalue."""
     check_finite(S, x, t, "covariance")
-    M = as_numpy(S)
-    scale = np.abs(M).max(axis=(-1, -2)) + 1e-300
-    skew = np.abs(M - np.swapaxes(M, -1, -2)).max(axis=(-1, -2)) / scale
-    if (skew > 1e-10).any():
+    scale = float(abs(S).max()) + 1e-300
+    skew = as_numpy(abs(S - namespace(S).swapaxes(S, -1, -2)).reshape(*S.shape[:-2], -1).sum(-1))
+    if (skew > 1e-10 * scale).any():
         where = np.unravel_index(np.argmax(skew), skew.shape)
         raise InputError(
-            "covariance", f"{M[where].tolist()} at t = {t:g}, x = {as_numpy(x)[where].tolist()}", "a symmetric matrix"
+            "covariance",
+            f"{as_numpy(S[where]).tolist()} at t = {t:g}, x = {as_numpy(x)[where].tolist()}",
+            "a symmetric matrix",
         )
-    lowest = np.linalg.eigvalsh(M)[..., 0] if M.shape[-1] > 1 else M[..., 0, 0]
-    if (lowest < -1e-10 * scale.max()).any():
-        where = np.unravel_index(np.argmin(lowest), lowest.shape)
+    suspects = np.nonzero(as_numpy(_least_minor(S / scale) < -1e-12))
+    lowest = np.linalg.eigvalsh(as_numpy(S[suspects]))[..., 0] if len(suspects[0]) else np.zeros(0)
+    if (lowest < -1e-10 * scale).any():
+        worst = int(np.argmin(lowest))
+        at = tuple(int(index[worst]) for index in suspects)
         raise InputError(
             "covariance",
-            f"eigenvalue {lowest[where]:.3g} at t = {t:g}, x = {as_numpy(x)[where].tolist()}",
+            f"eigenvalue {lowest[worst]:.3g} at t = {t:g}, x = {as_numpy(x)[at].tolist()}",
             "a positive semidefinite matrix Σ = σσᵀ",
             "give the noise matrix as diffusion=σ if that is what you have",
         )
     return S
+
+
+def _least_minor(S: Array) -> Array:
+    """Smallest principal minor of matrices up to 3 × 3, shape (...): not negative where they are semidefinite."""
+    d = S.shape[-1]
+    minors = [S[..., i, i] for i in range(d)]
+    minors += [S[..., i, i] * S[..., j, j] - S[..., i, j] ** 2 for i in range(d) for j in range(i)]
+    if d == 3:
+        (a, b, c), (_, e, f), (_, _, g) = ([S[..., i, j] for j in range(3)] for i in range(3))
+        minors.append(a * (e * g - f * f) - b * (b * g - c * f) + c * (b * f - c * e))
+    return namespace(S).stack(minors, -1).min(-1)[0] if is_tensor(S) else np.stack(minors, -1).min(-1)

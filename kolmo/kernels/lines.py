@@ -60,7 +60,8 @@ class LineOperator:
         inner = u.shape[0] * u.shape[1] // (outer * n)
         view = u.reshape(outer, n, inner)
         if is_tensor(u):
-            return (self._dense(u) @ view).reshape(u.shape)
+            dense = self._dense(u)
+            return (view[:, :, 0] @ dense.T if inner == 1 else dense @ view).reshape(u.shape)
         from kolmo.kernels import compiled
 
         out = np.empty_like(u) if out is None else out
@@ -81,7 +82,10 @@ def weighted_sum(a: Array, fields: Array, like: Array) -> Array:
     if is_tensor(like):
         import torch
 
-        return (a[:, :, None] * torch.stack(fields, 0)).sum(0) if len(fields) else torch.zeros_like(like)
+        total = torch.zeros_like(like)
+        for weight, field in zip(a, fields, strict=True):
+            total = total.addcmul(weight[:, None], field)
+        return total
     if len(fields) == 0:
         return np.zeros(like.shape)
     from kolmo.kernels import compiled

@@ -57,7 +57,7 @@ class TensorStencil:
 
         Partial products are shared. In torch: a list of tensors.
         """
-        work = [None] * len(self.terms) if is_tensor(u) else self._work(u)
+        work: Any = [None] * len(self.terms) if is_tensor(u) else self._work(u)
         known: dict[Key, Array] = {(None,) * len(self.shape): u}
 
         def field(key: Key, out: Array | None = None) -> Array:

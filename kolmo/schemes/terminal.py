@@ -316,9 +316,11 @@ def _smoothing(cells: int, box: Box, axis: int, order: int, grid: Grid) -> sp.cs
 def _lattice_index(cells: np.ndarray, shape: list[int], q: int) -> np.ndarray:
     """Flat lattice indices of the Gauss points of cells, shape (cells, q^d)."""
     index = np.zeros((len(cells), 1), dtype=int)
+    size = 1
     for i, n in enumerate(shape):
+        size *= q
         along = cells[:, i, None] * q + np.arange(q)
-        index = (index[:, :, None] * n + along[:, None, :]).reshape(len(cells), -1)
+        index = (index[:, :, None] * n + along[:, None, :]).reshape(len(cells), size)
     return index
 
 
@@ -467,7 +469,7 @@ def _break(values: Any, count: int) -> np.ndarray:
         a, b = np.where(lower, middle, a), np.where(lower, b, middle)
         fa, fb = np.where(lower[:, None], fm, fa), np.where(lower[:, None], fb, fm)
     split[rows] = 0.5 * (a + b)
-    return np.clip(split, 1e-12, 1.0 - 1e-12)
+    return np.asarray(np.clip(split, 1e-12, 1.0 - 1e-12))
 
 
 def _vertex(samples: np.ndarray, f: np.ndarray, bends: np.ndarray) -> np.ndarray:
