@@ -15,7 +15,7 @@ from kolmo.errors import InputError, NotConvergedError
 from kolmo.grading import Grading, Sinh, Uniform
 from kolmo.grid import Axis, Grid
 from kolmo.march import Callback, March, Run, time_nodes
-from kolmo.problem import KolmogorovProblem
+from kolmo.problem import KolmogorovProblem, check_vectorised
 from kolmo.reach import Reach, reach
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator
@@ -192,6 +192,7 @@ def search(
     _check_tolerances(rtol, atol)
     problem = problem.handing("torch") if is_tensor(at) else problem
     points = interesting_points(problem, at)
+    check_vectorised(problem, points)
     searcher = _Search(problem, points, rtol, atol, tuple(save), scheme, stepper, like, callback, progress)
     limits = (max_cells or MAX_CELLS[problem.dim], MAX_SECONDS if max_seconds is None else max_seconds)
     return searcher.run(*limits)

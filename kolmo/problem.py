@@ -153,9 +153,36 @@ def _keep_points(value: Array, x: Array, argument: str, *, columns: bool) -> Arr
     raise InputError(
         argument,
         f"a result of shape {tuple(value.shape)}",
-        f"shape {lead}" + (f" or {(*lead, 'k')}" if columns else "") + f" for points of shape {tuple(x.shape)}",
+        f"shape {lead}"
+        + (f" or ({', '.join(map(str, lead))}, k)" if columns else "")
+        + f" for points of shape {tuple(x.shape)}",
         f"{argument} must be vectorised over the leading axes of x, e.g. use x[..., 0] and numpy functions",
     )
+
+
+def check_vectorised(problem: KolmogorovProblem, points: np.ndarray) -> None:
+    """Raise an InputError where a function's value at a point depends on which other points it is handed with."""
+    t = 0.5 * (problem.horizon or 0.0)
+    functions: dict[str, Callable[[np.ndarray], Array]] = {
+        "drift": lambda x: problem.sde.drift(t, x),
+        "covariance": lambda x: problem.sde.covariance(t, x),
+        "killing": lambda x: problem.rate(t, x),
+        "source": lambda x: problem.running(t, x),
+    }
+    if problem.terminal is not None:
+        functions["terminal"] = problem.final
+    some = points[:: max(1, len(points) // 5)][:6]
+    for argument, f in functions.items():
+        together = as_numpy(f(some))
+        alone = np.stack([as_numpy(f(x[None]))[0] for x in some])
+        if not np.allclose(together, alone, rtol=1e-7, atol=1e-12, equal_nan=True):
+            where = some[int(np.argmax(np.abs(together - alone).reshape(len(some), -1).max(1)))]
+            raise InputError(
+                argument,
+                f"a value at x = {where.tolist()} that depends on the other points in the array",
+                "a function vectorised over the leading axes of x (and not random)",
+                "use x[..., 0], x[..., 1] for the coordinates, not x[0], x[1]",
+            )
 
 
 def check_finite(value: Array, x: Array, t: float, argument: str) -> Array:

@@ -156,17 +156,13 @@ def evaluate(f: Any, t: float, x: Array, argument: str, arrays: str | None = Non
     except (InputError, KeyboardInterrupt):
         raise
     except Exception as error:
-        error.add_note(
-            f"kolmo: raised by {argument}(t, x) with t = {t!r} and x a {type(hand).__name__} "
-            f"of shape {tuple(x.shape)}. "
-            f"Functions must accept points of shape (..., d) and be vectorised over the leading axes"
-            + (
-                "; here they receive torch tensors."
-                if is_tensor(hand)
-                else " (use NumPy functions, or SDE(..., arrays='torch') for torch ones)."
-            )
-        )
-        raise
+        kind = "torch tensors" if is_tensor(hand) else "NumPy arrays (SDE(..., arrays='torch') hands out tensors)"
+        raise InputError(
+            argument,
+            f"{type(error).__name__}: {error}",
+            f"a function of t (a float) and points of shape {tuple(x.shape)} that works on whole arrays",
+            f"write it with x[..., i] and array functions; it is handed {kind}",
+        ) from error
     return as_like(value, x)
 
 

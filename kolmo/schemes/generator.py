@@ -13,7 +13,7 @@ from kolmo.arrays import Array, as_like, as_numpy, namespace
 from kolmo.box import Absorbing, Box, Natural, Robin
 from kolmo.errors import InputError
 from kolmo.grid import Grid
-from kolmo.problem import KolmogorovProblem, check_finite
+from kolmo.problem import KolmogorovProblem, check_finite, check_vectorised
 from kolmo.schemes.base import SCHEMES, FaceData, Scheme
 from kolmo.schemes.local import Local, Metric, local_coefficients, on_face, wall_nodes
 
@@ -284,4 +284,5 @@ def discretize(problem: KolmogorovProblem, grid: Grid | int | Sequence[int], sch
     if scheme == "auto":
         fitting = [n for n in ("central6", "central4", "central2") if min(grid.shape) >= SCHEMES[n].minimum_nodes]
         scheme = fitting[0] if fitting else "monotone"
+    check_vectorised(problem, grid.points)
     return Generator(problem, grid, SCHEMES[scheme])
