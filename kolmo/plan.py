@@ -47,6 +47,8 @@ CUT_SHARE = 0.2
 CUT_TRIES = 12
 # Part of the cells added on each open side to measure the cut.
 CUT_MARGIN = 0.2
+# The wider box is cut too: with heavy tails what is left may be as large as what was seen.
+CUT_SAFETY = 2.0
 
 
 @dataclass(frozen=True)
@@ -378,7 +380,7 @@ class _Search:
             return None
         wider, grid = layout.widened(last.discretization.grid)
         level = self._solve_on(grid, last.effort, last.n)
-        self.cut = np.abs(level.values - last.values).max(0)
+        self.cut = CUT_SAFETY * np.abs(level.values - last.values).max(0)
         return wider, level
 
     def _outcome(self, status: str, message: str) -> Outcome:
@@ -428,7 +430,9 @@ class _Search:
         before = np.abs(values[-2] - values[-3]).max(0)
         with np.errstate(divide="ignore", invalid="ignore"):
             observed = np.log(before / last) / math.log(nodes[-2] / nodes[-3])
-        order = np.clip(np.nan_to_num(0.8 * observed, nan=1.0, posinf=self.order), 1.0, self.order)
+        # faster than the scheme can be: one part of the error dies while another has not shown itself yet
+        trusted = np.where(observed > self.order + 1.0, 0.5 * self.order, 0.8 * observed)
+        order = np.clip(np.nan_to_num(trusted, nan=1.0, posinf=0.5 * self.order), 1.0, self.order)
         floor = 4e-15 * (1.0 + np.abs(values[-1]).max(0)) * math.sqrt(self.levels[-1].discretization.grid.size)
         return np.asarray(last / (ratio**order - 1.0) + floor)
 
