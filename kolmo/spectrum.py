@@ -1,0 +1,193 @@
+"""Leading eigenvalues of the generator: how fast the process forgets, and where it gets stuck."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import scipy.sparse.linalg as spla
+
+from kolmo.arrays import as_numpy, as_points
+from kolmo.box import Box
+from kolmo.discretization import EXTRA_NODES
+from kolmo.errors import InputError, NotConvergedError
+from kolmo.grid import Grid
+from kolmo.kernels.linear import factorize
+from kolmo.problem import KolmogorovProblem
+from kolmo.schemes.generator import Generator, discretize
+
+# Nodes per axis when no grid is given; the coarser ones give the error estimate.
+NODES = {1: (241, 161), 2: (49, 35), 3: (17, 14)}
+# Up to this many nodes all eigenvalues are computed at once.
+DENSE = 320
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    r"""Eigenvalues of the generator with the largest real parts, :math:`L\psi = \lambda\psi`.
+
+    Attributes
+    ----------
+    eigenvalues : ndarray, shape (k,)
+        λ, real part decreasing; real unless the process rotates. −1/λ is a relaxation time.
+    functions : ndarray, shape (k, *grid.shape)
+        Eigenfunctions ψ at the nodes, largest absolute value one.
+    residuals : ndarray, shape (k,)
+        Largest :math:`|Q\psi - \lambda\psi|` over the nodes, relative to the largest entry of Q.
+    error_estimate : ndarray or None, shape (k,)
+        Change of λ from a coarser grid; None where the grid was given.
+    grid : Grid
+        The nodes.
+    scheme : str
+        Name of the scheme.
+    """
+
+    eigenvalues: np.ndarray
+    functions: np.ndarray
+    residuals: np.ndarray
+    error_estimate: np.ndarray | None
+    grid: Grid
+    scheme: str
+    _width: int
+
+    def __call__(self, x: Any) -> np.ndarray:
+        """Eigenfunctions interpolated at points (..., d): shape (..., k)."""
+        psi = self.functions.reshape(len(self.eigenvalues), self.grid.size).T
+        points = as_numpy(as_points(x, self.grid.dim))
+        value = self.grid.interpolate(np.ascontiguousarray(psi.real), points, self._width)
+        if np.iscomplexobj(psi):
+            value = value + 1j * self.grid.interpolate(np.ascontiguousarray(psi.imag), points, self._width)
+        return np.asarray(value)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{v:.6g}" for v in self.eigenvalues[:6]) + (", ..." if len(self.eigenvalues) > 6 else "")
+        return f"Spectrum([{shown}], {self.grid!r}, {self.scheme})"
+
+
+def spectrum(
+    problem: KolmogorovProblem,
+    k: int = 6,
+    *,
+    at: Any = None,
+    grid: Grid | int | Sequence[int] | None = None,
+    scheme: str = "auto",
+) -> Spectrum:
+    r"""Leading eigenvalues and eigenfunctions of the generator with killing and faces.
+
+    .. math:: b\cdot\nabla\psi + \tfrac12\Sigma:\nabla^2\psi - c\,\psi = \lambda\psi
+
+    with ψ = 0 at absorbing faces and homogeneous conditions at elastic and reflecting ones. Of the problem only the
+    process, killing and faces count.
+
+    Parameters
+    ----------
+    problem : KolmogorovProblem
+        The process; its coefficients must not depend on time.
+    k : int
+        How many.
+    at : array_like, shape (..., d), optional
+        Points around which an unbounded problem is cut, as in ``Box.covering`` with the problem's horizon.
+    grid : Grid, int or tuple, optional
+        Nodes; None: chosen, with an error estimate from a coarser grid.
+    scheme : str, default "auto"
+        As in ``solve``.
+
+    Returns
+    -------
+    Spectrum
+
+    Raises
+    ------
+    InputError
+        For coefficients that depend on time, or an unbounded box without ``at``.
+    NotConvergedError
+        If the iteration does not converge.
+
+    Notes
+    -----
+    Shift and invert with ARPACK (Lehoucq, Sorensen & Yang 1998) around a small positive number; all eigenvalues at once
+    on small grids. High-order schemes have spurious eigenvalues far from zero: compare with ``error_estimate``.
+
+    Examples
+    --------
+    >>> import kolmo
+    >>> from kolmo.spectrum import spectrum
+    >>> bm = kolmo.SDE(0.0, diffusion=1.0, dim=1)
+    >>> problem = kolmo.KolmogorovProblem(bm, lambda x: x[..., 0], 1.0, kolmo.Box(0.0, 1.0, "reflecting"))
+    >>> (spectrum(problem, 3).eigenvalues / (-0.5 * np.pi**2)).round(6).tolist()  # 0, 1, 4
+    [-0.0, 1.0, 4.0]
+    """
+    if not isinstance(k, (int, np.integer)) or k < 1:
+        raise InputError("k", k, "a positive whole number")
+    if grid is not None:
+        return _solve(problem, int(k), grid, scheme)
+    box = _finite(problem, at)
+    fine, coarse = (_solve(problem, int(k), Grid.of(box, n), scheme) for n in NODES[problem.dim])
+    change = np.abs(fine.eigenvalues - coarse.eigenvalues)
+    return Spectrum(
+        fine.eigenvalues, fine.functions, fine.residuals, change, fine.grid, fine.scheme, fine._width
+    )  # fmt: skip
+
+
+def _finite(problem: KolmogorovProblem, at: Any) -> Box:
+    if np.isfinite([*problem.box.lower, *problem.box.upper]).all():
+        return problem.box
+    if at is None or problem.horizon is None:
+        raise InputError(
+            "at",
+            None,
+            "points around which to cut the unbounded box, and a horizon",
+            "or give the problem a finite box",
+        )
+    return Box.covering(problem.sde, at, problem.horizon, within=problem.box)
+
+
+def _solve(problem: KolmogorovProblem, k: int, grid: Grid | int | Sequence[int], scheme: str) -> Spectrum:
+    generator = discretize(problem, grid, scheme)
+    if not generator.autonomous or problem.sde.breakpoints:
+        raise InputError("problem", "coefficients that depend on time", "constant ones")
+    free = np.flatnonzero(~generator.fixed)
+    if k > len(free) - 2:
+        raise InputError("k", k, f"at most {len(free) - 2} on this grid")
+    Q = sp.csr_matrix(generator.matrix(0.0)[free][:, free])
+    values, vectors = _dense(Q) if len(free) <= DENSE else _arnoldi(Q, k, _pace(generator))
+    order = np.lexsort((-values.imag, -np.round(values.real, 12)))[:k]
+    values, vectors = values[order], vectors[:, order]
+    vectors = vectors / vectors[np.abs(vectors).argmax(0), np.arange(k)]
+    residuals = np.abs(Q @ vectors - vectors * values).max(0) / np.abs(Q).max()
+    if residuals.max() > 1e-6:
+        raise NotConvergedError(f"eigenvalues did not converge: residuals up to {residuals.max():.1e}")
+    if np.abs(values.imag).max() <= 1e-9 * np.abs(values).max():
+        values, vectors = values.real, vectors.real
+    functions = np.zeros((k, generator.grid.size), dtype=vectors.dtype)
+    functions[:, free] = vectors.T
+    width = max(4, generator.scheme.order + EXTRA_NODES)
+    shape = (k, *generator.grid.shape)
+    return Spectrum(values, functions.reshape(shape), residuals, None, generator.grid, generator.scheme.name, width)
+
+
+def _dense(Q: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    values, vectors = np.linalg.eig(Q.toarray())
+    return np.asarray(values, dtype=complex), np.asarray(vectors, dtype=complex)
+
+
+def _pace(generator: Generator) -> float:
+    """Rate at which the process crosses the box, from its noise and drift."""
+    n = np.array(generator.grid.shape)
+    noise = np.einsum("nii->ni", generator.sample.S).max(0) / n**2
+    return float(max(noise.max(), (np.abs(generator.sample.A) / n).max()))
+
+
+def _arnoldi(Q: sp.csr_matrix, k: int, pace: float) -> tuple[np.ndarray, np.ndarray]:
+    """A few more eigenvalues than wanted around a shift just right of zero."""
+    shift = 0.1 * pace
+    factors = factorize(Q - shift * sp.identity(Q.shape[0]))
+    inverse = spla.LinearOperator(Q.shape, matvec=lambda v: factors.solve(v.reshape(-1, 1)).ravel(), dtype=float)
+    start = np.random.default_rng(0).standard_normal(Q.shape[0])
+    more = min(k + 4, Q.shape[0] - 2)
+    try:
+        mu, vectors = spla.eigs(inverse, more, which="LM", v0=start, ncv=min(Q.shape[0] - 1, 2 * more + 20))
+    except spla.ArpackNoConvergence as error:
+        raise NotConvergedError(f"eigenvalues did not converge: {error}") from error
+    return np.asarray(shift + 1.0 / mu), np.asarray(vectors)
