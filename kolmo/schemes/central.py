@@ -246,7 +246,7 @@ class Central:
 
 def _correlation(S: np.ndarray) -> float:
     """Largest correlation |S_ij| / √(S_ii S_jj) over the nodes."""
-    scale = np.sqrt(np.einsum("nii->ni", S))
+    scale = np.sqrt(np.maximum(np.einsum("nii->ni", S), 0.0))
     product = scale[:, :, None] * scale[:, None, :]
     ratio = np.abs(S) / np.where(product > 0, product, np.inf)
     return float(np.max(ratio * (1.0 - np.eye(S.shape[1])), initial=0.0))
