@@ -19,6 +19,7 @@ from kolmo.schemes.generator import Generator, discretize
 from kolmo.sde import SDE
 from kolmo.solution import Solution, load
 from kolmo.solve import solve
+from kolmo.spectrum import spectrum
 
 __version__ = "0.1.0"
 
@@ -45,5 +46,6 @@ __all__ = [
     "plan",
     "solve",
     "solve_forward",
+    "spectrum",
     "stationary_density",
 ]
