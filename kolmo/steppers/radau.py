@@ -129,7 +129,7 @@ class CoupledStep(CollocationStep):
     def _solve(self, parts: list[np.ndarray], transposed: bool) -> list[np.ndarray]:
         n, k = parts[0].shape
         x = self._solver.solve(np.stack(parts, 1).reshape(n * self.s, k), transposed=transposed)
-        return [x.reshape(n, self.s, k)[:, j] for j in range(self.s)]
+        return [np.ascontiguousarray(x.reshape(n, self.s, k)[:, j]) for j in range(self.s)]
 
     def stages(self, u: Array, loads: Sequence[Array]) -> list[Array]:
         """Stage states."""
