@@ -1,0 +1,131 @@
+"""Kinks and jumps in the terminal data: the smoothing kernels and the order that they keep."""
+
+import numpy as np
+import pytest
+
+from kolmo import SDE, Box, KolmogorovProblem, solve
+from kolmo.catalog import CASES
+from kolmo.schemes.terminal import kernel, support
+from kolmo.testing import order_of_accuracy
+
+
+@pytest.mark.parametrize("order", [2, 4, 6])
+def test_kernel_reproduces_polynomials(order):
+    """Smoothing at all positions keeps polynomials of degree below the order."""
+    s, w = np.polynomial.legendre.leggauss(12)
+    cells = np.arange(-support(order), support(order))
+    x = (cells[:, None] + 0.5 * (s + 1.0)).ravel()
+    weights = np.tile(0.5 * w, len(cells)) * kernel(order)(x)
+    moments = [weights @ x**m for m in range(order + 1)]
+    assert np.allclose(moments[:order], [1.0] + [0.0] * (order - 1), atol=1e-12)
+    assert abs(moments[order]) > 1e-3
+
+
+@pytest.mark.parametrize("order", [2, 4, 6])
+def test_kernel_damps_what_the_grid_cannot_see(order):
+    """Its Fourier transform has zeros of the order at multiples of 2π, so that what aliases is gone."""
+    s, w = np.polynomial.legendre.leggauss(40)
+    cells = np.arange(-support(order), support(order))
+    x = (cells[:, None] + 0.5 * (s + 1.0)).ravel()
+    weights = np.tile(0.5 * w, len(cells)) * kernel(order)(x)
+    small, large = (abs((weights * np.cos((2.0 * np.pi + e) * x)).sum()) for e in (0.1, 0.2))
+    assert abs(np.log2(large / small) - order) < 0.4
+
+
+# Off the nodes and of no special position relative to them.
+BREAK = 0.1371
+
+
+def jump(x):
+    return (x[..., 0] > BREAK) * 1.0
+
+
+def kink(x):
+    return np.maximum(x[..., 0] - BREAK, 0.0)
+
+
+def brownian(terminal):
+    return KolmogorovProblem(SDE(0.0, diffusion=1.0, dim=1), terminal, 0.5, Box(-6.0, 6.0))
+
+
+def exact(terminal):
+    from scipy.special import ndtr
+
+    s = np.sqrt(0.5)
+
+    def u(t, x):
+        z = (np.asarray(x)[..., 0] - BREAK) / s
+        return ndtr(z) if terminal is jump else s * (z * ndtr(z) + np.exp(-0.5 * z**2) / np.sqrt(2.0 * np.pi))
+
+    return u
+
+
+X = np.array([[-0.7], [0.05], [0.1371], [0.4], [1.3]])
+
+
+@pytest.mark.parametrize("terminal", [jump, kink])
+@pytest.mark.parametrize("scheme", ["central2", "central4", "central6"])
+def test_breaks_keep_the_order(terminal, scheme):
+    order = int(scheme[-1])
+    nodes = [45, 91, 181] if order < 6 else [45, 67, 91]
+    table = order_of_accuracy(
+        brownian(terminal), exact(terminal), X, nodes=nodes, steps=32, scheme=scheme, stepper="radau5"
+    )
+    # over both refinements, so that the position of the break among the nodes does not matter
+    errors = table.column("error")
+    spacing = 1.0 / (np.array(nodes) - 1.0)
+    assert np.log(errors[0] / errors[-1]) / np.log(spacing[0] / spacing[-1]) > order - 0.6, table
+
+
+def test_without_smoothing_the_order_is_lost():
+    from kolmo.discretization import Discretization
+
+    errors = []
+    for n in (45, 91):
+        recipe = solve(brownian(jump), grid=n, steps=32, scheme="central6").discretization
+        plain = Discretization(recipe.grid, recipe.times, recipe.scheme, recipe.stepper)
+        errors.append(np.abs(solve(brownian(jump), discretization=plain)(X) - exact(jump)(0.0, X)).max())
+        assert recipe.properties["terminal_smoothed"]
+    assert np.log2(errors[0] / errors[1]) < 3.0
+    assert errors[1] > 1e-3
+
+
+def test_smooth_data_are_left_alone():
+    for name in ("circle", "reflected_ornstein_uhlenbeck", "wright_fisher"):
+        recipe = solve(CASES[name]().problem, grid=81, steps=4).discretization
+        assert not recipe.properties["terminal_smoothed"], name
+
+
+def test_columns_are_smoothed_together():
+    both = KolmogorovProblem(
+        SDE(0.0, diffusion=1.0, dim=1), lambda x: np.stack([jump(x), np.cos(x[..., 0])], -1), 0.5, Box(-6.0, 6.0)
+    )
+    values = solve(both, grid=91, steps=16)(X)
+    assert np.abs(values[:, 0] - exact(jump)(0.0, X)).max() < 1e-5
+    inner = np.abs(values[:, 1] - np.exp(-0.25) * np.cos(X[:, 0]))
+    assert inner.max() < 1e-5
+
+
+def test_break_along_a_slanted_line():
+    """1{x₀ + x₁ > c}: one-dimensional in the sum, whose variance is 2T."""
+    from scipy.special import ndtr
+
+    problem = KolmogorovProblem(
+        SDE([0.0, 0.0], diffusion=1.0, dim=2),
+        lambda x: (x[..., 0] + 0.6 * x[..., 1] > BREAK) * 1.0,
+        0.5,
+        Box([-4.0, -4.0], [4.0, 4.0]),
+    )
+    x = np.array([[0.0, 0.0], [0.5, -0.3], [-0.4, 0.2]])
+    wanted = ndtr((x[:, 0] + 0.6 * x[:, 1] - BREAK) / np.sqrt(0.5 * 1.36))
+    errors = [np.abs(solve(problem, grid=n, steps=8, scheme="central4")(x) - wanted).max() for n in (31, 61)]
+    assert errors[1] < 5e-4
+    assert np.log2(errors[0] / errors[1]) > 2.5
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_gentle_waves_across_three_dimensions_plan(dim):
+    """Data that look rough along some lines only leave nothing to sample, or something: both work."""
+    box = Box([0.0] * dim, [1.0] * dim, ["reflecting", "absorbing", "periodic"][:dim])
+    problem = KolmogorovProblem(SDE([0.0] * dim, diffusion=1.0, dim=dim), lambda x: np.cos(x).prod(-1), 0.01, box)
+    assert np.isfinite(solve(problem, grid=9, steps=20, scheme="central4", stepper="rk4").values).all()
