@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import kolmo
+from kolmo import catalog
 from kolmo.testing import duality_gap, maximum_principle
 from validation.random_problems import CATALOG, DATA, PERIODIC, WORDS, Spec, question, trial
 
@@ -180,3 +181,21 @@ def test_simulation_agrees():
 
     words = ("open", "reflecting", "absorbing", "robin")
     check_all(free(1, words=words, chart=st.just(0), noise=(1.0, 0.5)), 20 if COUNT >= 200 else 3, check)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kappa", "sigma", "x", "rtol"),
+    [
+        (0.8706212582543853, 0.02, 0.53348851551811, 1e-3),
+        (-0.9632342375865768, 0.01, 0.09253204330032551, 1e-3),
+        (0.8943221132707286, 0.02, 0.6177114476648327, 1e-2),
+    ],
+)
+def test_points_inside_a_sharp_layer(kappa, sigma, x, rtol):
+    """A jump carried by the drift stays sharp: the values of coarse grids at one point may agree by chance."""
+    case = catalog.ornstein_uhlenbeck("indicator", kappa=kappa, mu=0.0, sigma=sigma)
+    points = np.array([[x], [x + 0.4], [x - 0.8]])
+    sol = kolmo.solve(case.problem, at=points, rtol=rtol, atol=1e-9)
+    error = np.abs(np.asarray(sol(points)) - case.exact(0.0, points)).max()
+    assert sol.status != "converged" or error <= 10.0 * sol.error_estimate.max(), (error, sol.error_estimate)
