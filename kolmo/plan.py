@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kolmo.arrays import as_numpy, as_points, is_tensor
-from kolmo.box import Box, Natural, Open
+from kolmo.box import Absorbing, Box, Natural, Open, Robin
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grading import Grading, Sinh, Uniform
@@ -24,7 +24,7 @@ from kolmo.stationary import solve_stationary
 from kolmo.steppers.base import STEPPERS
 
 SCHEME = "central6"
-IMPLICIT, SPLIT, EXPLICIT = "radau5", "mcs3", "rk4"
+IMPLICIT, SPLIT, EXPLICIT, TRANSPORT = "radau5", "mcs3", "rk4", "semi-lagrangian"
 
 # Nodes per axis of the first level, and implicit steps there, by dimension.
 FIRST_NODES = {1: 41, 2: 25, 3: 17}
@@ -47,6 +47,8 @@ CUT_SHARE = 0.2
 CUT_TRIES = 12
 # Part of the cells added on each open side to measure the cut.
 CUT_MARGIN = 0.2
+# Points at most that get witnesses, and how far beside them these lie, in box widths.
+WITNESSES, WITNESS_SHIFT = 8, 0.02
 # The wider box is cut too: with heavy tails what is left may be as large as what was seen.
 CUT_SAFETY = 2.0
 
@@ -106,6 +108,8 @@ class Level:
         The states.
     values : ndarray, shape (points, k)
         Answer at the points that matter.
+    witnessed : ndarray, shape (more points, k)
+        Answer there and at witnesses beside them, for the estimate.
     seconds : float
         Wall time.
     n : float
@@ -117,6 +121,7 @@ class Level:
     discretization: Discretization
     run: Run
     values: np.ndarray
+    witnessed: np.ndarray
     seconds: float
     n: float
     effort: int
@@ -318,6 +323,7 @@ class _Search:
         self.order = SCHEMES[self.scheme].order
         self.levels: list[Level] = []
         self.cut = np.zeros(1)
+        self._beside: np.ndarray | None = None
         self.started = time.perf_counter()
 
     def run(self, max_cells: int, max_seconds: float) -> Outcome:
@@ -419,7 +425,7 @@ class _Search:
 
     def _estimate(self) -> np.ndarray:
         """Error estimate per column from the differences of the last levels."""
-        values = [level.values for level in self.levels]
+        values = [level.witnessed for level in self.levels]
         nodes = [level.n for level in self.levels]
         if len(values) < 2:
             return np.full(values[-1].shape[1], np.inf)
@@ -469,8 +475,10 @@ class _Search:
                 f"the solution became infinite on {grid!r} with {recipe.stepper} and {recipe.steps} steps; "
                 "the drift may blow up inside the box: try a smaller box, or solve(..., scheme='monotone')"
             )
-        values = as_numpy(grid.interpolate(as_numpy(run.state), self.points, recipe.width))
-        return Level(recipe, run, values.reshape(len(self.points), -1), time.perf_counter() - begun, n, steps)
+        everywhere = np.concatenate([self.points, self._witnesses(grid)])
+        witnessed = as_numpy(grid.interpolate(as_numpy(run.state), everywhere, recipe.width))
+        witnessed = witnessed.reshape(len(everywhere), -1)
+        return Level(recipe, run, witnessed[: len(self.points)], witnessed, time.perf_counter() - begun, n, steps)
 
     def _proportioned(self, layout: Layout, n: float) -> Layout:
         """Give each axis nodes in proportion to the error that it causes, seen by refining it alone."""
@@ -488,18 +496,34 @@ class _Search:
         scale = math.prod(shares) ** (-1.0 / len(shares))
         return Layout(layout.box, layout.gradings, tuple(scale * share for share in shares))
 
+    def _witnesses(self, grid: Grid) -> np.ndarray:
+        """Points beside those that matter: two levels may agree at a few points by accident, hardly at all of these."""
+        if self._beside is None:
+            low, high = grid.box
+            some = self.points[:: max(1, len(self.points) // WITNESSES)]
+            shifts = WITNESS_SHIFT * (high - low) * np.concatenate([np.eye(grid.dim), -np.eye(grid.dim)])
+            self._beside = np.clip((some[:, None] + shifts).reshape(-1, grid.dim), low, high)
+        return self._beside
+
     def _choose_stepper(self, generator: Generator, steps: int) -> tuple[str, int]:
-        """Implicit in one dimension; beyond, explicit or alternating directions, whichever costs less."""
+        """Along characteristics without noise; implicit in one dimension; else explicit or alternating directions."""
         horizon = self.problem.horizon or 0.0
         explicit = math.ceil(horizon / STEPPERS[EXPLICIT].largest_step(*generator.stiffness())) + 1
         split = math.ceil(FIRST_SPLIT_STEPS * (steps / FIRST_STEPS) ** SPLIT_GROWTH)
         name = self.stepper
+        if name == "auto" and self.like is None and not generator.sample.S.any() and _traceable(generator.box):
+            return TRANSPORT, steps
         if name == "auto":
             affordable = explicit <= EXPLICIT_PER_SPLIT * split or self.like is not None
             name = IMPLICIT if self.problem.dim == 1 and self.like is None else EXPLICIT if affordable else SPLIT
         if name == EXPLICIT:
             return name, max(explicit, steps)
         return name, split if name in (SPLIT, "mcs") else steps
+
+
+def _traceable(box: Box) -> bool:
+    """Whether characteristics can be followed to every face: values on absorbing and elastic ones are not seen."""
+    return not any(isinstance(face, (Absorbing, Robin)) for pair in box.faces for face in pair)
 
 
 def _check_tolerances(rtol: float, atol: float) -> None:
