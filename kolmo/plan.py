@@ -393,7 +393,7 @@ class _Search:
         best = self.levels[-1]
         if best.run.interrupted and len(self.levels) > 1:
             best = self.levels[-2]
-        parts = self._estimate() if len(self.levels) > 1 else np.full(best.values.shape[1], np.nan)
+        parts = self._estimate() if len(self.levels) > 1 else np.full(best.values.shape[1], np.inf)
         estimate = parts + self.cut
         recipe = best.discretization
         time_part = parts * self._time_share()

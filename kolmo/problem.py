@@ -202,7 +202,7 @@ def check_finite(value: Array, x: Array, t: float, argument: str) -> Array:
 def check_covariance(S: Array, x: Array, t: float) -> Array:
     """Raise an InputError where Σ is not symmetric positive semidefinite, with the eigenvalue."""
     check_finite(S, x, t, "covariance")
-    scale = float(abs(S).max()) + 1e-300
+    scale = float(np.abs(as_numpy(S)).max(initial=0.0)) + 1e-300
     skew = as_numpy(abs(S - namespace(S).swapaxes(S, -1, -2)).reshape(*S.shape[:-2], -1).sum(-1))
     if (skew > 1e-10 * scale).any():
         where = np.unravel_index(np.argmax(skew), skew.shape)

@@ -88,7 +88,7 @@ class Scheme(Protocol):
         """Stencil numbers from local coefficients, in NumPy or torch alike."""
         ...
 
-    def stiffness(self, grid: Grid, box: Box, local: Local) -> tuple[float, float]:
+    def stiffness(self, grid: Grid, box: Box, local: Local, faces: "FaceData", metric: Metric) -> tuple[float, float]:
         """Bounds of the real and imaginary extent of the spectrum of Q."""
         ...
 

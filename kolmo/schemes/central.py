@@ -14,7 +14,7 @@ from kolmo.errors import InputError
 from kolmo.grid import Grid
 from kolmo.kernels.lines import LineOperator, weighted_sum
 from kolmo.schemes.base import SCHEMES, Assembly, FaceData
-from kolmo.schemes.differences import CUT, FREE, SLOPE, WRAP, differences, spectral_radii
+from kolmo.schemes.differences import CUT, FREE, SLOPE, WRAP, Differences, differences, spectral_radii
 from kolmo.schemes.local import Local, Metric, on_face, wall_nodes, wall_of
 
 # How a difference operator closes at each kind of face.
@@ -194,10 +194,15 @@ class Central:
                 raise InputError(f"grid[{i}]", axis.n, f"at least {self.minimum_nodes} nodes for scheme {self.name!r}")
             low, high = (CLOSURES[type(face)] for face in box.faces[i])
             D = differences(axis.n, self.order, low, high)
-            ops = {"first": LineOperator(D.first), "second": LineOperator(D.second), "cross": LineOperator(D.cross)}
+            first_matrix, first_slope = _first(D, box.faces[i])
+            ops = {
+                "first": LineOperator(first_matrix),
+                "second": LineOperator(D.second),
+                "cross": LineOperator(D.cross),
+            }
             for side, face in enumerate(box.faces[i]):
                 if isinstance(face, (Reflecting, Robin)):
-                    first, second = D.first_slope[:, side], D.second_slope[:, side]
+                    first, second = first_slope[:, side], D.second_slope[:, side]
                     pick = np.zeros((axis.n, axis.n))
                     pick[(first != 0) | (second != 0), 0 if side == 0 else -1] = 1.0
                     ops[f"pick{side}"] = LineOperator(pick)
@@ -233,15 +238,35 @@ class Central:
         free = as_like(stencil.free, A)
         return Assembly(xp.stack([n * free for n in numbers], 0), load * free[:, None])
 
-    def stiffness(self, grid: Grid, box: Box, local: Local) -> tuple[float, float]:
+    def stiffness(self, grid: Grid, box: Box, local: Local, faces: FaceData, metric: Metric) -> tuple[float, float]:
         """Bounds of the real and imaginary extent of the spectrum of Q."""
         real, imaginary = float(np.max(np.abs(local.c), initial=0.0)), 0.0
         for i in range(grid.dim):
             first, second = spectral_radii(self.order, *(CLOSURES[type(face)] for face in box.faces[i]))
             real += 0.5 * float(np.max(local.S[:, i, i])) * second
             imaginary += float(np.max(np.abs(local.A[:, i]))) * first
+        for (i, side), (kappa, _) in faces.robin.items():
+            # the wall's own rate: the second difference's weight of the slope, which is 2 κ u / S
+            slopes = differences(grid.axes[i].n, self.order, *(CLOSURES[type(f)] for f in box.faces[i])).second_slope
+            density = metric.density[wall_nodes(grid, i, side), i]
+            real += float(np.abs(slopes[:, side]).max() * np.max(np.abs(kappa) * density))
         walls = any(isinstance(face, (Reflecting, Robin)) for pair in box.faces for face in pair)
         return real * (1.0 + WALL_MARGIN * _correlation(local.S) * walls), imaginary
+
+
+def _first(D: Differences, faces: tuple[Face, Face]) -> tuple[sp.csr_matrix, np.ndarray]:
+    """First difference and its slope weights; one-sided at elastic walls.
+
+    There the slope is 2 (κ u − v) / Σ: carried inwards by the drift it would grow without bound until the grid
+    resolves the layer of width Σ / b.
+    """
+    matrix, slope = D.first.tolil(), D.first_slope.copy()
+    for side, face in enumerate(faces):
+        if isinstance(face, Robin):
+            rows = np.flatnonzero(slope[:, side])
+            matrix[rows] = D.cross[rows]
+            slope[rows, side] = 0.0
+    return sp.csr_matrix(matrix), slope
 
 
 def _correlation(S: np.ndarray) -> float:

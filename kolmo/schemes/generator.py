@@ -215,7 +215,8 @@ class Generator:
 
     def stiffness(self) -> tuple[float, float]:
         """Bounds of the real and imaginary extent of the spectrum of Q."""
-        return self.scheme.stiffness(self.grid, self.box, self.sample)
+        faces = self._face_data(self._sample_times()[0], self.grid.points)
+        return self.scheme.stiffness(self.grid, self.box, self.sample, faces, self.metric)
 
     def _check_natural(self) -> None:
         """A natural face needs no noise across it and a drift that does not point out."""

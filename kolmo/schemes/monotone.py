@@ -235,11 +235,17 @@ class Monotone:
             result = result * factors[:, j]
         return result
 
-    def stiffness(self, grid: Grid, box: Box, local: Local) -> tuple[float, float]:
+    def stiffness(self, grid: Grid, box: Box, local: Local, faces: FaceData, metric: Metric) -> tuple[float, float]:
         """Gershgorin: twice the largest rate of leaving a node."""
         S, A = as_numpy(local.S), as_numpy(local.A)
         leaving = np.einsum("nii->n", S) + np.abs(A).sum(1)
-        return float(2.0 * leaving.max() + np.abs(as_numpy(local.c)).max(initial=0.0)), 0.0
+        killing = float(np.abs(as_numpy(local.c)).max(initial=0.0))
+        for (i, side), (kappa, _) in faces.robin.items():
+            # a jump beyond an elastic wall is killed at the rate 4 κ / (S h) times its own
+            wall = wall_nodes(grid, i, side)
+            normal = np.where(S[wall, i, i] > 0, S[wall, i, i], np.inf)
+            killing += float((4.0 * np.abs(as_numpy(kappa)) * metric.density[wall, i] / normal * leaving[wall]).max())
+        return float(2.0 * leaving.max() + killing), 0.0
 
 
 def fitted_rates(alpha: Array, A: Array) -> tuple[Array, Array]:
