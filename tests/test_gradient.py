@@ -92,9 +92,13 @@ def has_rate_two(table):
 GENERAL = ("implicit-euler", "radau3", "radau5", "rk4")
 
 
-@pytest.mark.parametrize(
-    ("scheme", "stepper"), [*itertools.product([s for s in SCHEMES if SCHEMES[s].smooth], STEPPERS)]
-)
+COMBINATIONS = [
+    pytest.param(scheme, stepper, marks=pytest.mark.slow if scheme == "central4" or stepper == "mcs" else ())
+    for scheme, stepper in itertools.product([s for s in SCHEMES if SCHEMES[s].smooth], STEPPERS)
+]
+
+
+@pytest.mark.parametrize(("scheme", "stepper"), COMBINATIONS)
 def test_taylor_remainder_over_schemes_and_steppers(scheme, stepper):
     """All parameters at once: drift, noise, killing, source, terminal, absorbing and elastic data and κ."""
     case = Everything(clock=0.0 if stepper == "rk4" else 1.0)
