@@ -109,7 +109,7 @@ class Transported:
     status = "converged"
 
     def __init__(
-        self, sde: SDE, terminal: Callable[[Tensor], Tensor], horizon: float, points: np.ndarray, steps: int = 32
+        self, sde: SDE, terminal: Callable[[Tensor], Tensor], horizon: float, points: np.ndarray, steps: int = 16
     ) -> None:
         self._sde, self._terminal, self._horizon, self._steps = sde, terminal, horizon, steps
         with torch.no_grad():

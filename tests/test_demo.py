@@ -25,7 +25,6 @@ SMALL = {
     "depths": "4,8",
     "paths": "20",
     "rtol": "1e-2",
-    "probability_atol": "3e-2",
     "depth_atol": "1e-5",
 }
 
@@ -64,6 +63,18 @@ def test_characteristics_solve_the_transport_equation():
     assert solution.gradient(x) == pytest.approx(gradient, abs=1e-7)
     hessian = factor * np.stack([np.diag([2.0, 0.0]), [[0.0, 1.0], [1.0, 0.0]]], -1)
     assert solution.hessian(x) == pytest.approx(np.stack([hessian, hessian]), abs=1e-7)
+
+
+def test_characteristics_agree_with_the_grid():
+    pull = kolmo.SDE(lambda t, x: torch.tanh(x.flip(-1)) - x, dim=2, arrays="torch")
+    x = np.array([[1.0, 0.5], [-0.5, 0.3]])
+
+    def phi(z):
+        return torch.stack([torch.sin(z[..., 0]), torch.cos(z[..., 0] - z[..., 1])], -1)
+
+    grid = kolmo.solve(kolmo.KolmogorovProblem(pull, phi, 1.0), at=x, rtol=1e-4)
+    transported = demo.digits.Transported(pull, phi, 1.0, x)
+    assert np.all(abs(grid(x) - transported(x)) <= grid.error_estimate + transported.error_estimate)
 
 
 def test_sampling_agrees_with_the_recursion(folder):
