@@ -31,7 +31,7 @@ class FipySolution:
     ----------
     problem : KolmogorovProblem
         What was solved.
-    values : ndarray, shape (*shape) or (*shape, k)
+    values : ndarray, the mesh's shape, or that and k columns
         Values at the cell centres, ``indexing="ij"``.
     centres : tuple of ndarray
         Cell centres per axis.

@@ -74,7 +74,7 @@ class Density:
 
     @cached_property
     def values(self) -> np.ndarray:
-        """Density ρ at the nodes and ``times``, shape (nt, *grid.shape)."""
+        """Density ρ at the nodes and ``times``, shape ``(nt, *grid.shape)``."""
         rho = self.weights.reshape(len(self.times), *self.grid.shape)
         for i, matrix in enumerate(self._readings):
             moved = np.moveaxis(rho, i + 1, 0)

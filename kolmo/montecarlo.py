@@ -622,14 +622,15 @@ class Touch:
     """Law of the first touch of a wall by Brownian bridges that start and stop at given distances from it.
 
     The bridge touches with probability exp(−2·start·stop/variance) (surely if it stops beyond); the instant, as a
-    fraction f of the step, then has f/(1 − f) inverse Gaussian with mean start/|stop| and shape start²/variance.
+    fraction f of the step, then has f/(1 − f) inverse Gaussian with mean start over the modulus of stop and shape
+    start²/variance.
 
     Attributes
     ----------
     start, stop, variance : ndarray, shape (N,)
-        Distance at the start (≥ 0), |distance| at the end, variance of the free path.
+        Distance at the start (≥ 0), its modulus at the end, variance of the free path.
     chance, growth : ndarray, shape (N,)
-        Probability of a touch, and exp(2·start·|stop|/variance) times it (as a logarithm).
+        Probability of a touch, and exp(2·start·abs(stop)/variance) times it (as a logarithm).
     """
 
     start: np.ndarray

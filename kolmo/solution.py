@@ -21,7 +21,7 @@ class Solution:
 
     Attributes
     ----------
-    values : array, shape (nt, *grid.shape[, k])
+    values : array, shape ``(nt, *grid.shape[, k])``
         Node values at ``times``.
     times : ndarray, shape (nt,)
         Increasing; only t = 0 unless more were saved.

@@ -31,7 +31,7 @@ class Spectrum:
     ----------
     eigenvalues : ndarray, shape (k,)
         λ, real part decreasing; real unless the process rotates. −1/λ is a relaxation time.
-    functions : ndarray, shape (k, *grid.shape)
+    functions : ndarray, shape ``(k, *grid.shape)``
         Eigenfunctions ψ at the nodes, largest absolute value one.
     residuals : ndarray, shape (k,)
         Largest :math:`|Q\psi - \lambda\psi|` over the nodes, relative to the largest entry of Q.

@@ -174,7 +174,7 @@ def duality_gap(
     Returns
     -------
     Table
-        Columns law, backward, forward, gap; the gap is relative to the largest |u(0, ·)|.
+        Columns law, backward, forward, gap; the gap is relative to the largest value of u(0, ·).
 
     Examples
     --------

@@ -24,7 +24,7 @@ class Variable(ABC):
     skewness, excess_kurtosis : float
         E ζ³ and E ζ⁴ − 3.
     bound : float
-        Largest |ζ|; infinite for the Gaussian.
+        Largest modulus of ζ; infinite for the Gaussian.
     variance_proxy : float
         Smallest v with E exp(λζ) ≤ exp(vλ²/2) for all λ: bounds the tails of sums.
     """

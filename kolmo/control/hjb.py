@@ -57,9 +57,9 @@ class ControlSolution:
     ----------
     problem : ControlProblem
         What was solved.
-    values : ndarray, shape (nt, *grid.shape)
+    values : ndarray, shape ``(nt, *grid.shape)``
         V at the nodes at ``times``.
-    policies : ndarray, shape (nt, *grid.shape, m)
+    policies : ndarray, shape ``(nt, *grid.shape, m)``
         Optimal controls there.
     times : ndarray, shape (nt,)
         Increasing, from 0 to T.
