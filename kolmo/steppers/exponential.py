@@ -21,7 +21,7 @@ RUNAWAY = 1e4
 
 @dataclass(frozen=True)
 class Ellipse:
-    r"""An ellipse :math:`z = x + \gamma(w + \sigma/w)`, w on the unit circle, with axes along the real and imaginary one.
+    r"""An ellipse :math:`z = x + \gamma(w + \sigma/w)`, w on the unit circle, axes along the real and imaginary one.
 
     Its Faber polynomials are :math:`F_0 = 1`, :math:`F_1 = (z - x)/\gamma`, :math:`F_2 = F_1^2 - 2\sigma` and
     :math:`F_{n+1} = F_1F_n - \sigma F_{n-1}`; on it they are w^n + (σ/w)^n, so of modulus about one.
