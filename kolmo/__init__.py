@@ -19,7 +19,7 @@ from kolmo.schemes.generator import Generator, discretize
 from kolmo.sde import SDE
 from kolmo.solution import Solution, load
 from kolmo.solve import solve
-from kolmo.spectrum import spectrum
+from kolmo.spectrum import Spectrum, spectrum
 
 __version__ = "0.1.0"
 
@@ -39,6 +39,7 @@ __all__ = [
     "NotConvergedError",
     "Robin",
     "Solution",
+    "Spectrum",
     "ToleranceWarning",
     "discretize",
     "load",
