@@ -33,9 +33,13 @@ SURFACES = (
 DEPTH = (
     "Root-mean-square difference of network and PDE loss over the held-out digits, one vector field at every depth. "
     "Bars: error estimates of PDE and recursion together. Hollow: not resolved, less than ten times that estimate. "
-    "Grey lines: first and second order."
+    "Dotted: slopes of first and second order."
 )
-SMOOTHING = "Measures of the loss surface for every noise; bars: standard error over seeds, where there are several."
+SMOOTHING = (
+    "The loss surface at the held-out digits: mean |∇u| and max |Δu| for the true class, the steepest class "
+    "probability, and the largest change of a class loss against the same weights without noise. Bars: standard error "
+    "over seeds, where there are several."
+)
 
 
 def draw(digit: int, first: dict[str, Any], results: dict[str, Any]) -> dict[str, Figure]:
@@ -50,7 +54,7 @@ def draw(digit: int, first: dict[str, Any], results: dict[str, Any]) -> dict[str
 
 def flow(found: dict[str, Any]) -> Figure:
     """Decision regions with noisy trajectories, a panel for each noise."""
-    figure, axes = _panels(len(found["trained"]), 2, 4.4)
+    figure, axes = _panels(len(found["trained"]), (4.6, 4.6))
     for ax, (name, one) in zip(axes, found["trained"].items(), strict=True):
         regions = one["regions"].reshape(len(WIDE), len(WIDE)).T
         ax.imshow(
@@ -113,7 +117,7 @@ def depth(found: dict[str, Any]) -> Figure:
         ax.grid(alpha=0.3)
     # Room under the lines, so that the legend hides nothing.
     low, high = axes[0].get_ylim()
-    axes[0].set_ylim(low / 12, high * 1.3)
+    axes[0].set_ylim(low / 8, high * 1.3)
     for ax in axes:
         ax.legend(loc="lower left", fontsize=9)
     axes[0].set_ylabel("network loss − PDE loss (root mean square)")
@@ -123,26 +127,19 @@ def depth(found: dict[str, Any]) -> Figure:
 def _depth_line(ax: Any, depths: Any, order: int, numbers: dict[str, Any], colour: str, marker: str) -> None:
     difference, error = np.asarray(numbers["difference"]), np.asarray(numbers["error_estimate"])
     L = np.asarray(depths, dtype=float)
-    ax.plot(L, difference[0] * (L / L[0]) ** -order, color="0.7", linewidth=1, zorder=1)
+    ax.plot(L, 0.5 * difference[0] * (L / L[0]) ** -order, color="0.6", linestyle="dotted", zorder=1)
     slope = "not resolved" if numbers["slope"] is None else f"slope {numbers['slope']:.2f}"
     lower = np.minimum(error, 0.9 * difference)  # a bar that reaches zero has no end on a logarithmic axis
-    ax.errorbar(
-        L,
-        difference,
-        yerr=[lower, error],
-        color=colour,
-        marker=marker,
-        capsize=3,
-        markerfacecolor="white",
-        label=f"order {order}: {slope}",
-    )
+    ax.errorbar(L, difference, yerr=[lower, error], color=colour, capsize=3)
+    ax.plot(L, difference, marker, color=colour, markerfacecolor="white", zorder=3)
     resolved = difference >= RESOLVED * error
-    ax.plot(L[resolved], difference[resolved], marker, color=colour, zorder=3)
+    label = f"against order {order}: {slope}"
+    ax.plot(L[resolved], difference[resolved], marker, color=colour, zorder=4, label=label)
 
 
 def smoothing(measures: dict[str, Any]) -> Figure:
     """Four measures of the surface against the noise, for fixed and for trained weights."""
-    figure, axes = _panels(len(MEASURES), 2, 3.6)
+    figure, axes = _panels(len(MEASURES), (4.8, 3.2))
     names = list(measures["trained"])
     styles = {
         "fixed": ("weights trained without noise", COLOURS[0], "o", -0.06),
@@ -162,8 +159,9 @@ def smoothing(measures: dict[str, Any]) -> Figure:
                 capsize=4,
                 label=label,
             )
-        ax.set(title=title, ylim=(0.0, None))
-        ax.set_ylim(top=1.1 * ax.get_ylim()[1])
+        ax.set(xlabel="noise", ylabel=title)
+        top = 1.1 * ax.get_ylim()[1]
+        ax.set_ylim(-0.04 * top, top)  # a little below zero, so that a marker at zero is whole
         ax.set_xticks(range(len(names)), names)
         ax.set_xlim(-0.5, len(names) - 0.5)
         ax.grid(axis="y", alpha=0.3)
@@ -171,10 +169,11 @@ def smoothing(measures: dict[str, Any]) -> Figure:
     return figure
 
 
-def _panels(count: int, columns: int, size: float) -> tuple[Figure, Any]:
-    rows = -(-count // columns)
-    figure = Figure(figsize=(1.25 * size * columns, size * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+def _panels(count: int, size: tuple[float, float]) -> tuple[Figure, Any]:
+    """Figure with so many panels in two columns, each of the given width and height."""
+    rows = -(-count // 2)
+    figure = Figure(figsize=(2 * size[0], rows * size[1]), layout="constrained")
+    axes = figure.subplots(rows, 2, squeeze=False).ravel()
     for ax in axes[count:]:
         ax.set_axis_off()
     return figure, axes[:count]
