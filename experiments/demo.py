@@ -49,7 +49,7 @@ class Config:
     width: int = 32
     depth: int = 16  # layers while training
     depths: tuple[int, ...] = (8, 16, 32, 64)  # of the depth study
-    paths: int = 400  # noisy passes per held-out digit
+    paths: int = 200  # noisy passes per held-out digit
     rtol: float = 1e-4  # of the surfaces
     depth_atol: float = 2e-5  # of the depth study
     digit: int = 8  # the class whose loss surface is drawn
