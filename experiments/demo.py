@@ -13,15 +13,14 @@ Gaussian noise √h s ζ, and with centred Bernoulli noise c √h f ⊙ (±1). T
 Without noise the equation is transport, and is solved along its characteristics.
 """
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
+from kolmo.experiments._crew import Crew
 
 import kolmo
 from kolmo import bridge
@@ -31,6 +30,7 @@ from kolmo.report import Figure, Measured, Section, Table
 from kolmo.runs import Run
 
 NONE = "no noise"
+Weights = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +53,17 @@ class Config:
     rtol: float = 1e-4  # of the surfaces
     depth_atol: float = 2e-5  # of the depth study
     digit: int = 8  # the class whose loss surface is drawn
+    workers: int = 2  # processes; the numbers do not depend on it
 
 
 def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
     seeds = range(config.seed, config.seed + config.seeds)
-    with _single_threaded(), _counter(run, len(seeds) * _units(config), progress) as unit:
-        found = [_one_seed(config, seed, unit) for seed in seeds]
+    units = len(seeds) * (2 * len(laws(config)) + len(config.noise) + len(studied(config)))
+    with Crew(run, config.workers, units=units, progress=progress) as crew:
+        trained = crew.do(
+            {_key("train", seed, name): (train, (config, name, seed)) for seed in seeds for name in laws(config)}
+        )
+        found = [_one_seed(config, seed, crew, trained) for seed in seeds]
     results = _summary(config, found)
     for name, figure in figures.draw(config.digit, found[0], results).items():
         run.save_figure(name, figure)
@@ -84,57 +89,66 @@ def _gaussian(s: float) -> str:
     return f"Gaussian {s:g}"
 
 
-def _one_seed(config: Config, seed: int, unit: Callable[..., Any]) -> dict[str, Any]:
-    """Train at every noise level, evaluate, raise the noise at fixed weights, and vary the depth."""
-    train, test = digits.split(seed, config.held_out)
-    found: dict[str, Any] = {"seed": seed, "labels": test.y.numpy(), "trained": {}, "fixed": {}, "depth": {}}
-    models = {}
-    for name, law in laws(config).items():
-        state = unit(f"train-{seed}", name, lambda law=law: _train(config, law, train, seed))
-        models[name] = _restored(config, law, state)
-        found["trained"][name] = unit(
-            f"evaluate-{seed}", name, lambda name=name: evaluate(config, models[name], test, seed)
-        )
-    found["fixed"][NONE] = found["trained"][NONE]
-    for name, law in laws(config).items():
-        if name in map(_gaussian, config.noise):
-            noisy = bridge.FlowClassifier(
-                models[NONE].encoder, digits.flow(models[NONE].net.branches[0], law, config.depth), models[NONE].head
-            )
-            found["fixed"][name] = unit(f"fixed-{seed}", name, lambda noisy=noisy: surface(config, noisy, test))
-    for name in studied(config):
-        found["depth"][name] = unit(f"depth-{seed}", name, lambda name=name: depth_study(config, models[name], test))
-    return found
+def _key(kind: str, seed: int, name: str) -> str:
+    return f"{kind}-{seed}-{name.replace(' ', '-')}"
 
 
-def _train(config: Config, law: bridge.NoiseLaw, train: digits.Digits, seed: int) -> dict[str, Any]:
-    model = _untrained(config, law, seed)
+def _one_seed(config: Config, seed: int, crew: Crew, trained: dict[str, Any]) -> dict[str, Any]:
+    """Evaluate every trained classifier, raise the noise at fixed weights, and vary the depth."""
+    weights = {name: trained[_key("train", seed, name)]["state"] for name in laws(config)}
+    plain, noises = weights[NONE], [_gaussian(s) for s in config.noise]
+    done = crew.do(
+        # The longest first, so that the last to end is a short one.
+        {
+            _key("depth", seed, name): (depth_study, (config, name, weights[name], seed))
+            for name in studied(config)[::-1]
+        }
+        | {_key("fixed", seed, name): (surface, (config, name, plain, seed)) for name in noises}
+        | {_key("evaluate", seed, name): (evaluate, (config, name, weights[name], seed)) for name in laws(config)}
+    )
+
+    def results(kind: str, names: Iterable[str]) -> dict[str, Any]:
+        return {name: done[_key(kind, seed, name)] for name in names}
+
+    evaluated = results("evaluate", laws(config))
+    return {
+        "labels": digits.split(seed, config.held_out)[1].y.numpy(),
+        "trained": evaluated,
+        "fixed": {NONE: evaluated[NONE], **results("fixed", noises)},
+        "depth": results("depth", studied(config)),
+    }
+
+
+def train(config: Config, name: str, seed: int) -> dict[str, Any]:
+    """Train the classifier with some noise; return its weights and the mean loss of every epoch."""
+    model = _untrained(config, laws(config)[name], seed)
     history = digits.train(
         model,
-        train,
+        digits.split(seed, config.held_out)[0],
         seed,
         epochs=config.epochs,
         batch=config.batch,
         rate=config.rate,
         kinetic=config.kinetic,
     )
-    return {"state": {name: value.numpy() for name, value in model.state_dict().items()}, "history": history}
+    return {"state": {key: value.numpy() for key, value in model.state_dict().items()}, "history": history}
 
 
 def _untrained(config: Config, law: bridge.NoiseLaw, seed: int) -> bridge.FlowClassifier:
     return digits.classifier(law, config.depth, seed, encoder_width=config.encoder_width, width=config.width)
 
 
-def _restored(config: Config, law: bridge.NoiseLaw, trained: dict[str, Any]) -> bridge.FlowClassifier:
-    """Return the trained model in double precision: what follows is about differences far below single precision."""
-    model = _untrained(config, law, config.seed)
-    model.load_state_dict({name: torch.as_tensor(value) for name, value in trained["state"].items()})
+def restored(config: Config, name: str, weights: Weights) -> bridge.FlowClassifier:
+    """Classifier of these weights under some noise, in double precision: what follows is about small differences."""
+    model = _untrained(config, laws(config)[name], config.seed)
+    model.load_state_dict({key: torch.as_tensor(value) for key, value in weights.items()})
     return model.double().eval()
 
 
-def evaluate(config: Config, model: bridge.FlowClassifier, test: digits.Digits, seed: int) -> dict[str, Any]:
+def evaluate(config: Config, name: str, weights: Weights, seed: int) -> dict[str, Any]:
     """Accuracy, and the expected loss of every held-out digit by sampling and by the Kolmogorov equation."""
-    return {**sampled(config, model, test, seed), **surface(config, model, test)}
+    sampling = sampled(config, restored(config, name, weights), digits.split(seed, config.held_out)[1], seed)
+    return {**sampling, **surface(config, name, weights, seed)}
 
 
 @torch.no_grad()
@@ -179,8 +193,9 @@ def layer_equation(net: bridge.NoisyResNet, depth: int, order: int) -> kolmo.SDE
     return bridge.modified_sde(layer, order)
 
 
-def surface(config: Config, model: bridge.FlowClassifier, test: digits.Digits) -> dict[str, Any]:
+def surface(config: Config, name: str, weights: Weights, seed: int) -> dict[str, Any]:
     """Solve for the ten class losses, and for the ten class probabilities; measure u(0, ·) at the held-out digits."""
+    model, test = restored(config, name, weights), digits.split(seed, config.held_out)[1]
     with torch.no_grad():
         points = model.encoder(test.x.double()).numpy()
     rows, labels = np.arange(len(points)), test.y.numpy()
@@ -222,8 +237,9 @@ def _points(axis: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def depth_study(config: Config, model: bridge.FlowClassifier, test: digits.Digits) -> dict[str, Any]:
+def depth_study(config: Config, name: str, weights: Weights, seed: int) -> dict[str, Any]:
     """Root-mean-square difference of network and equation over the held-out digits, for every depth and order."""
+    model, test = restored(config, name, weights), digits.split(seed, config.held_out)[1]
     features = model.encoder(test.x.double())
     law, branch = model.net.law(0), model.net.branches[0]
     label = np.arange(len(features)), test.y.numpy()
@@ -481,40 +497,3 @@ def _smoothing_table(results: dict[str, Any]) -> Table:
         "At the held-out digits: mean |∇u| and max |Δu| for the loss of the true class, largest slope of any class "
         "probability, largest change of any class loss against the same weights without noise.",
     )
-
-
-# ---------------------------------------------------------------------------------------------------------- running
-
-
-def _units(config: Config) -> int:
-    return 2 * len(laws(config)) + len(config.noise) + len(studied(config))
-
-
-@contextlib.contextmanager
-def _counter(run: Run, total: int, progress: bool) -> Iterator[Callable[..., Any]]:
-    """Units of work of a run, behind a progress bar on stderr."""
-    from tqdm import tqdm
-
-    with tqdm(total=total, disable=not progress, unit="unit") as bar:
-
-        def unit(kind: str, name: str, function: Callable[[], Any]) -> Any:
-            bar.set_description(f"{kind} {name}")
-            result = run.unit(f"{kind}-{name.replace(' ', '-')}", function)
-            bar.update()
-            return result
-
-        yield unit
-
-
-@contextlib.contextmanager
-def _single_threaded() -> Iterator[None]:
-    """One thread and deterministic kernels: the same seed gives the same numbers, and small tensors are no slower."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)

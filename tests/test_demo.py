@@ -1,12 +1,14 @@
 """The demo, small: it runs end to end, its two sides meet at the right rate, and a resumed run gives the same bytes."""
 
 import json
+import operator
 import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from kolmo.experiments._crew import Crew
 
 import kolmo
 from kolmo import experiments
@@ -26,6 +28,7 @@ SMALL = {
     "paths": "20",
     "rtol": "1e-2",
     "depth_atol": "1e-5",
+    "workers": "1",
 }
 
 
@@ -101,6 +104,16 @@ def test_a_resumed_run_gives_the_same_bytes(folder, tmp_path):
     (again / "results.json").unlink()
     assert main(["demo", "--quiet", "--resume", str(again)]) == 0
     assert (again / "results.json").read_bytes() == (folder / "results.json").read_bytes()
+
+
+def test_two_processes_do_what_one_does_and_keep_what_is_done(tmp_path):
+    tasks = {f"unit-{k}": (operator.truediv, (1.0, k)) for k in (4, 3, 0)}
+    run = Run.create("toy", {}, out=tmp_path / "run")
+    with pytest.raises(ZeroDivisionError), Crew(run, 2, units=3, progress=False) as crew:
+        crew.do(tasks)
+    del tasks["unit-0"]
+    with Crew(run, 1, units=2, progress=False) as crew:
+        assert crew.do(tasks) == {"unit-4": 0.25, "unit-3": 1.0 / 3.0}
 
 
 def test_the_report_stands_alone(folder):

@@ -364,8 +364,10 @@ class ExplicitStep:
 
     def bound(self, t: float, act: Act) -> float:
         """Largest stable step for the present policy."""
-        local = self.bellman._local(t, act.a)
-        real, imaginary = self.bellman.scheme.stiffness(self.bellman.grid, self.bellman.box, local)
+        bellman = self.bellman
+        local = bellman._local(t, act.a)
+        faces = bellman._face_data(t)
+        real, imaginary = bellman.scheme.stiffness(bellman.grid, bellman.box, local, faces, bellman.metric)
         return STEPPERS["rk4"].largest_step(real, imaginary)
 
     def __call__(self, t: float, dt: float, V: np.ndarray, acts: list[Act]) -> tuple[np.ndarray, list[Act]]:

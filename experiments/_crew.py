@@ -1,0 +1,109 @@
+"""Units of work of a run, several at a time."""
+
+import contextlib
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from typing import Any, Self
+
+import torch
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+from kolmo.runs import Run
+
+Task = tuple[Callable[..., Any], tuple[Any, ...]]
+"""A function that can be imported by name, and its arguments."""
+
+
+class Crew:
+    """Processes that do units of work, with a progress bar on stderr; a result is stored as soon as it is there.
+
+    Every unit is done on one thread with deterministic kernels, so that results depend neither on the number of
+    workers nor on the machine's load.
+
+    Parameters
+    ----------
+    run : Run
+        Where the results go; what it holds already is not done again.
+    workers : int
+        Number of processes; 1: no process but this one.
+    units : int
+        Number of units to come, for the progress bar.
+    progress : bool
+        Whether to show it.
+    """
+
+    def __init__(self, run: Run, workers: int, *, units: int, progress: bool) -> None:
+        self._run, self._workers = run, workers
+        self._bar = tqdm(total=units, disable=not progress, unit="unit")
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._bar.close()
+        if self._pool is not None:
+            if kind is not None:  # do not wait for what is in flight
+                for process in multiprocessing.active_children():
+                    process.terminate()
+            self._pool.shutdown(cancel_futures=True)
+
+    def do(self, tasks: Mapping[str, Task]) -> dict[str, Any]:
+        """Do the units of these names, the first ones first, and return their results in the same order."""
+        waiting = {key: task for key, task in tasks.items() if not self._run.finished(key)}
+        self._bar.update(len(tasks) - len(waiting))
+        for key, result in self._together(waiting) if self._workers > 1 else self._alone(waiting):
+            self._run.unit(key, result)
+            self._bar.set_description(f"{key} done")
+            self._bar.update()
+        return {key: self._run.load_unit(key) for key in tasks}
+
+    def _alone(self, tasks: dict[str, Task]) -> Iterator[tuple[str, Callable[[], Any]]]:
+        for key, (function, arguments) in tasks.items():
+            yield key, lambda function=function, arguments=arguments: _steadily(function, *arguments)
+
+    def _together(self, tasks: dict[str, Task]) -> Iterator[tuple[str, Callable[[], Any]]]:
+        if tasks and self._pool is None:
+            context = multiprocessing.get_context("spawn")  # a fork would copy the locks of other threads
+            self._pool = ProcessPoolExecutor(self._workers, context, initializer=_end_with_parent)
+        futures: dict[Future[Any], str] = {}
+        for key, (function, arguments) in tasks.items():
+            assert self._pool is not None
+            futures[self._pool.submit(_steadily, function, *arguments)] = key
+        for future in as_completed(futures):
+            yield futures[future], future.result
+
+
+def _end_with_parent() -> None:
+    """Let this worker end when the process that started it does, even if that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _steadily(function: Callable[..., Any], *arguments: Any) -> Any:
+    with _single_threaded():
+        return function(*arguments)
+
+
+@contextlib.contextmanager
+def _single_threaded() -> Iterator[None]:
+    """One thread and deterministic kernels; for tensors as small as these more threads are no faster."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
