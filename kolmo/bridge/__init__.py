@@ -15,6 +15,7 @@ from kolmo.bridge.laws import (
 )
 from kolmo.bridge.loss import LossEstimate, expected_loss
 from kolmo.bridge.modified import modified_sde, roughness
+from kolmo.bridge.regularisation import Regularisation, regularisation
 from kolmo.bridge.resnet import MLPBranch, NoisyResNet
 from kolmo.bridge.variables import Variable, variable
 from kolmo.bridge.weak_error import WeakErrorTable, weak_error
@@ -42,4 +43,6 @@ __all__ = [
     "WeakErrorTable",
     "expected_loss",
     "LossEstimate",
+    "regularisation",
+    "Regularisation",
 ]

@@ -1,4 +1,7 @@
-"""A classifier whose features flow through a noisy residual network: trained by sampling or through its PDE."""
+"""A classifier whose features flow through a noisy residual network.
+
+It is trained by sampling, through its PDE, or with the explicit regulariser of the small-noise expansion.
+"""
 
 from typing import Any
 
@@ -8,6 +11,7 @@ from torch.nn import functional
 
 from kolmo.bridge.loss import LossEstimate, expected_loss
 from kolmo.bridge.modified import modified_sde
+from kolmo.bridge.regularisation import expansion
 from kolmo.bridge.resnet import NoisyResNet, Rng, as_generator
 from kolmo.bridge.sampling import of_paths
 from kolmo.errors import InputError
@@ -76,6 +80,29 @@ class FlowClassifier(nn.Module):
         generator = None if rng is None else as_generator(rng, z.device)
         final = self.net.path(z.expand(draws, *z.shape), of_paths(draws, generator))
         return _reduced(_of_label(self.class_losses(final).mean(0), y), reduction)
+
+    def regularised_loss(self, x: Tensor, y: Tensor, *, reduction: str = "mean") -> Tensor:
+        r"""Cross-entropy of the mean network plus the explicit regulariser of the noise; nothing is sampled or solved.
+
+        .. math::
+            v_0(x_0) + \tfrac12 \sum_k C_k(x_k) : \nabla^2 v_{k+1}(x_{k+1}),
+
+        the expected cross-entropy to first order in the covariances of the layers (see `regularisation`).
+
+        Parameters
+        ----------
+        x, y : Tensor
+            Data and labels ``(n,)``.
+        reduction : {"mean", "none"}
+            Mean over the examples, or the loss of each.
+
+        Returns
+        -------
+        Tensor
+            ``()`` or ``(n,)``; differentiable with respect to encoder, flow and head.
+        """
+        found = expansion(self.net, lambda z: self.class_losses(z).gather(-1, y.reshape(-1, 1)), self.encoder(x))
+        return _reduced((found.loss + sum(found.effects)).squeeze(-1), reduction)
 
     def problem(self, *, order: int = 1, box: Any = None, strict: bool = True) -> KolmogorovProblem:
         """Backward Kolmogorov problem of the flow with one terminal column for each class.

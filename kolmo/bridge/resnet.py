@@ -138,6 +138,16 @@ class Jet:
         both = functional.linear(u, self._W1) * functional.linear(v, self._W1)
         return functional.linear(self._curve * both, self._W2)
 
+    def jacobian(self) -> Tensor:
+        """J, ``(..., d, d)``."""
+        weights = torch.einsum("am,mi->mai", self._W2, self._W1)
+        return torch.tensordot(self._slope, weights, 1)  # type: ignore[no-any-return]
+
+    def hessian(self) -> Tensor:
+        """f'', ``(..., d, d, d)``: component first."""
+        weights = torch.einsum("am,mi,mj->maij", self._W2, self._W1, self._W1)
+        return torch.tensordot(self._curve, weights, 1)  # type: ignore[no-any-return]
+
 
 class Averaged(NamedTuple):
     """Mean over noisy passes and its standard error, elementwise."""

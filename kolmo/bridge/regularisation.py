@@ -1,0 +1,272 @@
+r"""What the noise of a network adds to its loss: the small-noise expansion, layer by layer.
+
+Let :math:`v_k` be the loss of the noise-free layers k, …, L − 1 and :math:`x_k` the noise-free path. To first order in
+the covariances,
+
+.. math::
+    E\,\varphi(X_L) \approx v_0(x_0) + \tfrac12 \sum_k C_k(x_k) : \nabla^2 v_{k+1}(x_{k+1}).
+
+Along the path, :math:`v_k` and its first and second derivatives g and H obey
+
+.. math::
+    g_k = (I + J_k)^T g_{k+1}, \qquad H_k = (I + J_k)^T H_{k+1} (I + J_k) + g_{k+1} \cdot m_k'' .
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from kolmo.bridge.loss import Columns, LossEstimate, expected_loss, refuse_batchnorm
+from kolmo.bridge.modified import Point, layer_point, symmetric
+from kolmo.bridge.resnet import NoisyResNet
+from kolmo.errors import InputError
+
+
+@dataclass(frozen=True)
+class Regularisation:
+    r"""Loss of a noisy network, taken apart.
+
+    .. math::
+        \text{noisy loss} = \text{noise-free loss} + \text{drift correction}
+            + \tfrac12\sum \Sigma\,\Delta t : \nabla^2 u + \text{remainder}
+
+    Attributes
+    ----------
+    flow : Tensor
+        Loss of the flow dX = f dt, the solution of the transport equation; ``(...)`` or ``(..., k)`` as the loss is.
+    noise_free : Tensor
+        Loss of the mean network. It differs from `flow` by the drift correction, up to O(h²).
+    drift : Tensor
+        −½ (J_m m)·∇u along the flow, ``(L, ...)``: what taking finite steps does to the loss, layer by layer.
+    diffusion : Tensor
+        ½ C:∇²u along the noise-free path, ``(L, ...)``: what the noise of each layer does to the loss.
+    viscosity : Tensor
+        tr C/(2dh) along the path, ``(L, ...)``: the factor of the Laplacian in the Kolmogorov equation, averaged over
+        directions, per unit of time.
+    exact : LossEstimate or None
+        The noisy loss itself, where it was asked for.
+    """
+
+    flow: Tensor
+    noise_free: Tensor
+    drift: Tensor
+    diffusion: Tensor
+    viscosity: Tensor
+    exact: LossEstimate | None
+
+    @property
+    def predicted(self) -> Tensor:
+        """Noisy loss by the expansion: `noise_free` plus the `diffusion` of all layers."""
+        return self.noise_free + self.diffusion.sum(0)
+
+    @property
+    def remainder(self) -> Tensor:
+        """Exact noisy loss minus `predicted`: second order in the covariances, first in the third moments."""
+        if self.exact is None:
+            raise InputError("method", None, "a method for the exact loss", "regularisation(..., method='recursion')")
+        return self.exact.mean - self.predicted
+
+    def __str__(self) -> str:
+        """Return the means over the states as text."""
+        rows = [
+            ("loss of the flow", self.flow),
+            ("drift correction", self.drift.sum(0)),
+            ("loss of the mean network", self.noise_free),
+            ("effect of the noise, ½ C:∇²u", self.diffusion.sum(0)),
+            ("predicted noisy loss", self.predicted),
+        ]
+        if self.exact is not None:
+            rows += [(f"noisy loss ({self.exact.method})", self.exact.mean), ("remainder", self.remainder)]
+        lines = [f"{text:<30} {value.mean().item():>14.6e}" for text, value in rows]
+        viscosity = self.viscosity.flatten(1).mean(1)
+        lines.append(f"{'viscosity, first to last layer':<30} {viscosity[0].item():.3e} … {viscosity[-1].item():.3e}")
+        return "\n".join(lines)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the mean effect of every layer: drift correction and noise.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw; a new figure by default.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+        """
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            ax = plt.subplots(layout="constrained")[1]
+        layers = torch.arange(len(self.diffusion))
+        for values, label, shift in (
+            (self.diffusion, "noise, ½ C:∇²u", -0.2),
+            (self.drift, "drift correction, −½ Jm m·∇u", 0.2),
+        ):
+            ax.bar(layers + shift, values.flatten(1).mean(1).numpy(), width=0.4, label=label)
+        ax.axhline(0.0, color="black", linewidth=0.8)
+        ax.set(xlabel="layer", ylabel="contribution to the loss")
+        ax.legend(frameon=False)
+        return ax
+
+
+def regularisation(
+    net: NoisyResNet, loss: Callable[[Tensor], Tensor], x: Tensor, *, method: str | None = None, **options: Any
+) -> Regularisation:
+    r"""Take the expected loss of a noisy network apart, layer by layer.
+
+    .. math::
+        E\,\varphi(X_L) \approx \varphi(\Phi_T(x)) - \tfrac12 \sum_k (J_k m_k)\cdot\nabla u
+            + \tfrac12 \sum_k C_k : \nabla^2 u
+
+    with Φ the flow of dX = f dt and u its loss. The regulariser of a law is its C: s²h or s²h² times the Laplacian for
+    additive noise, the curvature of u along the branch for stochastic depth, the curvature along every coordinate,
+    weighted by the squares of the branch, for dropout. Under natural scaling C = O(h²): the sum over L = T/h layers is
+    O(h) and vanishes with depth (plain dropout with any fixed keep probability). Under diffusive scaling C = O(h): the
+    sum tends to ½ ∫ Σ:∇²u dt, and the effect stays (`CentredBernoulli`).
+
+    Parameters
+    ----------
+    net : NoisyResNet
+        A network of vector states; d(d + 1)/2 second derivatives are taken in every layer.
+    loss : callable
+        φ: final states -> ``(...)`` or ``(..., k)``, twice differentiable.
+    x : Tensor
+        Initial states ``(..., d)``.
+    method : {None, "recursion", "enumerate", "monte_carlo", "pde"}
+        How to compute the noisy loss itself (see `expected_loss`), for the remainder. None: not at all.
+    **options
+        Options of `expected_loss`.
+
+    Returns
+    -------
+    Regularisation
+        All values detached; print it, or use its ``plot``.
+
+    Raises
+    ------
+    InputError
+        States that are not vectors, BatchNorm in training mode, a loss of the wrong shape.
+
+    References
+    ----------
+    Camuto, Willetts, Simsekli, Roberts & Holmes (2020), Explicit regularisation in Gaussian noise injections.
+
+    Examples
+    --------
+    One layer adds the variance of its noise to a square:
+
+    >>> from kolmo import bridge
+    >>> net = bridge.NoisyResNet([torch.nn.Identity()], bridge.Additive(0.5))
+    >>> x = torch.tensor([[1.0]], dtype=torch.float64)
+    >>> parts = bridge.regularisation(net, lambda z: z[..., 0] ** 2, x, method="recursion")
+    >>> parts.noise_free.item(), parts.diffusion.sum().item()
+    (4.0, 0.25)
+    >>> abs(parts.remainder.item()) < 1e-12
+    True
+    """
+    _check(net, x)
+    x = x.detach()
+    lead = x.shape[:-1]
+    flat = x.reshape(-1, x.shape[-1])
+    columns = Columns(loss, 1)
+    found = expansion(net, columns, flat)
+    flow, drift = _drift_correction(net, columns, flat)
+    exact = None if method is None else expected_loss(net, loss, x, method=method, **options)
+
+    def shaped(values: Tensor) -> Tensor:
+        return columns.shaped(values.detach(), lead)
+
+    def stacked(values: list[Tensor]) -> Tensor:
+        return torch.stack([shaped(value) for value in values])
+
+    viscosity = torch.stack([value.detach().reshape(lead) for value in found.viscosity])
+    return Regularisation(shaped(flow), shaped(found.loss), stacked(drift), stacked(found.effects), viscosity, exact)
+
+
+class Expansion(NamedTuple):
+    """Noise-free loss ``(n, k)``; per layer the effect of the noise ``(n, k)`` and the viscosity ``(n,)``."""
+
+    loss: Tensor
+    effects: list[Tensor]
+    viscosity: list[Tensor]
+
+
+def expansion(net: NoisyResNet, columns: Callable[[Tensor], Tensor], x: Tensor) -> Expansion:
+    """Expand the loss of states x ``(n, d)`` to first order in the noise; differentiable in everything."""
+    points = []
+    for k in range(net.depth):
+        points.append(layer_point(net, k, x))
+        x = x + points[-1].mean()
+    loss, slope, curvature = _jet(columns, x)
+    effects, viscosity = [], []
+    for point in reversed(points):
+        G = point.factor().expand(*x.shape, -1)
+        effects.append(0.5 * torch.einsum("nir,nkij,njr->nk", G, curvature, G))
+        viscosity.append((G**2).sum((-1, -2)) / (2 * x.shape[-1] * net.h))
+        slope, curvature = _pulled_back(point, slope, curvature)
+    return Expansion(loss, effects[::-1], viscosity[::-1])
+
+
+def _check(net: NoisyResNet, x: Tensor) -> None:
+    if net.state_ndim != 1:
+        raise InputError("net", f"state_ndim = {net.state_ndim}", "vector states (state_ndim = 1)")
+    refuse_batchnorm(net)
+    if x.ndim < 1 or not x.is_floating_point():
+        raise InputError("x", f"{x.dtype} of shape {tuple(x.shape)}", "floating-point states (..., d)")
+
+
+def _jet(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Value ``(n, k)``, gradient ``(n, k, d)`` and Hessian ``(n, k, d, d)`` of f at x."""
+
+    def along(v: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda y: torch.func.jvp(f, (y,), (v,))[1]
+
+    eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    units = [unit.expand_as(x) for unit in eye]
+    gradient = torch.stack([along(v)(x) for v in units], -1)
+    return f(x), gradient, symmetric(lambda i, j: torch.func.jvp(along(units[i]), (x,), (units[j],))[1], len(units))
+
+
+def _pulled_back(point: Point, slope: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient and Hessian before the step x -> x + m(x) from those after it."""
+    E = point.jacobian() + torch.eye(slope.shape[-1], dtype=slope.dtype, device=slope.device)
+    moved = torch.einsum("nai,nkab,nbj->nkij", E, curvature, E)
+    return torch.einsum("nai,nka->nki", E, slope), moved + torch.einsum("nka,naij->nkij", slope, point.hessian())
+
+
+def _drift_correction(net: NoisyResNet, columns: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Loss of the flow dX = f dt, and −½ ∫ (J_m m)·∇u dn over each layer by the trapezoidal rule."""
+    path, backward = [x], []
+    for k in range(net.depth):
+        after, pull = torch.func.vjp(lambda z, k=k: _flowed(net, k, z), path[-1])  # type: ignore[misc]
+        path.append(after)
+        backward.append(pull)
+    loss, slope, _ = _jet(columns, path[-1])
+    drift = []
+    for k in reversed(range(net.depth)):
+        before = torch.stack([backward[k](slope[:, column])[0] for column in range(slope.shape[1])], 1)
+        start, end = (
+            torch.einsum("nd,nkd->nk", _bend(net, k, z), g) for z, g in ((path[k], before), (path[k + 1], slope))
+        )
+        drift.append(-0.25 * (start + end))
+        slope = before
+    return loss, drift[::-1]
+
+
+def _bend(net: NoisyResNet, k: int, x: Tensor) -> Tensor:
+    """J_m m of layer k."""
+    point = layer_point(net, k, x)
+    return point.along(point.mean(), 0.0)
+
+
+def _flowed(net: NoisyResNet, k: int, x: Tensor) -> Tensor:
+    """Flow of dX = m_k(X) dn over one layer, by one classical Runge–Kutta step."""
+    m1 = net.mean_increment(k, x)
+    m2 = net.mean_increment(k, x + 0.5 * m1)
+    m3 = net.mean_increment(k, x + 0.5 * m2)
+    m4 = net.mean_increment(k, x + m3)
+    return x + (m1 + 2 * m2 + 2 * m3 + m4) / 6
