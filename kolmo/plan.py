@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from kolmo.problem import KolmogorovProblem, check_vectorised
 from kolmo.reach import Reach, reach
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator
-from kolmo.schemes.terminal import plan_terminal, rough_places
+from kolmo.schemes.terminal import common_break, plan_terminal, rough_places
 from kolmo.stationary import solve_stationary
 from kolmo.steppers.base import STEPPERS
 
@@ -45,9 +45,11 @@ MAX_SECONDS = 120.0
 # Share of the tolerance left to the effect of the cut.
 CUT_SHARE = 0.2
 CUT_TRIES = 12
+# Level at which the cut is measured first: coarse enough to be cheap, fine enough to see the tails.
+FIRST_CUT = 4
 # Part of the cells added on each open side to measure the cut.
 CUT_MARGIN = 0.2
-# Points at most that get witnesses, and how far beside them these lie, in box widths.
+# Points at most that get witnesses, and how far beside them these lie, as a part of the nodes of an axis.
 WITNESSES, WITNESS_SHIFT = 8, 0.02
 # The wider box is cut too: with heavy tails what is left may be as large as what was seen.
 CUT_SAFETY = 2.0
@@ -65,15 +67,29 @@ class Layout:
         Map of each axis.
     shares : tuple of float
         Nodes of each axis at resolution 1.
+    places : tuple of (float or None)
+        Per axis, the one place where φ breaks. A node is put there: where noise does not smooth a kink at once, as at
+        the degenerate end of Heston's equation, errors of order two come and go with its place in the cell.
     """
 
     box: Box
     gradings: tuple[Grading, ...]
     shares: tuple[float, ...]
+    places: tuple[float | None, ...]
+
+    @classmethod
+    def even(cls, box: Box, gradings: tuple[Grading, ...]) -> "Layout":
+        """As many nodes along every axis, wherever they fall."""
+        return cls(box, gradings, (1.0,) * box.dim, (None,) * box.dim)
 
     def grid(self, n: float, least: int) -> Grid:
         """Grid of resolution n."""
-        return Grid.of(self.box, [max(round(n * share), least) for share in self.shares], self.gradings)
+        counts = [max(round(n * share), least) for share in self.shares]
+        gradings = [
+            grading.aligned(place, count) if place is not None and isinstance(grading, Sinh) else grading
+            for grading, place, count in zip(self.gradings, self.places, counts, strict=True)
+        ]
+        return Grid.of(self.box, counts, gradings)
 
     def widened(self, grid: Grid) -> tuple["Layout", Grid]:
         """The same nodes and some more beyond every open face."""
@@ -93,7 +109,8 @@ class Layout:
             axes.append(Axis(axis.n + low + high, wide, axis.periodic))
         wider = Grid(axes)
         shares = tuple(share * a.n / b.n for share, a, b in zip(self.shares, axes, grid.axes, strict=True))
-        return Layout(self.box.replace(*wider.box), tuple(a.grading for a in axes), shares), wider
+        gradings = tuple(a.grading for a in axes)
+        return replace(self, box=self.box.replace(*wider.box), gradings=gradings, shares=shares), wider
 
 
 @dataclass
@@ -245,7 +262,8 @@ def first_layout(problem: KolmogorovProblem, points: np.ndarray, tail: float) ->
     if horizon is None:
         if not bounded:
             raise InputError("box", box, "a finite box for a stationary problem")
-        return Layout(box, tuple(Uniform(a, b) for a, b in zip(box.lower, box.upper, strict=True)), (1.0,) * box.dim)
+        gradings: tuple[Grading, ...] = tuple(Uniform(a, b) for a, b in zip(box.lower, box.upper, strict=True))
+        return Layout.even(box, gradings)
     cloud = reach(problem.sde, points, horizon, within=box)
     low, high = cloud.interval(tail)
     core_low, core_high = cloud.low - 2.0 * cloud.spread_low, cloud.high + 2.0 * cloud.spread_high
@@ -254,7 +272,7 @@ def first_layout(problem: KolmogorovProblem, points: np.ndarray, tail: float) ->
     high = np.where(opened[:, 1], np.where(np.isfinite(given_high), np.maximum(high, given_high), high), given_high)
     reach_box = box.replace(low, high)
     gradings = tuple(_grading(problem, points, i, reach_box, core_low[i], core_high[i]) for i in range(problem.dim))
-    layout = Layout(reach_box, gradings, (1.0,) * problem.dim)
+    layout = Layout.even(reach_box, gradings)
     return _focused(problem, layout, cloud)
 
 
@@ -289,16 +307,18 @@ def _square_root(problem: KolmogorovProblem, points: np.ndarray, axis: int, end:
 
 def _focused(problem: KolmogorovProblem, layout: Layout, cloud: Reach) -> Layout:
     """Centre an axis on the kinks or jumps of φ where they keep to one place, one standard deviation wide."""
-    gradings = list(layout.gradings)
+    gradings, places = list(layout.gradings), list(layout.places)
     for i, grading in enumerate(layout.gradings):
         spread = 0.5 * float(cloud.spread_low[i] + cloud.spread_high[i])
         if not isinstance(grading, Sinh) or grading.centre in (grading.lower, grading.upper):
             continue
-        counts = [PROBE_NODES if j == i else 5 for j in range(problem.dim)]
-        places = rough_places(problem, Grid.of(layout.box, counts, layout.gradings), i)
-        if len(places) and np.ptp(places) <= spread and grading.lower < places.mean() < grading.upper:
-            gradings[i] = Sinh(grading.lower, grading.upper, float(places.mean()), min(grading.width, spread))
-    return Layout(layout.box, tuple(gradings), layout.shares)
+        probe = Grid.of(layout.box, [PROBE_NODES if j == i else 5 for j in range(problem.dim)], layout.gradings)
+        rough = rough_places(problem, probe, i)
+        if len(rough) and np.ptp(rough) <= spread and grading.lower < rough.mean() < grading.upper:
+            places[i] = common_break(problem, probe, i)
+            centre = float(rough.mean()) if places[i] is None else places[i]
+            gradings[i] = Sinh(grading.lower, grading.upper, centre, min(grading.width, spread))
+    return replace(layout, gradings=tuple(gradings), places=tuple(places))
 
 
 class _Search:
@@ -323,6 +343,7 @@ class _Search:
         self.order = SCHEMES[self.scheme].order
         self.levels: list[Level] = []
         self.cut = np.zeros(1)
+        self._measured: Level | None = None
         self._beside: np.ndarray | None = None
         self.started = time.perf_counter()
 
@@ -338,21 +359,26 @@ class _Search:
                     return self._outcome("interrupted", "interrupted by the callback or Ctrl-C")
                 if d > 1 and len(self.levels) == 1:
                     layout = self._proportioned(layout, n)
-                enough = len(self.levels) >= 3 and bool((self._estimate() <= (1 - CUT_SHARE) * self._tolerance()).all())
-                if enough:
+                settled = False
+                if len(self.levels) == FIRST_CUT or self._enough():
                     layout, settled = self._settle_cut(layout)
-                    if settled:
-                        return self._outcome("converged", "the estimate meets the tolerance")
+                if settled and self._enough():
+                    return self._outcome("converged", "the estimate meets the tolerance")
                 n = self._next(n)
                 told = self._limit(n, layout, max_cells, max_seconds)
                 if told:
-                    if not self.cut.any():
-                        self._measure_cut(layout)
+                    if self._measured is None:
+                        self._measure_cut(layout, self.levels[-1])
                     return self._outcome("tolerance_not_met", told)
         except KeyboardInterrupt:
             if not self.levels:
                 raise
             return self._outcome("interrupted", "interrupted; the finest level finished is returned")
+
+    def _enough(self) -> bool:
+        """Whether three levels or more agree within what the cut leaves of the tolerance."""
+        within = self._estimate() <= (1 - CUT_SHARE) * self._tolerance()
+        return len(self.levels) >= 3 and bool(within.all())
 
     def _limit(self, n: float, layout: Layout, max_cells: int, max_seconds: float) -> str:
         """Why no finer level may be begun, or nothing."""
@@ -368,26 +394,30 @@ class _Search:
 
     def _settle_cut(self, layout: Layout) -> tuple[Layout, bool]:
         """Measure the effect of the cut; while it exceeds its share, go over to the wider box."""
+        if len(self.levels) > FIRST_CUT:  # it depends little on the resolution, and costs less one level before
+            self._measure_cut(layout, self.levels[-2])
+            if self._cut_fits():
+                return layout, True
         for _ in range(CUT_TRIES):
-            wider = self._measure_cut(layout)
-            if wider is None or (self.cut <= CUT_SHARE * self._tolerance()).all():
+            wider = self._measure_cut(layout, self.levels[-1])
+            if self._cut_fits():
                 return layout, True
             # the wider box has the same nodes inside: its solution takes the place of the last level
             layout, self.levels[-1] = wider
-            if not (self._estimate() <= (1 - CUT_SHARE) * self._tolerance()).all():
-                return layout, False
         return layout, False
 
-    def _measure_cut(self, layout: Layout) -> tuple[Layout, Level] | None:
+    def _cut_fits(self) -> bool:
+        return bool((self.cut <= CUT_SHARE * self._tolerance()).all())
+
+    def _measure_cut(self, layout: Layout, level: Level) -> tuple[Layout, Level]:
         """Solve again with nodes beyond the open faces: the difference is the effect of the cut."""
         opened = any(isinstance(f, Open) for pair in self.problem.box.faces for f in pair)
-        last = self.levels[-1]
-        if not opened or self.problem.stationary:
-            return None
-        wider, grid = layout.widened(last.discretization.grid)
-        level = self._solve_on(grid, last.effort, last.n)
-        self.cut = CUT_SAFETY * np.abs(level.values - last.values).max(0)
-        return wider, level
+        if not opened or self.problem.stationary or level is self._measured:
+            return layout, level
+        wider, grid = layout.widened(level.discretization.grid)
+        wide = self._solve_on(grid, level.effort, level.n)
+        self.cut, self._measured = CUT_SAFETY * np.abs(wide.values - level.values).max(0), level
+        return wider, wide
 
     def _outcome(self, status: str, message: str) -> Outcome:
         best = self.levels[-1]
@@ -485,7 +515,7 @@ class _Search:
         base, gains = self.levels[-1], []
         for i in range(self.problem.dim):
             shares = tuple(share * (1.4 if j == i else 1.0) for j, share in enumerate(layout.shares))
-            grid = Layout(layout.box, layout.gradings, shares).grid(n, SCHEMES[self.scheme].minimum_nodes)
+            grid = replace(layout, shares=shares).grid(n, SCHEMES[self.scheme].minimum_nodes)
             level = self._solve_on(grid, base.effort, n)
             gains.append(float(np.max(np.abs(level.values - base.values) / (1e-300 + np.abs(base.values).max(0)))))
         worst = max(gains)
@@ -494,15 +524,16 @@ class _Search:
         shares = tuple(max((g / worst) ** (1.0 / self.order), LEAST_SHARE) for g in gains)
         # the same number of cells, differently shaped
         scale = math.prod(shares) ** (-1.0 / len(shares))
-        return Layout(layout.box, layout.gradings, tuple(scale * share for share in shares))
+        return replace(layout, shares=tuple(scale * share for share in shares))
 
     def _witnesses(self, grid: Grid) -> np.ndarray:
         """Points beside those that matter: two levels may agree at a few points by accident, hardly at all of these."""
         if self._beside is None:
-            low, high = grid.box
             some = self.points[:: max(1, len(self.points) // WITNESSES)]
-            shifts = WITNESS_SHIFT * (high - low) * np.concatenate([np.eye(grid.dim), -np.eye(grid.dim)])
-            self._beside = np.clip((some[:, None] + shifts).reshape(-1, grid.dim), low, high)
+            xi = np.stack([a.grading.inverse(some[:, i]) for i, a in enumerate(grid.axes)], -1)
+            shifts = WITNESS_SHIFT * np.concatenate([np.eye(grid.dim), -np.eye(grid.dim)])
+            xi = np.clip((xi[:, None] + shifts).reshape(-1, grid.dim), 0.0, 1.0)
+            self._beside = np.stack([a.grading(xi[:, i]) for i, a in enumerate(grid.axes)], -1)
         return self._beside
 
     def _choose_stepper(self, generator: Generator, steps: int) -> tuple[str, int]:

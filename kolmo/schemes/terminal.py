@@ -26,6 +26,8 @@ SHRINK, FLOOR = 0.15, 1e-7
 PANELS = 3
 # Bisections that locate a jump to rounding.
 BISECTIONS = 40
+# Times that one looks closer at a kink to locate it.
+CLOSER = 5
 
 
 @lru_cache(maxsize=8)
@@ -185,6 +187,28 @@ def rough_places(problem: KolmogorovProblem, grid: Grid, i: int) -> np.ndarray:
     axis = grid.axes[i]
     cells = np.flatnonzero(_rough_along(problem, grid, i).any(axis=tuple(j for j in range(grid.dim) if j != i)))
     return np.asarray(axis.grading(axis.xi[cells] + 0.5 * axis.h))
+
+
+def common_break(problem: KolmogorovProblem, grid: Grid, i: int) -> float | None:
+    """Where φ has its one kink or jump along axis i, if it is at the same place on every line that has one."""
+    flagged = np.moveaxis(_rough_along(problem, grid, i), i, 0)
+    others, columns = np.argwhere(flagged.any(0)), flagged[:, flagged.any(0)]
+    if len(others) == 0:
+        return None
+    first, last = columns.argmax(0), len(columns) - columns[::-1].argmax(0)
+
+    def values(s: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        along = low[rows, None] + s * (high - low)[rows, None]
+        rest = np.broadcast_to(others[rows, None, :], (*s.shape, grid.dim - 1))
+        return _final(problem, grid, np.insert(rest.astype(float), i, along, axis=-1))
+
+    low, high = first.astype(float), last.astype(float)
+    for _ in range(CLOSER):  # a kink is found the better the closer one looks
+        place = low + _break(values, len(others)) * (high - low)
+        low, high = np.maximum(place - 0.1 * (high - low), 0.0), np.minimum(place + 0.1 * (high - low), len(columns))
+    if np.ptp(place) > 1e-4:
+        return None
+    return float(grid.axes[i].grading(np.median(place) * grid.axes[i].h))
 
 
 def plan_terminal(problem: KolmogorovProblem, grid: Grid, box: Box, order: int) -> TerminalRule:
