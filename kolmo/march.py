@@ -1,8 +1,9 @@
 """The one time loop: backwards from T to 0, and its transpose forwards from 0 to T."""
 
+import copy
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -91,6 +92,7 @@ class March:
         self.fixed = generator.fixed if generator.fixed.any() else None
         self._semis: OrderedDict[float, tuple[Semi, Operator, Array]] = OrderedDict()
         self._steps: OrderedDict[Any, Step] = OrderedDict()
+        self.owner: object = None
         self.plans = self._plan()
 
     def _plan(self) -> list[StepPlan]:
@@ -127,9 +129,22 @@ class March:
                 self._semis.popitem(last=False)
         return self._semis[instant]
 
-    def seed(self, instant: float, semi: Semi, operator: Operator, load: Array) -> None:
-        """Hand over ingredients that were assembled elsewhere; they are kept."""
-        self._semis[instant] = (semi, operator, load)
+    def seed(self, ingredients: Mapping[float, tuple[Semi, Operator]], owner: object = None) -> None:
+        """Hand over semi-discrete equations assembled elsewhere; they, and their owner, replace those kept."""
+        self.owner = owner
+        self._semis.clear()
+        for instant, (semi, operator) in ingredients.items():
+            load = semi.load
+            if self.fixed is not None:
+                load = load + semi.stencil.apply(semi.a, semi.boundary)
+            self._semis[instant] = (semi, operator, load)
+
+    def doubled(self) -> "March":
+        """A march of the same steps on fields stacked with their tangents; it has to be seeded with dual operators."""
+        twin = copy.copy(self)
+        twin.fixed = None if self.fixed is None else np.concatenate([self.fixed, self.fixed])
+        twin._semis, twin._steps = OrderedDict(), OrderedDict()
+        return twin
 
     def prepared(self, plan: StepPlan) -> tuple[Step, list[Array]]:
         """The prepared step and its loads, one per node."""
@@ -187,6 +202,15 @@ class March:
         run.state = self.with_boundary(run.state, run.time)
         return run
 
+    def descend(self, u: Array, plans: Sequence[StepPlan], keep: list[Array] | None = None) -> Array:
+        """Take some consecutive steps from the free part u; ``keep`` collects the state before each step."""
+        for plan in plans:
+            if keep is not None:
+                keep.append(u)
+            step, loads = self.prepared(plan)
+            u = step.apply(u, loads)
+        return u
+
     def forward(self, p: Array, *, observe: Callable[[float, Array, list[Array]], None] | None = None) -> Array:
         """The transposed march: weights p of shape (size, k) on the state at time 0, pushed to time T.
 
@@ -202,22 +226,24 @@ class March:
         return p
 
     def gradient(
-        self, states: list[Array], p: Array
+        self, states: list[Array], p: Array, plans: Sequence[StepPlan] | None = None
     ) -> tuple[Array, dict[float, Array], dict[float, Array], dict[float, Array]]:
         """Derivatives of ⟨p, u(0)⟩: with respect to the terminal data, and per instant to numbers, load and boundary.
 
         Parameters
         ----------
         states : list of array
-            States before each step, as collected by ``backward(keep=...)``; consumed.
+            States before each step, as collected by ``backward`` or ``descend``; consumed.
         p : array, shape (size, k)
-            Weights on the free part of the state at time 0.
+            Weights on the free part of the state at time 0 (at the end of the last of the ``plans``).
+        plans : sequence of StepPlan, optional
+            The steps taken; None: all.
         """
         p = self.without_boundary(p)
         numbers: dict[float, Array] = {}
         loads: dict[float, Array] = {}
         values: dict[float, Array] = {}
-        for plan in reversed(self.plans):
+        for plan in reversed(self.plans if plans is None else plans):
             step, node_loads = self.prepared(plan)
             p, load_adjoints, number_adjoints = step.pullback(states.pop(), node_loads, p)
             for instant, q, derivative in zip(plan.instants, load_adjoints, number_adjoints, strict=True):

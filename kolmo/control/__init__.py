@@ -1,15 +1,18 @@
 """Control: exact discrete adjoints that fit drift and diffusion, and the dynamic-programming optimum beside them."""
 
+from kolmo.control.checkpoints import GradientMemory
 from kolmo.control.hjb import ControlSolution, solve_hjb
 from kolmo.control.hopf_cole import HopfColeSolution, hopf_cole
 from kolmo.control.minimize import hessian_product, minimize
 from kolmo.control.problem import ControlProblem
 from kolmo.control.schroedinger import SchroedingerBridge, schroedinger_bridge
 from kolmo.control.sets import BoxSet, Finite, Interval, Unbounded
-from kolmo.control.value import expected_value, value
+from kolmo.control.value import expected_value, gradient_memory, value
 
 __all__ = [
     "expected_value",
+    "gradient_memory",
+    "GradientMemory",
     "hessian_product",
     "minimize",
     "value",

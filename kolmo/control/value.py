@@ -6,18 +6,17 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from kolmo.arrays import as_points
+from kolmo.control.adjoint import Still, Sweep, apply
+from kolmo.control.checkpoints import GradientMemory
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.march import March
 from kolmo.plan import plan
 from kolmo.problem import KolmogorovProblem
 from kolmo.schemes.base import SCHEMES
-from kolmo.stationary import solve_stationary
-from kolmo.steppers.base import Operator
 
 
 def value(
@@ -27,6 +26,8 @@ def value(
     rtol: float = 1e-3,
     atol: float = 1e-6,
     discretization: Discretization | None = None,
+    checkpoints: int | None = None,
+    memory: float | None = None,
 ) -> torch.Tensor:
     r"""u(0, x) as a tensor that carries the exact gradient of the number returned.
 
@@ -48,6 +49,11 @@ def value(
         problem object.
     discretization : Discretization, optional
         A frozen recipe from ``kolmo.plan``; use one inside an optimisation, so that the objective does not jump.
+    checkpoints : int, optional
+        States kept for the gradient, at least 2; the others are computed again. None: all. The gradient is the same to
+        rounding; ``gradient_memory`` states the peak beforehand.
+    memory : float, optional
+        Bytes that the gradient may keep, instead of ``checkpoints``.
 
     Returns
     -------
@@ -78,8 +84,10 @@ def value(
     problem = problem.handing("torch")
     if discretization.grid.dim != problem.dim:
         raise InputError("discretization", f"{discretization.grid.dim} dimensions", f"{problem.dim} dimensions")
-    u = grid_value(problem, discretization)
-    columns = u if discretization_columns(problem, discretization) is not None else u[:, 0]
+    if memory is not None and not problem.stationary:
+        checkpoints = gradient_memory(problem, discretization, checkpoints=checkpoints, memory=memory).checkpoints
+    u = grid_value(problem, discretization, checkpoints)
+    columns = u if discretization.march(problem).generator.columns is not None else u[:, 0]
     values: torch.Tensor = discretization.grid.interpolate(columns, points, discretization.width)
     return values
 
@@ -183,88 +191,98 @@ def _covers(recipe: Discretization, points: torch.Tensor) -> bool:
     return bool((((points >= low - slack) & (points <= high + slack)) | periodic).all())
 
 
-def discretization_columns(problem: KolmogorovProblem, discretization: Discretization) -> int | None:
-    """Number of columns of the unknown, or None."""
-    return discretization.march(problem).generator.columns
-
-
-def grid_value(problem: KolmogorovProblem, discretization: Discretization) -> torch.Tensor:
-    """u(0, ·) at the nodes, shape (size, k), with gradients."""
+def grid_value(
+    problem: KolmogorovProblem, discretization: Discretization, checkpoints: int | None = None
+) -> torch.Tensor:
+    """u(0, ·) at the nodes, shape (size, k), with gradients; of all states at most ``checkpoints`` are kept."""
     march = discretization.march(problem)
     generator = march.generator
     like = torch.zeros((), dtype=torch.float64)
     if not SCHEMES[discretization.scheme].smooth:
         raise InputError("discretization", discretization.scheme, "a scheme that is smooth in the coefficients")
-    instants = [0.0] if problem.stationary else sorted({t for step in march.plans for t in step.instants})
-    tensors: list[torch.Tensor] = []
-    for t in instants:
-        semi = generator.at(t, like)
-        tensors += [semi.a, semi.load, semi.boundary]
-        _seed(march, t, semi)
     if problem.stationary:
-        free: torch.Tensor = _Stationary.apply(march, *tensors)  # type: ignore[no-untyped-call]
-        return free + torch.as_tensor(generator.at(0.0, like).boundary) if march.fixed is not None else free
-    start = March(generator, march.stepper, march.times, like)
-    terminal = discretization.initial(start)
-    state: torch.Tensor = _Adjoint.apply(march, instants, terminal, *tensors)  # type: ignore[no-untyped-call]
+        semi = generator.at(0.0, like)
+        state = apply(Still(march, {0.0: semi.stencil}), torch.zeros_like(semi.load), {0.0: semi})
+    else:
+        terminal = discretization.initial(March(generator, march.stepper, march.times, like))
+        state = Sweep(march, checkpoints)(terminal)
     if march.fixed is not None:
         state = state + generator.boundary(0.0, torch.as_tensor(generator.grid.points))
     return state
 
 
-def _seed(march: March, instant: float, semi: Any) -> None:
-    """Hand the march the numbers just assembled in torch, so that coefficients are evaluated once."""
-    a, load, boundary = (v.detach().numpy() for v in (semi.a, semi.load, semi.boundary))
-    total = load if march.fixed is None else load + semi.stencil.apply(a, boundary)
-    numeric = type(semi)(semi.stencil, a, load, boundary)
-    march.seed(instant, numeric, Operator(semi.stencil, a, march.fixed), total)
+def gradient_memory(
+    problem: KolmogorovProblem,
+    discretization: Discretization,
+    *,
+    checkpoints: int | None = None,
+    memory: float | None = None,
+) -> GradientMemory:
+    r"""What the gradient of ``value`` will keep, and what it will cost, stated before it runs.
+
+    With c states kept at once and no step taken more than r times again, the binomial schedule reverses
+    :math:`\binom{c + r}{r + 1}` steps (Griewank & Walther 2000): memory falls like the logarithm of the number of
+    steps where the time rises like it.
+
+    Parameters
+    ----------
+    problem : KolmogorovProblem
+        With a horizon.
+    discretization : Discretization
+        The recipe that will be marched.
+    checkpoints : int, optional
+        States kept at once, enough for the steps (2 for 20, 4 for 2000). None: all, or what ``memory`` allows.
+    memory : float, optional
+        Largest number of bytes to keep; the schedule within it that repeats the fewest steps is chosen.
+
+    Returns
+    -------
+    GradientMemory
+
+    Raises
+    ------
+    InputError
+        For too few checkpoints, both limits at once, or a budget that no schedule meets.
+
+    Examples
+    --------
+    >>> import kolmo
+    >>> from kolmo import control
+    >>> bm = kolmo.SDE(0.0, diffusion=1.0, dim=1)
+    >>> problem = kolmo.KolmogorovProblem(bm, lambda x: x[..., 0] ** 2, 1.0, kolmo.Box(-5.0, 5.0))
+    >>> recipe = kolmo.solve(problem, grid=101, steps=64).discretization
+    >>> control.gradient_memory(problem, recipe, checkpoints=8).repeated  # steps taken again
+    98
+    """
+    if problem.stationary:
+        raise InputError("problem", "a stationary problem", "a horizon", "a stationary gradient keeps one state")
+    if checkpoints is not None and memory is not None:
+        raise InputError("checkpoints, memory", "both", "one of them")
+    march = discretization.march(problem.handing("torch"))
+    instants = [sorted(set(plan.instants)) for plan in march.plans]
+    constant = len({t for step in instants for t in step}) == 1
+    state = 8 * discretization.grid.size * (march.generator.columns or 1)
+    kept = _bytes_of_step(march, instants[0])
+    if memory is not None:
+        return GradientMemory.within(memory, len(march.plans), state, kept, constant)
+    return GradientMemory.of(len(march.plans), checkpoints, state, kept, constant)
 
 
-class _Adjoint(torch.autograd.Function):
-    """Free part of the state at time 0 from terminal data and stencil numbers; backward is the transposed march."""
+def _bytes_of_step(march: March, instants: list[float]) -> int:
+    """Bytes of the coefficients of a step, with what torch saves to differentiate them."""
+    like = torch.zeros((), dtype=torch.float64)
+    saved: dict[int, int] = {}
 
-    @staticmethod
-    def forward(ctx: Any, march: March, instants: list[float], terminal: torch.Tensor, *tensors: torch.Tensor) -> Any:
-        """March, keeping the state before each step."""
-        states: list[np.ndarray] = []
-        run = march.backward(np.ascontiguousarray(terminal.detach().numpy()), keep=states)
-        ctx.march, ctx.instants, ctx.states = march, instants, states
-        return torch.from_numpy(np.ascontiguousarray(march.without_boundary(run.state)))
+    def note(v: torch.Tensor) -> torch.Tensor:
+        saved[v.untyped_storage().data_ptr()] = v.untyped_storage().nbytes()
+        return v
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        """March transposed; every stage gives its share of the derivatives."""
-        weights = np.ascontiguousarray(gradients[0].detach().numpy())
-        p, numbers, loads, values = ctx.march.gradient(list(ctx.states), weights)
-        result: list[Any] = [None, None, torch.from_numpy(np.ascontiguousarray(p))]
-        for t in ctx.instants:
-            for part in (numbers, loads, values):
-                result.append(torch.from_numpy(np.ascontiguousarray(part[t])) if t in part else None)
-        return tuple(result)
-
-
-class _Stationary(torch.autograd.Function):
-    """Free part of the stationary solution; backward is one transposed solve."""
-
-    @staticmethod
-    def forward(ctx: Any, march: March, *tensors: torch.Tensor) -> Any:
-        """Solve Q u + r = 0."""
-        u = march.without_boundary(solve_stationary(march))
-        ctx.march, ctx.u = march, u
-        return torch.from_numpy(np.ascontiguousarray(u))
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        """Solve Qᵀ q = −p."""
-        march = ctx.march
-        semi, _, _ = march.ingredients(0.0)
-        q = march.without_boundary(solve_stationary(march, weights=march.without_boundary(gradients[0].numpy())))
-        full = ctx.u + semi.boundary
-        values = semi.stencil.apply_transposed(semi.a, q)
-        parts = (semi.stencil.pullback(q, full), q, values)
-        return (None, *(torch.from_numpy(np.ascontiguousarray(v)) for v in parts))
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda v: v):
+        semis = [march.generator.at(t, like) for t in instants]
+    for semi in semis:
+        for v in (semi.a, semi.load, semi.boundary):
+            note(v)
+    return sum(saved.values())
 
 
 def expected_value(
@@ -275,12 +293,14 @@ def expected_value(
     rtol: float = 1e-3,
     atol: float = 1e-6,
     discretization: Discretization | None = None,
+    checkpoints: int | None = None,
+    memory: float | None = None,
 ) -> torch.Tensor:
     r"""Weighted sum of values, :math:`J = \sum_i w_i\,u(0, x_i)`, with its exact gradient.
 
     Parameters
     ----------
-    problem, rtol, atol, discretization
+    problem, rtol, atol, discretization, checkpoints, memory
         As for ``value``.
     x : array_like or tensor, shape (n, d)
         Points.
@@ -305,7 +325,7 @@ def expected_value(
     >>> round(float(control.expected_value(problem, [0.0, 1.0], [0.5, 0.5], rtol=1e-6)), 4)
     1.5
     """
-    u = value(problem, x, rtol=rtol, atol=atol, discretization=discretization)
+    u = value(problem, x, rtol=rtol, atol=atol, discretization=discretization, checkpoints=checkpoints, memory=memory)
     points = as_points(x, problem.dim)
     lead = points.ndim - 1
     if weights is None:

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from kolmo.arrays import Array
 from kolmo.errors import InputError
-from kolmo.kernels.linear import LineSolver
+from kolmo.kernels.linear import Factorization, LineSolver
 from kolmo.steppers.base import STEPPERS, Operator, Step
+from kolmo.steppers.dual import DualStencil, NestedFactors, halves
 
 
 class SplitStep:
@@ -110,14 +112,23 @@ class _Parts:
         """Derivative of ⟨p, part j of Q u⟩ with respect to all numbers of Q."""
         return self._spread(j, self.stencils[j].pullback(p, u))
 
-    def line_solver(self, axis: int, scale: float) -> LineSolver:
+    def line_solver(self, axis: int, scale: float) -> Factorization:
         """Factors of I − scale × the part along an axis."""
         stencil, numbers = self.stencils[axis + 1], self.numbers[axis + 1]
-        fixed = self.operator.fixed
-        band, below = stencil.bands(numbers, axis, None if fixed is None else ~fixed)
-        band *= -scale
-        band[:, below] += 1.0
-        return LineSolver(band, below, stencil.shape, axis)
+        free = None if self.operator.fixed is None else ~self.operator.fixed
+        if isinstance(stencil, DualStencil):
+            free = None if free is None else halves(free)[0]
+            tangent = Operator(stencil.stencil, numbers[1], None if free is None else ~free).matrix
+            return NestedFactors(_line_solver(stencil.stencil, numbers[0], axis, scale, free), -scale * tangent)
+        return _line_solver(stencil, numbers, axis, scale, free)
+
+
+def _line_solver(stencil: Any, numbers: np.ndarray, axis: int, scale: float, free: np.ndarray | None) -> LineSolver:
+    """Factors of I − scale × a stencil whose terms act along one axis."""
+    band, below = stencil.bands(numbers, axis, free)
+    band *= -scale
+    band[:, below] += 1.0
+    return LineSolver(band, below, stencil.shape, axis)
 
 
 class ExtrapolatedStep:

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from kolmo.arrays import Array, as_like
+from kolmo.kernels.linear import Factorization, factorize
 from kolmo.registry import Registry
 
 
@@ -44,6 +45,19 @@ class Operator:
         """Q with the columns of fixed nodes removed, as a sparse matrix."""
         Q = self.stencil.matrix(np.asarray(self.a))
         return Q if self.fixed is None else sp.csr_matrix(Q @ sp.diags((~self.fixed).astype(float)))
+
+    @property
+    def primal(self) -> "Operator":
+        """The operator itself (of one over dual numbers: the part that is no tangent)."""
+        return self
+
+    @classmethod
+    def system(cls, operators: "Sequence[Operator]", columns: Sequence[np.ndarray]) -> Factorization:
+        """Factors of I − Σ_j Q_j ⊗ C_j; unknowns are interleaved node by node, so that a band matrix stays one."""
+        total = sp.identity(operators[0].matrix.shape[0] * len(columns[0]), format="csr")
+        for operator, column in zip(operators, columns, strict=True):
+            total = total - sp.kron(operator.matrix, column, format="csr")
+        return factorize(total)
 
 
 class Step(Protocol):

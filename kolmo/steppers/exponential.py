@@ -161,14 +161,18 @@ class ExponentialStep:
     """u ↦ u + dt φ₁(dt Q)(Q u + r), with φ₁ a sum of Faber polynomials: e^{dt Q} u and what a constant load adds."""
 
     def __init__(self, operator: Operator, dt: float, tolerance: float) -> None:
-        self.operator, self.dt, self.tolerance = operator, dt, tolerance
-        self._fit(seen_support(operator))
-        probe = np.random.default_rng(1).standard_normal((_size(operator), 1))
-        probe = probe if operator.fixed is None else probe * ~operator.fixed[:, None]
+        self.dt, self.tolerance, self.runaway = dt, tolerance, RUNAWAY
+        primal = operator.primal
+        self._fit(seen_support(primal))
+        probe = np.random.default_rng(1).standard_normal((_size(primal), 1))
+        probe = probe if primal.fixed is None else probe * ~primal.fixed[:, None]
         try:
-            self._sum(operator.apply, probe)
+            self._sum(primal.apply, probe)
         except NotConvergedError:
-            self._fit(wide_support(operator))
+            self._fit(wide_support(primal))
+        self.operator = operator
+        # derivatives of the polynomials grow like their degree squared
+        self.runaway = RUNAWAY if primal is operator else math.inf
 
     def _fit(self, reach: np.ndarray) -> None:
         """Ellipse around a support function, and the polynomial for it."""
@@ -179,7 +183,7 @@ class ExponentialStep:
 
     def _polynomials(self, multiply: Callable[[Array], Array], v: Array) -> Any:
         """F_0(Q) v, F_1(Q) v, ... one after the other."""
-        e, limit = self.ellipse, RUNAWAY * float(abs(v).max())
+        e, limit = self.ellipse, self.runaway * float(abs(v).max())
         before, now = v, (multiply(v) - e.x * v) / e.gamma
         yield before
         yield now

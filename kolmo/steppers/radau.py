@@ -7,10 +7,8 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 
 from kolmo.arrays import Array
-from kolmo.kernels.linear import factorize
 from kolmo.steppers.base import STEPPERS, Operator, Step
 
 
@@ -70,14 +68,12 @@ class ConstantStep(CollocationStep):
 
     def __init__(self, table: Tableau, operator: Operator, dt: float) -> None:
         self.table, self.dt, self.operators = table, dt, [operator] * len(table.c)
-        Q = operator.matrix
-        identity = sp.identity(Q.shape[0], format="csr")
         # of each conjugate pair one is solved, and counted twice
         self._pairs = [(i, 1.0 if v.imag == 0 else 2.0) for i, v in enumerate(table.eigenvalues) if v.imag >= 0]
         self._solvers = []
         for i, weight in self._pairs:
             value = table.eigenvalues[i].real if weight == 1.0 else table.eigenvalues[i]
-            self._solvers.append(factorize(identity - dt * value * Q))
+            self._solvers.append(operator.system([operator], [np.array([[dt * value]])]))
 
     def _modes(self, u: Array, loads: Sequence[Array]) -> list[tuple[int, float, np.ndarray]]:
         T, modes = self.table, []
@@ -117,14 +113,9 @@ class CoupledStep(CollocationStep):
 
     def __init__(self, table: Tableau, operators: Sequence[Operator], dt: float) -> None:
         self.table, self.dt, self.s, self.operators = table, dt, len(table.c), operators
-        size = operators[0].matrix.shape[0]
-        total = sp.identity(size * self.s, format="csr")
-        for j, operator in enumerate(operators):
-            column = np.zeros((self.s, self.s))
-            column[:, j] = table.A[:, j]
-            # stages are interleaved node by node, so that a band matrix stays one
-            total = total - dt * sp.kron(operator.matrix, column, format="csr")
-        self._solver = factorize(total)
+        # column j of A alone: stage j meets only its own operator
+        columns = [dt * table.A * (np.arange(self.s) == j) for j in range(self.s)]
+        self._solver = operators[0].system(operators, columns)
 
     def _solve(self, parts: list[np.ndarray], transposed: bool) -> list[np.ndarray]:
         n, k = parts[0].shape

@@ -13,6 +13,7 @@ from kolmo.box import Absorbing, Open, Periodic, Reflecting, Robin
 from kolmo.errors import InputError
 from kolmo.kernels.lines import LineOperator
 from kolmo.steppers.base import STEPPERS, Operator, Step
+from kolmo.steppers.dual import DualOperator
 
 # Gauss–Hermite points per direction of noise, by dimension.
 POINTS = {1: 5, 2: 5, 3: 3}
@@ -438,6 +439,13 @@ class SemiLagrangian:
 
     def prepare(self, operators: Sequence[Operator], dt: float) -> Step:
         """Trace the characteristics."""
+        if isinstance(operators[0], DualOperator):
+            raise InputError(
+                "stepper",
+                "second derivatives with 'semi-lagrangian'",
+                "a stepper other than 'semi-lagrangian' for Hessian products",
+                "minimize with method='L-BFGS-B', or give a discretization with stepper='radau5', 'mcs3' or 'rk4'",
+            )
         return TransportStep(operators, dt)
 
     def largest_step(self, real: float, imaginary: float) -> float:

@@ -1,0 +1,246 @@
+"""The discrete adjoint as torch functions: marches and stationary solves, differentiable twice, kept or repeated."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from kolmo.control.checkpoints import check, split
+from kolmo.march import March, StepPlan
+from kolmo.schemes.generator import Semi
+from kolmo.stationary import solve_stationary
+from kolmo.steppers.base import Operator
+from kolmo.steppers.dual import DualOperator, DualStencil, halves
+
+Pulled = tuple[np.ndarray, dict[float, Any], dict[float, Any], dict[float, Any]]
+"""Derivatives with respect to the first state, and per instant to stencil numbers, load and boundary values."""
+
+
+def contiguous(x: torch.Tensor) -> np.ndarray:
+    """A tensor's values as a contiguous array."""
+    return np.ascontiguousarray(x.detach().numpy())
+
+
+class Flow(Protocol):
+    """A map (first state, stencil numbers, loads, boundary values) → last state, with its transposes."""
+
+    march: March
+    stencils: dict[float, Any]
+    """Per instant, in order, the stencil of the numbers there."""
+
+    def run(self, u: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Last state, and the states that ``pull`` needs; the first of them is the free part of u."""
+        ...
+
+    def pull(self, states: list[np.ndarray], p: np.ndarray) -> Pulled:
+        """Derivatives of ⟨p, last state⟩."""
+        ...
+
+    def on(self, march: March, stencils: dict[float, Any]) -> "Flow":
+        """The same map on another march."""
+        ...
+
+
+class Steps:
+    """Some consecutive steps of a march, from the free part of a state to the next.
+
+    Parameters
+    ----------
+    march : March
+        Where the steps are prepared.
+    plans : sequence of StepPlan
+        The steps.
+    stencils : dict
+        Per instant of the steps, the stencil.
+    """
+
+    def __init__(self, march: March, plans: Sequence[StepPlan], stencils: dict[float, Any]) -> None:
+        self.march, self.plans, self.stencils = march, plans, stencils
+
+    def run(self, u: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """March, keeping the state before each step."""
+        states: list[np.ndarray] = []
+        last = self.march.descend(self.march.without_boundary(u), self.plans, states)
+        return np.ascontiguousarray(last), states
+
+    def pull(self, states: list[np.ndarray], p: np.ndarray) -> Pulled:
+        """March transposed; every stage gives its share of the derivatives."""
+        return self.march.gradient(states, p, self.plans)
+
+    def on(self, march: March, stencils: dict[float, Any]) -> "Steps":
+        """The same steps on another march."""
+        return Steps(march, self.plans, stencils)
+
+
+class Still:
+    """Free part of the stationary solution, Q u + r = 0; its first state is not used.
+
+    Parameters
+    ----------
+    march : March
+        Holds the operator.
+    stencils : dict
+        The stencil, at instant 0.
+    """
+
+    def __init__(self, march: March, stencils: dict[float, Any]) -> None:
+        self.march, self.stencils = march, stencils
+
+    def run(self, u: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Solve Q u + r = 0."""
+        solution = np.ascontiguousarray(self.march.without_boundary(solve_stationary(self.march)))
+        return solution, [u, solution]
+
+    def pull(self, states: list[np.ndarray], p: np.ndarray) -> Pulled:
+        """Solve Qᵀ q = −p."""
+        march = self.march
+        semi, _, _ = march.ingredients(0.0)
+        q = march.without_boundary(solve_stationary(march, weights=march.without_boundary(p)))
+        numbers = semi.stencil.pullback(q, states[1] + semi.boundary)
+        values = semi.stencil.apply_transposed(semi.a, q)
+        return np.zeros_like(p), {0.0: numbers}, {0.0: q}, {0.0: values}
+
+    def on(self, march: March, stencils: dict[float, Any]) -> "Still":
+        """The same solve on another march."""
+        return Still(march, stencils)
+
+
+def _seed(flow: Flow, tensors: Sequence[torch.Tensor]) -> None:
+    """Hand the march the numbers assembled in torch, unless it has them already."""
+    if flow.march.owner is flow:
+        return
+    march, parts = flow.march, [contiguous(v) for v in tensors]
+    ingredients = {}
+    for j, (t, stencil) in enumerate(flow.stencils.items()):
+        a, load, boundary = parts[3 * j : 3 * j + 3]
+        ingredients[t] = (Semi(stencil, a, load, boundary), Operator(stencil, a, march.fixed))
+    march.seed(ingredients, owner=flow)
+
+
+def _dual(flow: Flow, tensors: Sequence[torch.Tensor], tangents: Sequence[torch.Tensor | None]) -> Flow:
+    """The flow on states stacked with their tangents, for tangents of the numbers, loads and boundary values."""
+    march = flow.march.doubled()
+    stencils = {t: DualStencil(stencil) for t, stencil in flow.stencils.items()}
+    pairs = []
+    for v, w in zip(tensors, tangents, strict=True):
+        value = contiguous(v)
+        pairs.append((value, np.zeros_like(value) if w is None else contiguous(w)))
+    ingredients = {}
+    for j, (t, stencil) in enumerate(stencils.items()):
+        a = np.stack(pairs[3 * j])
+        load, boundary = (np.concatenate(pair) for pair in pairs[3 * j + 1 : 3 * j + 3])
+        ingredients[t] = (Semi(stencil, a, load, boundary), DualOperator(stencil, a, march.fixed))
+    march.seed(ingredients)
+    return flow.on(march, stencils)
+
+
+def _tensors(flow: Flow, pulled: Pulled, first: Any = lambda v: v, half: Any = lambda v: v) -> list[Any]:
+    """Derivatives in the order of the inputs: first state, then numbers, load and boundary values per instant."""
+    p, numbers, loads, values = pulled
+    result: list[Any] = [torch.from_numpy(np.ascontiguousarray(half(p)))]
+    for t in flow.stencils:
+        for part, pick in ((numbers, first), (loads, half), (values, half)):
+            result.append(torch.from_numpy(np.ascontiguousarray(pick(part[t]))) if t in part else None)
+    return result
+
+
+class _Map(torch.autograd.Function):
+    """A flow as a torch function of its first state and everything it is made of."""
+
+    @staticmethod
+    def forward(ctx: Any, flow: Flow, start: torch.Tensor, *tensors: torch.Tensor) -> Any:
+        """Run, keeping what the transpose needs."""
+        _seed(flow, tensors)
+        last, states = flow.run(contiguous(start))
+        ctx.flow, ctx.count = flow, len(tensors)
+        # saved as tensors, so that torch's checkpoints can drop them
+        ctx.save_for_backward(start, *tensors, *(torch.from_numpy(u) for u in states[1:]))
+        return torch.from_numpy(last)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        """The transposed flow, itself differentiable."""
+        start, *rest = ctx.saved_tensors
+        tensors, states = rest[: ctx.count], [u.numpy() for u in rest[ctx.count :]]
+        pulled = _Transpose.apply(ctx.flow, states, gradients[0], start, *tensors)  # type: ignore[no-untyped-call]
+        return (None, *pulled)
+
+
+class _Transpose(torch.autograd.Function):
+    """The transposed flow as a torch function; its derivative is the adjoint of the tangent flow."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, flow: Flow, states: list[np.ndarray], p: torch.Tensor, start: torch.Tensor, *tensors: torch.Tensor
+    ) -> Any:
+        """Derivatives of ⟨p, last state⟩ with respect to the first state, numbers, loads and boundary values."""
+        _seed(flow, tensors)
+        ctx.flow = flow
+        ctx.save_for_backward(p, start, *tensors)
+        first = np.ascontiguousarray(flow.march.without_boundary(contiguous(start)))
+        return tuple(_tensors(flow, flow.pull([first, *states], contiguous(p))))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *directions: torch.Tensor) -> Any:
+        """Tangent of the flow along the directions, then the transpose of that."""
+        p, start, *tensors = ctx.saved_tensors
+        flow = _dual(ctx.flow, tensors, directions[1:])
+        last, states = flow.run(np.concatenate([contiguous(start), contiguous(directions[0])]))
+        weights = contiguous(p)
+        pulled = flow.pull(states, np.concatenate([np.zeros_like(weights), weights]))
+        tangent = torch.from_numpy(np.ascontiguousarray(halves(last)[1]))
+        return (None, None, tangent, *_tensors(flow, pulled, lambda v: v[0], lambda v: halves(v)[0]))
+
+
+class Sweep:
+    """u(0) from terminal data through all steps of a march, keeping at most so many states for the gradient.
+
+    Coefficients constant in time are assembled once; those of other steps when they are needed, so that what torch
+    keeps of them is dropped and made again together with the states.
+
+    Parameters
+    ----------
+    march : March
+        The march.
+    checkpoints : int or None
+        States kept at once; None: all.
+    """
+
+    def __init__(self, march: March, checkpoints: int | None) -> None:
+        self.march = march
+        self.checkpoints = None if checkpoints is None else check(checkpoints, len(march.plans))
+        instants = {t for plan in march.plans for t in plan.instants}
+        self._shared = self._assemble(sorted(instants)) if len(instants) == 1 or checkpoints is None else None
+
+    def __call__(self, terminal: torch.Tensor) -> torch.Tensor:
+        """Free part of the state at time 0."""
+        return self._reverse(terminal, self.march.plans, self.checkpoints)
+
+    def _assemble(self, instants: list[float]) -> dict[float, Semi]:
+        like = torch.zeros((), dtype=torch.float64)
+        return {t: self.march.generator.at(t, like) for t in instants}
+
+    def _leaf(self, u: torch.Tensor, plans: Sequence[StepPlan]) -> torch.Tensor:
+        semis = self._shared or self._assemble(sorted({t for plan in plans for t in plan.instants}))
+        flow = Steps(self.march, plans, {t: semi.stencil for t, semi in semis.items()})
+        return apply(flow, u, semis)
+
+    def _reverse(self, u: torch.Tensor, plans: Sequence[StepPlan], kept: int | None) -> torch.Tensor:
+        """Revolve as nested checkpoints: what comes before the split is made again, from its first state."""
+        if kept is None or len(plans) <= kept:
+            return self._leaf(u, plans)
+        left = split(len(plans), kept)
+        middle: torch.Tensor = checkpoint(
+            self._reverse, u, plans[:left], kept, use_reentrant=False, preserve_rng_state=False
+        )
+        return self._reverse(middle, plans[left:], kept - 1)
+
+
+def apply(flow: Flow, start: torch.Tensor, semis: dict[float, Semi]) -> torch.Tensor:
+    """The last state of a flow, with gradients."""
+    tensors = [v for semi in semis.values() for v in (semi.a, semi.load, semi.boundary)]
+    result: torch.Tensor = _Map.apply(flow, start, *tensors)  # type: ignore[no-untyped-call]
+    return result
