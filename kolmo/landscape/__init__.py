@@ -1,0 +1,33 @@
+"""Loss landscapes: what noise does to them, in weight space and in feature space, with error bars."""
+
+from kolmo.landscape import plots
+from kolmo.landscape.curvature import Curvature, curvature
+from kolmo.landscape.features import FeatureLandscape, FlowLoss, feature_landscape
+from kolmo.landscape.interactive import write_html
+from kolmo.landscape.planes import Plane, hessian_plane, line, pca_plane, random_plane
+from kolmo.landscape.summary import Comparison, Quantity, Summary, over_seeds, paired, sharpness, summary
+from kolmo.landscape.surface import Surface, surface
+
+__all__ = [
+    "Plane",
+    "random_plane",
+    "pca_plane",
+    "hessian_plane",
+    "line",
+    "Surface",
+    "surface",
+    "Curvature",
+    "curvature",
+    "summary",
+    "sharpness",
+    "over_seeds",
+    "paired",
+    "Summary",
+    "Quantity",
+    "Comparison",
+    "feature_landscape",
+    "FeatureLandscape",
+    "FlowLoss",
+    "plots",
+    "write_html",
+]

@@ -1,0 +1,594 @@
+r"""Curvature of a noise-averaged loss: leading eigenpairs, trace and spectral density of its Hessian.
+
+The Hessian H of :math:`\frac1n\sum_j \ell_j(\theta)` is used through products Hv only, under fixed draws ℓ_j, so that
+it is one symmetric matrix.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from kolmo import files
+from kolmo.errors import InputError
+from kolmo.landscape.state import Evaluation, Loss, kept
+
+_WHOLE = 48  # up to this many parameters the Krylov space is the whole space
+_BREAKDOWN = 100.0  # rounding units of the largest coefficient: the Krylov space is invariant
+_POINTS = 512  # of the plotted density
+
+
+@dataclass(frozen=True, eq=False)
+class Curvature:
+    r"""Hessian of a loss that is averaged over noise draws.
+
+    Attributes
+    ----------
+    eigenvalues : ndarray, shape (k,)
+        Largest eigenvalues, decreasing.
+    residuals : ndarray, shape (k,)
+        Norms ‖Hv − λv‖ for the unit eigenvectors.
+    eigenvalue_standard_error : ndarray, shape (k,)
+        Standard error over the noise draws, to first order: that of vᵀH_j v over j; NaN for a single random draw.
+    eigenvectors : list of dict
+        Unit eigenvectors by parameter name.
+    trace : float
+        Trace, the part of the found eigenvectors exactly; NaN if no probes were asked for.
+    trace_standard_error : float
+        Of the probes: against the exact trace under these draws. Widened by Student's factor for few probes, so that
+        ±2 of it hold the trace with probability 95.4 %.
+    trace_draw_error : float
+        Standard error over the noise draws; NaN for a single random draw.
+    nodes, weights : ndarray, shape (probes, steps)
+        Spectral density of H without the found eigenvectors, by Gauss quadrature: one measure of mass 1 per probe.
+    parameters : int
+        Number of parameters P.
+    products : int
+        Number of Hessian-vector products (of the averaged loss) that were used.
+    loss : float
+        The averaged loss.
+    gradient_norm : float
+        Norm of its gradient.
+    settings : dict
+        Draws, seed, mode, treatment of batch normalisation.
+
+    Examples
+    --------
+    >>> from kolmo import landscape
+    >>> model = nn.Linear(3, 1, bias=False)
+    >>> scale = torch.tensor([3.0, 2.0, -1.0])
+    >>> curv = landscape.curvature(lambda f: 0.5 * (scale * f.weight**2).sum(), model, top=2)
+    >>> curv.eigenvalues.round(4).tolist()
+    [3.0, 2.0]
+    """
+
+    eigenvalues: np.ndarray
+    residuals: np.ndarray
+    eigenvalue_standard_error: np.ndarray
+    eigenvectors: list[dict[str, Tensor]]
+    trace: float
+    trace_standard_error: float
+    trace_draw_error: float
+    nodes: np.ndarray
+    weights: np.ndarray
+    parameters: int
+    products: int
+    loss: float
+    gradient_norm: float
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def density(self, x: Any = None, width: float | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Spectral density, smoothed by a Gaussian, with its standard error over the probes.
+
+        Parameters
+        ----------
+        x : array_like, optional
+            Where; by default 512 points over the spectrum.
+        width : float, optional
+            Standard deviation of the Gaussian; by default 1/100 of the spectrum.
+
+        Returns
+        -------
+        x, density, standard_error : ndarray
+            The density of eigenvalues, of total mass 1.
+
+        References
+        ----------
+        Ghorbani, Krishnan & Xiao (2019), An investigation into neural net optimization via Hessian eigenvalue density.
+        """
+        self._needs_density()
+        low = min(self.nodes.min(), self.eigenvalues.min(initial=np.inf))
+        high = max(self.nodes.max(), self.eigenvalues.max(initial=-np.inf))
+        width = (high - low or 1.0) / 100 if width is None else width
+        grid = np.linspace(low - 4 * width, high + 4 * width, _POINTS) if x is None else np.asarray(x, dtype=float)
+
+        def bells(centres: np.ndarray) -> np.ndarray:
+            return stats.norm.pdf(grid[:, None], centres, width)  # type: ignore[no-any-return]
+
+        found = len(self.eigenvalues)
+        bulk = np.array([bells(n) @ w for n, w in zip(self.nodes, self.weights, strict=True)])
+        bulk *= (self.parameters - found) / self.parameters
+        exact = bells(self.eigenvalues).sum(1) / self.parameters
+        return grid, exact + bulk.mean(0), _standard_error(bulk)
+
+    def fraction_below(self, threshold: float = 0.0) -> tuple[float, float]:
+        """Fraction of eigenvalues below a threshold, with its standard error over the probes.
+
+        A threshold of 0 gives the fraction of negative curvature. Eigenvalues nearer to the threshold than the
+        resolution of the quadrature are counted on either side.
+        """
+        self._needs_density()
+        bulk = np.where(self.nodes < threshold, self.weights, 0.0).sum(1)
+        share = (self.parameters - len(self.eigenvalues)) / self.parameters
+        exact = float((self.eigenvalues < threshold).sum()) / self.parameters
+        return exact + share * float(bulk.mean()), share * float(_standard_error(bulk))
+
+    @property
+    def smallest(self) -> float:
+        """Smallest node of the spectral density: an upper bound of the smallest eigenvalue, close to it."""
+        self._needs_density()
+        return float(self.nodes.min())
+
+    def _needs_density(self) -> None:
+        if self.nodes.size == 0:
+            raise InputError("density_probes", 0, "at least one", "curvature(..., density_probes=5)")
+
+    def plot(self, ax: Any = None, **style: Any) -> Any:
+        """Plot the spectral density on a logarithmic scale, with the leading eigenvalues marked.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; None: a new figure.
+        **style
+            See `kolmo.landscape.plots.spectrum`.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+        """
+        from kolmo.landscape import plots
+
+        return plots.spectrum(self, ax=ax, **style)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to one ``.npz`` file (no pickle); read it with `Curvature.load`."""
+        tree = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        tree["eigenvectors"] = [{n: v.cpu().numpy() for n, v in vector.items()} for vector in self.eigenvectors]
+        files.write_tree(Path(path), {"curvature": tree})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Curvature":
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        InputError
+            If the file holds something else.
+        """
+        tree = files.read_tree(Path(path))
+        if not isinstance(tree, dict) or "curvature" not in tree:
+            raise InputError("path", str(path), "a file written by Curvature.save")
+        tree = tree["curvature"]
+        tree["eigenvectors"] = [{n: torch.as_tensor(v) for n, v in one.items()} for one in tree["eigenvectors"]]
+        return cls(**tree)
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{value:.4g}" for value in self.eigenvalues)
+        return f"Curvature(λ = {values}; trace {self.trace:.4g} ± {self.trace_standard_error:.2g})"
+
+
+def curvature(
+    loss: Loss,
+    model: nn.Module,
+    *,
+    top: int = 5,
+    draws: int = 1,
+    seed: int = 0,
+    noisy: bool | None = None,
+    batchnorm: str = "freeze",
+    calibrate: Callable[[nn.Module], Any] | None = None,
+    rtol: float = 1e-3,
+    max_products: int = 200,
+    probes: int = 20,
+    density_probes: int = 5,
+    density_steps: int = 30,
+    name: str | None = None,
+    progress: bool = False,
+) -> Curvature:
+    r"""Measure the curvature of a loss at the weights of a model.
+
+    Leading eigenpairs by Lanczos with full re-orthogonalisation. Trace by probing with what they leave over,
+
+    .. math:: \operatorname{tr} H = \sum_{i\le k} \lambda_i
+              + E\,z^T (I - VV^T)\,H\,(I - VV^T)\,z, \qquad z_i = \pm1,
+
+    and spectral density by stochastic Lanczos quadrature with the same deflation.
+
+    Parameters
+    ----------
+    loss : callable
+        ``loss(f)`` -> a scalar, or a dictionary of scalars of which the first (or `name`) is meant; twice
+        differentiable. It must draw its noise from torch's global generator.
+    model : nn.Module
+        The model. Its state and the global random generators are brought back, however the call ends.
+    top : int
+        Number of eigenpairs with the largest eigenvalues.
+    draws, seed, noisy, batchnorm, calibrate
+        As in `surface`; draw j is made after ``torch.manual_seed(seed + j)`` in every product.
+    rtol : float
+        Residuals wanted, ‖Hv − λv‖ relative to the largest eigenvalue found.
+    max_products : int
+        Most products spent on the eigenpairs; what the residuals then are is in the result.
+    probes : int
+        Probes of the trace, 0 for none.
+    density_probes, density_steps : int
+        Probes of the spectral density, and Lanczos steps for each; 0 probes: no density.
+    name : str, optional
+        Which of the losses.
+    progress : bool
+        Whether to show progress on stderr.
+
+    Returns
+    -------
+    Curvature
+
+    Raises
+    ------
+    InputError
+        Bad settings, or a loss that does not depend on the weights or is not twice differentiable.
+
+    Notes
+    -----
+    Up to 48 parameters the Krylov space is the whole space. Beyond, an eigenvalue that occurs several times is found
+    once, as by every Lanczos iteration from one vector, unless the Krylov space becomes invariant.
+
+    References
+    ----------
+    Golub & Van Loan, Matrix Computations (Lanczos); Hutchinson (1990) and Meyer, Musco, Musco & Woodruff (2021),
+    Hutch++ (trace); Ubaru, Chen & Saad (2017) (stochastic Lanczos quadrature).
+
+    Examples
+    --------
+    >>> from kolmo import landscape
+    >>> model = nn.Linear(40, 1, bias=False)
+    >>> scale = torch.arange(1.0, 41.0)
+    >>> curv = landscape.curvature(lambda f: 0.5 * (scale * f.weight**2).sum(), model, top=1)
+    >>> bool(abs(curv.trace - 820) <= 3 * curv.trace_standard_error + 1e-2)
+    True
+    """
+    if top < 0 or probes < 0 or probes == 1 or density_probes < 0 or density_steps < 1 or max_products < 1:
+        raise InputError(
+            "top, probes, density_probes, density_steps, max_products",
+            (top, probes, density_probes, density_steps, max_products),
+            "whole numbers that are not negative, at least two probes (or none), one step and one product",
+        )
+    settings = {"draws": draws, "seed": seed, "noisy": noisy, "batchnorm": batchnorm}
+    with kept(model) as snapshot:
+        evaluation = Evaluation(
+            loss, model, snapshot, draws=draws, seed=seed, noisy=noisy, batchnorm=batchnorm, calibrate=calibrate
+        )
+        evaluation.settle()
+        with _bar(progress) as bar:
+            hessian = Hessian(evaluation, model, name, bar)
+            generator = torch.Generator().manual_seed(seed)
+            pairs = leading(hessian, min(top, hessian.size), rtol, max_products, generator)
+            forms = _forms(hessian, pairs.vectors)
+            trace = _trace(hessian, pairs, forms, probes, generator)
+            quadrature = _quadrature(hessian, pairs, density_probes, density_steps, generator)
+        return Curvature(
+            eigenvalues=pairs.values,
+            residuals=pairs.residuals,
+            eigenvalue_standard_error=_over_draws(forms, hessian.random),
+            eigenvectors=[hessian.named(vector) for vector in pairs.vectors],
+            trace=trace.value,
+            trace_standard_error=trace.probe_error,
+            trace_draw_error=trace.draw_error,
+            nodes=quadrature[0],
+            weights=quadrature[1],
+            parameters=hessian.size,
+            products=hessian.products,
+            loss=hessian.loss,
+            gradient_norm=hessian.gradient_norm,
+            settings=settings,
+        )
+
+
+class Hessian:
+    """Products with the Hessian of a loss that is averaged over fixed draws.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+        The loss and its draws.
+    model : nn.Module
+        Its parameters that require gradients are the variables.
+    name : str or None
+        Which of the losses; None: the first.
+    bar : tqdm
+        Counts the products.
+    """
+
+    def __init__(self, evaluation: Evaluation, model: nn.Module, name: str | None, bar: Any) -> None:
+        self._evaluation, self._name, self._bar = evaluation, name, bar
+        named = {key: p for key, p in model.named_parameters() if p.requires_grad}
+        if not named:
+            raise InputError("model", "no parameter that requires a gradient", "a model with weights")
+        self._names, self._parameters = list(named), list(named.values())
+        self.size = sum(p.numel() for p in self._parameters)
+        self.products = 0
+        self._kept: list[Tensor] | None = None
+        self._start()
+
+    def _start(self) -> None:
+        """Loss and gradient; a single draw keeps its graph, which every product uses."""
+        gradient: Any = 0.0
+        losses = []
+        for j in range(self._evaluation.draws):
+            value, slopes = self._slopes(j)
+            losses.append(float(value.detach()))
+            gradient = gradient + _flat([slope.detach() for slope in slopes]) / self._evaluation.draws
+            if self._evaluation.draws == 1:
+                self._kept = slopes
+        self.loss = float(np.mean(losses))
+        self.gradient_norm = float(gradient.norm())
+        self.random = len(set(losses)) > 1 or (self._evaluation.draws == 1 and self._differs(losses[0]))
+
+    def _differs(self, loss: float) -> bool:
+        """Whether another seed gives another loss."""
+        with torch.no_grad():
+            return float(self._value(1)) != loss
+
+    def _value(self, j: int) -> Tensor:
+        found = self._evaluation.draw(j)
+        name = next(iter(found)) if self._name is None else self._name
+        if name not in found:
+            raise InputError("name", repr(name), "one of " + ", ".join(map(repr, found)))
+        value = found[name]
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            given = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise InputError("loss", f"{given} for {name!r}", "a scalar tensor")
+        return value.reshape(())
+
+    def _slopes(self, j: int) -> tuple[Tensor, list[Tensor]]:
+        """Loss and gradient of draw j, with a graph."""
+        value = self._value(j)
+        if not value.requires_grad:
+            fix = "return the loss as a tensor, not through .item() or no_grad()"
+            raise InputError("loss", "a value that does not depend on the weights", "a differentiable loss", fix)
+        slopes = torch.autograd.grad(value, self._parameters, create_graph=True, allow_unused=True)
+        return value, [torch.zeros_like(p) if s is None else s for s, p in zip(slopes, self._parameters, strict=True)]
+
+    def __call__(self, v: Tensor) -> tuple[Tensor, np.ndarray]:
+        """Hv of the averaged loss, and vᵀH_j v for each draw."""
+        total, forms = torch.zeros_like(v), []
+        for j in range(self._evaluation.draws):
+            slopes = self._slopes(j)[1] if self._kept is None else self._kept
+            product = self._product(slopes, v)
+            forms.append(float(product.double() @ v.double()))
+            total += product / self._evaluation.draws
+        self.products += 1
+        self._bar.update()
+        return total, np.array(forms)
+
+    def _product(self, slopes: list[Tensor], v: Tensor) -> Tensor:
+        active = [s.requires_grad for s in slopes]
+        parts = self._split(v)
+        if not any(active):  # a loss that is linear in the weights
+            return torch.zeros_like(v)
+        found = torch.autograd.grad(
+            [s for s, on in zip(slopes, active, strict=True) if on],
+            self._parameters,
+            [part for part, on in zip(parts, active, strict=True) if on],
+            retain_graph=self._kept is not None,
+            allow_unused=True,
+        )
+        return _flat([torch.zeros_like(p) if f is None else f for f, p in zip(found, self._parameters, strict=True)])
+
+    def _split(self, v: Tensor) -> list[Tensor]:
+        parts = torch.split(v, [p.numel() for p in self._parameters])
+        return [part.reshape(p.shape) for part, p in zip(parts, self._parameters, strict=True)]
+
+    def named(self, v: Tensor) -> dict[str, Tensor]:
+        """Flat vector -> tensors by parameter name, on the CPU."""
+        return {name: part.cpu().clone() for name, part in zip(self._names, self._split(v), strict=True)}
+
+    def normal(self, generator: torch.Generator) -> Tensor:
+        """Standard normal vector, the same on every device."""
+        return torch.randn(self.size, generator=generator, dtype=torch.float64).to(self._parameters[0])
+
+    def signs(self, generator: torch.Generator) -> Tensor:
+        """Vector of independent signs."""
+        return (torch.randint(0, 2, (self.size,), generator=generator) * 2.0 - 1.0).to(self._parameters[0])
+
+
+class Pairs(NamedTuple):
+    """Eigenvalues, unit eigenvectors in rows, residual norms."""
+
+    values: np.ndarray
+    vectors: Tensor
+    residuals: np.ndarray
+
+
+def leading(hessian: Hessian, top: int, rtol: float, most: int, generator: torch.Generator) -> Pairs:
+    """Largest eigenpairs by Lanczos with full re-orthogonalisation, as soon as their residuals allow."""
+    if top == 0:
+        return Pairs(np.zeros(0), hessian.normal(generator)[None][:0], np.zeros(0))
+    process = Lanczos(hessian, hessian.normal(generator), generator)
+    least = hessian.size if hessian.size <= _WHOLE else top
+    while True:
+        process.step()
+        values, vectors, residuals = process.ritz(top)
+        enough = len(values) == top and len(process.alphas) >= least
+        scale = max(abs(float(values[0])), process.scale * process.small)
+        if (enough and residuals.max() <= rtol * scale) or len(process.alphas) >= min(most, hessian.size):
+            break
+    return Pairs(values, vectors @ process.basis(), residuals)
+
+
+class Lanczos:
+    """Lanczos process with full re-orthogonalisation; a new start where the Krylov space is invariant.
+
+    Parameters
+    ----------
+    hessian : callable
+        ``hessian(v)`` -> (Hv, ...).
+    start : Tensor
+        First vector.
+    generator : torch.Generator
+        Of new starts.
+    deflated : Tensor, optional
+        Orthonormal rows that are projected out.
+    """
+
+    def __init__(
+        self, hessian: Hessian, start: Tensor, generator: torch.Generator, deflated: Tensor | None = None
+    ) -> None:
+        self._hessian, self._generator, self._deflated = hessian, generator, deflated
+        self._rows: list[Tensor] = []
+        self.alphas: list[float] = []
+        self.betas: list[float] = []
+        self.small = _BREAKDOWN * torch.finfo(start.dtype).eps
+        self._next: Tensor | None = self._unit(start)
+
+    @property
+    def scale(self) -> float:
+        """Largest coefficient so far."""
+        return max(map(abs, [*self.alphas, *self.betas]), default=1.0)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the whole space has been spanned."""
+        return self._next is None
+
+    def basis(self) -> Tensor:
+        """Orthonormal rows."""
+        return torch.stack(self._rows)
+
+    def _unit(self, v: Tensor) -> Tensor | None:
+        """Normalised part of v that is orthogonal to everything so far; None where nothing is left of it."""
+        size = float(v.norm())
+        for _ in range(2):
+            if self._deflated is not None and len(self._deflated):
+                v = v - self._deflated.T @ (self._deflated @ v)
+            for row in self._rows:
+                v = v - row * (row @ v)
+        left = float(v.norm())
+        return None if left <= 1e-5 * size else v / left
+
+    def step(self) -> None:
+        """One product: the next coefficients."""
+        assert self._next is not None
+        self._rows.append(self._next)
+        w = self._hessian(self._next)[0]
+        self.alphas.append(float(w.double() @ self._next.double()))
+        before = self.scale
+        for _ in range(2):
+            if self._deflated is not None and len(self._deflated):
+                w = w - self._deflated.T @ (self._deflated @ w)
+            rows = self.basis()
+            w = w - rows.T @ (rows @ w)
+        beta = float(w.norm())
+        if beta > self.small * max(before, beta):
+            self.betas.append(beta)
+            self._next = w / beta
+            return
+        self.betas.append(0.0)
+        self._next = self._unit(self._hessian.normal(self._generator))
+
+    def tridiagonal(self) -> np.ndarray:
+        """The projected matrix T."""
+        off = self.betas[:-1]
+        return np.diag(self.alphas) + np.diag(off, 1) + np.diag(off, -1)
+
+    def ritz(self, top: int) -> tuple[np.ndarray, Tensor, np.ndarray]:
+        """Largest Ritz values, their coordinates in the basis (rows) and their residual norms."""
+        values, vectors = np.linalg.eigh(self.tridiagonal())
+        chosen = np.argsort(values)[::-1][:top]
+        coordinates = torch.as_tensor(vectors[:, chosen].T.copy()).to(self._rows[0])
+        return values[chosen], coordinates, self.betas[-1] * np.abs(vectors[-1, chosen])
+
+
+def _forms(hessian: Hessian, vectors: Tensor) -> np.ndarray:
+    """vᵀH_j v for every eigenvector and draw, shape (k, draws); one draw needs no products."""
+    if hessian._evaluation.draws == 1:
+        return np.zeros((len(vectors), 1))
+    return np.array([hessian(v)[1] for v in vectors]).reshape(len(vectors), -1)
+
+
+def _over_draws(forms: np.ndarray, random: bool) -> np.ndarray:
+    """Standard error over the draws (last axis)."""
+    draws = forms.shape[-1]
+    if not random:
+        return np.zeros(forms.shape[:-1])
+    if draws == 1:
+        return np.full(forms.shape[:-1], np.nan)
+    return forms.std(-1, ddof=1) / math.sqrt(draws)  # type: ignore[no-any-return]
+
+
+class _Trace(NamedTuple):
+    value: float
+    probe_error: float
+    draw_error: float
+
+
+def _trace(hessian: Hessian, pairs: Pairs, forms: np.ndarray, probes: int, generator: torch.Generator) -> _Trace:
+    """Trace by probes that are orthogonal to the found eigenvectors."""
+    if probes == 0:
+        return _Trace(math.nan, math.nan, math.nan)
+    rest = []
+    for _ in range(probes):
+        z = hessian.signs(generator)
+        rest.append(hessian(z - pairs.vectors.T @ (pairs.vectors @ z))[1])
+    table = np.array(rest)  # (probes, draws)
+    spread = table.mean(1)
+    student = stats.t.ppf(stats.norm.cdf(2.0), probes - 1) / 2.0
+    by_draw = forms.sum(0) + table.mean(0)
+    return _Trace(
+        float(pairs.values.sum() + spread.mean()),
+        float(student * spread.std(ddof=1) / math.sqrt(probes)),
+        float(_over_draws(by_draw, hessian.random)),
+    )
+
+
+def _quadrature(
+    hessian: Hessian, pairs: Pairs, probes: int, steps: int, generator: torch.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of the spectral measures of random vectors in the complement of the found eigenvectors."""
+    steps = min(steps, hessian.size - len(pairs.values))
+    if probes == 0 or steps == 0:
+        return np.zeros((0, 0)), np.zeros((0, 0))
+    nodes, weights = [], []
+    for _ in range(probes):
+        process = Lanczos(hessian, hessian.normal(generator), generator, pairs.vectors)
+        for _ in range(steps):
+            process.step()
+        values, vectors = np.linalg.eigh(process.tridiagonal())
+        nodes.append(values)
+        weights.append(vectors[0] ** 2)
+    return np.array(nodes), np.array(weights)
+
+
+def _standard_error(values: np.ndarray) -> Any:
+    """Standard error over the first axis; NaN for a single one."""
+    if len(values) < 2:
+        return np.full(values.shape[1:], np.nan)
+    return values.std(0, ddof=1) / math.sqrt(len(values))
+
+
+def _flat(parts: list[Tensor]) -> Tensor:
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
+def _bar(progress: bool) -> Any:
+    """Progress bar on stderr."""
+    from tqdm import tqdm
+
+    return tqdm(disable=not progress, unit="product")

@@ -1,0 +1,343 @@
+"""Static figures of landscapes, fit for a paper: every function takes ``ax=None`` and returns the Axes."""
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kolmo.errors import InputError
+
+if TYPE_CHECKING:
+    from kolmo.landscape.curvature import Curvature
+    from kolmo.landscape.features import FeatureLandscape
+    from kolmo.landscape.surface import Surface
+
+MAP = "cividis"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#555555")  # Okabe & Ito
+_LEVELS = 20
+
+
+def contour(
+    surface: "Surface",
+    ax: Any = None,
+    *,
+    levels: Any = _LEVELS,
+    log: bool | None = None,
+    lines: bool = True,
+    **style: Any,
+) -> Any:
+    """Filled contours of the mean over the draws, with the trajectory of a PCA plane.
+
+    Parameters
+    ----------
+    surface : Surface
+        Over a plane.
+    ax : matplotlib Axes, optional
+        Where to draw; None: a new figure.
+    levels : int or array_like
+        Number of levels, or the levels.
+    log : bool, optional
+        Logarithmic levels; by default where all values are positive and span a factor of more than 5.
+    lines : bool
+        Whether to draw thin lines between the levels, labelled.
+    **style
+        Passed to ``Axes.contourf``.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    from matplotlib.colors import LogNorm
+
+    ax = _new(ax)
+    field = _plane(surface)
+    log = _is_wide(field) if log is None else log
+    chosen = _levels(field, levels, log)
+    given = {"cmap": MAP, "extend": "neither"} | ({"norm": LogNorm()} if log else {}) | style
+    filled = ax.contourf(*surface.axes, field.T, chosen, **given)
+    if lines:
+        drawn = ax.contour(*surface.axes, field.T, chosen[::3], colors="white", linewidths=0.5, alpha=0.7)
+        ax.clabel(drawn, fmt=lambda value: f"{value:.3g}", fontsize=7)
+    bar = ax.figure.colorbar(filled, ax=ax, label=surface.name)
+    if log:
+        bar.set_ticks(chosen[::4], labels=[f"{level:.3g}" for level in chosen[::4]])
+        bar.minorticks_off()
+    _trajectory(ax, surface)
+    ax.set(xlabel=_direction(surface, 0), ylabel=_direction(surface, 1))
+    return ax
+
+
+def relief(surface: "Surface", ax: Any = None, *, log: bool | None = None, **style: Any) -> Any:
+    """Surface in three dimensions of the mean over the draws.
+
+    Parameters
+    ----------
+    surface : Surface
+        Over a plane.
+    ax : matplotlib Axes, optional
+        Three-dimensional axes; None: a new figure.
+    log : bool, optional
+        Logarithmic height; by default where all values are positive and span a factor of more than 5.
+    **style
+        Passed to ``Axes3D.plot_surface``.
+
+    Returns
+    -------
+    mpl_toolkits.mplot3d.axes3d.Axes3D
+    """
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots(layout="constrained", subplot_kw={"projection": "3d"})[1]
+    field = _plane(surface)
+    log = _is_wide(field) if log is None else log
+    height = np.log10(field) if log else field
+    grid = np.meshgrid(*surface.axes, indexing="ij")
+    ax.plot_surface(*grid, height, **({"cmap": MAP, "linewidth": 0.1, "rcount": 80, "ccount": 80} | style))
+    label = f"log₁₀ {surface.name}" if log else surface.name
+    ax.set(xlabel=_direction(surface, 0), ylabel=_direction(surface, 1), zlabel=label)
+    return ax
+
+
+def cut(surfaces: "Surface | Mapping[str, Surface]", ax: Any = None, *, band: float = 2.0, **style: Any) -> Any:
+    """Profiles with error bands: of lines, or of planes along their first direction through the centre.
+
+    Parameters
+    ----------
+    surfaces : Surface or dict of str to Surface
+        One, or several by name.
+    ax : matplotlib Axes, optional
+        Where to draw; None: a new figure.
+    band : float
+        Half width of the band in standard errors.
+    **style
+        Passed to ``Axes.plot``.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    ax = _new(ax)
+    named = dict(surfaces) if isinstance(surfaces, Mapping) else {"": surfaces}
+    for k, (name, one) in enumerate(named.items()):
+        through: Any = (slice(None), *one.centre[1:])
+        mean, error = one.mean[through], one.standard_error[through]
+        drawn = ax.plot(one.axes[0], mean, **({"color": COLOURS[k % len(COLOURS)], "label": name or None} | style))
+        if np.isfinite(error).all() and error.any():
+            colour = drawn[0].get_color()
+            ax.fill_between(one.axes[0], mean - band * error, mean + band * error, color=colour, alpha=0.25, lw=0)
+    first = next(iter(named.values()))
+    label = "α (0: first, 1: second network)" if first.plane["kind"] == "line" else _direction(first, 0)
+    ax.set(xlabel=label, ylabel=first.name)
+    if len(named) > 1:
+        ax.legend(frameon=False)
+    ax.grid(alpha=0.3)
+    return ax
+
+
+def spectrum(curvature: "Curvature | Mapping[str, Curvature]", ax: Any = None, **style: Any) -> Any:
+    """Spectral density of the Hessian, with its band over the probes, and the leading eigenvalues as ticks.
+
+    Parameters
+    ----------
+    curvature : Curvature or dict of str to Curvature
+        One, or several by name.
+    ax : matplotlib Axes, optional
+        Where to draw; None: a new figure.
+    **style
+        Passed to ``Axes.plot``.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    ax = _new(ax)
+    named = dict(curvature) if isinstance(curvature, Mapping) else {"": curvature}
+    for k, (name, one) in enumerate(named.items()):
+        x, density, error = one.density()
+        colour = COLOURS[k % len(COLOURS)]
+        floor = 0.1 / (one.parameters * (x[-1] - x[0]))  # a tenth of one eigenvalue spread over the spectrum
+        ax.plot(x, np.maximum(density, floor), **({"color": colour, "label": name or None} | style))
+        if np.isfinite(error).all():
+            low, high = (np.maximum(density + sign * error, floor) for sign in (-1, 1))
+            ax.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
+        ax.plot(one.eigenvalues, np.full(len(one.eigenvalues), floor), "|", color=colour, ms=12, mew=1.5)
+    ax.set(xlabel="eigenvalue of the Hessian", ylabel="density", yscale="log")
+    ax.axvline(0.0, color="0.6", lw=0.8, zorder=0)
+    if len(named) > 1:
+        ax.legend(frameon=False)
+    return ax
+
+
+def features(
+    landscape: "FeatureLandscape",
+    ax: Any = None,
+    *,
+    column: int = 0,
+    level: int = 0,
+    time: int = 0,
+    kind: str = "loss",
+    paths: int = 0,
+    limits: tuple[float, float] | None = None,
+    **style: Any,
+) -> Any:
+    """Level sets over feature space: of a loss, a probability, its slope or Laplacian at t = 0, with trajectories.
+
+    Parameters
+    ----------
+    landscape : FeatureLandscape
+        Of one or two features.
+    ax : matplotlib Axes, optional
+        Where to draw; None: a new figure.
+    column : int
+        The class.
+    level, time : int
+        Index of the noise level and of the time.
+    kind : {"loss", "probability", "slope", "laplacian"}
+        What is shown; slope and Laplacian are those of the loss, at t = 0.
+    paths : int
+        Number of trajectories that are drawn, coloured by label.
+    limits : (low, high), optional
+        Range of colours; give it to compare panels.
+    **style
+        Passed to ``Axes.contourf`` (``Axes.plot`` for one feature).
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    ax = _new(ax)
+    field = _shown(landscape, kind)[level, time if kind in ("loss", "probability") else 0, ..., column]
+    symbol = {"loss": "u", "probability": "p", "slope": "|∇u|", "laplacian": "Δu"}[kind]
+    t = float(landscape.times[time]) if kind in ("loss", "probability") else 0.0
+    label = f"{symbol}({t:.3g}, x), class {column}"
+    if len(landscape.axes) == 1:
+        ax.plot(landscape.axes[0], field, **style)
+        ax.set(xlabel="feature", ylabel=label, title=landscape.levels[level])
+        return ax
+    low, high = limits or (float(field.min()), float(field.max()))
+    levels = np.linspace(low, high if high > low else low + 1.0, _LEVELS + 1)
+    filled = ax.contourf(*landscape.axes, field.T, levels, **({"cmap": MAP, "extend": "both"} | style))
+    ax.contour(*landscape.axes, field.T, levels[::2], colors="white", linewidths=0.4, alpha=0.6)
+    if limits is None:
+        ax.figure.colorbar(filled, ax=ax, label=label)
+    _paths(ax, landscape, level, paths)
+    ax.set(xlabel="feature 1", ylabel="feature 2", title=landscape.levels[level], aspect="equal")
+    ax.set(xlim=landscape.axes[0][[0, -1]], ylim=landscape.axes[1][[0, -1]])
+    return ax
+
+
+def animate(
+    landscape: "FeatureLandscape",
+    path: str | os.PathLike[str],
+    *,
+    over: str = "noise",
+    column: int = 0,
+    kind: str = "loss",
+    seconds: float = 4.0,
+) -> None:
+    """Write an animation (GIF) over the noise level or over time, with fixed colours.
+
+    Parameters
+    ----------
+    landscape : FeatureLandscape
+        With several noise levels, or several times.
+    path : path
+        The file; it should end in ``.gif``.
+    over : {"noise", "time"}
+        What changes from frame to frame; the first noise level or time is kept of the other.
+    column : int
+        The class.
+    kind : {"loss", "probability"}
+        What is shown.
+    seconds : float
+        Duration.
+    """
+    from matplotlib.animation import FuncAnimation, PillowWriter
+    from matplotlib.figure import Figure
+
+    if over not in ("noise", "time"):
+        raise InputError("over", repr(over), "'noise' or 'time'")
+    frames = len(landscape.levels) if over == "noise" else len(landscape.times)
+    field = _shown(landscape, kind)[..., column]
+    limits = float(field.min()), float(field.max())
+    figure = Figure(figsize=(5.0, 4.6), layout="constrained")
+    ax = figure.subplots()
+
+    def draw(k: int) -> Any:
+        ax.clear()
+        chosen = {"level": k, "time": 0} if over == "noise" else {"level": 0, "time": k}
+        features(landscape, ax, column=column, kind=kind, limits=limits, **chosen)
+        ax.set_title(f"{landscape.levels[chosen['level']]}, t = {landscape.times[chosen['time']]:.2f}")
+        if len(landscape.axes) == 1:
+            ax.set_ylim(limits)
+        return []
+
+    movie = FuncAnimation(figure, draw, frames=frames)
+    movie.save(os.fspath(path), writer=PillowWriter(fps=max(round(frames / seconds), 1)))
+
+
+def _new(ax: Any) -> Any:
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(layout="constrained")[1]
+
+
+def _plane(surface: "Surface") -> np.ndarray:
+    if len(surface.axes) != 2:
+        raise InputError("surface", "a line", "a surface over a plane", "landscape.plots.cut draws lines")
+    return np.where(np.isfinite(surface.mean), surface.mean, np.nan)
+
+
+def _is_wide(field: np.ndarray) -> bool:
+    low, high = float(np.nanmin(field)), float(np.nanmax(field))
+    return low > 0 and high > 5 * low
+
+
+def _levels(field: np.ndarray, levels: Any, log: bool) -> np.ndarray:
+    """Levels from the lowest to the highest value."""
+    if np.ndim(levels):
+        return np.asarray(levels, dtype=float)
+    low, high = float(np.nanmin(field)), float(np.nanmax(field))
+    if high <= low:
+        high = low + 1.0
+    return np.geomspace(low, high, levels + 1) if log else np.linspace(low, high, levels + 1)
+
+
+def _direction(surface: "Surface", k: int) -> str:
+    kind = surface.plane["kind"]
+    if kind == "pca":
+        return f"component {k + 1} ({100 * surface.plane['explained_variance'][k]:.0f} % of the variance)"
+    if kind == "hessian":
+        return f"eigenvector {k + 1} (λ = {surface.plane['eigenvalues'][k]:.3g})"
+    return f"direction {k + 1}"
+
+
+def _trajectory(ax: Any, surface: "Surface") -> None:
+    path = surface.plane.get("trajectory")
+    if path is not None:
+        ax.plot(*np.asarray(path).T, "o-", color="white", markeredgecolor="black", ms=4, lw=1.0)
+        ax.plot(*np.asarray(path)[-1], "*", color="white", markeredgecolor="black", ms=12)
+
+
+def _shown(landscape: "FeatureLandscape", kind: str) -> np.ndarray:
+    """Field of shape (levels, times or 1, ..., columns)."""
+    if kind not in ("loss", "probability", "slope", "laplacian"):
+        raise InputError("kind", repr(kind), "'loss', 'probability', 'slope' or 'laplacian'")
+    return np.asarray(
+        getattr(landscape, kind) if kind in ("loss", "probability") else getattr(landscape, kind)[:, None]
+    )
+
+
+def _paths(ax: Any, landscape: "FeatureLandscape", level: int, count: int) -> None:
+    if not count or landscape.trajectories is None or landscape.labels is None:
+        return
+    from matplotlib import colormaps
+
+    colours = colormaps["tab10"]
+    for path, label in zip(landscape.trajectories[level].swapaxes(0, 1)[:count], landscape.labels, strict=False):
+        ax.plot(*path.T, color=colours(int(label) % 10), lw=0.8)
+        ax.plot(*path[-1], "o", color=colours(int(label) % 10), ms=3, markeredgecolor="white", markeredgewidth=0.4)

@@ -1,0 +1,229 @@
+"""The state of a model, and of the random generators: kept, changed, and brought back bit for bit."""
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kolmo.errors import InputError
+
+Loss = Callable[[nn.Module], Any]
+"""The loss of a model: a scalar, or a dictionary of scalars by name."""
+
+BATCHNORM = ("freeze", "recalibrate", "batch")
+
+
+class _Slot:
+    """One parameter or buffer of one module: the tensor itself, and a copy of what it held."""
+
+    def __init__(self, table: dict[str, Any], name: str) -> None:
+        self._table, self._name, self._tensor = table, name, table[name]
+        self._content = None if self._tensor is None else self._tensor.detach().clone()
+
+    def restore(self) -> None:
+        """Put the same tensor back, with what it held."""
+        self._table[self._name] = self._tensor
+        if self._tensor is not None:
+            self._tensor.detach().copy_(self._content)
+
+
+class Snapshot:
+    """Parameters, buffers, gradients and modes of a model.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        modules = list(model.modules())
+        self._modes = [(module, module.training) for module in modules]
+        self._buffers = [_Slot(module._buffers, name) for module in modules for name in module._buffers]
+        self._parameters = [_Slot(module._parameters, name) for module in modules for name in module._parameters]
+        self._gradients = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
+
+    def restore_buffers(self) -> None:
+        """Put the buffers back."""
+        for slot in self._buffers:
+            slot.restore()
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for module, training in self._modes:
+            module.training = training
+        for slot in [*self._buffers, *self._parameters]:
+            slot.restore()
+        for parameter, gradient, content in self._gradients:
+            parameter.grad = gradient
+            if gradient is not None and content is not None:
+                gradient.copy_(content)
+
+
+class _Randomness:
+    """States of the global generators of torch (all devices), NumPy and Python."""
+
+    def __init__(self) -> None:
+        self._torch = torch.get_rng_state()
+        started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        self._cuda = torch.cuda.get_rng_state_all() if started else []
+        self._numpy = np.random.get_state()  # noqa: NPY002 -- a loss may draw from NumPy's global generator
+        self._python = random.getstate()
+
+    def restore(self) -> None:
+        torch.set_rng_state(self._torch)
+        if self._cuda:
+            torch.cuda.set_rng_state_all(self._cuda)
+        np.random.set_state(self._numpy)  # noqa: NPY002
+        random.setstate(self._python)
+
+
+@contextlib.contextmanager
+def kept(model: nn.Module) -> Iterator[Snapshot]:
+    """Keep the state of a model and of the global random generators over a block, however it ends.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 1)
+    >>> before = model.weight.clone()
+    >>> with contextlib.suppress(RuntimeError), kept(model):
+    ...     model.weight.data = torch.zeros(1, 2)
+    ...     raise RuntimeError
+    >>> torch.equal(model.weight, before)
+    True
+    """
+    with torch.no_grad():
+        snapshot, randomness = Snapshot(model), _Randomness()
+
+    def restore() -> None:
+        with torch.no_grad():
+            snapshot.restore()
+        randomness.restore()
+
+    try:
+        yield snapshot
+    finally:
+        try:
+            restore()
+        except KeyboardInterrupt:  # Ctrl-C again, while restoring: that is finished first
+            restore()
+            raise
+
+
+class Evaluation:
+    """A loss of a model at weights that are moved, under fixed noise draws and a policy for batch normalisation.
+
+    Draw j is made after ``torch.manual_seed(seed + j)``, whatever the weights: common random numbers.
+
+    Parameters
+    ----------
+    loss : callable
+        ``loss(model)`` -> a scalar or a dictionary of scalars.
+    model : nn.Module
+        The model; the caller keeps its state with `kept`.
+    draws, seed : int
+        Number of draws, and the seed of the first.
+    noisy : bool or None
+        True: training mode; False: evaluation mode; None: each module's mode as it is.
+    batchnorm : {"freeze", "recalibrate", "batch"}
+        See `surface`.
+    calibrate : callable, optional
+        ``calibrate(model)`` passes data through the model, for "recalibrate".
+
+    Raises
+    ------
+    InputError
+        No draws, an unknown policy, or "recalibrate" without data.
+    """
+
+    def __init__(
+        self,
+        loss: Loss,
+        model: nn.Module,
+        snapshot: Snapshot,
+        *,
+        draws: int,
+        seed: int,
+        noisy: bool | None,
+        batchnorm: str,
+        calibrate: Callable[[nn.Module], Any] | None,
+    ) -> None:
+        check(draws, batchnorm, calibrate)
+        self._loss, self._model, self._snapshot = loss, model, snapshot
+        self.draws, self._seed = draws, seed
+        self._batchnorm, self._calibrate = batchnorm, calibrate
+        if noisy is not None:
+            model.train(noisy)
+        self._layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for layer in self._layers:
+            layer.train(batchnorm == "batch")
+
+    def settle(self) -> None:
+        """Make the buffers what the policy says at the weights that the model now has."""
+        with torch.no_grad():
+            self._snapshot.restore_buffers()
+            if self._batchnorm == "recalibrate":
+                self._recalibrate()
+
+    def draw(self, j: int) -> dict[str, Tensor]:
+        """Losses by name of draw j, at the weights that the model now has."""
+        torch.manual_seed(self._seed + j)
+        found = self._loss(self._model)
+        return dict(found) if isinstance(found, dict) else {"loss": found}
+
+    @torch.no_grad()
+    def random(self) -> bool:
+        """Whether two seeds give different losses at the weights that the model now has."""
+        self.settle()
+        one, other = ({n: as_float(n, value) for n, value in self.draw(j).items()} for j in (0, 1))
+        return any(one[n] != other[n] and not (np.isnan(one[n]) and np.isnan(other[n])) for n in one)
+
+    @torch.no_grad()
+    def values(self) -> dict[str, np.ndarray]:
+        """Losses by name for all draws, each of shape (draws,)."""
+        self.settle()
+        found = [{name: as_float(name, value) for name, value in self.draw(j).items()} for j in range(self.draws)]
+        return {name: np.array([one[name] for one in found]) for name in found[0]}
+
+    def _recalibrate(self) -> None:
+        """Running statistics as plain averages over the calibration data."""
+        assert self._calibrate is not None
+        momenta = [layer.momentum for layer in self._layers]
+        try:
+            for layer in self._layers:
+                layer.reset_running_stats()
+                layer.momentum = None
+                layer.train()
+            torch.manual_seed(self._seed)
+            self._calibrate(self._model)
+        finally:
+            for layer, momentum in zip(self._layers, momenta, strict=True):
+                layer.momentum = momentum
+                layer.eval()
+
+
+def check(draws: int, batchnorm: str, calibrate: Any) -> None:
+    """Refuse settings that mean nothing."""
+    if draws < 1:
+        raise InputError("draws", draws, "at least one")
+    if batchnorm not in BATCHNORM:
+        raise InputError("batchnorm", repr(batchnorm), "one of " + ", ".join(map(repr, BATCHNORM)))
+    if (batchnorm == "recalibrate") != (calibrate is not None):
+        given = "nothing" if calibrate is None else f"a callable with batchnorm={batchnorm!r}"
+        raise InputError(
+            "calibrate", given, "batchnorm='recalibrate' together with calibrate(model), which passes data through it"
+        )
+
+
+def as_float(name: str, value: Any) -> float:
+    """A scalar loss as a float."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        shape = f"shape {tuple(value.shape)}" if hasattr(value, "shape") else type(value).__name__
+        fix = "take the mean over the samples"
+        raise InputError("loss", f"{shape} for {name!r}", "a scalar, or a dictionary of scalars", fix) from error

@@ -1,0 +1,465 @@
+"""Loss surfaces over planes in weight space: noise-free and noise-averaged, with standard errors, by tolerance."""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kolmo import files
+from kolmo.errors import InputError
+from kolmo.landscape.placement import place
+from kolmo.landscape.planes import Plane
+from kolmo.landscape.state import Evaluation, Loss, kept
+
+_SAVE_EVERY = 20.0  # seconds between two writings of what is there so far
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """Losses over a plane, draw by draw.
+
+    Attributes
+    ----------
+    axes : tuple of ndarray
+        Coordinates along each direction; fields have ``indexing="ij"``.
+    values : dict of str to ndarray, shape ``(*shape, draws)``
+        Every quantity that the loss returned, for every draw; the first is the one that `mean` shows.
+    evaluated : ndarray of bool, shape ``shape``
+        Where the loss was evaluated; elsewhere it was interpolated.
+    plane : dict
+        How the plane was made, with Gram matrix, seed and fingerprint.
+    settings : dict
+        Draws, seed, mode, treatment of batch normalisation, tolerance.
+    interpolation_error : dict of str to float
+        Largest error of each quantity at cells that were evaluated only to check the interpolation; 0 on a full grid.
+    random : bool
+        Whether different seeds gave different losses at the origin.
+
+    Examples
+    --------
+    >>> from kolmo import landscape
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> plane = landscape.random_plane(model, directions=1)
+    >>> cut = landscape.surface(lambda f: f.weight.square().sum(), model, plane, points=5)
+    >>> cut.mean.shape, cut.standard_error.max()
+    ((5,), np.float64(0.0))
+    """
+
+    axes: tuple[np.ndarray, ...]
+    values: dict[str, np.ndarray]
+    evaluated: np.ndarray
+    plane: dict[str, Any]
+    settings: dict[str, Any]
+    interpolation_error: dict[str, float] = field(default_factory=dict)
+    random: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the quantity that `mean` shows."""
+        return next(iter(self.values))
+
+    @property
+    def draws(self) -> int:
+        """Number of noise draws."""
+        return int(self.values[self.name].shape[-1])
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean over the draws, of shape ``shape``."""
+        return self.values[self.name].mean(-1)  # type: ignore[no-any-return]
+
+    @property
+    def standard_error(self) -> np.ndarray:
+        """Standard error of the mean, of shape ``shape``; without randomness 0, and NaN for a single random draw."""
+        found = self.values[self.name]
+        if not self.random:
+            return np.zeros(found.shape[:-1])
+        if self.draws == 1:
+            return np.full(found.shape[:-1], np.nan)
+        return found.std(-1, ddof=1) / np.sqrt(self.draws)  # type: ignore[no-any-return]
+
+    @property
+    def centre(self) -> tuple[int, ...]:
+        """Index of the point nearest to the origin of the plane."""
+        return tuple(int(np.argmin(np.abs(axis))) for axis in self.axes)
+
+    def select(self, name: str) -> "Surface":
+        """Return the surface of another quantity that the loss returned.
+
+        Parameters
+        ----------
+        name : str
+            One of ``values``.
+
+        Raises
+        ------
+        InputError
+            For an unknown name.
+        """
+        if name not in self.values:
+            raise InputError("name", repr(name), "one of " + ", ".join(map(repr, self.values)))
+        first = {name: self.values[name]}
+        return replace(self, values=first | self.values)
+
+    def difference(self, other: "Surface") -> "Surface":
+        """Paired difference of two surfaces on the same points, draw by draw.
+
+        Both must have the same draws (equal seeds: common random numbers), or one of them no randomness, in which case
+        its single value stands for all draws. The planes may differ: as in comparing two networks.
+
+        Parameters
+        ----------
+        other : Surface
+            What is subtracted.
+
+        Raises
+        ------
+        InputError
+            Other points, or draws that cannot be paired.
+        """
+        if len(self.axes) != len(other.axes) or not all(map(np.array_equal, self.axes, other.axes)):
+            raise InputError("other", "a surface on other points", "the same span and points")
+        mine, theirs = self.values[self.name], other.values[other.name]
+        seeds = self.settings["seed"] == other.settings["seed"] and self.draws == other.draws
+        if self.random and other.random and not seeds:
+            raise InputError("other", "a surface with other draws", "the same seed and number of draws, to be paired")
+        if not (self.random and other.random):
+            mine = mine if self.random else mine.mean(-1, keepdims=True)
+            theirs = theirs if other.random else theirs.mean(-1, keepdims=True)
+        error = sum(one.interpolation_error.get(one.name, 0.0) for one in (self, other))
+        name = f"{self.name} − {other.name}" if self.name != other.name else f"difference of {self.name}"
+        return replace(
+            self,
+            values={name: mine - theirs},
+            evaluated=self.evaluated & other.evaluated,
+            interpolation_error={name: error},
+            random=self.random or other.random,
+        )
+
+    def rise(self, at: Sequence[int] | None = None) -> "Surface":
+        """Paired difference to the value at one point, draw by draw: what the common random numbers make precise.
+
+        Parameters
+        ----------
+        at : sequence of int, optional
+            Index of the point; by default the one nearest to the origin.
+        """
+        index = self.centre if at is None else tuple(at)
+        risen = {name: value - value[index] for name, value in self.values.items()}
+        return replace(self, values=risen)
+
+    def plot(self, kind: str = "contour", ax: Any = None, **style: Any) -> Any:
+        """Plot the mean over the draws; a line shows its standard error as a band.
+
+        Parameters
+        ----------
+        kind : {"contour", "surface"}
+            Filled contours with logarithmic levels, or a surface in three dimensions; a line is always a cut.
+        ax : matplotlib Axes, optional
+            Where to draw; None: a new figure.
+        **style
+            See `contour`, `relief` and `cut` in `kolmo.landscape.plots`.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+        """
+        from kolmo.landscape import plots
+
+        if len(self.axes) == 1:
+            return plots.cut(self, ax=ax, **style)
+        if kind not in ("contour", "surface"):
+            raise InputError("kind", repr(kind), "'contour' or 'surface'")
+        return (plots.contour if kind == "contour" else plots.relief)(self, ax=ax, **style)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the surface to one ``.npz`` file (arrays and JSON, no pickle); read it with `Surface.load`."""
+        tree = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        files.write_tree(Path(path), {"surface": tree})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Surface":
+        """Read a surface.
+
+        Raises
+        ------
+        InputError
+            If the file holds something else, or a surface that is not finished.
+        """
+        tree = files.read_tree(Path(path))
+        if not isinstance(tree, dict) or "surface" not in tree:
+            fix = "go on with the same call of surface(..., path=...)" if "unfinished" in tree else ""
+            raise InputError("path", str(path), "a file with a finished surface", fix)
+        tree = tree["surface"]
+        tree["axes"] = tuple(tree["axes"])
+        return cls(**tree)
+
+    def __repr__(self) -> str:
+        shape = " × ".join(str(len(axis)) for axis in self.axes)
+        return f"Surface({self.plane['kind']}, {shape} points, {self.draws} draws, {', '.join(self.values)})"
+
+
+def surface(
+    loss: Loss,
+    model: nn.Module,
+    plane: Plane,
+    *,
+    span: Any = None,
+    points: int | Sequence[int] = 51,
+    draws: int = 1,
+    seed: int = 0,
+    noisy: bool | None = None,
+    batchnorm: str = "freeze",
+    calibrate: Callable[[nn.Module], Any] | None = None,
+    rtol: float | None = None,
+    path: str | os.PathLike[str] | None = None,
+    progress: bool = False,
+) -> Surface:
+    r"""Evaluate a loss over a plane in weight space.
+
+    .. math:: L(\alpha) = \frac1n \sum_{j<n} \ell_j\big(\theta_0 + \alpha_1 d_1 + \alpha_2 d_2\big)
+
+    Draw j is made after ``torch.manual_seed(seed + j)`` at every point: common random numbers, so that differences over
+    the plane, and between surfaces, are far more precise than the values themselves.
+
+    Parameters
+    ----------
+    loss : callable
+        ``loss(f)`` -> a scalar or a dictionary of scalars, such as loss and accuracy; f is the model at the moved
+        weights. It must draw its noise from torch's global generator. No gradients are recorded.
+    model : nn.Module
+        The model. When the call ends, and however it ends, its weights, buffers, gradients and modes, and the global
+        random generators, are what they were, bit for bit.
+    plane : Plane
+        Its origin is where the surface has its centre, whatever the weights of the model.
+    span : float, (low, high), or one of these for each direction, optional
+        Coordinates covered; a float s means (−s, s). Default: that of the plane, (−1, 1) for random ones.
+    points : int or sequence of int
+        Points along each direction; the default 51 is Li et al.'s.
+    draws : int
+        Noisy passes averaged at every point.
+    seed : int
+        Seed of the first draw.
+    noisy : bool, optional
+        True: training mode (noise on); False: evaluation mode; None: each module's mode as it is.
+    batchnorm : {"freeze", "recalibrate", "batch"}
+        Batch normalisation at moved weights: running statistics as they are; computed anew at every point by
+        ``calibrate``; or statistics of the batch that the loss passes through.
+    calibrate : callable, optional
+        ``calibrate(f)`` passes data through the model, for "recalibrate".
+    rtol : float, optional
+        None: every point is evaluated. Else evaluations are placed adaptively until the interpolation error of the
+        first quantity, checked at cells that were left out, is below ``rtol`` times its largest absolute value.
+    path : path, optional
+        Where the finished surface is saved. What is there so far is saved too, so that the same call after an
+        interruption goes on and ends with the same bytes. The loss itself cannot be compared: give each its own path.
+    progress : bool
+        Whether to show progress on stderr.
+
+    Returns
+    -------
+    Surface
+
+    Raises
+    ------
+    InputError
+        A plane of another architecture, bad settings, a loss that is not scalar, a file of another surface.
+
+    References
+    ----------
+    Li, Xu, Taylor, Studer & Goldstein (2018), Visualizing the loss landscape of neural nets.
+
+    Examples
+    --------
+    >>> from kolmo import landscape
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> plane = landscape.random_plane(model)
+    >>> found = landscape.surface(lambda f: {"loss": f.weight.square().sum()}, model, plane, points=11)
+    >>> bool(np.isclose(found.mean[5, 5], model.weight.square().sum().item()))
+    True
+    """
+    axes = _axes(plane, span, points)
+    if rtol is not None and not rtol > 0:
+        raise InputError("rtol", rtol, "a positive number, or None for the full grid")
+    settings = {"draws": draws, "seed": seed, "noisy": noisy, "batchnorm": batchnorm, "rtol": rtol}
+    with kept(model) as snapshot:
+        evaluation = Evaluation(
+            loss, model, snapshot, draws=draws, seed=seed, noisy=noisy, batchnorm=batchnorm, calibrate=calibrate
+        )
+        mover = _Mover(model, plane)
+        store = _Store(path, {**settings, "plane": plane.fingerprint, "axes": list(axes)}, axes, draws)
+        if store.finished is not None:
+            return store.finished
+        mover.to((0.0,) * len(axes))
+        random = evaluation.random()
+
+        def evaluate(index: tuple[int, ...]) -> dict[str, np.ndarray]:
+            mover.to([axis[i] for axis, i in zip(axes, index, strict=True)])
+            return evaluation.values()
+
+        with store.saving(), _bar(progress, store, rtol) as bar:
+            wanted = store.evaluating(evaluate, bar)
+            if rtol is None:
+                wanted(np.ndindex(*store.done.shape))
+                values, error = store.values, dict.fromkeys(store.values, 0.0)
+            else:
+                values, error = place(wanted, store, axes, rtol)
+    found = Surface(axes, values, store.done, plane.described(), settings, error, random)
+    if path is not None:
+        found.save(path)
+    return found
+
+
+class _Mover:
+    """Writes weights of a plane into the parameters of a model."""
+
+    def __init__(self, model: nn.Module, plane: Plane) -> None:
+        parameters = dict(model.named_parameters())
+        missing = [name for name in plane.origin if name not in parameters]
+        shapes = [n for n in plane.origin if n in parameters and parameters[n].shape != plane.origin[n].shape]
+        if missing or shapes:
+            raise InputError(
+                "plane", f"weights {(missing + shapes)[0]!r} that the model lacks", "a plane of this model"
+            )
+        self._targets = [
+            (p, _near(plane.origin[name], p), [_near(d[name], p) if name in d else None for d in plane.directions])
+            for name, p in parameters.items()
+            if name in plane.origin
+        ]
+
+    @torch.no_grad()
+    def to(self, coordinates: Sequence[float]) -> None:
+        """Move to θ₀ + Σ αᵢ dᵢ; always from θ₀, so that nothing accumulates."""
+        for parameter, origin, directions in self._targets:
+            moved = origin
+            for alpha, d in zip(coordinates, directions, strict=True):
+                if d is not None and alpha != 0.0:
+                    moved = moved.add(d, alpha=float(alpha))
+            parameter.copy_(moved)
+
+
+def _near(value: Tensor, parameter: Tensor) -> Tensor:
+    """The value on the device of the parameter, in its precision and memory format."""
+    return torch.empty_like(parameter).copy_(value)
+
+
+class _Store:
+    """Values that were evaluated, written now and then to a file that the same call can go on from."""
+
+    def __init__(self, path: Any, identity: dict[str, Any], axes: tuple[np.ndarray, ...], draws: int) -> None:
+        self._path = None if path is None else Path(path)
+        self._identity = _digest(identity)
+        self._draws, self._saved = draws, time.monotonic()
+        self.values: dict[str, np.ndarray] = {}
+        self.done = np.zeros([len(axis) for axis in axes], bool)
+        self.finished: Surface | None = None
+        if self._path is not None and self._path.exists():
+            self._read(identity)
+
+    def _read(self, identity: dict[str, Any]) -> None:
+        assert self._path is not None
+        tree = files.read_tree(self._path)
+        if "unfinished" in tree:
+            tree = tree["unfinished"]
+            same = tree["identity"] == self._identity
+            self.values, self.done = dict(tree["values"]), tree["done"]
+        else:
+            self.finished = found = Surface.load(self._path)
+            kept_settings = {**found.settings, "plane": found.plane["fingerprint"], "axes": list(found.axes)}
+            same = _digest(kept_settings) == self._identity
+        if not same:
+            raise InputError("path", self._path, "a new file, or one of this very surface", "delete or rename it")
+
+    def evaluating(
+        self, evaluate: Callable[[tuple[int, ...]], dict[str, np.ndarray]], bar: Any
+    ) -> Callable[[Any], None]:
+        """Return the function that evaluates those of some points that are not done yet."""
+
+        def wanted(indices: Any) -> None:
+            for index in indices:
+                if not self.done[index]:
+                    self._put(index, evaluate(index))
+                    bar.update()
+
+        return wanted
+
+    def _put(self, index: tuple[int, ...], found: dict[str, np.ndarray]) -> None:
+        if not self.values:
+            self.values = {name: np.full((*self.done.shape, self._draws), np.nan) for name in found}
+        for name, value in found.items():
+            self.values[name][index] = value
+        self.done[index] = True
+        if time.monotonic() - self._saved > _SAVE_EVERY:
+            self._write()
+
+    def saving(self) -> "_Saving":
+        """Context that writes what is there when it is left by an exception."""
+        return _Saving(self)
+
+    def _write(self) -> None:
+        if self._path is not None and self.values:
+            tree = {"identity": self._identity, "values": self.values, "done": self.done}
+            files.write_tree(self._path, {"unfinished": tree})
+        self._saved = time.monotonic()
+
+
+class _Saving:
+    def __init__(self, store: _Store) -> None:
+        self._store = store
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._store._write()
+
+
+def _digest(identity: dict[str, Any]) -> str:
+    """Name of a surface: what it is of, but for the loss."""
+    digest = hashlib.sha256()
+    for name, value in sorted(identity.items()):
+        parts = value if name == "axes" else [value]
+        digest.update(f"{name}:".encode())
+        for part in parts:
+            digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+    return digest.hexdigest()
+
+
+def _axes(plane: Plane, span: Any, points: int | Sequence[int]) -> tuple[np.ndarray, ...]:
+    """Coordinates along each direction."""
+    count = len(plane.directions)
+    numbers = [int(n) for n in np.broadcast_to(points, count)] if np.size(points) in (1, count) else []
+    if not numbers or min(numbers) < 2:
+        raise InputError("points", points, f"at least 2, or such a number for each of the {count} directions")
+    ranges = list(plane.span) if span is None else _ranges(span, count)
+    return tuple(np.linspace(low, high, n) for (low, high), n in zip(ranges, numbers, strict=True))
+
+
+def _ranges(span: Any, count: int) -> list[tuple[float, float]]:
+    """Pairs (low, high), one for each direction."""
+    needed = "a positive number, (low, high), or one of these for each direction"
+    given = [span] * count if np.ndim(span) == 0 or (np.shape(span) == (2,) and count == 1) else list(span)
+    if np.shape(span) == (2,) and count == 2 and span[0] < 0 < span[1]:
+        given = [tuple(span)] * count  # (low, high) for both; two positive numbers are one s for each
+    if len(given) != count:
+        raise InputError("span", span, needed)
+    pairs = [(-float(s), float(s)) if np.ndim(s) == 0 else (float(s[0]), float(s[1])) for s in given]
+    if not all(low < high for low, high in pairs):
+        raise InputError("span", span, needed)
+    return pairs
+
+
+def _bar(progress: bool, store: _Store, rtol: float | None) -> Any:
+    """Progress bar on stderr."""
+    from tqdm import tqdm
+
+    total = store.done.size if rtol is None else None
+    return tqdm(total=total, initial=int(store.done.sum()), disable=not progress, unit="point")
