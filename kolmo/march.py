@@ -144,6 +144,8 @@ class March:
         twin = copy.copy(self)
         twin.fixed = None if self.fixed is None else np.concatenate([self.fixed, self.fixed])
         twin._semis, twin._steps = OrderedDict(), OrderedDict()
+        # boundary values are no part of a flow between free states
+        twin.boundary = lambda t: np.zeros((2 * self.generator.grid.size, 1))  # type: ignore[method-assign]
         return twin
 
     def prepared(self, plan: StepPlan) -> tuple[Step, list[Array]]:

@@ -59,22 +59,23 @@ class TensorStencil:
         """
         work: Any = [None] * len(self.terms) if is_tensor(u) else self._work(u)
         known: dict[Key, Array] = {(None,) * len(self.shape): u}
-
-        def field(key: Key, out: Array | None = None) -> Array:
-            if key not in known:
-                axis = next(i for i, name in enumerate(key) if name is not None)
-                rest = (*key[:axis], None, *key[axis + 1 :])
-                known[key] = self.operators[axis][key[axis] or ""].apply(field(rest), self.shape, axis, out)
-            return known[key]
-
         # short terms first, so that longer ones find their factors
         for m in sorted(range(len(self.terms)), key=lambda m: sum(name is not None for name in self.terms[m])):
-            result = field(self.terms[m], work[m])
+            result = self._field(known, self.terms[m], work[m])
             if is_tensor(u):
                 work[m] = result
             elif result is not work[m] and not np.may_share_memory(result, work[m]):
                 work[m][...] = result
         return work
+
+    def _field(self, known: dict[Key, Array], key: Key, out: Array | None = None) -> Array:
+        """B u for one term, from the products known (no closure: it would keep u alive until garbage is collected)."""
+        if key not in known:
+            axis = next(i for i, name in enumerate(key) if name is not None)
+            rest = (*key[:axis], None, *key[axis + 1 :])
+            factor = self._field(known, rest)
+            known[key] = self.operators[axis][key[axis] or ""].apply(factor, self.shape, axis, out)
+        return known[key]
 
     def _work(self, u: np.ndarray) -> np.ndarray:
         """Work space for the fields: taking it from the system anew would cost more than filling it."""
