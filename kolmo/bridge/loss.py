@@ -1,6 +1,7 @@
 """Expected loss of a noisy network: by sampling, by enumeration, by layer recursion, and by its Kolmogorov equation."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kolmo.bridge.control import Control, final_state, pilot_paths, solved_control
+from kolmo.bridge.fused import Chains
 from kolmo.bridge.resnet import NoisyResNet, Rng, as_generator
-from kolmo.bridge.sampling import REPLICATES, Control, blocks, final_state
-from kolmo.errors import InputError
+from kolmo.bridge.sampling import REPLICATES, blocks, of_paths
+from kolmo.errors import InputError, KolmoWarning
 
 METHODS = ("monte_carlo", "enumerate", "recursion", "pde")
 _STATES = 2_000_000  # numbers held at once while enumerating
@@ -113,8 +116,8 @@ def expected_loss(
     common_noise : bool
         Whether all states share the noise of a path (common random numbers): differences between states get precise.
     control_variate : {None, "pde"} or kolmo.Solution
-        Subtract Σ ∇u(t_{k+1}, ·)·(ΔX − E ΔX) along the path, which has mean zero: with u from the backward equation
-        (solved to `rtol` with its modified SDE of that order, or given, saved at the layer times). Unbiased.
+        Subtract Σ ∇u·v + ½ vᵀ∇²u v − ½ C:∇²u along the path, with v = ΔX − E ΔX of covariance C and u from the backward
+        equation, solved on a coarse grid (or given, saved at the layer times). Its mean is zero whatever u is.
     max_outcomes : int
         Largest number of outcomes to enumerate.
     **solve_options
@@ -152,7 +155,7 @@ def expected_loss(
     flat = x.reshape(-1, *x.shape[x.ndim - net.state_ndim :])
     columns = Columns(loss, net.state_ndim)
     if method == "monte_carlo":
-        options = _Sampling(sampling, common_noise, control_variate, order, rtol)
+        options = _Sampling(sampling, common_noise, control_variate, order)
         return _monte_carlo(net, columns, flat, lead, paths, rng, options)
     if method == "enumerate":
         return _enumerate(net, columns, flat, lead, max_outcomes)
@@ -184,19 +187,17 @@ def _monte_carlo(
             "paths", paths, f"an {'even ' * (least == 4)}number, at least {least}, to have a standard error"
         )
     generator = as_generator(rng, x.device)
-    control = _control(net, columns, x, options)
+    control = _control(net, columns, x, options, generator)
     shift = total = squares = torch.zeros(())
     independent_values = used = 0
-    for block in blocks(net, x, paths, options.sampling, options.common_noise, generator):
-        final, correction = final_state(net, x.expand(block.paths, *x.shape), block.draw, control)
-        values = block.independent(columns(final).double() - correction)
+    for values, count in _sampled(net, columns, x, paths, options, control, generator):
         if used == 0:
             shift = values.mean(0)
             total = squares = torch.zeros_like(shift)
         total = total + (values - shift).sum(0)
         squares = squares + ((values - shift) ** 2).sum(0)
         independent_values += len(values)
-        used += block.paths
+        used += count
     mean = total / independent_values
     variance = (squares / independent_values - mean**2).clamp(min=0) / (independent_values - 1)
     return LossEstimate(
@@ -208,6 +209,26 @@ def _monte_carlo(
     )
 
 
+def _sampled(
+    net: NoisyResNet,
+    columns: Columns,
+    x: Tensor,
+    paths: int,
+    options: "_Sampling",
+    control: Control | None,
+    generator: torch.Generator,
+) -> Iterator[tuple[Tensor, int]]:
+    """Independent values ``(·, n, k)``, and how many paths they took: compiled where that can be."""
+    chains = Chains.of(net, x) if options.sampling == "independent" and not options.common_noise else None
+    if chains is not None:
+        for final, correction in chains.run(x, paths, control, generator):
+            yield columns(final).double() - correction, len(final)
+        return
+    for block in blocks(net, x, paths, options.sampling, options.common_noise, generator):
+        final, correction = final_state(net, x.expand(block.paths, *x.shape), block.draw, control)
+        yield block.independent(columns(final).double() - correction), block.paths
+
+
 @dataclass(frozen=True)
 class _Sampling:
     """How paths are drawn."""
@@ -216,20 +237,23 @@ class _Sampling:
     common_noise: bool
     control_variate: Any
     order: int
-    rtol: float
 
 
-def _control(net: NoisyResNet, columns: Columns, x: Tensor, options: _Sampling) -> Control | None:
+def _control(
+    net: NoisyResNet, columns: Columns, x: Tensor, options: _Sampling, generator: torch.Generator
+) -> Control | None:
     """Control variate from a solution of the backward equation, given or solved for."""
     if options.control_variate is None:
         return None
     if options.control_variate != "pde":
         return Control(net, options.control_variate)
-    import kolmo
-
-    problem = _problem(net, columns, x, options.order, {"strict": False})
-    times = [k * net.h for k in range(net.depth)] + [net.horizon]
-    return Control(net, kolmo.solve(problem, at=x.double(), rtol=options.rtol, save=times))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", KolmoWarning)  # an equation that misses its order is as good a control
+        problem = _problem(net, columns, x, options.order, {"strict": False})
+    assert problem.terminal is not None
+    pilot = pilot_paths(len(x))
+    start = x.expand(pilot, *x.shape)
+    return solved_control(net, problem.sde, problem.terminal, start, of_paths(pilot, generator))
 
 
 def _problem(net: NoisyResNet, columns: Columns, x: Tensor, order: int, options: dict[str, Any]) -> Any:

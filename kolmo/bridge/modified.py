@@ -15,6 +15,7 @@ The square of the last factor is C − ½(m·∇C + JC + CJᵀ) plus a term beyo
 unit time, drift and covariance are divided by h.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -188,18 +189,18 @@ class _Equation:
     def __init__(self, net: NoisyResNet, order: int, *, smooth: bool) -> None:
         self._net, self._order, self._smooth = net, order, smooth
         self._rate = 1.0 if smooth else 0.0  # d(layer time)/dn in the extended state (n, x)
-        self._dtype = next((p.dtype for p in net.parameters()), torch.float64)
+        self._single = any(p.dtype != torch.float64 for p in net.parameters())
         if smooth:
             _check_smooth(net)
 
     def _at(self, t: float, x: Tensor) -> "Point":
         """Mean increment, noise matrix and their derivatives at (t, x)."""
-        net, x = self._net, x.to(self._dtype)
+        net, x = self._net, x.double()
         k = min(max(int(t / net.h + 1e-9), 0), net.depth - 1)
         if not self._smooth:
-            return layer_point(net, k, x)
+            return layer_point(net, k, x, _in_double(net.branches[k]) if self._single else net.branches[k])
         both = _interpolated(net, k)
-        n = torch.tensor(t / net.h, dtype=self._dtype, device=x.device)
+        n = torch.tensor(t / net.h, dtype=torch.float64, device=x.device)
         return Point(lambda s, y: both(s, y)[0], lambda s, y: both(s, y)[1], n, x, net.law(k))
 
     def drift(self, t: float, x: Tensor) -> Tensor:
@@ -226,9 +227,24 @@ class _Equation:
         return G / math.sqrt(self._net.h)
 
 
-def layer_point(net: NoisyResNet, k: int, x: Tensor) -> "Point":
+def _in_double(module: nn.Module) -> nn.Module:
+    """Return a copy in double precision through which gradients reach the parameters of the module."""
+    twin = copy.copy(module)
+    for name in ("_parameters", "_buffers"):
+        tensors = {
+            key: value.double() if value is not None and value.is_floating_point() else value
+            for key, value in getattr(module, name).items()
+        }
+        twin.__dict__[name] = tensors
+    twin.__dict__["_modules"] = {
+        key: None if part is None else _in_double(part) for key, part in module._modules.items()
+    }
+    return twin
+
+
+def layer_point(net: NoisyResNet, k: int, x: Tensor, branch: nn.Module | None = None) -> "Point":
     """Mean increment, noise matrix and their derivatives of layer k at x; in closed form where the branch has them."""
-    law, branch = net.law(k), net.branches[k]
+    law, branch = net.law(k), net.branches[k] if branch is None else branch
     jet: Any = getattr(branch, "jet", None)
     if jet is not None and law.linear and type(law).evaluate is NoiseLaw.evaluate:
         return _JetPoint(jet(x), net.h, law)
@@ -363,7 +379,7 @@ def _interpolated(net: NoisyResNet, k: int) -> Callable[[Tensor, Tensor], tuple[
     nodes = range(first, min(first + 4, net.depth))
     powers = torch.linalg.inv(torch.vander(torch.arange(len(nodes), dtype=torch.float64), increasing=True)).T
     stacked = {
-        name: torch.stack([dict(net.branches[j].named_parameters())[name] for j in nodes])
+        name: torch.stack([dict(net.branches[j].named_parameters())[name].double() for j in nodes])
         for name, _ in net.branches[k].named_parameters()
     }
 

@@ -1,7 +1,7 @@
-"""Monte Carlo over noisy passes: independent, antithetic and quasi-random draws, and the PDE as control variate."""
+"""Draws of Monte Carlo over noisy passes: independent, antithetic and quasi-random."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,12 +10,11 @@ from torch import Tensor
 from kolmo.bridge.resnet import Draw, NoisyResNet
 from kolmo.bridge.variables import Variable
 from kolmo.errors import InputError
-from kolmo.kernels import bspline
 
 SAMPLINGS = ("independent", "antithetic", "sobol")
 REPLICATES = 16  # independent scramblings of the Sobol points, for the standard error
-_STATES = 2_000_000  # numbers held at once
-_DEGREE, _CELLS = 3, {1: 200, 2: 60, 3: 24}  # of the splines that hold the control's gradient
+_STATES = 2_000_000  # numbers held at once, of quasi-random points
+_CACHED = 1 << 16  # numbers held at once otherwise: with the branches' own, they stay near the processor
 
 
 class Block(NamedTuple):
@@ -35,10 +34,11 @@ def blocks(
     """
     if sampling not in SAMPLINGS:
         raise InputError("sampling", repr(sampling), "one of " + ", ".join(map(repr, SAMPLINGS)))
-    chunk = max(2, _STATES // max(x.numel(), 1) // 2 * 2)
     if sampling == "sobol":
+        chunk = max(2, _STATES // max(x.numel(), 1) // 2 * 2)
         yield from _sobol_blocks(net, x, paths, chunk, generator)
         return
+    chunk = max(2, _CACHED // max(x.numel(), 1) // 2 * 2)
     for start in range(0, paths, chunk):
         count = min(chunk, paths - start)
 
@@ -101,79 +101,3 @@ def _sobol_blocks(net: NoisyResNet, x: Tensor, paths: int, chunk: int, generator
             return variable.from_uniform(part).to(like)
 
         yield Block(draw, points, _mean)
-
-
-class Control:
-    r"""Unbiased control variate :math:`\sum_k \nabla u(t_{k+1}, X_k + m_k)\cdot(\Delta X_k - m_k)`.
-
-    Its mean is zero whatever u is; with u close to the expected loss it removes most of the variance. Gradients are
-    held as cubic splines on a uniform grid over the box of the solution.
-
-    Parameters
-    ----------
-    net : NoisyResNet
-        The network.
-    solution : kolmo.Solution
-        Solution of its backward equation, saved at the layer times.
-    """
-
-    def __init__(self, net: NoisyResNet, solution: Any) -> None:
-        lines = solution.grid.nodes
-        d = len(lines)
-        self._lower, upper = (np.array([end(line) for line in lines]) for end in (np.min, np.max))
-        n = _CELLS[d] + 1
-        nodes = np.stack(
-            np.meshgrid(*[np.linspace(a, b, n) for a, b in zip(self._lower, upper, strict=True)], indexing="ij"), -1
-        )
-        self._missing, self._inverse = 3 - d, (n - 1) / (upper - self._lower)
-        self._splines = [self._spline(solution, nodes, (k + 1) * net.h) for k in range(net.depth)]
-
-    def _spline(self, solution: Any, nodes: np.ndarray, t: float) -> np.ndarray:
-        d = nodes.shape[-1]
-        time = float(solution.times[np.argmin(np.abs(np.asarray(solution.times) - t))])
-        if abs(time - t) > 1e-9 * max(t, 1.0):
-            raise InputError(
-                "control_variate",
-                f"a solution without the layer time {t:g}",
-                "a solution saved at all layer times",
-                "solve(..., save=[k * net.h for k in range(net.depth + 1)])",
-            )
-        gradient = np.asarray(solution.gradient(nodes.reshape(-1, d), t=time))
-        values = gradient.reshape(*nodes.shape[:-1], -1)
-        for axis in range(d):
-            values = np.moveaxis(bspline.interpolation(np.moveaxis(values, axis, 0), _DEGREE), 0, axis)
-        return np.ascontiguousarray(values[(None,) * self._missing])
-
-    def __call__(self, k: int, x: Tensor, noise: Tensor) -> Tensor:
-        """∇u(t_{k+1}, x) · noise for points ``(..., d)``: columns ``(..., k)``."""
-        lead, d = x.shape[:-1], x.shape[-1]
-        points = np.zeros((1, int(np.prod(lead)), 3))
-        points[0, :, self._missing :] = x.double().reshape(-1, d).numpy()
-        coefficients = self._splines[k]
-        out = np.empty((points.shape[1], coefficients.shape[-1]))
-        bspline.average(
-            coefficients,
-            np.concatenate([np.zeros(self._missing), self._lower]),
-            np.concatenate([np.ones(self._missing), self._inverse]),
-            np.array([0] * self._missing + [_DEGREE] * d),
-            points,
-            np.ones(1),
-            out,
-        )
-        gradient = torch.as_tensor(out).reshape(*lead, d, -1)
-        return torch.einsum("...dk,...d->...k", gradient, noise.double())
-
-
-def final_state(net: NoisyResNet, x: Tensor, draw: Draw, control: Control | None) -> tuple[Tensor, Tensor | float]:
-    """Final states of noisy passes, and the value of the control variate along them."""
-    if control is None:
-        return net.path(x, draw), 0.0
-    total: Tensor | float = 0.0
-    for k in range(net.depth):
-        law, output = net.law(k), net.output(k, x)
-        mean = law.mean(output)
-        zeta = draw(k, law.variable, law.noise_shape(output, net.state_ndim), mean)
-        increment = law.increment(output, zeta, net.h)
-        total = total + control(k, x + mean, increment - mean)
-        x = x + increment
-    return x, total

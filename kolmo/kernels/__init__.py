@@ -1,1 +1,1 @@
-"""The only compiled code: applying one-dimensional operators along lines, and banded solves. Knows no equation."""
+"""The only compiled code: operators along lines, banded solves, splines, noisy chains. Knows no equation."""

@@ -130,3 +130,63 @@ def interpolation(values: np.ndarray, degree: int) -> np.ndarray:
         right[ends : ends + nodes] = flat
         c = solve_banded((width, width), _bands(nodes, degree), right)
     return np.asarray(c).reshape(-1, *values.shape[1:])
+
+
+@_jit
+def _derivatives(u: float, degree: int, scale: float, b: Any, b1: Any, b2: Any) -> None:
+    """Values and first and second derivatives of the B-splines of a cell: differences of those of lower degree."""
+    _basis(u, degree - 2, b)
+    b2[:] = 0.0
+    b1[:] = 0.0
+    for j in range(degree - 1):
+        b2[j] += b[j] * scale * scale
+        b2[j + 1] -= 2.0 * b[j] * scale * scale
+        b2[j + 2] += b[j] * scale * scale
+    _basis(u, degree - 1, b)
+    for j in range(degree):
+        b1[j] -= b[j] * scale
+        b1[j + 1] += b[j] * scale
+    _basis(u, degree, b)
+
+
+@_jit
+def taylor(coefficients: Any, lower: Any, inverse: Any, degree: int, points: Any, moves: Any, C: Any, out: Any) -> None:
+    """``out[i, :] += ∇s(x)·v + ½ vᵀ∇²s(x)v − ½ C:∇²s(x)`` for the spline s, points x, moves v ``(n, d)``.
+
+    Coefficients have shape (n0, n1, n2, k): in d < 3 dimensions the last axes have length one, and the first d entries
+    of ``lower`` and ``inverse`` count. C is ``(n, d, d)`` or ``(1, d, d)``. Beyond the box, values at its face.
+    """
+    n, d = points.shape
+    columns = coefficients.shape[3]
+    b = np.zeros((3, 3, degree + 1))  # axis, derivative, spline
+    for axis in range(d, 3):
+        b[axis, 0, 0] = 1.0
+    sizes = np.ones(3, np.int64)
+    sizes[:d] = degree + 1
+    first = np.zeros(3, np.int64)
+    linear, square = np.zeros(3), np.zeros((3, 3))
+    for i in range(n):
+        for axis in range(d):
+            cells = coefficients.shape[axis] - degree
+            z = min(max((points[i, axis] - lower[axis]) * inverse[axis], 0.0), float(cells))
+            cell = min(int(z), cells - 1)
+            first[axis] = cell
+            _derivatives(z - cell, degree, inverse[axis], b[axis, 0], b[axis, 1], b[axis, 2])
+            linear[axis] = moves[i, axis]
+        own = C[i if C.shape[0] > 1 else 0]
+        for a in range(d):
+            for c in range(d):
+                square[a, c] = linear[a] * linear[c] - own[a, c]
+        for c0 in range(sizes[0]):
+            p0, p1, p2 = b[0, 0, c0], b[0, 1, c0], b[0, 2, c0]
+            for c1 in range(sizes[1]):
+                q0, q1, q2 = b[1, 0, c1], b[1, 1, c1], b[1, 2, c1]
+                # factors of the splines of the last axis and of their derivatives
+                w0 = linear[0] * p1 * q0 + linear[1] * p0 * q1
+                w0 += 0.5 * (square[0, 0] * p2 * q0 + square[1, 1] * p0 * q2) + square[0, 1] * p1 * q1
+                w1 = linear[2] * p0 * q0 + square[0, 2] * p1 * q0 + square[1, 2] * p0 * q1
+                w2 = 0.5 * square[2, 2] * p0 * q0
+                for c2 in range(sizes[2]):
+                    w = w0 * b[2, 0, c2] + w1 * b[2, 1, c2] + w2 * b[2, 2, c2]
+                    for k in range(columns):
+                        out[i, k] += w * coefficients[first[0] + c0, first[1] + c1, first[2] + c2, k]

@@ -256,6 +256,22 @@ def test_float32_networks_and_losses():
     assert torch.all((est.mean - sampled.mean).abs() < 4.5 * sampled.standard_error)
 
 
+def test_single_precision_networks_have_equations_in_double_precision():
+    single = bridge.NoisyResNet([bridge.MLPBranch.create(2, 16, rng=k) for k in range(5)], bridge.Additive(0.3))
+    double = bridge.NoisyResNet(
+        [bridge.MLPBranch(*(p.double() for p in branch.parameters())) for branch in single.branches],
+        bridge.Additive(0.3),
+    )
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    drift = [bridge.modified_sde(net, 2).drift(0.5, x.double()) for net in (single, double)]
+    torch.testing.assert_close(*drift, rtol=1e-13, atol=1e-13)
+    drift[0].sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in single.branches[2].parameters())
+    found = bridge.expected_loss(single, lambda z: torch.cos(z.double()).sum(-1), x, method="pde", rtol=1e-4)
+    exact = bridge.expected_loss(single, lambda z: torch.cos(z.double()).sum(-1), x, method="recursion", rtol=1e-6)
+    assert (found.mean - exact.mean).abs().max() < 0.05
+
+
 def test_shapes_follow_the_loss():
     net = bridge.NoisyResNet([linear([[0.5]])] * 2, bridge.StochasticDepth(0.5))
     x = torch.randn(4, 3, 1, dtype=DOUBLE)
