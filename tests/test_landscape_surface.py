@@ -1,0 +1,319 @@
+"""Surfaces: exact quadratics, common random numbers, adaptive placement, restored state, resumption to same bytes."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from kolmo import bridge, landscape
+from kolmo.errors import InputError
+from kolmo.files import read_tree
+
+
+def quadratic(model):
+    """½ wᵀ diag(1 … n) w + 2."""
+    w = model.weight.flatten()
+    return 2.0 + 0.5 * (torch.arange(1.0, len(w) + 1, dtype=w.dtype) * w**2).sum()
+
+
+def test_a_quadratic_gives_its_exact_plane():
+    model = nn.Linear(3, 2, bias=False).double()
+    plane = landscape.random_plane(model, seed=1)
+    found = landscape.surface(quadratic, model, plane, span=(-1.5, 0.5), points=(7, 5))
+    w, d, e = (part["weight"].flatten().numpy() for part in (plane.origin, *plane.directions))
+    a, b = np.meshgrid(np.linspace(-1.5, 0.5, 7), np.linspace(-1.5, 0.5, 5), indexing="ij")
+    moved = w + a[..., None] * d + b[..., None] * e
+    np.testing.assert_allclose(found.mean, 2 + 0.5 * (moved**2 @ np.arange(1, 7)), rtol=1e-12)
+    assert not found.standard_error.any()
+
+
+def noisy_network(law=None, dtype=torch.float64):
+    torch.manual_seed(0)
+    branches = [bridge.MLPBranch.create(2, 8, rng=k, dtype=dtype) for k in range(6)]
+    net = bridge.NoisyResNet(branches, law or bridge.Additive(0.3))
+    model = bridge.FlowClassifier(nn.Linear(6, 2, dtype=dtype), net, nn.Linear(2, 3, dtype=dtype))
+    g = torch.Generator().manual_seed(1)
+    return model, torch.randn(40, 6, generator=g, dtype=dtype), torch.randint(0, 3, (40,), generator=g)
+
+
+def test_draws_are_those_of_their_seeds_at_every_point():
+    model, x, y = noisy_network()
+    plane = landscape.random_plane(model, directions=1)
+    found = landscape.surface(lambda f: functional.cross_entropy(f(x), y), model, plane, points=3, draws=4, seed=7)
+    again, _, _ = noisy_network()
+    for i, alpha in enumerate(found.axes[0]):
+        again.load_state_dict(plane.weights(alpha))
+        for j in range(4):
+            torch.manual_seed(7 + j)
+            with torch.no_grad():
+                assert found.values["loss"][i, j] == functional.cross_entropy(again(x), y).item()
+    expected = found.values["loss"].std(-1, ddof=1) / 2
+    np.testing.assert_allclose(found.standard_error, expected)
+
+
+def spread(values):
+    return values.std(ddof=1) / np.sqrt(len(values))
+
+
+@pytest.mark.parametrize("law", [bridge.Additive(0.3), bridge.BranchDropout(0.7), bridge.CentredBernoulli(0.5)])
+def test_common_random_numbers_gain_at_small_steps(law):
+    model, x, y = noisy_network(law)
+    plane = landscape.random_plane(model, directions=1, one_dimensional="scale")
+    cut = landscape.surface(
+        lambda f: functional.cross_entropy(f(x), y), model, plane, span=(0.0, 0.04), points=3, draws=64
+    )
+    values = cut.values["loss"]
+    independent = np.hypot(spread(values[0]), spread(values[-1]))
+    for i in (1, 2):
+        assert cut.rise(at=(0,)).standard_error[i] <= independent / 5
+
+
+def test_pde_control_gains_at_every_step():
+    model, x, y = noisy_network()
+    with torch.no_grad():
+        model.net.branches = nn.ModuleList([model.net.branches[0]] * model.net.depth)
+    plane = landscape.random_plane(model, directions=1, one_dimensional="scale")
+    options = {"span": (0.0, 0.3), "points": 3, "draws": 6}
+    plain, controlled = (
+        landscape.surface(landscape.FlowLoss(x, y, paths=4, control=c, rtol=3e-2), model, plane, **options)
+        for c in (False, True)
+    )
+    values = plain.values["network"]
+    for i in (1, 2):
+        independent = np.hypot(spread(values[0]), spread(values[i]))
+        assert controlled.rise(at=(0,)).standard_error[i] <= independent / 5
+    assert np.all(np.abs(controlled.mean - plain.mean) < 5 * plain.standard_error)
+
+
+def test_pde_loss_on_the_plane_is_that_of_the_classifier():
+    model, x, y = noisy_network()
+    plane = landscape.random_plane(model, directions=1)
+    found = landscape.surface(landscape.FlowLoss(x, y, paths=0), model, plane, span=0.2, points=2)
+    model.load_state_dict(plane.weights(-0.2))
+    pde = model.pde_loss(x, y, rtol=1e-3, atol=1e-4).item()
+    assert found.select("pde").mean[0] == pytest.approx(pde, abs=2e-3)
+
+
+def test_paired_difference_of_noisy_and_plain():
+    model, x, y = noisy_network()
+    plane = landscape.random_plane(model)
+
+    def loss(f):
+        return functional.cross_entropy(f(x), y)
+
+    noisy = landscape.surface(loss, model, plane, points=3, draws=4, noisy=True)
+    plain = landscape.surface(loss, model, plane, points=3, noisy=False)
+    gap = noisy.difference(plain)
+    np.testing.assert_allclose(gap.mean, noisy.mean - plain.mean)
+    np.testing.assert_allclose(gap.standard_error, noisy.standard_error)
+    zero = noisy.difference(noisy)
+    assert not zero.mean.any()
+    assert not zero.standard_error.any()
+    other = landscape.surface(loss, model, plane, points=3, draws=4, noisy=True, seed=1)
+    with pytest.raises(InputError, match="other draws"):
+        noisy.difference(other)
+
+
+def test_adaptive_placement_meets_its_tolerance_with_fewer_evaluations():
+    model = nn.Linear(3, 3, bias=False).double()
+    plane = landscape.random_plane(model, seed=2)
+    x = torch.linspace(-2, 2, 24, dtype=torch.float64).reshape(8, 3)
+
+    def loss(f):
+        z = torch.tanh(f(x))
+        return {"loss": (z @ torch.ones(3, dtype=z.dtype)).sin().square().mean() + 0.1 * f.weight.square().sum()}
+
+    full = landscape.surface(loss, model, plane)
+    for rtol in (5e-3, 1e-4):
+        quick = landscape.surface(loss, model, plane, rtol=rtol)
+        error = np.abs(quick.mean - full.mean)
+        assert error.max() <= rtol * np.abs(full.mean).max()
+        assert quick.interpolation_error["loss"] <= rtol * np.abs(full.mean).max()
+        assert not error[quick.evaluated].any()
+        if rtol == 5e-3:
+            assert quick.evaluated.sum() * 3.5 < full.evaluated.sum()
+
+
+class Stateful(nn.Module):
+    """Dropout, batch normalisation, a counter that each pass replaces, and gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm, self.drop = nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.5)
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x):
+        self.passes = self.passes + 1
+        return self.drop(self.norm(self.linear(x)))
+
+
+def stateful():
+    torch.manual_seed(3)
+    model, x = Stateful(), torch.randn(20, 4)
+    model(x).square().mean().backward()
+    model.drop.eval()
+    return model, x
+
+
+def state(model):
+    tensors = {name: value.clone() for name, value in model.state_dict().items()}
+    gradients = {f"{n}.grad": p.grad.clone() for n, p in model.named_parameters()}
+    modes = [m.training for m in model.modules()]
+    return {**tensors, **gradients}, modes, torch.get_rng_state(), np.random.get_state()[1], random.getstate()  # noqa: NPY002
+
+
+def same(a, b):
+    return (
+        all(torch.equal(a[0][name], b[0][name]) for name in a[0])
+        and a[1] == b[1]
+        and torch.equal(a[2], b[2])
+        and np.array_equal(a[3], b[3])
+        and a[4] == b[4]
+    )
+
+
+@pytest.mark.parametrize("batchnorm", ["freeze", "batch", "recalibrate"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("at", [1, 2, 3, 7, 30, None])
+def test_state_comes_back_whatever_happens(batchnorm, error, at):
+    model, x = stateful()
+    objects = dict(model.named_parameters())
+    before, calls = state(model), [0]
+
+    def touch():
+        calls[0] += 1
+        np.random.rand()  # noqa: NPY002
+        random.random()
+        if calls[0] == at:
+            raise error
+
+    def loss(f):
+        touch()
+        value = f(x).square().mean()
+        with torch.enable_grad():
+            f(x).square().mean().backward()
+        touch()
+        return value
+
+    def calibrate(f):
+        touch()
+        f(x)
+
+    plane = landscape.random_plane(model)
+    options = {"calibrate": calibrate} if batchnorm == "recalibrate" else {}
+    calm = {"points": 3, "draws": 2, "noisy": True, "batchnorm": batchnorm}
+    if at is None:
+        landscape.surface(loss, model, plane, **calm, **options)
+    else:
+        with pytest.raises(error):
+            landscape.surface(loss, model, plane, **calm, **options)
+    assert same(before, state(model))
+    assert all(objects[name] is p for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("stage", [1, 4, 9, 12, 15])
+def test_state_comes_back_from_curvature_and_sharpness(stage):
+    for measure in (
+        lambda loss, model: landscape.curvature(loss, model, top=2, probes=2, density_probes=1, draws=2, noisy=True),
+        lambda loss, model: landscape.sharpness(loss, model, perturbations=4, draws=2, noisy=True),
+        lambda loss, model: landscape.hessian_plane(loss, model, draws=2, noisy=True),
+    ):
+        model, x = stateful()
+        before, calls = state(model), [0]
+
+        def loss(f, x=x, calls=calls):
+            calls[0] += 1
+            if calls[0] == stage:
+                raise KeyboardInterrupt
+            return f(x).square().mean()
+
+        with pytest.raises(KeyboardInterrupt):
+            measure(loss, model)
+        assert same(before, state(model))
+
+
+def test_batchnorm_policies():
+    model, x = stateful()
+    shifted = x + 5.0
+    plane = landscape.random_plane(model)
+
+    def mean_of_normalised(f):
+        return f.norm(f.linear(shifted)).mean()
+
+    found = {
+        policy: landscape.surface(
+            mean_of_normalised,
+            model,
+            plane,
+            span=0.5,
+            points=3,
+            batchnorm=policy,
+            **({"calibrate": lambda f: f(shifted)} if policy == "recalibrate" else {}),
+        )
+        for policy in ("freeze", "batch", "recalibrate")
+    }
+    # Statistics of the data that pass through centre them; frozen ones are those of other data.
+    np.testing.assert_allclose(found["batch"].mean, 0.0, atol=1e-5)
+    np.testing.assert_allclose(found["recalibrate"].mean, 0.0, atol=1e-5)
+    assert np.abs(found["freeze"].mean).min() > 0.1
+    assert found["batch"].settings["batchnorm"] == "batch"
+    with pytest.raises(InputError, match="calibrate"):
+        landscape.surface(mean_of_normalised, model, plane, points=3, batchnorm="recalibrate")
+
+
+@pytest.mark.parametrize("rtol", [None, 1e-3])
+@pytest.mark.parametrize("stop", [5, 101])
+def test_an_interrupted_surface_resumes_to_the_same_bytes(tmp_path, rtol, stop):
+    model, x, y = noisy_network(bridge.BranchDropout(0.8))
+    x, y, plane = x[:5], y[:5], landscape.random_plane(model)
+    calls = [0]
+
+    def loss(f):
+        calls[0] += 1
+        if calls[0] == stop:
+            raise KeyboardInterrupt
+        return {"loss": functional.cross_entropy(f(x), y), "accuracy": (f(x).argmax(-1) == y).double().mean()}
+
+    options = {"points": 11, "draws": 2, "rtol": rtol}
+    whole, broken = tmp_path / "whole.npz", tmp_path / "broken.npz"
+    with pytest.raises(KeyboardInterrupt):
+        landscape.surface(loss, model, plane, path=broken, **options)
+    with pytest.raises(InputError, match="finished"):
+        landscape.Surface.load(broken)
+    before = calls[0]
+    landscape.surface(loss, model, plane, path=broken, **options)
+    resumed = calls[0] - before
+    stop, calls[0] = -1, 0
+    found = landscape.surface(loss, model, plane, path=whole, **options)
+    assert resumed < calls[0]
+    assert whole.read_bytes() == broken.read_bytes()
+    np.testing.assert_array_equal(landscape.Surface.load(whole).values["loss"], found.values["loss"])
+    before = calls[0]
+    landscape.surface(loss, model, plane, path=whole, **options)
+    assert calls[0] == before  # it was finished
+    with pytest.raises(InputError, match="path"):
+        landscape.surface(loss, model, plane, path=whole, **{**options, "points": 5})
+
+
+def test_files_hold_plain_arrays(tmp_path):
+    model = nn.Linear(2, 2)
+    plane = landscape.random_plane(model, seed=4)
+    landscape.surface(quadratic, model, plane, points=3).save(tmp_path / "s.npz")
+    tree = read_tree(tmp_path / "s.npz")["surface"]
+    assert tree["plane"]["seed"] == 4
+    np.testing.assert_allclose(tree["plane"]["gram"], plane.gram)
+
+
+def test_bad_input_is_named():
+    model = nn.Linear(2, 2)
+    plane = landscape.random_plane(model)
+    with pytest.raises(InputError, match="scalar"):
+        landscape.surface(lambda f: f.weight, model, plane, points=3)
+    with pytest.raises(InputError, match="plane"):
+        landscape.surface(quadratic, nn.Linear(3, 2), plane, points=3)
+    for bad in ({"points": 1}, {"draws": 0}, {"span": -1.0}, {"rtol": 0.0}, {"batchnorm": "on"}):
+        with pytest.raises(InputError, match=next(iter(bad))):
+            landscape.surface(quadratic, model, plane, **{"points": 3, **bad})
