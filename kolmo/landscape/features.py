@@ -1,5 +1,6 @@
 """The landscape in feature space: expected loss and class probabilities u(t, ·) of a flow, as its noise grows."""
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -286,6 +287,7 @@ class FlowLoss:
         if paths == 1 or paths < 0:
             raise InputError("paths", paths, "0, or at least 2")
         self._x, self._y, self._paths, self._control, self._order = x, y, paths, control, order
+        self._solved: tuple[bytes, Any] | None = None
         self._tolerance: dict[str, Any] = (
             {"rtol": rtol, "atol": atol} if discretization is None else {"discretization": discretization}
         )
@@ -293,15 +295,8 @@ class FlowLoss:
     @torch.no_grad()
     def __call__(self, model: FlowClassifier) -> dict[str, float]:
         """Losses at the weights that the model now has; noise from torch's global generator."""
-        import kolmo
-
-        net, rows = model.net, torch.arange(len(self._y))
-        features = model.encoder(self._x).double()
-        equation = modified_sde(_shortest(net), self._order)
-        problem = KolmogorovProblem(equation, model.class_losses, net.horizon)
-        layers = [k * net.h for k in range(net.depth + 1)]
-        saved: dict[str, Any] = {"save": layers} if self._paths and self._control else {}
-        sol = kolmo.solve(problem, at=features.cpu().numpy(), **self._tolerance, **saved)
+        rows, features = torch.arange(len(self._y)), model.encoder(self._x).double()
+        sol = self._solution(model, features)
         pde = torch.as_tensor(as_numpy(sol(features.cpu().numpy())))[rows, self._y]
         found = {"pde": float(pde.mean())}
         if self._paths:
@@ -309,5 +304,21 @@ class FlowLoss:
             control = sol if self._control else None
             network = model.expected_loss(self._x, self._y, paths=self._paths, rng=seed, control_variate=control).mean
             found = {"network": float(network.mean()), **found, "difference": float((network - pde).mean())}
-        mean_scores = model.head(net.path(model.encoder(self._x)))
+        mean_scores = model.head(model.net.path(model.encoder(self._x)))
         return {**found, "accuracy": float((mean_scores.argmax(-1) == self._y).double().mean())}
+
+    def _solution(self, model: FlowClassifier, features: Tensor) -> Any:
+        """Solution of the PDE at these weights; all draws at one point of a plane share it."""
+        import kolmo
+
+        digest = hashlib.sha256()
+        for parameter in model.parameters():
+            digest.update(parameter.cpu().numpy().tobytes())
+        if self._solved is None or self._solved[0] != digest.digest():
+            net = model.net
+            problem = KolmogorovProblem(modified_sde(_shortest(net), self._order), model.class_losses, net.horizon)
+            layers = [k * net.h for k in range(net.depth + 1)]
+            saved: dict[str, Any] = {"save": layers} if self._paths and self._control else {}
+            sol = kolmo.solve(problem, at=features.cpu().numpy(), **self._tolerance, **saved)
+            self._solved = digest.digest(), sol
+        return self._solved[1]

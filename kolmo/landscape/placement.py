@@ -9,8 +9,8 @@ from scipy.interpolate import make_interp_spline
 _DEGREE = 5
 _FIRST = 9  # lines along each axis at the start
 _CHECKS = 24  # left-out cells: half where two interpolants differ most, half by chance
-_SAFETY = 1.5  # the error at the left-out cells is to be this many times below the tolerance
-_SHARE = 0.35  # of the indicated error that is refined in one round
+_SAFETY = 2.5  # the error stated is this many times the largest at the left-out cells: the cells between are more
+_SHARE = 0.6  # intervals with this share of the largest indicated error are refined in one round
 
 
 class Values(Protocol):
@@ -41,7 +41,7 @@ def place(
     values : dict
         All quantities on the full grid; evaluated cells hold what was evaluated.
     error : dict
-        Largest error of each quantity at the cells left out of the last interpolation.
+        For each quantity, 2.5 times the largest error at the cells left out of the last interpolation.
     """
     lines = [_first_lines(len(axis)) for axis in axes]
     generator = np.random.default_rng(0)
@@ -63,10 +63,11 @@ def place(
         wanted(zip(*np.nonzero(asked), strict=True))
         left_out = asked & ~_is_on(lines, asked.shape)
         error = {
-            name: float(np.abs(store.values[name].mean(-1) - spline[name].mean(-1))[left_out].max()) for name in spline
+            name: _SAFETY * float(np.abs(store.values[name].mean(-1) - spline[name].mean(-1))[left_out].max())
+            for name in spline
         }
         scale = float(np.abs(spline[first].mean(-1)).max())
-        if error[first] * _SAFETY <= rtol * scale:
+        if error[first] <= rtol * scale:
             merged = {name: np.where(asked[..., None], store.values[name], spline[name]) for name in store.values}
             return merged, error
         lines = _refined(on_lines[first].mean(-1), lines, axes)

@@ -38,7 +38,8 @@ class Surface:
     settings : dict
         Draws, seed, mode, treatment of batch normalisation, tolerance.
     interpolation_error : dict of str to float
-        Largest error of each quantity at cells that were evaluated only to check the interpolation; 0 on a full grid.
+        For each quantity, 2.5 times the largest error at cells that were evaluated only to check the interpolation; 0
+        on a full grid.
     random : bool
         Whether different seeds gave different losses at the origin.
 
