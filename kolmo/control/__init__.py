@@ -3,6 +3,7 @@
 from kolmo.control.checkpoints import GradientMemory
 from kolmo.control.hjb import ControlSolution, solve_hjb
 from kolmo.control.hopf_cole import HopfColeSolution, hopf_cole
+from kolmo.control.law import Law, law, transition_density
 from kolmo.control.minimize import hessian_product, minimize
 from kolmo.control.problem import ControlProblem
 from kolmo.control.schroedinger import SchroedingerBridge, schroedinger_bridge
@@ -14,6 +15,9 @@ __all__ = [
     "gradient_memory",
     "GradientMemory",
     "hessian_product",
+    "law",
+    "Law",
+    "transition_density",
     "minimize",
     "value",
     "ControlProblem",

@@ -107,7 +107,7 @@ class Still:
         return Still(march, stencils)
 
 
-def _seed(flow: Flow, tensors: Sequence[torch.Tensor]) -> None:
+def seed(flow: Flow, tensors: Sequence[torch.Tensor]) -> None:
     """Hand the march the numbers assembled in torch, unless it has them already."""
     if flow.march.owner is flow:
         return
@@ -152,7 +152,7 @@ class _Map(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, flow: Flow, start: torch.Tensor, *tensors: torch.Tensor) -> Any:
         """Run, keeping what the transpose needs."""
-        _seed(flow, tensors)
+        seed(flow, tensors)
         last, states = flow.run(contiguous(start))
         ctx.flow, ctx.count = flow, len(tensors)
         # saved as tensors, so that torch's checkpoints can drop them
@@ -176,7 +176,7 @@ class _Transpose(torch.autograd.Function):
         ctx: Any, flow: Flow, states: list[np.ndarray], p: torch.Tensor, start: torch.Tensor, *tensors: torch.Tensor
     ) -> Any:
         """Derivatives of ⟨p, last state⟩ with respect to the first state, numbers, loads and boundary values."""
-        _seed(flow, tensors)
+        seed(flow, tensors)
         ctx.flow = flow
         ctx.save_for_backward(p, start, *tensors)
         first = np.ascontiguousarray(flow.march.without_boundary(contiguous(start)))

@@ -11,6 +11,7 @@ import torch
 from kolmo.arrays import as_points
 from kolmo.control.adjoint import Still, Sweep, apply
 from kolmo.control.checkpoints import GradientMemory
+from kolmo.control.switches import Watch, warn_of_jumps
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.march import March
@@ -64,6 +65,11 @@ def value(
     InputError
         For bad input; the message names the argument.
 
+    Warns
+    -----
+    KolmoWarning
+        Where terminal data jump at a place that a parameter moves, as 1{x > K} does: autograd has no derivative for it.
+
     Examples
     --------
     >>> import torch, kolmo
@@ -78,9 +84,7 @@ def value(
     """
     points = torch.as_tensor(as_points(x, problem.dim))
     if discretization is None:
-        kept = _PLANS.get()
-        find = _planned if kept is None else kept.find
-        discretization = find(problem, points.detach(), rtol, atol)
+        discretization = planned(problem, points.detach(), rtol, atol)
     problem = problem.handing("torch")
     if discretization.grid.dim != problem.dim:
         raise InputError("discretization", f"{discretization.grid.dim} dimensions", f"{problem.dim} dimensions")
@@ -90,6 +94,12 @@ def value(
     columns = u if discretization.march(problem).generator.columns is not None else u[:, 0]
     values: torch.Tensor = discretization.grid.interpolate(columns, points, discretization.width)
     return values
+
+
+def planned(problem: KolmogorovProblem, points: torch.Tensor, rtol: float, atol: float) -> Discretization:
+    """A plan for points (..., d): the one kept, where plans are being kept, else a fresh one."""
+    kept = _PLANS.get()
+    return (_planned if kept is None else kept.find)(problem, points, rtol, atol)
 
 
 def _planned(problem: KolmogorovProblem, points: torch.Tensor, rtol: float, atol: float) -> Discretization:
@@ -204,7 +214,10 @@ def grid_value(
         semi = generator.at(0.0, like)
         state = apply(Still(march, {0.0: semi.stencil}), torch.zeros_like(semi.load), {0.0: semi})
     else:
-        terminal = discretization.initial(March(generator, march.stepper, march.times, like))
+        with Watch() as watch:
+            terminal = discretization.initial(March(generator, march.stepper, march.times, like))
+        if watch.results:
+            warn_of_jumps(problem.final, discretization.grid)
         state = Sweep(march, checkpoints)(terminal)
     if march.fixed is not None:
         state = state + generator.boundary(0.0, torch.as_tensor(generator.grid.points))
