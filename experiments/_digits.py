@@ -72,7 +72,15 @@ def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train(
-    model: bridge.FlowClassifier, digits: Digits, seed: int, *, epochs: int, batch: int, rate: float, kinetic: float
+    model: bridge.FlowClassifier,
+    digits: Digits,
+    seed: int,
+    *,
+    epochs: int,
+    batch: int,
+    rate: float,
+    kinetic: float,
+    after_epoch: Callable[[int], object] = lambda epoch: None,
 ) -> list[float]:
     """Minimise the sampled loss plus kinetic energy ``kinetic · E ∫ |f|² dt``; return the mean loss of each epoch."""
     generator = torch.Generator().manual_seed(seed)
@@ -82,7 +90,7 @@ def train(
     speeds: list[Tensor] = []
     hook = model.net.branches[0].register_forward_hook(lambda module, given, f: speeds.append(f))
     history = []
-    for _ in range(epochs):
+    for epoch in range(epochs):
         total = 0.0
         for chosen in torch.randperm(len(digits.x), generator=generator).split(batch):
             speeds.clear()
@@ -95,6 +103,7 @@ def train(
             schedule.step()
             total += loss.item() * len(y)
         history.append(total / len(digits.x))
+        after_epoch(epoch)
     hook.remove()
     return history
 

@@ -160,9 +160,19 @@ class Curvature:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to one ``.npz`` file (no pickle); read it with `Curvature.load`."""
+        files.write_tree(Path(path), {"curvature": self.record()})
+
+    def record(self) -> dict[str, Any]:
+        """Return it as arrays, numbers and strings, as `kolmo.files.write_tree` takes them."""
         tree = {name: getattr(self, name) for name in self.__dataclass_fields__}
         tree["eigenvectors"] = [{n: v.cpu().numpy() for n, v in vector.items()} for vector in self.eigenvectors]
-        files.write_tree(Path(path), {"curvature": tree})
+        return tree
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Curvature":
+        """Return what a record is of."""
+        vectors = [{name: torch.as_tensor(v) for name, v in one.items()} for one in record["eigenvectors"]]
+        return cls(**{**record, "eigenvectors": vectors})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Curvature":
@@ -176,9 +186,7 @@ class Curvature:
         tree = files.read_tree(Path(path))
         if not isinstance(tree, dict) or "curvature" not in tree:
             raise InputError("path", str(path), "a file written by Curvature.save")
-        tree = tree["curvature"]
-        tree["eigenvectors"] = [{n: torch.as_tensor(v) for n, v in one.items()} for one in tree["eigenvectors"]]
-        return cls(**tree)
+        return cls.from_record(tree["curvature"])
 
     def __repr__(self) -> str:
         values = ", ".join(f"{value:.4g}" for value in self.eigenvalues)

@@ -79,8 +79,16 @@ class FeatureLandscape:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to one ``.npz`` file (no pickle); read it with `FeatureLandscape.load`."""
-        tree = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        files.write_tree(Path(path), {"features": tree})
+        files.write_tree(Path(path), {"features": self.record()})
+
+    def record(self) -> dict[str, Any]:
+        """Return it as arrays, numbers and strings, as `kolmo.files.write_tree` takes them."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "FeatureLandscape":
+        """Return what a record is of."""
+        return cls(**{**record, "axes": tuple(record["axes"])})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "FeatureLandscape":
@@ -94,9 +102,7 @@ class FeatureLandscape:
         tree = files.read_tree(Path(path))
         if not isinstance(tree, dict) or "features" not in tree:
             raise InputError("path", str(path), "a file written by FeatureLandscape.save")
-        tree = tree["features"]
-        tree["axes"] = tuple(tree["axes"])
-        return cls(**tree)
+        return cls.from_record(tree["features"])
 
 
 def feature_landscape(

@@ -182,8 +182,16 @@ class Surface:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the surface to one ``.npz`` file (arrays and JSON, no pickle); read it with `Surface.load`."""
-        tree = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        files.write_tree(Path(path), {"surface": tree})
+        files.write_tree(Path(path), {"surface": self.record()})
+
+    def record(self) -> dict[str, Any]:
+        """Return the surface as arrays, numbers and strings, as `kolmo.files.write_tree` takes them."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Surface":
+        """Return the surface of a record."""
+        return cls(**{**record, "axes": tuple(record["axes"])})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Surface":
@@ -198,9 +206,7 @@ class Surface:
         if not isinstance(tree, dict) or "surface" not in tree:
             fix = "go on with the same call of surface(..., path=...)" if "unfinished" in tree else ""
             raise InputError("path", str(path), "a file with a finished surface", fix)
-        tree = tree["surface"]
-        tree["axes"] = tuple(tree["axes"])
-        return cls(**tree)
+        return cls.from_record(tree["surface"])
 
     def __repr__(self) -> str:
         shape = " × ".join(str(len(axis)) for axis in self.axes)

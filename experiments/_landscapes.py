@@ -1,0 +1,174 @@
+"""Classifiers of handwritten digits for the landscape experiments, their losses, and tables of summaries."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kolmo import bridge, landscape
+from kolmo.experiments import _digits as digits
+from kolmo.landscape import Quantity, Summary
+from kolmo.report import Measured, Table
+
+LAWS: dict[str, Callable[[float], bridge.NoiseLaw]] = {
+    "none": lambda _: bridge.Additive(0.0),
+    "gaussian": bridge.Additive,
+    "dropout": bridge.BranchDropout,
+    "hidden-dropout": bridge.HiddenDropout,
+    "stochastic-depth": bridge.StochasticDepth,
+    "bernoulli": bridge.CentredBernoulli,
+}
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """How a classifier is built and trained; see `kolmo.experiments._digits`."""
+
+    depth: int = 16
+    epochs: int = 120
+    held_out: int = 450
+    encoder_width: int = 64
+    width: int = 32
+    batch: int = 256
+    rate: float = 0.01
+    kinetic: float = 0.02
+
+
+def law(name: str) -> bridge.NoiseLaw:
+    """Noise law from a name such as ``none``, ``gaussian-0.3`` or ``stochastic-depth-0.5``."""
+    kind, _, strength = name.rpartition("-") if name != "none" else ("none", "", "0")
+    if kind not in LAWS:
+        from kolmo.errors import InputError
+
+        raise InputError(
+            "laws", repr(name), "names such as " + ", ".join(f"{kind}-0.5" for kind in LAWS if kind != "none")
+        )
+    return LAWS[kind](float(strength))
+
+
+def built(plan: Classifier, name: str, seed: int) -> bridge.FlowClassifier:
+    """Untrained classifier with a noise law."""
+    return digits.classifier(law(name), plan.depth, seed, encoder_width=plan.encoder_width, width=plan.width)
+
+
+def train(plan: Classifier, name: str, seed: int) -> dict[str, Any]:
+    """Train a classifier with some noise; return weights, a trajectory of weights, and held-out scores."""
+    model = built(plan, name, seed)
+    training, held_out = digits.split(seed, plan.held_out)
+    checkpoints: list[dict[str, np.ndarray]] = []
+    pieces = 8
+    history = digits.train(
+        model,
+        training,
+        seed,
+        epochs=plan.epochs,
+        batch=plan.batch,
+        rate=plan.rate,
+        kinetic=plan.kinetic,
+        after_epoch=lambda epoch: (
+            checkpoints.append(arrays(model)) if (epoch + 1) % max(plan.epochs // pieces, 1) == 0 else None
+        ),
+    )
+    model.eval()
+    with torch.no_grad():
+        scores = model(held_out.x)
+        accuracy = float((scores.argmax(-1) == held_out.y).double().mean())
+        loss = float(functional.cross_entropy(scores, held_out.y))
+    return {
+        "state": arrays(model),
+        "checkpoints": checkpoints,
+        "history": history,
+        "accuracy": accuracy,
+        "held_out_loss": loss,
+    }
+
+
+def arrays(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    """Weights as arrays."""
+    return {name: value.detach().numpy().copy() for name, value in model.state_dict().items()}
+
+
+def restored(
+    plan: Classifier, name: str, state: dict[str, np.ndarray], depth: int | None = None
+) -> bridge.FlowClassifier:
+    """Classifier of these weights under some noise, in double precision; at another depth: the same flow."""
+    model = built(plan, name, 0)
+    model.load_state_dict({key: torch.as_tensor(value) for key, value in state.items()})
+    if depth is not None:
+        branch, noise = model.net.branches[0], model.net.law(0)
+        model = bridge.FlowClassifier(model.encoder, digits.flow(branch, noise, depth), model.head)
+    return model.double().eval()
+
+
+def data(plan: Classifier, seed: int, count: int | None = None) -> tuple[Tensor, Tensor]:
+    """Training digits, the first `count` of them, in double precision."""
+    training, _ = digits.split(seed, plan.held_out)
+    return training.x[:count].double(), training.y[:count]
+
+
+def losses(x: Tensor, y: Tensor) -> Callable[[Any], dict[str, Tensor]]:
+    """Loss and accuracy of a classifier, noisy in training mode."""
+
+    def measured(model: Any) -> dict[str, Tensor]:
+        scores = model(x)
+        return {
+            "loss": functional.cross_entropy(scores, y),
+            "accuracy": (scores.argmax(-1) == y).double().mean(),
+        }
+
+    return measured
+
+
+def summarised(model: Any, x: Tensor, y: Tensor, *, noisy: bool, draws: int, seed: int, points: int) -> dict[str, Any]:
+    """Summary of plane, curvature and published sharpness of one network, as plain numbers."""
+    loss = losses(x, y)
+    options = {"draws": draws, "seed": seed, "noisy": noisy}
+    plane = landscape.random_plane(model, seed=seed)
+    over = landscape.surface(loss, model, plane, points=points, rtol=1e-2, **options)
+    curv = landscape.curvature(loss, model, rtol=1e-2, probes=12, density_probes=3, density_steps=20, **options)
+    sharp = landscape.sharpness(loss, model, perturbations=12, **options)
+    return plain(landscape.summary(over, curv, sharp))
+
+
+def plain(summary: Summary) -> dict[str, Any]:
+    """A summary as a dictionary of numbers, to be stored."""
+    return {
+        name: {"value": q.value, "standard_error": q.standard_error, "definition": q.definition}
+        for name, q in summary.quantities.items()
+    }
+
+
+def summary(stored: dict[str, Any]) -> Summary:
+    """Inverse of `plain`."""
+    return Summary({name: Quantity(**one) for name, one in stored.items()})
+
+
+def compared(first: Sequence[dict[str, Any]], second: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean of both over the seeds and their paired difference, quantity by quantity."""
+    a, b = [summary(one) for one in first], [summary(one) for one in second]
+    found = {}
+    for name, pair in landscape.paired(a, b).items():
+        one, other = (np.array([s[name].value for s in side]) for side in (a, b))
+        found[name] = {
+            "first": float(one.mean()),
+            "second": float(other.mean()),
+            "difference": pair.difference,
+            "standard_error": pair.standard_error,
+            "p_value": pair.p_value,
+            "pairs": pair.pairs,
+        }
+    return found
+
+
+def comparison_table(found: dict[str, Any], names: tuple[str, str], caption: str) -> Table:
+    """Table of `compared`."""
+    rows = [
+        [name, one["first"], one["second"], Measured(one["difference"], one["standard_error"]), one["p_value"]]
+        for name, one in found.items()
+        if one["difference"] is not None and one["standard_error"] is not None
+    ]
+    return Table(["quantity", *names, "paired difference", "p"], rows, caption)

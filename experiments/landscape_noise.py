@@ -1,0 +1,218 @@
+"""One trained network under growing noise: its loss surface in weight space and in feature space.
+
+A classifier of handwritten digits is trained without noise. Then, at those weights, Gaussian noise of growing strength
+is switched on, and measured are: the averaged loss over a filter-normalised plane with common random numbers, over the
+plane of the training trajectory, the curvature of the averaged loss, and u(0, ·) over the plane of features.
+"""
+
+import dataclasses
+from typing import Any
+
+from kolmo.experiments._crew import Crew
+from matplotlib.figure import Figure
+
+from kolmo import landscape
+from kolmo.errors import MissingExtraError
+from kolmo.experiments import _landscapes as lab
+from kolmo.landscape import Curvature, FeatureLandscape, Surface, plots
+from kolmo.report import Figure as Shown
+from kolmo.report import Measured, Section, Table
+from kolmo.runs import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = 0
+    noise: tuple[float, ...] = (0.1, 0.3, 0.6)  # s of the additive Gaussian noise; none is always there too
+    draws: int = 8  # noisy passes at every point
+    images: int = 400  # training digits that the loss is over
+    points: int = 31
+    rtol: float = 1e-2  # interpolation error of the surfaces
+    frames: int = 9  # times of the animation
+    digit: int = 8  # class of the feature landscape
+    epochs: int = 120
+    depth: int = 16
+    workers: int = 2
+
+
+def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
+    names = levels(config)
+    with Crew(run, config.workers, units=2 + len(names), progress=progress) as crew:
+        trained = crew.do({"train": (lab.train, (plan(config), "none", config.seed))})["train"]
+        units = {f"level-{name}": (level, (config, name, trained)) for name in names}
+        found = crew.do({"features": (features, (config, trained)), **units})
+    measured = {name: found[f"level-{name}"] for name in names}
+    seen = FeatureLandscape.from_record(found["features"])
+    draw(config, run, measured, seen)
+    return {
+        "accuracy": trained["accuracy"],
+        "levels": {name: one["numbers"] for name, one in measured.items()},
+        "feature_slope": {
+            name: {"loss": float(slope[..., :10].max()), "probability": float(slope[..., 10:].max())}
+            for name, slope in zip(seen.levels, seen.slope, strict=True)
+        },
+    }
+
+
+def plan(config: Config) -> lab.Classifier:
+    return lab.Classifier(depth=config.depth, epochs=config.epochs)
+
+
+def levels(config: Config) -> list[str]:
+    return ["none", *(f"gaussian-{s:g}" for s in config.noise)]
+
+
+def level(config: Config, name: str, trained: dict[str, Any]) -> dict[str, Any]:
+    """Surfaces over two planes and curvature, with noise of one level switched on."""
+    model = lab.restored(plan(config), name, trained["state"])
+    loss = lab.losses(*lab.data(plan(config), config.seed, config.images))
+    options = {"draws": config.draws if name != "none" else 1, "seed": config.seed, "noisy": True}
+    planes = {
+        "random": landscape.random_plane(model, seed=config.seed),
+        "path": landscape.pca_plane(model, trained["checkpoints"]),
+    }
+    surfaces = {
+        key: landscape.surface(loss, model, one, points=config.points, rtol=config.rtol, **options)
+        for key, one in planes.items()
+    }
+    curv = landscape.curvature(loss, model, rtol=1e-2, probes=12, density_probes=3, density_steps=24, **options)
+    over = surfaces["random"]
+    return {
+        **{key: one.record() for key, one in surfaces.items()},
+        "curvature": curv.record(),
+        "numbers": {
+            "loss": float(over.mean[over.centre]),
+            "loss_standard_error": float(over.standard_error[over.centre]),
+            "evaluated_share": float(over.evaluated.mean()),
+            "out_of_plane": float(planes["path"].distance.max()),
+            "summary": lab.plain(landscape.summary(over, curv)),
+        },
+    }
+
+
+def features(config: Config, trained: dict[str, Any]) -> dict[str, Any]:
+    """Expected class losses and probabilities over the plane of features, from weak noise to strong."""
+    model = lab.restored(plan(config), "none", trained["state"])
+    x, y = lab.data(plan(config), config.seed, 60)
+    laws = {name: lab.law(name) for name in levels(config)[1:]}
+    times = [model.net.horizon * k / config.frames for k in range(config.frames)]
+    return landscape.feature_landscape(
+        model, laws, data=(x, y), window=[(-2.0, 2.0)] * 2, points=61, times=times, rtol=3e-3, seed=config.seed
+    ).record()
+
+
+# ----------------------------------------------------------------------------------------------------------- figures
+
+
+def draw(config: Config, run: Run, measured: dict[str, Any], seen: FeatureLandscape) -> None:
+    surfaces = {name: Surface.from_record(one["random"]) for name, one in measured.items()}
+    paths = {name: Surface.from_record(one["path"]) for name, one in measured.items()}
+    curvatures = {name: Curvature.from_record(one["curvature"]) for name, one in measured.items()}
+    last = list(surfaces)[-1]
+    run.save_figure("planes", panels(surfaces, "contour"))
+    run.save_figure("reliefs", panels({name: surfaces[name] for name in ("none", last)}, "surface"))
+    run.save_figure("trajectory", panels({name: paths[name] for name in ("none", last)}, "contour"))
+    run.save_figure("difference", panels({last: surfaces[last].difference(surfaces["none"])}, "contour"))
+    run.save_figure("cuts", alone(plots.cut, surfaces))
+    run.save_figure("spectra", alone(plots.spectrum, curvatures))
+    run.save_figure("features", feature_panels(seen, config.digit))
+    plots.animate(seen, run.folder / "figures" / "noise.gif", over="noise", column=config.digit, kind="probability")
+    plots.animate(seen, run.folder / "figures" / "time.gif", over="time", column=config.digit)
+    try:
+        landscape.write_html(surfaces, run.folder / "figures" / "planes.html", title="Loss under growing noise")
+        landscape.write_html(
+            seen, run.folder / "figures" / "features.html", title="u(t, x)", column=config.digit, log=False
+        )
+    except MissingExtraError as error:
+        run.log(f"no interactive figures: {error}")
+
+
+def panels(surfaces: dict[str, Surface], kind: str) -> Figure:
+    """Surfaces side by side."""
+    figure = Figure(figsize=(4.6 * len(surfaces), 4.0), layout="constrained")
+    projection = {"projection": "3d"} if kind == "surface" else {}
+    axes = figure.subplots(1, len(surfaces), squeeze=False, subplot_kw=projection)[0]
+    for ax, (name, one) in zip(axes, surfaces.items(), strict=True):
+        one.plot(kind, ax=ax)
+        ax.set_title(name)
+    return figure
+
+
+def alone(plot: Any, content: Any) -> Figure:
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    plot(content, ax=figure.subplots())
+    return figure
+
+
+def feature_panels(seen: FeatureLandscape, digit: int) -> Figure:
+    """Loss, probability, slope and Laplacian of one class for every noise level."""
+    kinds = ("loss", "probability", "slope", "laplacian")
+    figure = Figure(figsize=(3.7 * len(seen.levels), 3.2 * len(kinds)), layout="constrained")
+    grid = figure.subplots(len(kinds), len(seen.levels), squeeze=False, sharex=True, sharey=True)
+    for row, kind in zip(grid, kinds, strict=True):
+        for k, ax in enumerate(row):
+            seen.plot(ax=ax, column=digit, level=k, kind=kind, paths=30 if kind == "loss" else 0)
+    return figure
+
+
+def report(run: Run) -> list[Section]:
+    results = run.results
+    rows = [
+        [
+            name,
+            Measured(one["loss"], one["loss_standard_error"] or 0.0),
+            *(_measured(one["summary"].get(key)) for key in _SHOWN),
+        ]
+        for name, one in results["levels"].items()
+    ]
+    caption = (
+        "At fixed weights. ± standard error over the noise draws (and the probes, for trace and negative fraction); "
+        "a dash where there is none. One network: differences between trainings are another matter."
+    )
+
+    def shown(name: str, text: str) -> Shown:
+        return Shown(run.figure(name), text, text)
+
+    return [
+        Section(
+            "What was done",
+            [
+                f"A classifier trained without noise (held-out accuracy {results['accuracy']:.3f}) is read with "
+                "Gaussian noise of growing strength in its layers, at fixed weights. `figures/planes.html`, "
+                "`figures/features.html`, `figures/noise.gif` and `figures/time.gif` move.",
+                Table(["noise", "loss", *_SHOWN], rows, caption),
+            ],
+        ),
+        Section(
+            "Weight space",
+            [
+                shown("planes", "Averaged loss over a random filter-normalised plane, logarithmic levels."),
+                shown("reliefs", "The same, without noise and with the strongest."),
+                shown("difference", "Paired difference: strongest noise minus none, the same plane."),
+                shown("cuts", "Along the first direction; bands are two standard errors over the draws."),
+                shown("trajectory", "Plane of the two leading principal components of the training trajectory."),
+                shown("spectra", "Spectral density of the Hessian of the averaged loss; ticks: leading eigenvalues."),
+            ],
+        ),
+        Section(
+            "Feature space",
+            [
+                shown("features", "Expected loss with noisy trajectories, expected probability, |∇u| and Δu at t = 0."),
+                Table(
+                    ["noise", "largest slope of a loss", "largest slope of a probability"],
+                    [[name, one["loss"], one["probability"]] for name, one in results["feature_slope"].items()],
+                    "Over the window, all classes.",
+                ),
+            ],
+        ),
+    ]
+
+
+_SHOWN = ("doubling radius", "largest eigenvalue", "trace", "negative fraction", "mean slope", "short-wave share")
+
+
+def _measured(quantity: dict[str, Any] | None) -> Any:
+    if quantity is None or quantity["value"] is None:
+        return None
+    error = quantity["standard_error"]
+    return Measured(quantity["value"], error) if error else quantity["value"]
