@@ -47,8 +47,8 @@ CUT_SHARE = 0.2
 CUT_TRIES = 12
 # Level at which the cut is measured first: coarse enough to be cheap, fine enough to see the tails.
 FIRST_CUT = 4
-# Part of the cells added on each open side to measure the cut.
-CUT_MARGIN = 0.2
+# Part of the cells added on each open side to measure the cut, by dimension.
+CUT_MARGIN = {1: 0.2, 2: 0.2, 3: 0.12}
 # Points at most that get witnesses, and how far beside them these lie, as a part of the nodes of an axis.
 WITNESSES, WITNESS_SHIFT = 8, 0.02
 # The wider box is cut too: with heavy tails what is left may be as large as what was seen.
@@ -95,7 +95,7 @@ class Layout:
         """The same nodes and some more beyond every open face."""
         axes = []
         for axis, pair in zip(grid.axes, self.box.faces, strict=True):
-            more = max(3, math.ceil(CUT_MARGIN * axis.n))
+            more = max(3, math.ceil(CUT_MARGIN[grid.dim] * axis.n))
             low, high = (more if isinstance(face, Open) else 0 for face in pair)
             ends = [axis.grading.lower, axis.grading.upper]
             if low:
@@ -394,7 +394,8 @@ class _Search:
 
     def _settle_cut(self, layout: Layout) -> tuple[Layout, bool]:
         """Measure the effect of the cut; while it exceeds its share, go over to the wider box."""
-        if len(self.levels) > FIRST_CUT:  # it depends little on the resolution, and costs less one level before
+        if len(self.levels) >= FIRST_CUT and self._enough():
+            # it depends little on the resolution, and costs less one level before
             self._measure_cut(layout, self.levels[-2])
             if self._cut_fits():
                 return layout, True
@@ -467,8 +468,8 @@ class _Search:
         with np.errstate(divide="ignore", invalid="ignore"):
             observed = np.log(before / last) / math.log(nodes[-2] / nodes[-3])
         # faster than the scheme can be: one part of the error dies while another has not shown itself yet
-        trusted = np.where(observed > self.order + 1.0, 0.5 * self.order, 0.8 * observed)
-        order = np.clip(np.nan_to_num(trusted, nan=1.0, posinf=0.5 * self.order), 1.0, self.order)
+        trusted = np.where(observed > self.order + 1.0, 1.0, 0.8 * observed)
+        order = np.clip(np.nan_to_num(trusted, nan=1.0, posinf=1.0), 1.0, self.order)
         floor = 4e-15 * (1.0 + np.abs(values[-1]).max(0)) * math.sqrt(self.levels[-1].discretization.grid.size)
         return np.asarray(last / (ratio**order - 1.0) + floor)
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from kolmo import SDE, Box, KolmogorovProblem, solve
+from kolmo import SDE, Box, Grid, KolmogorovProblem, plan, solve
 from kolmo.catalog import CASES
-from kolmo.schemes.terminal import kernel, support
+from kolmo.schemes.terminal import common_break, kernel, plan_terminal, support
 from kolmo.testing import order_of_accuracy
 
 
@@ -129,3 +129,44 @@ def test_gentle_waves_across_three_dimensions_plan(dim):
     box = Box([0.0] * dim, [1.0] * dim, ["reflecting", "absorbing", "periodic"][:dim])
     problem = KolmogorovProblem(SDE([0.0] * dim, diffusion=1.0, dim=dim), lambda x: np.cos(x).prod(-1), 0.01, box)
     assert np.isfinite(solve(problem, grid=9, steps=20, scheme="central4", stepper="rk4").values).all()
+
+
+@pytest.mark.parametrize("turn", [0.1, 0.7, 2.0])
+@pytest.mark.parametrize("n", [40, 63])
+def test_corners_of_breaks_keep_their_area(turn, n):
+    """The smoothing keeps integrals: the sum over the nodes is the triangle's area, corners inside cells included."""
+    corners = np.array([[0.9, 0.13], [-0.8, 0.71], [-0.31, -1.1]]) @ np.array(
+        [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+    )
+
+    def cross(u, v):
+        return u[..., 0] * v[..., 1] - u[..., 1] * v[..., 0]
+
+    def inside(x):
+        sides = zip(corners, np.roll(corners, -1, axis=0), strict=True)
+        return np.all([cross(b - a, x - a) > 0 for a, b in sides], axis=0) * 1.0
+
+    box = Box([-3.0, -3.0], [3.0, 3.0])
+    problem = KolmogorovProblem(SDE([0.0, 0.0], diffusion=1.0, dim=2), inside, 1.0, box)
+    grid = Grid.of(box, n)
+    values = plan_terminal(problem, grid, box, 6).apply(problem, grid.points)
+    area = 0.5 * cross(corners[1] - corners[0], corners[2] - corners[0])
+    assert abs(values.sum() * (6.0 / (n - 1)) ** 2 - area) < 2e-6
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_a_break_at_one_place_is_found_and_gets_a_node(dim):
+    sde = SDE(lambda t, x: 0.0 * x, diffusion=lambda t, x: 0.4 * x, dim=dim)
+    box = Box([0.0] * dim, [np.inf] * dim, [("natural", "open")] * dim)
+    problem = KolmogorovProblem(sde, lambda x: np.maximum(x[..., 0] ** 2 - BREAK**2, 0.0) + 0.0 * x[..., -1], 1.0, box)
+    probe = Grid.of(Box([0.0] * dim, [1.0] * dim), 41)
+    assert abs(common_break(problem, probe, 0) - BREAK) < 1e-6
+    nodes = plan(problem, at=np.full((1, dim), 0.14), rtol=1e-2).grid.axes[0].nodes
+    assert np.abs(nodes - BREAK).min() < 1e-6
+
+
+def test_a_slanted_break_has_no_one_place():
+    problem = KolmogorovProblem(
+        SDE([0.0, 0.0], diffusion=1.0, dim=2), lambda x: np.maximum(x[..., 0] - x[..., 1], 0.0), 1.0
+    )
+    assert common_break(problem, Grid.of(Box([-6.0, -6.0], [6.0, 6.0]), 41), 0) is None

@@ -22,10 +22,15 @@ CORRECTIONS = {2: (1.0,), 4: (1.0, -1.0 / 6.0), 6: (1.0, -1.0 / 4.0, 13.0 / 240.
 # (smooth 1/16, kink 1/2, jump 1), unless it is below the floor, relative to the largest value.
 SHRINK, FLOOR = 0.15, 1e-7
 
-# Panels between the breaks with which rough cells are sampled in two dimensions.
-PANELS = 3
+# In two dimensions rough cells are sampled along lines: Gauss panels (and points in each) between the breaks of the
+# stack of lines, and on either side of a line's own break.
+PANELS, STACK_POINTS = 3, 4
+LINE_PANELS, LINE_POINTS = 2, 3
+# A square in which breaks meet is told from others by what a polynomial of this degree cannot follow, and is divided
+# into so many parts a side, so many times; not more squares at a time than these (the worst).
+FOLLOWED, MEETING, PARTS, DEPTH, WORST = 5, 1e-5, 4, 3, 40
 # Bisections that locate a jump to rounding.
-BISECTIONS = 40
+BISECTIONS = 28
 # Times that one looks closer at a kink to locate it.
 CLOSER = 5
 
@@ -82,9 +87,11 @@ class TerminalRule:
         Per axis, from lattice points to nodes.
     rough : ndarray of int, shape (cells, q^d)
         Flat lattice indices of the Gauss points of the rough cells.
-    points : ndarray, shape (cells, m, d)
+    owner : ndarray of int, shape (rows,)
+        Rough cell to which a row of samples belongs; a cell in which breaks meet has several.
+    points : ndarray, shape (rows, m, d)
         Samples in the rough cells.
-    weights : tuple of ndarray, shape (cells, m, q)
+    weights : tuple of ndarray, shape (rows, m, q)
         Per axis, factors of the projection onto the Gauss points.
     """
 
@@ -94,6 +101,7 @@ class TerminalRule:
     lattice: tuple[np.ndarray, ...] = ()
     smoothing: tuple[sp.csr_matrix, ...] = ()
     rough: np.ndarray = field(default_factory=lambda: np.zeros((0, 1), dtype=int))
+    owner: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
     points: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1)))
     weights: tuple[np.ndarray, ...] = ()
 
@@ -121,16 +129,22 @@ class TerminalRule:
         values = self._evaluate(problem, as_like(mesh, like))
         if self.rough.size == 0:
             return values
-        cells, m = self.points.shape[:2]
+        rows, m = self.points.shape[:2]
         samples = self._evaluate(problem, as_like(self.points.reshape(-1, self.grid.dim), like))
         axes = "xyz"[: self.grid.dim]
         subscripts = ",".join(["nmk", *[f"nm{a}" for a in axes]]) + f"->n{axes}k"
         xp = namespace(values)
         factors = [as_like(w, like) for w in self.weights]
-        projected = xp.einsum(subscripts, samples.reshape(cells, m, -1), *factors)
+        projected = xp.einsum(subscripts, samples.reshape(rows, m, -1), *factors).reshape(rows, -1)
+        gathered = _multiply_along(self._gather(), projected, [rows], 0)
         position = np.arange(len(mesh))
         position[self.rough.reshape(-1)] = len(mesh) + np.arange(self.rough.size)
-        return xp.concatenate([values, projected.reshape(self.rough.size, -1)])[position]
+        return xp.concatenate([values, gathered.reshape(self.rough.size, -1)])[position]
+
+    def _gather(self) -> sp.csr_matrix:
+        """Sums the rows of every rough cell."""
+        rows = np.arange(len(self.owner))
+        return sp.csr_matrix((np.ones(len(rows)), (self.owner, rows)), shape=(len(self.rough), len(rows)))
 
     @classmethod
     def point_values(cls, grid: Grid, order: int = 0) -> "TerminalRule":
@@ -145,6 +159,7 @@ class TerminalRule:
             "lattice": list(self.lattice),
             "smoothing": [_sparse_record(m) for m in self.smoothing],
             "rough": self.rough,
+            "owner": self.owner,
             "points": self.points,
             "weights": list(self.weights),
         }
@@ -226,9 +241,9 @@ def plan_terminal(problem: KolmogorovProblem, grid: Grid, box: Box, order: int) 
         smoothing.append(_smoothing(rough.shape[i], box, i, order, grid))
     # in three dimensions the lattice itself has to do: projecting every rough cell would cost more than it gains
     cells = np.stack(np.nonzero(rough if grid.dim < 3 else np.zeros_like(rough)), -1)
-    points, weights = _samples(problem, grid, cells, order)
+    owner, points, weights = _samples(problem, grid, cells, order)
     index = _lattice_index(cells, [len(v) for v in lattice], order)
-    return TerminalRule(grid, order, touched, tuple(lattice), tuple(smoothing), index, points, weights)
+    return TerminalRule(grid, order, touched, tuple(lattice), tuple(smoothing), index, owner, points, weights)
 
 
 def _cells(grid: Grid) -> tuple[int, ...]:
@@ -350,15 +365,15 @@ def _lattice_index(cells: np.ndarray, shape: list[int], q: int) -> np.ndarray:
 
 def _samples(
     problem: KolmogorovProblem, grid: Grid, cells: np.ndarray, q: int
-) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """Samples in rough cells, and per axis the factors that project them on the Gauss points."""
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
+    """Samples in rough cells, one row or several a cell: the row's cell, points, factors of the projection."""
     if grid.dim == 1:
-        local, weight = _lines(problem, grid, cells, 0, np.zeros((len(cells), 1, 1)), deep=True)
-        local, weight = local[:, 0], weight[:, 0]
+        local, weight = _lines(problem, grid, cells, 1.0, 0, np.zeros((len(cells), 1, 1)), deep=True)
+        owner, local, weight = np.arange(len(cells)), local[:, 0], weight[:, 0]
+    elif len(cells) == 0:
+        owner, local, weight = np.zeros(0, dtype=int), np.zeros((0, 1, grid.dim)), np.zeros((0, 1))
     else:
-        local, weight = (
-            _across_breaks(problem, grid, cells) if len(cells) else (np.zeros((0, 1, grid.dim)), np.zeros((0, 1)))
-        )
+        owner, local, weight = _divided(problem, grid, cells)
     gauss = legendre.leggauss(q)[0]
     to_gauss = legendre.legvander(gauss, q - 1).T
     factors = []
@@ -366,7 +381,49 @@ def _samples(
         basis = legendre.legvander(2.0 * local[..., i] - 1.0, q - 1) * (2.0 * np.arange(q) + 1.0)
         factors.append(basis @ to_gauss)
     factors[0] = factors[0] * weight[..., None]
-    return _to_x(grid, cells[:, None, :] + local), tuple(factors)
+    return owner, _to_x(grid, cells[owner][:, None, :] + local), tuple(factors)
+
+
+def _divided(problem: KolmogorovProblem, grid: Grid, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rule for every cell, put together from smaller squares where breaks meet: the cell of a row, points, weights."""
+    rows = []
+    owner, corners, size = np.arange(len(cells)), np.zeros((len(cells), 2)), 1.0
+    for depth in range(DEPTH + 1):
+        points, weights, bend = _integrated(problem, grid, cells[owner], corners, size)
+        divided = np.zeros(len(owner), dtype=bool)
+        if depth < DEPTH:
+            worst = np.argsort(-bend)[:WORST]
+            divided[worst] = bend[worst] > MEETING
+        rows.append((owner[~divided], points[~divided], weights[~divided]))
+        if not divided.any():
+            break
+        size /= PARTS
+        parts = size * np.stack(np.meshgrid(np.arange(PARTS), np.arange(PARTS), indexing="ij"), -1).reshape(-1, 2)
+        corners = (corners[divided, None] + parts).reshape(-1, 2)
+        owner = np.repeat(owner[divided], len(parts))
+    together = [np.concatenate([row[i] for row in rows]) for i in range(3)]
+    return together[0], together[1], together[2]
+
+
+def _integrated(
+    problem: KolmogorovProblem, grid: Grid, cells: np.ndarray, corners: np.ndarray, size: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rule on squares inside cells, in the cells' coordinates, and how far it is from that for a single break.
+
+    Across a single break the mean over a line varies from line to line like a polynomial. Where breaks meet it bends:
+    what a polynomial cannot follow, as a part of the range of φ, times the length of that part of the stack, is told.
+    """
+    local, weights = _across_breaks(problem, grid, cells + corners, size)
+    points = corners[:, None] + size * local
+    values = _final(problem, grid, cells[:, None] + points)
+    shape = (len(cells), 3, PANELS * STACK_POINTS, 2 * LINE_PANELS * LINE_POINTS)
+    line = weights.reshape(shape).sum(3)
+    sums = (weights[..., None] * values).reshape(*shape, -1).sum(3)
+    means = sums / (np.ptp(values, axis=(0, 1)) + 1e-300) / np.maximum(line, 1e-300)[..., None]
+    stack = _composite(np.linspace(-1.0, 1.0, PANELS + 1), STACK_POINTS)[0]
+    basis = np.linalg.qr(legendre.legvander(stack, FOLLOWED))[0]
+    left = means - np.einsum("si,ti,nptk->npsk", basis, basis, means)
+    return points, size**2 * weights, (np.abs(left).max((2, 3)) * line.sum(2)).max(1)
 
 
 def _composite(edges: np.ndarray, q: int) -> tuple[np.ndarray, np.ndarray]:
@@ -377,20 +434,24 @@ def _composite(edges: np.ndarray, q: int) -> tuple[np.ndarray, np.ndarray]:
     return s.reshape(*edges.shape[:-1], -1), (0.5 * widths[..., None] * w).reshape(*edges.shape[:-1], -1)
 
 
-def _across_breaks(problem: KolmogorovProblem, grid: Grid, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _across_breaks(
+    problem: KolmogorovProblem, grid: Grid, corners: np.ndarray, size: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Iterated rule in two dimensions: lines across the break, split where they meet it, stacked along the other axis.
 
-    Where the break leaves the cell through a side, the integrals along the lines have a kink: the stack is split
-    where φ breaks along the two sides.
+    For squares of the given corners (n, 2) and size, in node units; points and weights refer to the unit square. Where
+    the break leaves the square through a side, the integrals along the lines have a kink: the stack is split where φ
+    breaks along the two sides.
     """
-    across = _steeper_axis(problem, grid, cells)
+    across = _steeper_axis(problem, grid, corners, size)
     unit = np.linspace(0.0, 1.0, PANELS + 1)
-    points, weights = np.zeros((len(cells), 0, 2)), np.zeros((len(cells), 0))
+    lines, along_line = 3 * PANELS * STACK_POINTS, 2 * LINE_PANELS * LINE_POINTS
+    points, weights = np.zeros((len(corners), lines * along_line, 2)), np.zeros((len(corners), lines * along_line))
     for inner in (0, 1):
         chosen = np.flatnonzero(across == inner)
         if len(chosen) == 0:
             continue
-        home = cells[chosen]
+        home = corners[chosen]
         sides = []
         for side in (0.0, 1.0):
 
@@ -399,17 +460,14 @@ def _across_breaks(problem: KolmogorovProblem, grid: Grid, cells: np.ndarray) ->
             ) -> np.ndarray:
                 """Values of φ along a side of the cells."""
                 parts = [np.full(t.shape, side) if i == inner else t for i in (0, 1)]
-                return _final(problem, grid, home[rows][:, None] + np.stack(parts, -1))
+                return _final(problem, grid, home[rows][:, None] + size * np.stack(parts, -1))
 
             sides.append(_break(along, len(chosen)))
         low, high = np.minimum(*sides)[:, None], np.maximum(*sides)[:, None]
         edges = np.concatenate([low * unit, low + (high - low) * unit[1:], high + (1.0 - high) * unit[1:]], 1)
-        t, v = _composite(edges, 4)
-        local, weight = _lines(problem, grid, home, inner, t[..., None], deep=False)
-        flat = local.reshape(len(chosen), -1, 2)
-        if points.shape[1] == 0:
-            points, weights = np.zeros((len(cells), *flat.shape[1:])), np.zeros((len(cells), flat.shape[1]))
-        points[chosen] = flat
+        t, v = _composite(edges, STACK_POINTS)
+        local, weight = _lines(problem, grid, home, size, inner, t[..., None], deep=False)
+        points[chosen] = local.reshape(len(chosen), -1, 2)
         weights[chosen] = (weight * v[..., None]).reshape(len(chosen), -1)
     return points, weights
 
@@ -420,17 +478,24 @@ def _final(problem: KolmogorovProblem, grid: Grid, position: np.ndarray) -> np.n
     return np.asarray(values.reshape(*position.shape[:-1], -1))
 
 
-def _steeper_axis(problem: KolmogorovProblem, grid: Grid, cells: np.ndarray) -> np.ndarray:
-    """The axis along which φ varies more abruptly in each cell."""
+def _steeper_axis(problem: KolmogorovProblem, grid: Grid, corners: np.ndarray, size: float) -> np.ndarray:
+    """The axis along which φ varies more abruptly in each square."""
     s = np.linspace(0.03, 0.97, 7)
     mesh = np.stack(np.meshgrid(s, s, indexing="ij"), -1)
-    values = _final(problem, grid, cells[:, None, None, :] + mesh)
+    values = _final(problem, grid, corners[:, None, None, :] + size * mesh)
     steep = [np.abs(np.diff(values, 2, axis=1 + i)).max(axis=1 + i).sum(axis=(1, 2)) for i in (0, 1)]
     return np.asarray(np.where(steep[0] >= steep[1], 0, 1))
 
 
 def _lines(
-    problem: KolmogorovProblem, grid: Grid, cells: np.ndarray, axis: int, heights: np.ndarray, *, deep: bool
+    problem: KolmogorovProblem,
+    grid: Grid,
+    corners: np.ndarray,
+    size: float,
+    axis: int,
+    heights: np.ndarray,
+    *,
+    deep: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rule along lines through cells, split at their break: points (cells, lines, m, d) and weights (cells, lines, m).
 
@@ -438,7 +503,7 @@ def _lines(
     """
     count, lines = heights.shape[:2]
 
-    home = np.repeat(cells, lines, axis=0)
+    home = np.repeat(corners, lines, axis=0)
     height = heights.reshape(-1, 1)
 
     def line(s: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -446,16 +511,16 @@ def _lines(
         return np.stack(parts, -1)
 
     def values(s: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        return np.asarray(_final(problem, grid, home[rows][:, None, :] + line(s, rows)))
+        return np.asarray(_final(problem, grid, home[rows][:, None, :] + size * line(s, rows)))
 
     split = _break(values, count * lines)
-    panels = 16 if deep else 2
+    panels = 16 if deep else LINE_PANELS
     unit = np.linspace(0.0, 1.0, panels + 1)
     if deep:  # panels that shrink towards the break, where a kink may be known only roughly
         unit = 1.0 - (1.0 - unit) ** 3
     left, right = split[:, None] * unit, 1.0 - (1.0 - split[:, None]) * unit
     edges = np.concatenate([left, right[:, ::-1][:, 1:]], 1)
-    s, w = _composite(edges, 6 if deep else 3)
+    s, w = _composite(edges, 6 if deep else LINE_POINTS)
     points = line(s, np.arange(count * lines))
     return points.reshape(count, lines, -1, grid.dim), w.reshape(count, lines, -1)
 
