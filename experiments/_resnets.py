@@ -133,7 +133,7 @@ class Recipe:
 
 def pixels(x: np.ndarray, mean: float, deviation: float) -> Tensor:
     """Standardised images."""
-    return (torch.as_tensor(x).float() / 255 - mean) / deviation
+    return (torch.tensor(x).float() / 255 - mean) / deviation
 
 
 def standardised(images: Images) -> tuple[Tensor, Tensor, Tensor, Tensor]:

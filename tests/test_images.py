@@ -1,0 +1,121 @@
+"""Image files and the networks trained on them: checksums, formats, and training that resumes to the same bytes."""
+
+import gzip
+import hashlib
+import importlib
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from kolmo import images
+from kolmo.errors import InputError
+from kolmo.files import FileError
+
+nets = importlib.import_module("kolmo.experiments._resnets")
+experiment = importlib.import_module("kolmo.experiments.images")
+
+
+def idx(array):
+    return gzip.compress(struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes())
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, rng):
+    """Files in the official format, small, with the sums that are then expected of them."""
+    arrays = {
+        "train-images-idx3-ubyte.gz": rng.integers(0, 256, (64, 28, 28), dtype=np.uint8),
+        "train-labels-idx1-ubyte.gz": rng.integers(0, 10, 64, dtype=np.uint8),
+        "t10k-images-idx3-ubyte.gz": rng.integers(0, 256, (32, 28, 28), dtype=np.uint8),
+        "t10k-labels-idx1-ubyte.gz": rng.integers(0, 10, 32, dtype=np.uint8),
+    }
+    sums = {}
+    for name, array in arrays.items():
+        (tmp_path / name).write_bytes(idx(array))
+        sums[name] = hashlib.md5((tmp_path / name).read_bytes()).hexdigest()
+    monkeypatch.setitem(images._MD5, "fashion-mnist", sums)
+    return tmp_path, arrays
+
+
+def test_idx_files_are_read_and_checked(folder):
+    path, arrays = folder
+    found = images.load("fashion-mnist", path)
+    np.testing.assert_array_equal(found.train_x[:, 0], arrays["train-images-idx3-ubyte.gz"])
+    np.testing.assert_array_equal(found.test_y, arrays["t10k-labels-idx1-ubyte.gz"])
+    file = path / "t10k-labels-idx1-ubyte.gz"
+    file.write_bytes(idx(np.zeros(32, np.uint8)))
+    with pytest.raises(FileError, match="t10k-labels"):
+        images.load("fashion-mnist", path)
+    file.unlink()
+    with pytest.raises(InputError, match="t10k-labels"):
+        images.load("fashion-mnist", path)
+    with pytest.raises(InputError, match="cifar-10-binary"):
+        images.load("cifar10", path)
+
+
+def test_cifar_rows():
+    rows = np.zeros((2, 3073), np.uint8)
+    rows[1, 0], rows[1, 1 + 1024 + 32] = 7, 200  # label; green, second row, first column
+    x, y = images.read_cifar(rows.tobytes())
+    assert y.tolist() == [0, 7]
+    assert x[1, 1, 1, 0] == 200
+    assert x.sum() == 200
+    with pytest.raises(FileError, match="3073"):
+        images.read_cifar(rows.tobytes()[:-1])
+
+
+@pytest.mark.parametrize("law", ["gaussian-0.3", "shake-shake", "stochastic-depth-0.8"])
+def test_interrupted_training_resumes_to_the_same_bytes(tmp_path, law):
+    x, y = torch.randn(48, 1, 12, 12), torch.randint(0, 10, (48,))
+    config = experiment.Config(width=4, blocks=1)
+    recipe = nets.Recipe(epochs=3, batch=16, augment=True)
+
+    def train(path, after_epoch=None):
+        torch.manual_seed(5)
+        model = experiment.built(config, law, 1)
+        torch.manual_seed(np.random.default_rng().integers(1000))  # what happened before must not matter
+        return nets.train(model, x, y, recipe, 1, checkpoint=path, after_epoch=after_epoch)
+
+    def stop(epoch):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "broken.npz", stop)
+    train(tmp_path / "broken.npz")
+    train(tmp_path / "whole.npz")
+    assert (tmp_path / "broken.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+
+
+def test_laws_start_from_equal_weights_and_equal_budgets():
+    sizes = {}
+    for law in experiment.Config().laws:
+        torch.manual_seed(0)
+        model = experiment.built(experiment.Config(), law, 2)
+        sizes[law] = sum(p.numel() for p in model.parameters())
+        assert model.train()(torch.randn(2, 1, 28, 28)).shape == (2, 10)
+    assert max(sizes.values()) < 100_000
+    assert max(sizes.values()) < 1.02 * min(sizes.values())
+
+
+def test_the_experiment_runs_small(folder):
+    from kolmo.cli import main
+
+    path, _ = folder
+    options = {
+        "data": str(path),
+        "laws": "none,dropout-0.8",
+        "epochs": "1",
+        "batch": "16",
+        "width": "4",
+        "blocks": "1",
+        "measured_images": "16",
+        "points": "5",
+        "draws": "2",
+        "depths": "2",
+    }
+    sets = [word for key, value in options.items() for word in ("--set", f"{key}={value}")]
+    out = path / "run"
+    assert main(["experiment", "images", "--seeds", "1", *sets, "--out", str(out), "--quiet"]) == 0
+    assert (out / "report.html").stat().st_size > 10_000
+    assert not list((out / "checkpoints").glob("*.npz"))
