@@ -287,6 +287,12 @@ class Additive(NoiseLaw):
         s = self.s.to(m)
         return size * (zeta @ s.mT if s.ndim == 2 else s * zeta)
 
+    def increment(self, m: Output, zeta: Tensor, h: float) -> Tensor:
+        """Return m + √h sζ or m + h sζ, in one pass over the numbers where s is one."""
+        if isinstance(self.s, Tensor):
+            return super().increment(m, zeta, h)
+        return torch.add(m, zeta, alpha=self.s * (math.sqrt(h) if self.scaling == "diffusive" else h))
+
     def factor(self, m: Output, h: float) -> Tensor:
         """Size times s, the same at every state."""
         size = math.sqrt(h) if self.scaling == "diffusive" else h

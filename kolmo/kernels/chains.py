@@ -191,41 +191,42 @@ def _mean(x: Any, n: int, W: Any, b: Any, V: Any, c: Any, m: Any) -> None:
 
 
 @_jit
-def draw(law: int, values: Any, upper: Any, key: Any, first: int, layer: int, n: int, zeta: Any) -> None:
+def _words(key: Any, first: int, counter: int, n: int, words: Any) -> None:
+    """Two random words (2, ·) for each of n paths from the number first on."""
+    one, other, start = words[0], words[1], u32(first)
+    for p in range(n):
+        one[p], other[p] = threefry(key[0], key[1], u32(start + u32(p)), u32(counter))
+
+
+@_jit
+def draw(law: int, values: Any, upper: Any, key: Any, first: int, layer: int, n: int, words: Any, zeta: Any) -> None:
     """Standardised noise zeta (r, ·) of a layer for n paths from the number first on: two values from two words."""
     r = zeta.shape[0]
     pairs = (r + 1) // 2
     one = zeta.dtype.type(1.0)
     for pair in range(pairs):
-        counter = u32(layer * pairs + pair)
-        start = u32(first)
+        _words(key, first, layer * pairs + pair, n, words)
+        a, b = words[0], words[1]
         za = zeta[2 * pair]
-        zb = zeta[min(2 * pair + 1, r - 1)]
-        both = 2 * pair + 1 < r
         if law == GAUSSIAN:
+            zb = zeta[min(2 * pair + 1, r - 1)]  # of an odd last one, the cosine alone is used
             for p in range(n):
-                a, b = threefry(key[0], key[1], u32(start + u32(p)), counter)
-                c, s = _circle(b)
-                radius = _radius(a)
-                if both:
-                    zb[p] = one * (radius * s)
+                c, s = _circle(b[p])
+                radius = _radius(a[p])
+                zb[p] = one * (radius * s)
                 za[p] = one * (radius * c)
-        elif law == UNIFORM:
-            for p in range(n):
-                a, b = threefry(key[0], key[1], u32(start + u32(p)), counter)
-                if both:
-                    zb[p] = one * (f32(i32(b)) * f32(2.0**-31 * 1.7320508075688772))
-                za[p] = one * (f32(i32(a)) * f32(2.0**-31 * 1.7320508075688772))
-        else:
-            for p in range(n):
-                a, b = threefry(key[0], key[1], u32(start + u32(p)), counter)
-                ya = yb = values[0]
-                for v in range(upper.shape[0]):
-                    ya = values[v + 1] if a >= upper[v] else ya
-                    yb = values[v + 1] if b >= upper[v] else yb
-                if both:
-                    zb[p] = yb
-                za[p] = ya
+            continue
+        for half in range(min(2, r - 2 * pair)):
+            w, z = words[half], zeta[2 * pair + half]
+            if law == UNIFORM:
+                for p in range(n):
+                    z[p] = one * (f32(i32(w[p])) * f32(2.0**-31 * 1.7320508075688772))
+            else:
+                for p in range(n):
+                    value = values[0]
+                    for v in range(upper.shape[0]):
+                        value = values[v + 1] if w[p] >= upper[v] else value
+                    z[p] = value
 
 
 @_jit
@@ -271,7 +272,7 @@ def march(
     r = additive.shape[2] if kind == ADDITIVE else d if kind == COORDINATE else 1
     keep = means.shape[0] > 0
     here, m, noise = np.empty((d, BLOCK), x.dtype), np.empty((d, BLOCK), x.dtype), np.empty((d, BLOCK), x.dtype)
-    zeta = np.empty((r, BLOCK), x.dtype)
+    zeta, words = np.empty((r, BLOCK), x.dtype), np.empty((2, BLOCK), np.uint32)
     for begin in range(0, paths, BLOCK):
         n = min(BLOCK, paths - begin)
         for i in range(d):
@@ -279,7 +280,7 @@ def march(
                 here[i, p] = x[i, begin + p]
         for k in range(start, stop):
             _mean(here, n, W[k], b[k], V[k], c[k], m)
-            draw(law, values[k], upper[k], key, first + begin, k, n, zeta)
+            draw(law, values[k], upper[k], key, first + begin, k, n, words, zeta)
             _noise(kind, m, n, zeta, additive[k], beta[k], noise)
             for i in range(d):
                 for p in range(n):

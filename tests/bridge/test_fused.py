@@ -12,7 +12,6 @@ from kolmo.bridge.fused import Chains
 from kolmo.kernels import bspline, chains
 
 DTYPES = (torch.float32, torch.float64)
-NO_VALUES, NO_ENDS = np.zeros(1, np.float32), np.zeros(0, np.uint32)
 
 
 def loss(x):
@@ -40,12 +39,17 @@ def test_threefry_gives_the_published_words():
     assert [int(w) for w in chains.threefry(*digits)] == [0xC4923A9C, 0x483DF7A0]
 
 
+def drawn(law, key, r, n):
+    zeta, words = np.empty((r, n), np.float32), np.empty((2, n), np.uint32)
+    chains.draw(law, np.zeros(1, np.float32), np.zeros(0, np.uint32), key, 0, 3, n, words, zeta)
+    return zeta
+
+
 @pytest.mark.parametrize(
     ("law", "distribution"), [(chains.GAUSSIAN, stats.norm()), (chains.UNIFORM, stats.uniform(-(3**0.5), 2 * 3**0.5))]
 )
 def test_draws_have_their_law(law, distribution):
-    zeta = np.empty((3, 400_000), np.float32)
-    chains.draw(law, NO_VALUES, NO_ENDS, np.array([5, 7], np.uint32), 0, 0, zeta.shape[1], zeta)
+    zeta = drawn(law, np.array([5, 7], np.uint32), 3, 400_000)
     for row in zeta.astype(float):
         assert stats.kstest(row, distribution.cdf).pvalue > 1e-3
         assert abs(row.mean()) < 4.5 / 400_000**0.5
@@ -57,8 +61,7 @@ def test_draws_have_their_law(law, distribution):
 
 
 def test_gaussian_tails():
-    zeta = np.empty((2, 4_000_000), np.float32)
-    chains.draw(chains.GAUSSIAN, NO_VALUES, NO_ENDS, np.array([1, 2], np.uint32), 0, 3, zeta.shape[1], zeta)
+    zeta = drawn(chains.GAUSSIAN, np.array([1, 2], np.uint32), 2, 4_000_000)
     for level in (3.0, 4.0):
         expected = 2 * stats.norm.sf(level) * zeta.size
         assert abs((np.abs(zeta) > level).sum() - expected) < 5 * expected**0.5
