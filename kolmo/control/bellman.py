@@ -71,12 +71,24 @@ class Bellman:
         self.stencil = self.scheme.stencil(grid, self.box, sample)
         name = scheme if scheme.startswith("central") else "central2"
         self.fields = SCHEMES[name].stencil(grid, self.box, sample)
+        if not self.coefficients.covariance_is_fixed:
+            self._keep_noise_at_cuts()
         self._soft = self._near_faces()
         # Selling's vectors depend on the covariance: where it never changes, neither does the stencil
         self._one_layout = grid.dim == 1 or self.coefficients.covariance_is_fixed
 
     def _faces(self) -> list[tuple[int, int, Any]]:
         return [(i, s, self.box.faces[i][s]) for i in range(self.grid.dim) for s in (0, 1)]
+
+    def _keep_noise_at_cuts(self) -> None:
+        """Put back the normal second derivative that central schemes drop at open faces (as that of the next node).
+
+        Where the control sets the noise it is chosen by this derivative: without it the control of a convex value has
+        no optimum at the cut, the value there is that of no noise at all, and both faults spread inwards.
+        """
+        for stencil in (self.stencil, self.fields):
+            if isinstance(stencil, TensorStencil):
+                stencil.keep = [np.ones(self.grid.size) for _ in range(self.grid.dim)]  # type: ignore[attr-defined]
 
     def _near_faces(self) -> np.ndarray:
         """Nodes near faces where derivatives are dropped, degenerate or one-sided."""

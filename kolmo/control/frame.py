@@ -62,6 +62,12 @@ class Frame:
         gradings = tuple(_moved(g, float(a), float(b)) for g, a, b in zip(self.gradings, low, high, strict=True))
         return Frame(self.box.replace(low, high), gradings)
 
+    def even(self) -> "Frame":
+        """The same box with evenly spaced nodes."""
+        return Frame(
+            self.box, tuple(Uniform(float(a), float(b)) for a, b in zip(self.box.lower, self.box.upper, strict=True))
+        )
+
     def about_jumps(self, terminal: Callable[..., Any] | None) -> "Frame":
         """In one dimension, the same box with its nodes crowded about the jumps of the terminal data, if there are any.
 
