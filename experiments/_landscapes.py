@@ -18,7 +18,6 @@ LAWS: dict[str, Callable[[float], bridge.NoiseLaw]] = {
     "none": lambda _: bridge.Additive(0.0),
     "gaussian": bridge.Additive,
     "dropout": bridge.BranchDropout,
-    "hidden-dropout": bridge.HiddenDropout,
     "stochastic-depth": bridge.StochasticDepth,
     "bernoulli": bridge.CentredBernoulli,
 }

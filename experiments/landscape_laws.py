@@ -25,7 +25,7 @@ QUANTITIES = ("doubling radius", "largest eigenvalue", "trace", "random sharpnes
 class Config:
     seeds: int = 5
     seed: int = 0
-    laws: tuple[str, ...] = ("gaussian-0.3", "hidden-dropout-0.7", "stochastic-depth-0.5", "bernoulli-0.8")
+    laws: tuple[str, ...] = ("gaussian-0.3", "dropout-0.7", "stochastic-depth-0.5", "bernoulli-0.8")
     images: int = 400  # training digits that the loss is over
     points: int = 31
     epochs: int = 120
