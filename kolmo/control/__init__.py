@@ -8,6 +8,7 @@ from kolmo.control.minimize import hessian_product, minimize
 from kolmo.control.problem import ControlProblem
 from kolmo.control.schroedinger import SchroedingerBridge, schroedinger_bridge
 from kolmo.control.sets import BoxSet, Finite, Interval, Unbounded
+from kolmo.control.successive import successive
 from kolmo.control.value import expected_value, gradient_memory, value
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Law",
     "transition_density",
     "minimize",
+    "successive",
     "value",
     "ControlProblem",
     "ControlSolution",

@@ -109,7 +109,7 @@ def minimize(
         raise InputError("method", repr(method), "one of " + ", ".join(METHODS))
     if not isinstance(maxiter, (int, np.integer)) or maxiter < 1:
         raise InputError("maxiter", maxiter, "a positive whole number")
-    names, tensors = _collect(parameters)
+    names, tensors = collect(parameters)
     low, high = _bounds(bounds, tensors)
     if method == "trust-ncg" and (np.isfinite(low).any() or np.isfinite(high).any()):
         raise InputError("bounds", "bounds with method 'trust-ncg'", "none", "use method='L-BFGS-B', or 'adam'")
@@ -381,7 +381,7 @@ def hessian_product(objective: Objective, parameters: Any, direction: Sequence[A
     >>> control.hessian_product(lambda: (theta**4).sum(), theta, [torch.tensor([1.0, 0.0])])[0]
     tensor([12.,  0.], dtype=torch.float64)
     """
-    names, tensors = _collect(parameters)
+    names, tensors = collect(parameters)
     parts = [torch.as_tensor(v) for v in direction]
     if [tuple(v.shape) for v in parts] != [tuple(p.shape) for p in tensors]:
         raise InputError("direction", f"shapes {[tuple(v.shape) for v in parts]}", "one tensor per parameter")
@@ -398,7 +398,7 @@ def _flat(parts: Sequence[torch.Tensor]) -> np.ndarray:
     return np.concatenate([part.detach().cpu().double().numpy().reshape(-1) for part in parts])
 
 
-def _collect(parameters: Any) -> tuple[list[str], list[torch.Tensor]]:
+def collect(parameters: Any) -> tuple[list[str], list[torch.Tensor]]:
     """Names and tensors of all parameters."""
     single = isinstance(parameters, (torch.Tensor, torch.nn.Module))
     items: Iterable[Any] = [parameters] if single else parameters
