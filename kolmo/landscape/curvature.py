@@ -121,8 +121,9 @@ class Curvature:
     def fraction_below(self, threshold: float = 0.0) -> tuple[float, float]:
         """Fraction of eigenvalues below a threshold, with its standard error over the probes.
 
-        A threshold of 0 gives the fraction of negative curvature. Eigenvalues nearer to the threshold than the
-        resolution of the quadrature are counted on either side.
+        A threshold a little below 0 gives the fraction of negative curvature. Eigenvalues nearer to the threshold than
+        the resolution of the quadrature are counted on either side, which the standard error does not show: most
+        eigenvalues of a network are near 0.
         """
         self._needs_density()
         bulk = np.where(self.nodes < threshold, self.weights, 0.0).sum(1)

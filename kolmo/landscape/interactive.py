@@ -84,15 +84,24 @@ def write_html(
     figure = go.Figure(traces)
     figure.update_layout(
         title=title,
-        sliders=[{"active": 0, "currentvalue": {"prefix": "noise: "}, "steps": steps, "pad": {"t": 20}}],
+        sliders=[
+            {
+                "active": 0,
+                "currentvalue": {"prefix": "noise: "},
+                "steps": steps,
+                "pad": {"t": 20},
+                "x": 0.05,
+                "len": 0.9,
+            }
+        ],
         scene={
             "xaxis_title": labels[0],
             "yaxis_title": labels[1],
             "zaxis": {"title": f"log₁₀ {height}" if log else height, "range": limits},
         },
-        margin={"l": 0, "r": 0, "b": 0, "t": 50},
+        margin={"l": 20, "r": 20, "b": 40, "t": 50},
     )
-    page = figure.to_html(include_plotlyjs=True, full_html=True, div_id="landscape")
+    page = figure.to_html(include_plotlyjs=True, full_html=True, div_id="landscape", default_height="95vh")
     files.write_bytes(Path(path), page.encode())
 
 

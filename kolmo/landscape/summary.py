@@ -18,6 +18,7 @@ from kolmo.landscape.surface import Surface
 
 _RAYS = 64  # directions along which the radius is measured
 _ALONG = 400  # points on each ray
+_RESOLUTION = 1e-3  # of the largest eigenvalue: most eigenvalues of a network are nearer to 0, on either side
 
 
 @dataclass(frozen=True)
@@ -106,8 +107,9 @@ def summary(
         - ``short-wave share``: share of the variance, after removal of a polynomial of degree 4, in waves shorter than
           a quarter of the window.
     curvature : Curvature, optional
-        Gives ``largest eigenvalue``, ``trace``, ``negative fraction`` (of the eigenvalues), and ``indefiniteness``
-        −λ_min/λ_max (the ratio of Li et al., 2018).
+        Gives ``largest eigenvalue``, ``trace``, ``negative fraction`` (of the eigenvalues: those below −0.001 max |λ|;
+        nearer to 0 the quadrature cannot tell signs), and ``indefiniteness`` −λ_min/λ_max (the ratio of Li et al.,
+        2018).
     sharpness : Summary, optional
         What `sharpness` returned; taken over.
     radius : float
@@ -518,8 +520,10 @@ def _of_curvature(curvature: Curvature) -> dict[str, Quantity]:
         errors = [curvature.trace_standard_error, curvature.trace_draw_error]
         found["trace"] = Quantity(curvature.trace, math.hypot(*errors), "trace of the Hessian")
     if curvature.nodes.size:
-        fraction, error = curvature.fraction_below(0.0)
-        found["negative fraction"] = Quantity(fraction, error, "share of negative eigenvalues of the Hessian")
+        extent = float(max(np.abs(curvature.nodes).max(), np.abs(curvature.eigenvalues).max(initial=0.0)))
+        fraction, error = curvature.fraction_below(-_RESOLUTION * extent)
+        definition = f"share of eigenvalues below −{_RESOLUTION:g} max |λ|, which the quadrature tells from 0"
+        found["negative fraction"] = Quantity(fraction, error, definition)
         if len(curvature.eigenvalues) and curvature.eigenvalues[0] > 0:
             ratio = max(-curvature.smallest, 0.0) / float(curvature.eigenvalues[0])
             found["indefiniteness"] = Quantity(ratio, math.nan, "−λ_min/λ_max of the Hessian (Li et al., 2018)")
