@@ -13,6 +13,7 @@ The first command makes the run folder RUN and trains all networks; the second m
 """
 
 import dataclasses
+import functools
 import math
 import sys
 import time
@@ -22,6 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from kolmo.experiments._crew import Crew
 from matplotlib.figure import Figure
 from torch.nn import functional
 from tqdm import tqdm
@@ -36,6 +38,8 @@ from kolmo.report import Measured, Section, Table
 from kolmo.runs import Run
 
 NO_DECAY = "no-decay"
+Job = tuple[str, int, int]
+"""Law, blocks in each stage, seed."""
 QUANTITIES = ("doubling radius", "largest eigenvalue", "trace", "random sharpness")
 
 
@@ -68,29 +72,32 @@ class Config:
     augment: bool = False
     device: str = "cpu"
     mixed: bool = False  # bfloat16
-    measured_images: int = 1000  # training images that landscapes are over
+    measured_images: int = 500  # training images that landscapes are over
     points: int = 21
     draws: int = 4  # noisy passes, where noise is on
+    workers: int = 2  # processes on a CPU; the numbers do not depend on it
 
 
 def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
     if config.device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError("device", repr(config.device), "a device that is here", "device=cpu")
-    data = nets.standardised(images.load(config.dataset, config.data))
-    found = {}
-    with tqdm(total=len(jobs(config)), disable=not progress, unit="network") as bar:
-        for law, blocks, seed in jobs(config):
-            bar.set_description(f"{law}, {blocks} blocks, seed {seed}")
-            key = f"{law}-{blocks}-{seed}"
-            found[law, blocks, seed] = run.unit(key, lambda job=(law, blocks, seed): _one(config, run, job, data))
-            _checkpoint(run, law, blocks, seed).unlink(missing_ok=True)
-            bar.update()
+    images.load(config.dataset, config.data)  # what is wrong with the files is said before anything starts
+    tasks = {_key(job): (network, (config, str(run.folder), job)) for job in jobs(config)}
+    if config.device == "cpu":
+        with Crew(run, config.workers, units=len(tasks), progress=progress) as crew:
+            done = crew.do(tasks)
+    else:  # one process, whose kernels are the device's own
+        bar = tqdm(tasks.items(), disable=not progress, unit="network")
+        done = {key: run.unit(key, lambda task=task: task[0](*task[1])) for key, task in bar}
+    found = {job: done[_key(job)] for job in jobs(config)}
+    for job in jobs(config):
+        _checkpoint(run.folder, job).unlink(missing_ok=True)
     for name, figure in _figures(config, found).items():
         run.save_figure(name, figure)
     return _results(config, found)
 
 
-def jobs(config: Config) -> list[tuple[str, int, int]]:
+def jobs(config: Config) -> list[Job]:
     """Law, blocks and seed of every network; seed by seed, so that an unfinished run has whole pairs."""
     return [
         (law, blocks, seed)
@@ -100,8 +107,18 @@ def jobs(config: Config) -> list[tuple[str, int, int]]:
     ]
 
 
-def _checkpoint(run: Run, law: str, blocks: int, seed: int) -> Path:
-    return run.folder / "checkpoints" / f"{law}-{blocks}-{seed}.npz"
+def _key(job: Job) -> str:
+    return "-".join(map(str, job))
+
+
+def _checkpoint(folder: Path, job: Job) -> Path:
+    return folder / "checkpoints" / f"{_key(job)}.npz"
+
+
+@functools.lru_cache(maxsize=1)
+def _data(dataset: str, folder: str) -> tuple[torch.Tensor, ...]:
+    """Standardised images; a process reads them once."""
+    return nets.standardised(images.load(dataset, folder))
 
 
 def built(config: Config, law: str, blocks: int) -> nets.ResNet:
@@ -121,12 +138,12 @@ def built(config: Config, law: str, blocks: int) -> nets.ResNet:
     )
 
 
-def _one(config: Config, run: Run, job: tuple[str, int, int], data: Any) -> dict[str, Any]:
+def network(config: Config, folder: str, job: Job) -> dict[str, Any]:
     """Train and measure one network."""
     seed = job[2]
-    x, y, test_x, test_y = data
+    x, y, test_x, test_y = _data(config.dataset, config.data)
     started = time.perf_counter()
-    model, history = _trained(config, run, job, x, y)
+    model, history = _trained(config, Path(folder), job, x, y)
     seconds = time.perf_counter() - started
     p = nets.probabilities(model, test_x, config.device)
     seen = x[: min(config.train_images or len(x), 10_000)]
@@ -144,7 +161,7 @@ def _one(config: Config, run: Run, job: tuple[str, int, int], data: Any) -> dict
 
 
 def _trained(
-    config: Config, run: Run, job: tuple[str, int, int], x: torch.Tensor, y: torch.Tensor
+    config: Config, folder: Path, job: Job, x: torch.Tensor, y: torch.Tensor
 ) -> tuple[nets.ResNet, list[float]]:
     """A trained network and its losses; goes on from its checkpoint if there is one."""
     law, blocks, seed = job
@@ -160,8 +177,7 @@ def _trained(
         mixed=config.mixed,
         augment=config.augment,
     )
-    checkpoint = _checkpoint(run, law, blocks, seed)
-    return model, nets.train(model, x[:count], y[:count], recipe, seed, checkpoint=checkpoint)
+    return model, nets.train(model, x[:count], y[:count], recipe, seed, checkpoint=_checkpoint(folder, job))
 
 
 def _measure(config: Config, model: nets.ResNet, x: torch.Tensor, y: torch.Tensor, seed: int) -> dict[str, Any]:
@@ -339,10 +355,10 @@ def train_parallel(folder: Path, assignments: list[str]) -> None:
             torch.distributed.barrier()
         run = Run.open(folder)
         config = experiments.configure(Config, run.config)
-        x, y, _, _ = nets.standardised(images.load(config.dataset, config.data))
-        for law, blocks, seed in jobs(config):
-            if not run.finished(f"{law}-{blocks}-{seed}"):
-                _trained(config, run, (law, blocks, seed), x, y)
+        x, y, _, _ = _data(config.dataset, config.data)
+        for job in jobs(config):
+            if not run.finished(_key(job)):
+                _trained(config, folder, job, x, y)
 
 
 if __name__ == "__main__":
