@@ -48,10 +48,10 @@ def laws() -> dict[str, tuple[NoiseLaw, tuple[int, ...]]]:
         "shake-shake": (bridge.ShakeShake(), natural),
         "additive Gaussian": (bridge.Additive(0.6), diffusive),
         "additive three-point": (bridge.Additive(0.6, "three-point"), diffusive),
-        "additive uniform": (bridge.Additive(0.6, "uniform"), diffusive),
-        "additive ±1": (bridge.Additive(0.6, "rademacher"), diffusive),
+        "additive uniform": (bridge.Additive(1.2, "uniform"), diffusive),
+        "additive ±1": (bridge.Additive(1.2, "rademacher"), diffusive),
         "centred Bernoulli ½": (bridge.CentredBernoulli(0.6), (1,)),
-        "centred Bernoulli 0.8": (bridge.CentredBernoulli(0.6, 0.8), (1,)),
+        "centred Bernoulli 0.9": (bridge.CentredBernoulli(1.0, 0.9), (1,)),
     }
 
 
@@ -128,6 +128,7 @@ def _draw(config: Config, d: int, found: dict[tuple[str, int], dict[str, Any]]) 
         ax.title.set_fontsize(9)
         ax.set_xticks(depths, [str(depth) for depth in depths])
         ax.minorticks_off()
+        ax.tick_params(labelbottom=True)
         ax.legend(frameon=False, fontsize=7, loc="lower left")
     for ax in axes[len(names) :]:
         ax.set_axis_off()

@@ -1,0 +1,319 @@
+"""Three trainings of one noisy classifier: by sampled noise, through the PDE, and with the explicit regulariser.
+
+Flow classifiers with additive noise, on two moons, two spirals and handwritten digits, are trained by
+
+- sampled noise: the cross-entropy of one noisy pass for each example, ordinary stochastic training;
+- the PDE: the expected cross-entropy as u(0, x) of the backward Kolmogorov equation, gradients through its adjoint;
+- the regulariser: the cross-entropy of the mean network plus ½ Σ C:∇²u along its path.
+
+Same model, initial weights, data and number of full-batch Adam steps; each training's learning rate is chosen from the
+same list on a seed of its own. Expected losses of held-out data are sampled for all alike. Error bars are over seeds.
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from kolmo.experiments._crew import Crew
+from matplotlib import figure
+from sklearn.datasets import make_moons
+from torch import Tensor, nn
+
+import kolmo
+from kolmo import bridge
+from kolmo.experiments import _digits as digits
+from kolmo.report import Figure, Measured, Section, Table
+from kolmo.runs import Run
+
+TRAININGS = ("sampled", "PDE", "regularised")
+FIELDS = {
+    "loss": "expected loss",
+    "train_loss": "same, training data",
+    "accuracy": "accuracy",
+    "noisy_accuracy": "accuracy of noisy passes",
+    "milliseconds": "CPU ms a step",
+}
+BOX = kolmo.Box([-4.0, -4.0], [4.0, 4.0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seeds: int = 5
+    seed: int = 0
+    data: tuple[str, ...] = ("moons", "spirals", "digits")
+    noise: float = 0.3  # s of the additive noise
+    depth: int = 8
+    width: int = 16
+    steps: int = 150
+    rates: tuple[float, ...] = (0.01, 0.03, 0.1)
+    nodes: int = 33  # of the PDE's grid per axis, while training
+    time_steps: int = 8
+    train: int = 400
+    test: int = 600
+    draws: int = 32  # of the gradient, for its variance
+    paths: int = 200
+    workers: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Training and held-out examples."""
+
+    x: Tensor
+    y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+
+
+def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
+    seeds = range(config.seed, config.seed + config.seeds)
+    pairs = [(data, training) for data in config.data for training in TRAININGS]
+    units = len(pairs) * (len(config.rates) + len(seeds)) + len(config.data) * len(seeds)
+    with Crew(run, config.workers, units=units, progress=progress) as crew:
+        rates = tuned(config, crew, pairs)
+        tasks = {
+            f"{data}-{training}-{seed}": (trained, (config, data, training, seed, rates[data, training]))
+            for data, training in pairs
+            for seed in seeds
+        }
+        found = crew.do(tasks)
+        gradients = crew.do(
+            {f"gradients-{data}-{s}": (gradient, (config, data, s)) for data in config.data for s in seeds}
+        )
+    results = {
+        data: {
+            **{
+                training: {"rate": rates[data, training]}
+                | {key: _over([found[f"{data}-{training}-{s}"][key] for s in seeds]) for key in FIELDS}
+                for training in TRAININGS
+            },
+            "gradients": {
+                key: _over([gradients[f"gradients-{data}-{s}"][key] for s in seeds])
+                for key in ("noise", *TRAININGS[1:])
+            },
+        }
+        for data in config.data
+    }
+    first = {(data, training): found[f"{data}-{training}-{config.seed}"] for data, training in pairs}
+    run.save_figure("regions", _draw_regions(config, first))
+    run.save_figure("training", _draw_training(config, first))
+    return results
+
+
+def tuned(config: Config, crew: Crew, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], float]:
+    """Learning rate of each training, by the expected loss on training data of a seed that is not used otherwise."""
+    seed = config.seed + config.seeds
+    tasks = {
+        f"tune-{data}-{training}-{rate:g}": (trained, (config, data, training, seed, rate))
+        for data, training in pairs
+        for rate in config.rates
+    }
+    found = crew.do(tasks)
+    return {
+        (data, training): min(config.rates, key=lambda rate: found[f"tune-{data}-{training}-{rate:g}"]["train_loss"])
+        for data, training in pairs
+    }
+
+
+def examples(config: Config, name: str, seed: int) -> Data:
+    """Examples of a data set; those in the plane have unit variance."""
+    if name == "digits":
+        train, test = digits.split(seed, config.test)
+        return Data(train.x[: config.train], train.y[: config.train], test.x, test.y)
+    n = config.train + config.test
+    if name == "moons":
+        x, y = make_moons(n, noise=0.15, random_state=seed)
+    else:
+        x, y = _spirals(n, np.random.default_rng(seed))
+    points = torch.as_tensor((x - x.mean(0)) / x.std(0), dtype=torch.float32)
+    labels = torch.as_tensor(y).long()
+    return Data(points[: config.train], labels[: config.train], points[config.train :], labels[config.train :])
+
+
+def _spirals(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Two interleaved arms of three quarters of a turn each."""
+    y = rng.integers(0, 2, n)
+    t = np.sqrt(rng.uniform(0.02, 1.0, n))
+    angle = 1.5 * np.pi * t + np.pi * y
+    return np.stack([t * np.cos(angle), t * np.sin(angle)], -1) + 0.04 * rng.standard_normal((n, 2)), y
+
+
+def classifier(config: Config, name: str, seed: int) -> bridge.FlowClassifier:
+    """Untrained classifier; all layers share one branch."""
+    law = bridge.Additive(config.noise)
+    if name == "digits":
+        return digits.classifier(law, config.depth, seed, encoder_width=64, width=config.width)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        head = nn.Linear(2, 2)
+    branch = bridge.MLPBranch.create(2, config.width, scale=1.5, rng=seed)
+    return bridge.FlowClassifier(nn.Identity(), bridge.NoisyResNet([branch] * config.depth, law), head)
+
+
+def trained(config: Config, name: str, training: str, seed: int, rate: float) -> dict[str, Any]:
+    """Train once; measure."""
+    data, model = examples(config, name, seed), classifier(config, name, seed)
+    objective = Objective(config, model, data, training, seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
+    begin, history = time.process_time(), []
+    for _ in range(config.steps):
+        loss = objective()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        history.append(loss.item())
+    milliseconds = 1e3 * (time.process_time() - begin) / config.steps
+    return {
+        "history": np.array(history),
+        "milliseconds": milliseconds,
+        "regions": regions(model) if name != "digits" else np.zeros(0),
+        "points": data.test_x.numpy() if name != "digits" else np.zeros(0),
+        "labels": data.test_y.numpy(),
+        **measured(config, model, data, seed),
+    }
+
+
+class Objective:
+    """Loss of one training over all training examples; of the sampled one, each call draws anew."""
+
+    def __init__(self, config: Config, model: bridge.FlowClassifier, data: Data, training: str, seed: int) -> None:
+        self._config, self._model, self._data, self._training = config, model, data, training
+        self._generator = torch.Generator().manual_seed(seed)
+        self._recipe: Any = None
+
+    def __call__(self) -> Tensor:
+        x, y = self._data.x, self._data.y
+        if self._training == "sampled":
+            return self._model.sampled_loss(x, y, rng=self._generator)
+        if self._training == "regularised":
+            return self._model.regularised_loss(x, y)
+        if self._recipe is None:  # one grid and one recipe of steps for all of the training
+            shape, steps = (self._config.nodes,) * 2, self._config.time_steps
+            problem = self._model.problem(box=BOX)
+            self._recipe = kolmo.solve(problem, grid=shape, steps=steps, stepper="mcs").discretization
+        return self._model.pde_loss(x, y, box=BOX, discretization=self._recipe)
+
+
+@torch.no_grad()
+def measured(config: Config, model: bridge.FlowClassifier, data: Data, seed: int) -> dict[str, float]:
+    """Sampled expected losses, and accuracies of the mean network and of noisy passes."""
+    model.eval()
+    x, y = data.test_x, data.test_y
+    rows = torch.arange(len(y))
+
+    def losses_and_hits(z: Tensor) -> Tensor:
+        losses = model.class_losses(z)
+        return torch.cat([losses, nn.functional.one_hot(losses.argmin(-1), losses.shape[-1])], -1)
+
+    noisy = bridge.expected_loss(model.net, losses_and_hits, model.encoder(x), paths=config.paths, rng=seed).mean
+    train = model.expected_loss(data.x, data.y, paths=config.paths, rng=seed).mean
+    return {
+        "loss": float(noisy[rows, y].mean()),
+        "train_loss": float(train.mean()),
+        "accuracy": float((model(x).argmax(-1) == y).double().mean()),
+        "noisy_accuracy": float(noisy[rows, noisy.shape[1] // 2 + y].mean()),
+    }
+
+
+PLANE = np.linspace(-2.5, 2.5, 81)
+
+
+@torch.no_grad()
+def regions(model: bridge.FlowClassifier) -> np.ndarray:
+    """Probability of class 1 by the mean network over a square."""
+    points = torch.as_tensor(np.stack(np.meshgrid(PLANE, PLANE, indexing="ij"), -1), dtype=torch.float32)
+    return model.eval()(points.reshape(-1, 2)).softmax(-1)[:, 1].reshape(len(PLANE), -1).numpy()
+
+
+def gradient(config: Config, name: str, seed: int) -> dict[str, float]:
+    """Gradients at the initial weights: noise of one sampled gradient, and distance of the other two from the mean.
+
+    Relative to the norm of the mean of the sampled ones; the distances include the noise of that mean, noise/√draws.
+    """
+    data, model = examples(config, name, seed), classifier(config, name, seed)
+
+    def flat(training: str, step: int) -> Tensor:
+        loss = Objective(config, model, data, training, seed + 1000 * step)()
+        return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(model.parameters()))])
+
+    samples = torch.stack([flat("sampled", step) for step in range(config.draws)])
+    mean = samples.mean(0)
+    size = float(mean.norm())
+    return {
+        "noise": float(samples.var(0).sum().sqrt()) / size,
+        **{training: float((flat(training, 0) - mean).norm()) / size for training in TRAININGS[1:]},
+    }
+
+
+def _over(values: list[float]) -> dict[str, float]:
+    """Mean and standard error."""
+    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+    return {"mean": float(np.mean(values)), "error": float(error)}
+
+
+def _draw_regions(config: Config, found: dict[tuple[str, str], dict[str, Any]]) -> figure.Figure:
+    planar = [data for data in config.data if data != "digits"]
+    fig = figure.Figure(figsize=(8.5, 2.9 * max(len(planar), 1)), layout="constrained")
+    axes = fig.subplots(max(len(planar), 1), len(TRAININGS), sharex=True, sharey=True, squeeze=False)
+    for row, data in zip(axes, planar, strict=False):
+        for ax, training in zip(row, TRAININGS, strict=True):
+            one = found[data, training]
+            ax.contourf(PLANE, PLANE, one["regions"].T, levels=np.linspace(0, 1, 11), cmap="RdBu", alpha=0.8)
+            ax.contour(PLANE, PLANE, one["regions"].T, levels=[0.5], colors="black", linewidths=1)
+            for label, color in ((0, "#b2182b"), (1, "#2166ac")):
+                ax.plot(*one["points"][one["labels"] == label].T, ".", ms=2, color=color)
+            ax.set(title=f"{data}, {training}: {one['accuracy']:.3f}", aspect="equal")
+    return fig
+
+
+def _draw_training(config: Config, found: dict[tuple[str, str], dict[str, Any]]) -> figure.Figure:
+    fig = figure.Figure(figsize=(3.2 * len(config.data), 2.8), layout="constrained")
+    for ax, data in zip(fig.subplots(1, len(config.data), squeeze=False)[0], config.data, strict=True):
+        for training, color in zip(TRAININGS, ("#999999", "#0072b2", "#d55e00"), strict=True):
+            ax.plot(found[data, training]["history"], color=color, lw=1, label=training)
+        ax.set(title=data, xlabel="step", ylabel="training objective", yscale="log")
+    ax.legend(frameon=False)
+    return fig
+
+
+def report(run: Run) -> Sequence[Section]:
+    def number(found: dict[str, float]) -> Measured:
+        return Measured(found["mean"], found["error"])
+
+    rows = [
+        [data, training, r[training]["rate"], *(number(r[training][key]) for key in FIELDS)]
+        for data, r in run.results.items()
+        for training in TRAININGS
+    ]
+    gradients = [[data, *(number(v) for v in r["gradients"].values())] for data, r in run.results.items()]
+    return [
+        Section(
+            "Trainings",
+            [
+                Table(
+                    ["data", "training", "rate", *FIELDS.values()],
+                    rows,
+                    "Held-out data unless said; mean over seeds ± standard error. The learning rate was chosen on "
+                    "training data of another seed.",
+                ),
+                Figure(run.figure("regions"), "Decision regions of the three trainings", "Mean network, first seed."),
+                Figure(run.figure("training"), "Training objectives over the steps", "First seed."),
+            ],
+        ),
+        Section(
+            "Gradients at the initial weights",
+            [
+                Table(
+                    ["data", "noise of one sampled gradient", "PDE − mean", "regularised − mean"],
+                    gradients,
+                    "In units of the norm of the mean of the sampled gradients, whose own noise the distances include. "
+                    "The PDE's gradient and the regulariser's have no noise.",
+                )
+            ],
+        ),
+    ]
