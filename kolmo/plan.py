@@ -362,7 +362,7 @@ class _Search:
                 settled = False
                 if len(self.levels) == FIRST_CUT or self._enough():
                     layout, settled = self._settle_cut(layout)
-                if settled and self._enough():
+                if settled and self._enough() and self._cut_fits(CUT_SHARE):
                     return self._outcome("converged", "the estimate meets the tolerance")
                 n = self._next(n)
                 told = self._limit(n, layout, max_cells, max_seconds)
@@ -393,22 +393,26 @@ class _Search:
         return f"stopped by {reason}: estimate {worst:.2e}, tolerance {wanted:.2e}"
 
     def _settle_cut(self, layout: Layout) -> tuple[Layout, bool]:
-        """Measure the effect of the cut; while it exceeds its share, go over to the wider box."""
+        """Measure the effect of the cut; while it exceeds its share, go over to the wider box.
+
+        As long as there are finer levels to come it may take up the whole tolerance: they cost less in the smaller box.
+        """
+        share = CUT_SHARE if self._enough() else 1.0
         if len(self.levels) >= FIRST_CUT and self._enough():
             # it depends little on the resolution, and costs less one level before
             self._measure_cut(layout, self.levels[-2])
-            if self._cut_fits():
+            if self._cut_fits(share):
                 return layout, True
         for _ in range(CUT_TRIES):
             wider = self._measure_cut(layout, self.levels[-1])
-            if self._cut_fits():
+            if self._cut_fits(share):
                 return layout, True
             # the wider box has the same nodes inside: its solution takes the place of the last level
             layout, self.levels[-1] = wider
         return layout, False
 
-    def _cut_fits(self) -> bool:
-        return bool((self.cut <= CUT_SHARE * self._tolerance()).all())
+    def _cut_fits(self, share: float) -> bool:
+        return bool((self.cut <= share * self._tolerance()).all())
 
     def _measure_cut(self, layout: Layout, level: Level) -> tuple[Layout, Level]:
         """Solve again with nodes beyond the open faces: the difference is the effect of the cut."""
@@ -416,7 +420,7 @@ class _Search:
         if not opened or self.problem.stationary or level is self._measured:
             return layout, level
         wider, grid = layout.widened(level.discretization.grid)
-        wide = self._solve_on(grid, level.effort, level.n)
+        wide = self._solve_on(grid, level.effort, level.n, level.discretization.stepper)
         self.cut, self._measured = CUT_SAFETY * np.abs(wide.values - level.values).max(0), level
         return wider, wide
 
@@ -468,8 +472,9 @@ class _Search:
         with np.errstate(divide="ignore", invalid="ignore"):
             observed = np.log(before / last) / math.log(nodes[-2] / nodes[-3])
         # faster than the scheme can be: one part of the error dies while another has not shown itself yet
-        trusted = np.where(observed > self.order + 1.0, 1.0, 0.8 * observed)
-        order = np.clip(np.nan_to_num(trusted, nan=1.0, posinf=1.0), 1.0, self.order)
+        surprised = 1.0 if len(values) == 3 else 0.5 * self.order
+        trusted = np.where(observed > self.order + 1.0, surprised, 0.8 * observed)
+        order = np.clip(np.nan_to_num(trusted, nan=1.0), 1.0, self.order)
         floor = 4e-15 * (1.0 + np.abs(values[-1]).max(0)) * math.sqrt(self.levels[-1].discretization.grid.size)
         return np.asarray(last / (ratio**order - 1.0) + floor)
 
@@ -487,7 +492,7 @@ class _Search:
         steps = max(4, math.ceil(FIRST_STEPS * n / FIRST_NODES[self.problem.dim]))
         return self._solve_on(layout.grid(n, SCHEMES[self.scheme].minimum_nodes), steps, n)
 
-    def _solve_on(self, grid: Grid, steps: int, n: float) -> Level:
+    def _solve_on(self, grid: Grid, steps: int, n: float, stepper: str = "") -> Level:
         begun = time.perf_counter()
         generator = Generator(self.problem, grid, SCHEMES[self.scheme])
         if self.problem.stationary:
@@ -495,7 +500,7 @@ class _Search:
             march = March(generator, STEPPERS[IMPLICIT], np.zeros(0))
             run = Run(solve_stationary(march), 0.0)
         else:
-            stepper, count = self._choose_stepper(generator, steps)
+            stepper, count = self._choose_stepper(generator, steps, stepper or self.stepper)
             times = time_nodes(generator.intervals(), count, self.save)
             rule = plan_terminal(self.problem, grid, generator.box, self.order)
             recipe = Discretization(grid, tuple(times.tolist()), self.scheme, stepper, rule)
@@ -537,12 +542,11 @@ class _Search:
             self._beside = np.stack([a.grading(xi[:, i]) for i, a in enumerate(grid.axes)], -1)
         return self._beside
 
-    def _choose_stepper(self, generator: Generator, steps: int) -> tuple[str, int]:
+    def _choose_stepper(self, generator: Generator, steps: int, name: str) -> tuple[str, int]:
         """Along characteristics without noise; implicit in one dimension; else explicit or alternating directions."""
         horizon = self.problem.horizon or 0.0
         explicit = math.ceil(horizon / STEPPERS[EXPLICIT].largest_step(*generator.stiffness())) + 1
         split = math.ceil(FIRST_SPLIT_STEPS * (steps / FIRST_STEPS) ** SPLIT_GROWTH)
-        name = self.stepper
         if name == "auto" and self.like is None and not generator.sample.S.any() and _traceable(generator.box):
             return TRANSPORT, steps
         if name == "auto":
