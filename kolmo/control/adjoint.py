@@ -1,6 +1,8 @@
 """The discrete adjoint as torch functions: marches and stationary solves, differentiable twice, kept or repeated."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
 from typing import Any, Protocol
 
 import numpy as np
@@ -8,7 +10,9 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from kolmo.control.checkpoints import check, split
+from kolmo.discretization import Discretization
 from kolmo.march import March, StepPlan
+from kolmo.problem import KolmogorovProblem
 from kolmo.schemes.generator import Semi
 from kolmo.stationary import solve_stationary
 from kolmo.steppers.base import Operator
@@ -21,6 +25,51 @@ Pulled = tuple[np.ndarray, dict[float, Any], dict[float, Any], dict[float, Any]]
 def contiguous(x: torch.Tensor) -> np.ndarray:
     """A tensor's values as a contiguous array."""
     return np.ascontiguousarray(x.detach().numpy())
+
+
+def differentiable_march(problem: KolmogorovProblem, recipe: Discretization) -> March:
+    """The march of a problem on a recipe, its stencils laid out for what the covariance may become.
+
+    Central schemes leave out mixed derivatives where there is no correlation. A correlation that is zero only at the
+    present parameters is not left out: its derivative would be zero too, silently.
+    """
+    march = recipe.march(problem)
+    generator = march.generator
+    if problem.dim > 1 and generator.scheme.name.startswith("central") and not problem.sde.noiseless:
+        sample = generator.sample
+        S = sample.S + 1e-12 * np.abs(sample.S).max() * _coupled(problem, march)
+        generator.__dict__["sample"] = replace(sample, S=S)
+    return march
+
+
+def _coupled(problem: KolmogorovProblem, march: March) -> np.ndarray:
+    """Which entries of the covariance off the diagonal depend on a parameter: a matrix (d, d) of 0 and 1."""
+    d, points = problem.dim, march.generator.grid.points
+    depends = np.zeros((d, d))
+    t = march.plans[0].instants[0] if march.plans else 0.0
+    with torch.enable_grad():
+        S = problem.sde.covariance(t, torch.as_tensor(points[:: max(1, len(points) // 64)]))
+        leaves = _leaves(S)
+        for i, j in combinations(range(d), 2) if leaves else ():
+            entry = S[:, i, j]
+            weights = torch.linspace(1.0, 2.0, len(entry), dtype=torch.float64)
+            found = torch.autograd.grad((weights * entry).sum(), leaves, retain_graph=True, allow_unused=True)
+            depends[i, j] = depends[j, i] = float(any(g is not None and bool((g != 0).any()) for g in found))
+    return depends
+
+
+def _leaves(v: torch.Tensor) -> list[torch.Tensor]:
+    """The leaf tensors that a tensor depends on."""
+    seen, open_, leaves = set(), [v.grad_fn], []
+    while open_:
+        node: Any = open_.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        open_ += [after for after, _ in node.next_functions]
+    return leaves
 
 
 class Flow(Protocol):

@@ -9,7 +9,7 @@ import torch
 
 from kolmo.arrays import as_points
 from kolmo.box import Absorbing, Robin
-from kolmo.control.adjoint import Steps, contiguous, seed
+from kolmo.control.adjoint import Steps, contiguous, differentiable_march, seed
 from kolmo.control.value import planned
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
@@ -157,7 +157,7 @@ def law(
     """
     problem, recipe, kept = _prepared(problem, initial, rtol, atol, discretization, grid, steps, save)
     start = _masses(initial, recipe)
-    march = recipe.march(problem)
+    march = differentiable_march(problem, recipe)
     clock = np.asarray(recipe.times)
     exits = _exits(march.generator)
     indices = [int(np.abs(clock - t).argmin()) for t in kept]
@@ -219,7 +219,7 @@ def transition_density(
     )
     if begin.shape != end.shape:
         raise InputError("y", f"{len(end)} points", f"{len(begin)} points, one per point of x")
-    march = recipe.march(problem)
+    march = differentiable_march(problem, recipe)
     start = _point_masses(begin, recipe)
     masses = _spread(march, _assembled(march), start, [len(recipe.times) - 1])[0]
     rho = read(masses, recipe.grid, _reading_tensors(march.generator))

@@ -11,7 +11,7 @@ import torch
 from scipy import optimize
 
 from kolmo.arrays import as_points
-from kolmo.control.adjoint import Steps, apply
+from kolmo.control.adjoint import Steps, apply, differentiable_march
 from kolmo.control.minimize import collect, minimize
 from kolmo.control.value import expected_value, planned
 from kolmo.discretization import Discretization
@@ -199,7 +199,7 @@ class _Game:
 
     def __init__(self, problem: KolmogorovProblem, points: torch.Tensor, weights: Any, recipe: Discretization) -> None:
         self.problem, self.points, self.weights, self.recipe = problem, points, weights, recipe
-        self.march = recipe.march(problem)
+        self.march = differentiable_march(problem, recipe)
         self.like = torch.zeros((), dtype=torch.float64)
         self.start = March(self.march.generator, self.march.stepper, self.march.times, self.like)
         self.instants = sorted({t for plan in self.march.plans for t in plan.instants})
@@ -232,7 +232,7 @@ class _Game:
             coefficients = {t: self._coefficients(t) for t in self.instants}
             edge = generator.boundary(0.0, self.x)
         leaves = [v.requires_grad_() for s in semis.values() for v in (s.a, s.load, s.boundary)]
-        march = self.recipe.march(self.problem)
+        march = self.march
         flow = Steps(march, march.plans, {t: semi.stencil for t, semi in semis.items()})
         J = self._expected(apply(flow, terminal.requires_grad_(), semis) + edge)
         found = torch.autograd.grad(J, [terminal, *leaves], allow_unused=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kolmo.arrays import as_points
-from kolmo.control.adjoint import Still, Sweep, apply
+from kolmo.control.adjoint import Still, Sweep, apply, differentiable_march
 from kolmo.control.checkpoints import GradientMemory
 from kolmo.control.switches import Watch, warn_of_jumps
 from kolmo.discretization import Discretization
@@ -205,7 +205,7 @@ def grid_value(
     problem: KolmogorovProblem, discretization: Discretization, checkpoints: int | None = None
 ) -> torch.Tensor:
     """u(0, ·) at the nodes, shape (size, k), with gradients; of all states at most ``checkpoints`` are kept."""
-    march = discretization.march(problem)
+    march = differentiable_march(problem, discretization)
     generator = march.generator
     like = torch.zeros((), dtype=torch.float64)
     if not SCHEMES[discretization.scheme].smooth:
@@ -271,7 +271,7 @@ def gradient_memory(
         raise InputError("problem", "a stationary problem", "a horizon", "a stationary gradient keeps one state")
     if checkpoints is not None and memory is not None:
         raise InputError("checkpoints, memory", "both", "one of them")
-    march = discretization.march(problem.handing("torch"))
+    march = differentiable_march(problem.handing("torch"), discretization)
     instants = [sorted(set(plan.instants)) for plan in march.plans]
     constant = len({t for step in instants for t in step}) == 1
     state = 8 * discretization.grid.size * (march.generator.columns or 1)

@@ -36,3 +36,11 @@ def test_double_well_routes_agree_and_the_fit_is_no_better_than_the_optimum(tmp_
     assert results["routes_differ_by"] < 2e-3 * best["value"]
     assert -2e-3 * best["value"] < results["fitted_above_optimum"] < 0.5 * best["value"]
     assert agrees(results["roll_outs"]["dynamic programming"], best["value"], best["error_estimate"])
+
+
+@pytest.mark.slow
+def test_fitting_finds_the_closed_form_and_the_true_flow(tmp_path):
+    results, figures = small("fitting", tmp_path, observations=120, nodes=101, nodes_flow=33, rtol=1e-4)
+    assert figures == ["flow", "path"]
+    assert results["path"]["distance"] < 1e-3
+    assert results["flow"]["distance"] < 1e-2
