@@ -48,12 +48,15 @@ class Lattice:
         from kolmo.kernels import septic
 
         self.shape, self.dim, self._kernels = shape, len(shape), septic
-        self._counts = np.array([*shape, *(1,) * (3 - self.dim)], dtype=np.int64)
+        missing = 3 - self.dim
+        self._counts = np.array([*(1,) * missing, *shape], dtype=np.int64)
         self._ends = np.zeros((3, 2), dtype=np.int64)
         self.lower, self.upper = np.full(self.dim, -np.inf), np.full(self.dim, np.inf)
         for i, pair in enumerate(faces):
             for side, face in enumerate(pair):
-                self._ends[i, side] = {Periodic: septic.WRAP, Open: septic.LINEAR}.get(type(face), septic.CLAMP)
+                self._ends[missing + i, side] = {Periodic: septic.WRAP, Open: septic.LINEAR}.get(
+                    type(face), septic.CLAMP
+                )
                 if not isinstance(face, Periodic):
                     # beyond an open face characteristics are followed over one more box at most
                     more = shape[i] if isinstance(face, Open) else 0
@@ -62,7 +65,7 @@ class Lattice:
         self._filters = [
             septic.prefilter(n, isinstance(pair[0], Periodic)) for n, pair in zip(shape, faces, strict=True)
         ]
-        self._full = (*(f.size for f in self._filters), *(1,) * (3 - self.dim))
+        self._full = (*(1,) * missing, *(f.size for f in self._filters))
         self._last: tuple[Array, np.ndarray] | None = None
 
     def nodes(self) -> np.ndarray:
@@ -98,7 +101,7 @@ class Lattice:
         out = np.empty((*feet.shape[:2], 3))
         parts = (self.coefficients(u), np.ascontiguousarray(p), self._counts, self._ends, self._padded(feet), weights)
         self._kernels.slopes(*parts, out)
-        return out[..., : self.dim]
+        return out[..., 3 - self.dim :]
 
     def sample(self, field: Array, positions: Array) -> Array:
         """Values (..., m) of a field (size, m) at positions (..., d); tensors keep their gradients."""
@@ -111,7 +114,7 @@ class Lattice:
     @staticmethod
     def _padded(feet: np.ndarray) -> np.ndarray:
         padded = np.zeros((*feet.shape[:-1], 3))
-        padded[..., : feet.shape[-1]] = feet
+        padded[..., 3 - feet.shape[-1] :] = feet
         return padded
 
 
