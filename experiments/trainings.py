@@ -312,7 +312,8 @@ def report(run: Run) -> Sequence[Section]:
                     ["data", "noise of one sampled gradient", "PDE − mean", "regularised − mean"],
                     gradients,
                     "In units of the norm of the mean of the sampled gradients, whose own noise the distances include. "
-                    "The PDE's gradient and the regulariser's have no noise.",
+                    "The PDE's gradient and the regulariser's have no noise; the equation is of weak order 1, the "
+                    "regulariser of first order in the covariance.",
                 )
             ],
         ),

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from kolmo.bridge.resnet import NoisyResNet
+from kolmo.bridge.resnet import NoisyResNet, check_shape
 from kolmo.bridge.variables import Gaussian, Variable
 from kolmo.errors import InputError, ToleranceWarning
 from kolmo.kernels import bspline
@@ -70,12 +70,7 @@ class Layer:
         x = torch.as_tensor(y @ self._axes.T)
         law, output = self._net.law(self._k), self._net.output(self._k, x)
         mean, factor = law.mean(output), law.factor(output, self._net.h)
-        if mean.shape != x.shape:
-            raise InputError(
-                "branches",
-                f"output of shape {tuple(mean.shape)} in layer {self._k} for points of shape {tuple(x.shape)}",
-                "branches that keep the shape",
-            )
+        check_shape(mean, x, self._k)
         G = np.asarray(self._axes.T @ factor.numpy())
         if self._gaussian and (self.constant or G.shape[-1] > G.shape[-2]):
             G = _principal_factor(G)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kolmo.bridge.loss import Columns, LossEstimate, expected_loss, refuse_batchnorm
 from kolmo.bridge.modified import Point, layer_point, symmetric
-from kolmo.bridge.resnet import NoisyResNet
+from kolmo.bridge.resnet import NoisyResNet, check_shape
 from kolmo.errors import InputError
 
 
@@ -200,7 +200,9 @@ def expansion(net: NoisyResNet, columns: Callable[[Tensor], Tensor], x: Tensor) 
     points = []
     for k in range(net.depth):
         points.append(layer_point(net, k, x))
-        x = x + points[-1].mean()
+        mean = points[-1].mean()
+        check_shape(mean, x, k)
+        x = x + mean
     loss, slope, curvature = _jet(columns, x)
     effects, viscosity = [], []
     for point in reversed(points):

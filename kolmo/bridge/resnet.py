@@ -251,12 +251,7 @@ class NoisyResNet(nn.Module):
         """Apply layer k: the mean layer without `draw`, else a noisy one."""
         law, output = self.law(k), self.output(k, x)
         mean = law.mean(output)
-        if mean.shape != x.shape:
-            raise InputError(
-                "branches",
-                f"output of shape {tuple(mean.shape)} in layer {k} for a state of shape {tuple(x.shape)}",
-                "branches that keep the shape",
-            )
+        check_shape(mean, x, k)
         if draw is None:
             return x + mean
         zeta = draw(k, law.variable, law.noise_shape(output, self.state_ndim), mean)
@@ -338,6 +333,16 @@ class NoisyResNet(nn.Module):
             P = _pushed(m, x, half.mT) + G @ G.mT
             x = x + m(x) + 0.5 * curvature
         return Moments(x, P)
+
+
+def check_shape(mean: Tensor, x: Tensor, k: int) -> None:
+    """Refuse a branch that changes the shape of the state."""
+    if mean.shape != x.shape:
+        raise InputError(
+            "branches",
+            f"output of shape {tuple(mean.shape)} in layer {k} for a state of shape {tuple(x.shape)}",
+            "branches that keep the shape",
+        )
 
 
 def _derivative(f: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:

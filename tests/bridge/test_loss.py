@@ -309,6 +309,12 @@ def test_bad_input_is_named():
             torch.zeros(1, 2, dtype=DOUBLE),
             method="recursion",
         )
+    wider = bridge.NoisyResNet([torch.nn.Linear(2, 3, dtype=DOUBLE)], bridge.Additive(0.1))
+    for method in ("monte_carlo", "recursion", "pde"):
+        with pytest.raises(InputError, match="shape"):
+            bridge.expected_loss(wider, loss, torch.zeros(1, 2, dtype=DOUBLE), method=method)
+    with pytest.raises(InputError, match="keep the shape"):
+        bridge.regularisation(wider, loss, torch.zeros(1, 2, dtype=DOUBLE))
     normed = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     with pytest.raises(InputError, match="BatchNorm1d"):
         bridge.expected_loss(bridge.NoisyResNet([normed], bridge.Additive(0.1)).train(), loss, torch.zeros(1, 2))
