@@ -219,7 +219,7 @@ def _results(config: Config, found: dict[Any, dict[str, Any]]) -> dict[str, Any]
         table[law] = {
             **{f"test_{key}": [one["test"][key] for one in ones] for key in ("error", "loss", "calibration_error")},
             "train_error": [one["train"]["error"] for one in ones],
-            "summaries": [one["summary"] for one in ones],
+            **{name: [one["summary"][name]["value"] for one in ones] for name in ones[0]["summary"]},
             "seconds": [one["seconds"] for one in ones],
             "parameters": ones[0]["parameters"],
         }
@@ -242,7 +242,7 @@ def _figures(config: Config, found: dict[Any, dict[str, Any]]) -> dict[str, Figu
     levels = np.geomspace(
         min(s.mean.min() for s in surfaces.values()), max(s.mean.max() for s in surfaces.values()), 21
     )
-    columns = 4
+    columns = min(4, len(surfaces))
     rows = math.ceil(len(surfaces) / columns)
     planes = Figure(figsize=(4.0 * columns, 3.5 * rows), layout="constrained")
     grid = planes.subplots(rows, columns, squeeze=False).ravel()
@@ -282,8 +282,7 @@ def report(run: Run) -> list[Section]:
                 float(np.mean(one["seconds"])),
             ]
         )
-        shown = [_spread([s[key]["value"] for s in one["summaries"]]) for key in QUANTITIES]
-        measures.append([law, *shown])
+        measures.append([law, *(_spread(one[key]) if key in one else None for key in QUANTITIES)])
     made = f"{config['dataset']}, {config['epochs']} epochs, {config['seeds']} seeds, last epoch, mean network"
     head = ["law", "test error %", "− none", "test − train", "calibration %", "test loss", "parameters", "s"]
     sections = [

@@ -82,7 +82,7 @@ def _planes(surfaces: dict[str, Surface]) -> Figure:
     """All planes on the same levels."""
     lowest, highest = min(s.mean.min() for s in surfaces.values()), max(s.mean.max() for s in surfaces.values())
     levels = np.geomspace(lowest, highest, 21)
-    columns = 3
+    columns = min(3, len(surfaces))
     rows = -(-len(surfaces) // columns)
     figure = Figure(figsize=(4.4 * columns, 3.8 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()

@@ -112,7 +112,6 @@ def test_the_experiment_runs_small(folder):
         "measured_images": "16",
         "points": "5",
         "draws": "2",
-        "depths": "2",
         "workers": "1",  # files of this test, which the processes of others would not accept
     }
     sets = [word for key, value in options.items() for word in ("--set", f"{key}={value}")]

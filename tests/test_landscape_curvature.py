@@ -59,9 +59,9 @@ def test_leading_eigenpairs_of_a_network():
 
 
 def test_trace_is_within_two_standard_errors_as_often_as_it_says():
-    model, loss = network()
+    model, loss = network(5)
     exact = np.trace(dense(loss, model))
-    found = [landscape.curvature(loss, model, top=3, seed=s, density_probes=0, rtol=0.1) for s in range(100)]
+    found = [landscape.curvature(loss, model, top=2, seed=s, density_probes=0, rtol=0.1) for s in range(100)]
     inside = sum(abs(one.trace - exact) <= 2 * one.trace_standard_error for one in found)
     assert inside >= 90
     # And the error bar is no wider than it has to be.
@@ -83,7 +83,7 @@ def test_deflation_narrows_the_trace():
 def test_spectral_density_has_the_moments_and_the_negative_share_of_the_dense_spectrum():
     model, loss = network()
     values = np.linalg.eigvalsh(dense(loss, model))
-    curv = landscape.curvature(loss, model, top=3, density_probes=25, density_steps=80)
+    curv = landscape.curvature(loss, model, top=3, density_probes=12, density_steps=80)
     x, density, error = curv.density(width=0.02)
     step = x[1] - x[0]
     assert density.sum() * step == pytest.approx(1.0, abs=1e-3)
@@ -136,11 +136,11 @@ def test_standard_error_over_draws_is_that_of_repeated_averages():
     x = torch.randn(10, 2, dtype=DOUBLE)
     options = {"top": 1, "draws": 6, "probes": 0, "density_probes": 0, "rtol": 1e-2}
     found = [
-        landscape.curvature(lambda f: f(x).square().sum(-1).mean(), net, seed=1000 * s, **options) for s in range(16)
+        landscape.curvature(lambda f: f(x).square().sum(-1).mean(), net, seed=1000 * s, **options) for s in range(12)
     ]
     spread = np.std([one.eigenvalues[0] for one in found], ddof=1)
     stated = np.mean([one.eigenvalue_standard_error[0] for one in found])
-    assert stated == pytest.approx(spread, rel=0.45)
+    assert stated == pytest.approx(spread, rel=0.5)
 
 
 def test_few_products_for_the_top_five():

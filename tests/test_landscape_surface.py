@@ -120,14 +120,14 @@ def test_paired_difference_of_noisy_and_plain():
 def test_adaptive_placement_meets_its_tolerance_with_fewer_evaluations():
     model = nn.Linear(3, 3, bias=False).double()
     plane = landscape.random_plane(model, seed=2)
-    x = torch.linspace(-2, 2, 24, dtype=torch.float64).reshape(8, 3)
+    x = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(4, 3)
 
     def loss(f):
         z = torch.tanh(f(x))
         return {"loss": (z @ torch.ones(3, dtype=z.dtype)).sin().square().mean() + 0.1 * f.weight.square().sum()}
 
     full = landscape.surface(loss, model, plane)
-    for rtol in (5e-3, 1e-4):
+    for rtol in (5e-3, 5e-4):
         quick = landscape.surface(loss, model, plane, rtol=rtol)
         error = np.abs(quick.mean - full.mean)
         assert error.max() <= rtol * np.abs(full.mean).max()
