@@ -63,7 +63,7 @@ class FeatureLandscape:
 
     @property
     def slope(self) -> np.ndarray:
-        """Norm |∇u| at t = 0, shape ``(levels, *shape, 2k)``."""
+        """Norm ‖∇u‖ at t = 0, shape ``(levels, *shape, 2k)``."""
         return np.linalg.norm(self.gradient, axis=-2)  # type: ignore[no-any-return]
 
     @property

@@ -101,15 +101,15 @@ def summary(
           (Entezari et al., 2022);
         - ``negative curvature in the plane``: share of points at which the surface bends down in some direction (Li et
           al., 2018, look at the same in weight space);
-        - ``mean slope``: total variation over area, the mean of |∇L| in coordinates of the plane;
+        - ``mean slope``: total variation over area, the mean of ‖∇L‖ in coordinates of the plane;
         - ``excess variation``: mean over grid lines of (total variation)/(largest − smallest value), less what a
           profile with one minimum has: 0 where every line falls once and rises once;
         - ``short-wave share``: share of the variance, after removal of a polynomial of degree 4, in waves shorter than
           a quarter of the window.
     curvature : Curvature, optional
-        Gives ``largest eigenvalue``, ``trace``, ``negative fraction`` (of the eigenvalues: those below −0.001 max |λ|;
-        nearer to 0 the quadrature cannot tell signs), and ``indefiniteness`` −λ_min/λ_max (the ratio of Li et al.,
-        2018).
+        Gives ``largest eigenvalue``, ``trace``, ``negative fraction`` (of the eigenvalues: those below −0.001 of the
+        largest modulus; nearer to 0 the quadrature cannot tell signs), and ``indefiniteness`` −λ_min/λ_max (the ratio
+        of Li et al., 2018).
     sharpness : Summary, optional
         What `sharpness` returned; taken over.
     radius : float
