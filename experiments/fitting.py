@@ -200,7 +200,7 @@ def _draw_path(config: Config, found: dict[str, Any]) -> matplotlib.figure.Figur
         right.plot(z, middle, label=label, **style)
         right.plot(z, middle + 2.0 * spread, alpha=0.5, **style)
         right.plot(z, middle - 2.0 * spread, alpha=0.5, **style)
-    right.set(xlabel="$X_t$", ylabel=rf"$X_{{t+{config.interval:g}}}$", title="transition: mean ± 2 deviations")
+    right.set(xlabel="$X_t$", ylabel=rf"$X_{{t+{config.interval:g}}}$", title="mean ± 2 deviations")
     right.legend(frameon=False)
     return figure
 

@@ -140,6 +140,37 @@ def test_gradcheck_of_each_parameter(name):
     assert torch.autograd.gradcheck(function, (original,), eps=1e-6, atol=1e-7, rtol=1e-5)
 
 
+QUICK = [("central6", "rk4"), ("central6", "radau3"), ("central6", "mcs3"), ("central6", "exponential")]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "stepper"),
+    [
+        pytest.param(
+            scheme, stepper, marks=() if stepper == "radau5" or (scheme, stepper) in QUICK else pytest.mark.slow
+        )
+        for scheme, stepper in itertools.product([s for s in SCHEMES if SCHEMES[s].smooth], STEPPERS)
+    ],
+)
+def test_gradcheck_over_schemes_and_steppers(scheme, stepper):
+    """Noise and an absorbing value, by every method; those of a special kind may refuse the walls."""
+    case = Everything(clock=0.0 if stepper in ("rk4", "exponential") else 1.0)
+    try:
+        recipe = case.recipe(scheme, stepper)
+    except InputError:
+        assert stepper not in GENERAL
+        case = Everything("open", clock=0.0)
+        recipe = case.recipe(scheme, stepper) if scheme != "monotone" else None
+    if recipe is None:
+        pytest.skip("neither walls nor a monotone scheme")
+
+    def function(s, phi):
+        case.s, case.phi = s, phi
+        return objective(case.problem, recipe)()
+
+    assert torch.autograd.gradcheck(function, (case.s, case.phi), eps=1e-6, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("scheme", ["monotone", "central6"])
 def test_gradcheck_of_points(scheme):
     """The interpolant's own derivative, next to faces too."""

@@ -232,7 +232,8 @@ class _Game:
             coefficients = {t: self._coefficients(t) for t in self.instants}
             edge = generator.boundary(0.0, self.x)
         leaves = [v.requires_grad_() for s in semis.values() for v in (s.a, s.load, s.boundary)]
-        march = self.march
+        # a fresh march: prepared steps belong to the parameters they were prepared for
+        march = differentiable_march(self.problem, self.recipe)
         flow = Steps(march, march.plans, {t: semi.stencil for t, semi in semis.items()})
         J = self._expected(apply(flow, terminal.requires_grad_(), semis) + edge)
         found = torch.autograd.grad(J, [terminal, *leaves], allow_unused=True)

@@ -157,7 +157,7 @@ def test_newton_takes_few_steps_through_the_equation():
     kappa, level = parameter(0.5), parameter(-0.2)
     sde = kolmo.SDE(lambda t, x: -kappa * (x - level), 0.6, dim=1, arrays="torch")
     problem = KolmogorovProblem(sde, lambda x: torch.cat([x, x**2], -1), 1.0)
-    recipe = kolmo.plan(problem.handing("torch"), at=[1.0], rtol=1e-7)
+    recipe = kolmo.plan(problem.handing("torch"), at=[1.0], rtol=1e-5)
     mean = 0.4 + 0.6 * np.exp(-1.3)
     wanted = torch.tensor([mean, mean**2 + 0.36 * (1 - np.exp(-2.6)) / 2.6], dtype=torch.float64)
 
@@ -166,4 +166,4 @@ def test_newton_takes_few_steps_through_the_equation():
 
     fit = control.minimize(misfit, [kappa, level], method="trust-ncg")
     assert fit.nit <= 20
-    np.testing.assert_allclose([kappa.item(), level.item()], [1.3, 0.4], atol=1e-5)
+    np.testing.assert_allclose([kappa.item(), level.item()], [1.3, 0.4], atol=1e-3)
