@@ -16,12 +16,11 @@ from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Axis, Grid
 from kolmo.kernels.linear import factorize
 from kolmo.march import March
-from kolmo.plan import plan
+from kolmo.plan import plan, prescribe
 from kolmo.problem import KolmogorovProblem
 from kolmo.schemes.base import FaceData
 from kolmo.schemes.generator import Generator, discretize
 from kolmo.schemes.local import Local, local_coefficients, on_face, wall_nodes
-from kolmo.solve import _recipe
 
 Exit = tuple[int, int] | str
 """A way out: (axis, side) of an absorbing or elastic face, or "killing"."""
@@ -227,7 +226,7 @@ def solve_forward(
     if points is not None and len(points) == 0:
         raise InputError("initial", "no samples", "a density function, at least one sample, or a point")
     if grid is not None:
-        discretization = _recipe(problem, grid, steps, scheme, stepper, kept, None)
+        discretization = prescribe(problem, grid, steps, scheme, stepper, kept, None)
     if discretization is None:
         where = at if at is not None or points is None else points[:: max(1, len(points) // PLANNING_POINTS)]
         discretization = plan(problem, at=where, rtol=rtol, atol=atol)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from kolmo.arrays import as_numpy, as_points, is_tensor
-from kolmo.box import Absorbing, Box, Natural, Open, Robin
-from kolmo.discretization import Discretization
+from kolmo.box import Absorbing, Box, Natural, Open, Reflecting, Robin
+from kolmo.discretization import Discretization, steps_given
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grading import Grading, Sinh, Uniform
 from kolmo.grid import Axis, Grid
@@ -18,7 +18,7 @@ from kolmo.march import Callback, March, Run, time_nodes
 from kolmo.problem import KolmogorovProblem, check_vectorised
 from kolmo.reach import Reach, reach
 from kolmo.schemes.base import SCHEMES
-from kolmo.schemes.generator import Generator
+from kolmo.schemes.generator import Generator, discretize
 from kolmo.schemes.terminal import common_break, plan_terminal, rough_places
 from kolmo.stationary import solve_stationary
 from kolmo.steppers.base import STEPPERS
@@ -36,6 +36,9 @@ MAX_GROWTH = {1: 2.0, 2: 1.8, 3: 1.6}
 EXPLICIT_PER_SPLIT = 10
 # First number of split steps, and its growth with the resolution (space has order 6, the splitting 3).
 FIRST_SPLIT_STEPS, SPLIT_GROWTH = 8, 1.7
+# Mean drift on the coarsest grid, in nodes a unit of time, over the largest covariance there, from which on steps
+# follow the characteristics.
+CARRIED = 20.0
 # Least proportion between the axes' numbers of nodes.
 LEAST_SHARE = 0.4
 # Nodes along an axis when kinks and jumps of φ are looked for.
@@ -222,6 +225,33 @@ def search(
     return searcher.run(*limits)
 
 
+def prescribe(
+    problem: KolmogorovProblem,
+    grid: Grid | int | Sequence[int],
+    steps: int | None,
+    scheme: str,
+    stepper: str,
+    save: tuple[float, ...],
+    like: Any,
+) -> Discretization:
+    """The discretisation for a grid and a number of steps given by the user."""
+    generator = discretize(problem, grid, scheme)
+    name = stepper
+    if name == "auto":
+        name = "radau5" if problem.dim < 3 and like is None else "rk4"
+    if problem.stationary:
+        return Discretization(generator.grid, (), generator.scheme.name, name, None)
+    times = time_nodes(generator.intervals(), steps_given(steps), save)
+    bound = STEPPERS[name].largest_step(*generator.stiffness())
+    if np.diff(times).max() > bound * 1.1:
+        needed = int(np.ceil((problem.horizon or 0.0) / bound))
+        raise InputError(
+            "steps", steps, f"at least {needed} steps for stepper {name!r} on this grid", "or stepper='radau5'"
+        )
+    rule = plan_terminal(problem, generator.grid, generator.box, generator.scheme.order)
+    return Discretization(generator.grid, tuple(times.tolist()), generator.scheme.name, name, rule)
+
+
 def interesting_points(problem: KolmogorovProblem, at: Any) -> np.ndarray:
     """Points where the answer matters, shape (n, d): ``at``, or the core of the box."""
     if at is not None:
@@ -315,8 +345,8 @@ def _focused(problem: KolmogorovProblem, layout: Layout, cloud: Reach) -> Layout
         probe = Grid.of(layout.box, [PROBE_NODES if j == i else 5 for j in range(problem.dim)], layout.gradings)
         rough = rough_places(problem, probe, i)
         if len(rough) and np.ptp(rough) <= spread and grading.lower < rough.mean() < grading.upper:
-            places[i] = common_break(problem, probe, i)
-            centre = float(rough.mean()) if places[i] is None else places[i]
+            places[i] = place = common_break(problem, probe, i)
+            centre = float(rough.mean()) if place is None else place
             gradings[i] = Sinh(grading.lower, grading.upper, centre, min(grading.width, spread))
     return replace(layout, gradings=tuple(gradings), places=tuple(places))
 
@@ -345,6 +375,7 @@ class _Search:
         self.cut = np.zeros(1)
         self._measured: Level | None = None
         self._beside: np.ndarray | None = None
+        self._carried: bool | None = None
         self.started = time.perf_counter()
 
     def run(self, max_cells: int, max_seconds: float) -> Outcome:
@@ -543,12 +574,14 @@ class _Search:
         return self._beside
 
     def _choose_stepper(self, generator: Generator, steps: int, name: str) -> tuple[str, int]:
-        """Along characteristics without noise; implicit in one dimension; else explicit or alternating directions."""
+        """Along characteristics where drift does it all; implicit in one dimension; else explicit or split."""
+        split = math.ceil(FIRST_SPLIT_STEPS * (steps / FIRST_STEPS) ** SPLIT_GROWTH)
+        if self._carried is None:  # once for all levels: they belong together
+            self._carried = name == "auto" and self.like is None and _carried(generator)
+        if name == TRANSPORT or (name == "auto" and self._carried):
+            return TRANSPORT, split if generator.sample.S.any() else steps
         horizon = self.problem.horizon or 0.0
         explicit = math.ceil(horizon / STEPPERS[EXPLICIT].largest_step(*generator.stiffness())) + 1
-        split = math.ceil(FIRST_SPLIT_STEPS * (steps / FIRST_STEPS) ** SPLIT_GROWTH)
-        if name == "auto" and self.like is None and not generator.sample.S.any() and _traceable(generator.box):
-            return TRANSPORT, steps
         if name == "auto":
             affordable = explicit <= EXPLICIT_PER_SPLIT * split or self.like is not None
             name = IMPLICIT if self.problem.dim == 1 and self.like is None else EXPLICIT if affordable else SPLIT
@@ -557,9 +590,18 @@ class _Search:
         return name, split if name in (SPLIT, "mcs") else steps
 
 
-def _traceable(box: Box) -> bool:
-    """Whether characteristics can be followed to every face: values on absorbing and elastic ones are not seen."""
-    return not any(isinstance(face, (Absorbing, Robin)) for pair in box.faces for face in pair)
+def _carried(generator: Generator) -> bool:
+    """Whether drift carries the solution, noise hardly matters between nodes, and characteristics can be followed."""
+    A, S = np.abs(generator.sample.A), generator.sample.S
+    faces = [face for pair in generator.box.faces for face in pair]
+    if any(isinstance(face, (Absorbing, Robin)) for face in faces):
+        return False  # their values are not seen along characteristics
+    if not S.any():
+        return True
+    # with noise the step is worth tracing only if it serves often, and averages cost little
+    slanted = any(isinstance(face, Reflecting) for face in faces) and np.triu(S, 1).any()
+    worth = generator.grid.dim == 2 and generator.autonomous and not slanted
+    return bool(worth and A.mean(0).max() > CARRIED * np.abs(S).max())
 
 
 def _check_tolerances(rtol: float, atol: float) -> None:

@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 
 from kolmo.arrays import Array, as_points, is_tensor, namespace
-from kolmo.discretization import Discretization, steps_given
+from kolmo.discretization import Discretization
 from kolmo.errors import InputError, KolmoError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
-from kolmo.march import Callback, Run, time_nodes
-from kolmo.plan import search
+from kolmo.march import Callback, Run
+from kolmo.plan import prescribe, search
 from kolmo.problem import KolmogorovProblem
 from kolmo.schemes.base import SCHEMES
-from kolmo.schemes.generator import discretize
-from kolmo.schemes.terminal import plan_terminal
 from kolmo.solution import Solution
 from kolmo.stationary import solve_stationary
 from kolmo.steppers.base import STEPPERS
@@ -112,7 +110,7 @@ def solve(
                 )
             return _fixed(problem, discretization, saved, like, callback, progress)
         if grid is not None:
-            recipe = _recipe(problem, grid, steps, scheme, stepper, saved, like)
+            recipe = prescribe(problem, grid, steps, scheme, stepper, saved, like)
             return _fixed(problem, recipe, saved, like, callback, progress)
         if steps is not None:
             raise InputError("steps", steps, "grid= with it, or neither to solve by tolerance")
@@ -190,33 +188,6 @@ def _by_tolerance(
         outcome.message,
         outcome.stats,
     )
-
-
-def _recipe(
-    problem: KolmogorovProblem,
-    grid: Grid | int | Sequence[int],
-    steps: int | None,
-    scheme: str,
-    stepper: str,
-    save: tuple[float, ...],
-    like: Any,
-) -> Discretization:
-    """The recipe for a grid and a number of steps given by the user."""
-    generator = discretize(problem, grid, scheme)
-    name = stepper
-    if name == "auto":
-        name = "radau5" if problem.dim < 3 and like is None else "rk4"
-    if problem.stationary:
-        return Discretization(generator.grid, (), generator.scheme.name, name, None)
-    times = time_nodes(generator.intervals(), steps_given(steps), save)
-    bound = STEPPERS[name].largest_step(*generator.stiffness())
-    if np.diff(times).max() > bound * 1.1:
-        needed = int(np.ceil((problem.horizon or 0.0) / bound))
-        raise InputError(
-            "steps", steps, f"at least {needed} steps for stepper {name!r} on this grid", "or stepper='radau5'"
-        )
-    rule = plan_terminal(problem, generator.grid, generator.box, generator.scheme.order)
-    return Discretization(generator.grid, tuple(times.tolist()), generator.scheme.name, name, rule)
 
 
 def _fixed(

@@ -16,11 +16,11 @@ from kolmo.errors import InputError
 from kolmo.forward import Exit, quadrature, readings
 from kolmo.grid import Grid
 from kolmo.march import March, StepPlan
+from kolmo.plan import prescribe
 from kolmo.problem import KolmogorovProblem
 from kolmo.schemes.base import SCHEMES, FaceData
 from kolmo.schemes.generator import Generator, Semi
 from kolmo.schemes.local import Local, local_coefficients, on_face, wall_nodes
-from kolmo.solve import _recipe
 
 # Interpolation in time takes this many time nodes.
 TIME_NODES = 4
@@ -247,7 +247,7 @@ def _prepared(
     if recipe is not None and (grid is not None or steps is not None):
         raise InputError("discretization, grid, steps", "several", "either discretization= or grid= with steps=")
     if recipe is None and grid is not None:
-        recipe = _recipe(problem.handing("torch"), grid, steps, "auto", "auto", kept, None)
+        recipe = prescribe(problem.handing("torch"), grid, steps, "auto", "auto", kept, None)
     if recipe is None:
         if callable(initial):
             raise InputError("discretization", None, "discretization=, or grid= with steps=, for an initial density")

@@ -73,7 +73,7 @@ def _basis(z: float, n: int, low: int, high: int, w: Any, dw: Any) -> tuple[int,
 
 
 @_jit
-def _reads(z: float, n: int, ends: Any, m: int, w: Any, dw: Any, at: Any) -> int:
+def _reads(z: float, n: int, ends: Any, m: int, w: Any, dw: Any, at: Any) -> Any:
     """Which of m coefficients position z reads and their weights; returns their number."""
     first, count = _basis(z, n, ends[0], ends[1], w, dw)
     for r in range(count):
