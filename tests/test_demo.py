@@ -27,7 +27,7 @@ SMALL = {
     "depths": "4,8",
     "paths": "20",
     "rtol": "1e-2",
-    "depth_atol": "1e-5",
+    "depth_atol": "2e-6",
     "workers": "1",
 }
 
