@@ -262,7 +262,11 @@ class March:
 
 
 def _accumulate(total: dict[float, Array], key: float, value: Array) -> None:
-    total[key] = value if key not in total else total[key] + value
+    """Add in place, to an array of its own: fresh ones of this size would cost more than the sum."""
+    if key not in total:
+        total[key] = +value
+    else:
+        total[key] += value
 
 
 def _progress(plans: list[StepPlan], progress: bool) -> Iterator[StepPlan]:

@@ -25,11 +25,14 @@ class Operator:
         The numbers in them.
     fixed : ndarray of bool or None, shape (size,)
         Nodes on absorbing faces.
+    active : ndarray of bool or None, shape (terms,)
+        Numbers whose derivatives are wanted; None: all. The others' may be left zero.
     """
 
     stencil: Any
     a: Array
     fixed: np.ndarray | None
+    active: np.ndarray | None = None
 
     def apply(self, u: Array) -> Array:
         """Q u for u zero at fixed nodes."""

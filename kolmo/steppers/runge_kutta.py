@@ -3,8 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-from kolmo.arrays import Array
+import numpy as np
+
+from kolmo.arrays import Array, is_tensor
+from kolmo.kernels.tensor import Fused
 from kolmo.steppers.base import STEPPERS, Operator, Step, gather
 
 # Nodes of the four stages: the second and third share the middle.
@@ -74,6 +78,59 @@ class ExplicitStep:
         return p + z1 + z2 + z3 + z4, [q1, q2, q3, q4]
 
 
+class FusedStep:
+    """The same step by kernels that do a whole step in a call.
+
+    Parameters
+    ----------
+    operators : sequence of Operator
+        At the start, in the middle and at the end, with one tensor stencil.
+    dt : float
+        Length of the step.
+    """
+
+    def __init__(self, operators: Sequence[Operator], dt: float) -> None:
+        self.operators, self.dt = operators, dt
+        self.fused: Fused = operators[0].stencil.fused
+        self.numbers = tuple(self.fused.numbers(op.a) for op in operators)
+
+    @cached_property
+    def _free(self) -> np.ndarray:
+        fixed = self.operators[0].fixed
+        return np.zeros(0) if fixed is None else (~fixed).astype(float)
+
+    @cached_property
+    def _derivatives(self) -> tuple[np.ndarray, ...]:
+        """Work space: one array per different operator, wiped at each use."""
+        space = {id(op): np.empty(a.shape) for op, a in zip(self.operators, self.numbers, strict=True)}
+        return tuple(space[id(op)] for op in self.operators)
+
+    def apply(self, u: Array, loads: Sequence[Array]) -> Array:
+        """The state after the step."""
+        return self.fused.runge_kutta(self.numbers, loads, u, self.dt)
+
+    def apply_transposed(self, p: Array) -> tuple[Array, list[Array]]:
+        """Transposed step and the derivatives of the loads."""
+        back, stages = self.fused.runge_kutta_transposed(self.numbers, p, self.dt, self._free)
+        return back, gather(stages, STAGE_NODES)
+
+    def pullback(self, u: Array, loads: Sequence[Array], p: Array) -> tuple[Array, list[Array], list[Array]]:
+        """Derivatives with respect to state, loads and stencil numbers; the last hold until the next call."""
+        back, stages = self.fused.runge_kutta_transposed(self.numbers, p, self.dt, self._free)
+        for space in self._derivatives:
+            space[...] = 0.0
+        active = self.operators[0].active
+        self.fused.runge_kutta_pullback(self.numbers, loads, u, stages, self.dt, self._derivatives, active)
+        terms = len(self.operators[0].a)
+        seen: set[int] = set()
+        shares = []
+        for space in self._derivatives:
+            # an operator that serves several stages is counted once
+            shares.append(np.zeros((1, 1)) if id(space) in seen else space[:terms])
+            seen.add(id(space))
+        return back, gather(stages, STAGE_NODES), shares
+
+
 @dataclass(frozen=True)
 class RungeKutta4:
     """Classical Runge–Kutta method of order 4 (Kutta 1901).
@@ -91,7 +148,14 @@ class RungeKutta4:
         return (0.0, 0.5, 1.0)
 
     def prepare(self, operators: Sequence[Operator], dt: float) -> Step:
-        """Nothing to prepare."""
+        """Choose the kernels where they know the stencil."""
+        known = [getattr(op.stencil, "fused", None) for op in operators]
+        if (
+            known[0] is not None
+            and all(fused is known[0] for fused in known)
+            and not any(is_tensor(op.a) for op in operators)
+        ):
+            return FusedStep(operators, dt)
         return ExplicitStep(operators, dt)
 
     def largest_step(self, real: float, imaginary: float) -> float:

@@ -1,0 +1,523 @@
+"""Tensor stencils in one pass over flat arrays: apply, apply transposed, pull back, and whole Runge–Kutta steps.
+
+A stencil of up to three axes is a sum of terms diag(a_m) B_m: the identity, the first and second difference along each
+axis, and products of two first ("cross") differences. A grid of fewer axes has leading axes of one node. Difference
+matrices come as packed tables; the rows ``low`` to ``high`` of an axis hold one stencil of seven points and are done
+several nodes at once. Indices are unsigned, and what is done for every line is written out: to hand arrays to a
+function costs as much as the line.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+
+_jit: Any = numba.njit(cache=True, error_model="numpy", nogil=True, fastmath={"contract"})
+
+# Where things stand in the layout: the sizes; per axis the rows of the common stencil and the place of the row pointers;
+# the numbers of the terms.
+LOW, HIGH, POINTER, IDENTITY, FIRST, SECOND, PAIRS = 3, 6, 9, 12, 13, 16, 19
+LAYOUT = 22
+ABSENT = 1 << 32  # a pair that there is not
+
+
+@_jit
+def _across(table: Any, axis: int, field: Any, base: Any, row: Any, stride: Any, f: Any, s: Any, x: Any) -> bool:
+    """First and second difference of a field along a strided axis, for one row; whether the cross one is the first."""
+    layout, pointer, index, weights, central, _ = table
+    if layout[LOW + axis] <= row and row < layout[HIGH + axis]:
+        o0 = base + (row - np.uint64(3)) * stride
+        o1, o2, o3 = o0 + stride, o0 + np.uint64(2) * stride, o0 + np.uint64(3) * stride
+        o4, o5, o6 = o3 + stride, o3 + np.uint64(2) * stride, o3 + np.uint64(3) * stride
+        c, e = central[0], central[1]
+        c0, c1, c2, c3, c4, c5, c6 = c[0], c[1], c[2], c[3], c[4], c[5], c[6]
+        e0, e1, e2, e3, e4, e5, e6 = e[0], e[1], e[2], e[3], e[4], e[5], e[6]
+        for k in range(stride):
+            v0, v1, v2, v3 = field[o0 + k], field[o1 + k], field[o2 + k], field[o3 + k]
+            v4, v5, v6 = field[o4 + k], field[o5 + k], field[o6 + k]
+            f[k] = c0 * v0 + c1 * v1 + c2 * v2 + c3 * v3 + c4 * v4 + c5 * v5 + c6 * v6
+            s[k] = e0 * v0 + e1 * v1 + e2 * v2 + e3 * v3 + e4 * v4 + e5 * v5 + e6 * v6
+        return True
+    for k in range(stride):
+        f[k] = 0.0
+        s[k] = 0.0
+        x[k] = 0.0
+    at = layout[POINTER + axis] + row
+    for e in range(pointer[at], pointer[at + np.uint64(1)]):
+        o = base + index[e] * stride
+        wf, ws, wx = weights[0, e], weights[1, e], weights[2, e]
+        for k in range(stride):
+            v = field[o + k]
+            f[k] += wf * v
+            s[k] += ws * v
+            x[k] += wx * v
+    return False
+
+
+@_jit
+def _cross_across(table: Any, axis: int, field: Any, base: Any, row: Any, stride: Any, count: Any, x: Any) -> None:
+    """Cross difference along a strided axis of the first ``count`` nodes of one row."""
+    layout, pointer, index, weights, _, _ = table
+    for k in range(count):
+        x[k] = 0.0
+    at = layout[POINTER + axis] + row
+    for e in range(pointer[at], pointer[at + np.uint64(1)]):
+        o, w = base + index[e] * stride, weights[2, e]
+        if w != 0.0:
+            for k in range(count):
+                x[k] += w * field[o + k]
+
+
+@_jit
+def _along(table: Any, which: int, field: Any, base: Any, out: Any) -> None:
+    """One difference (first, second or cross) along the last axis, for the line that begins at ``base``."""
+    layout, pointer, index, weights, central, _ = table
+    n, low, high = layout[2], layout[LOW + 2], layout[HIGH + 2]
+    start = layout[POINTER + 2]
+    for i in range(n):
+        if low <= i and i < high:
+            continue
+        total = 0.0
+        for e in range(pointer[start + i], pointer[start + i + np.uint64(1)]):
+            total += weights[which, e] * field[base + index[e]]
+        out[i] = total
+    if high <= low:
+        return
+    c = central[which % 2]
+    c0, c1, c2, c3, c4, c5, c6 = c[0], c[1], c[2], c[3], c[4], c[5], c[6]
+    o = base + low - np.uint64(3)
+    for k in range(high - low):
+        at = o + k
+        out[low + k] = (
+            c0 * field[at]
+            + c1 * field[at + np.uint64(1)]
+            + c2 * field[at + np.uint64(2)]
+            + c3 * field[at + np.uint64(3)]
+            + c4 * field[at + np.uint64(4)]
+            + c5 * field[at + np.uint64(5)]
+            + c6 * field[at + np.uint64(6)]
+        )
+
+
+@_jit
+def _share(derivative: Any, q: Any, at: Any, n: Any, field: Any, begin: Any) -> None:
+    """Add q times a field to a row of the derivative."""
+    for k in range(n):
+        derivative[at + k] += q[at + k] * field[begin + k]
+
+
+@_jit
+def _sweep(table: Any, a: Any, y: Any, pulled: Any, rule: Any, targets: Any) -> None:
+    """One pass over y: k = Q y + load, following = base + c k, collected = (collected or nothing) + weight k.
+
+    Where terms are wanted, q B_m y is added to the derivative with respect to a_m.
+    """
+    layout, pointer, index, weights, central, _ = table
+    q, derivative, wanted = pulled
+    pulling = wanted.any()
+    c, weight, begins = rule
+    load, base, following, collected = targets
+    n0, n1, n2 = layout[0], layout[1], layout[2]
+    plane, one, three, zero = n1 * n2, np.uint64(1), np.uint64(3), np.uint64(0)
+    f0, f1, f2, f3, f4, f5, f6 = central[0]
+    s0, s1, s2, s3, s4, s5, s6 = central[1]
+    identity, p01, p02, p12 = layout[IDENTITY], layout[PAIRS], layout[PAIRS + 1], layout[PAIRS + 2]
+    low1, high1, start1 = layout[LOW + 1], layout[HIGH + 1], layout[POINTER + 1]
+    low2, high2, start2 = layout[LOW + 2], layout[HIGH + 2], layout[POINTER + 2]
+    room = plane if n0 > 1 else one
+    F0, S0, X0, F1, S1, X1 = np.empty(room), np.empty(room), np.empty(room), np.empty(n2), np.empty(n2), np.empty(n2)
+    total, line = np.empty(n2), np.empty(n2)
+    own, a01, a02, a11, a12 = (
+        a[identity],
+        a[layout[FIRST]],
+        a[layout[SECOND]],
+        a[layout[FIRST + 1]],
+        a[layout[SECOND + 1]],
+    )
+    a21, a22 = a[layout[FIRST + 2]], a[layout[SECOND + 2]]
+    b12 = a[p12] if p12 != ABSENT else own
+    for i in range(n0):
+        x0 = X0
+        if n0 > 1 and _across(table, 0, y, zero, i, plane, F0, S0, X0):
+            x0 = F0
+        for j in range(n1):
+            at = (i * n1 + j) * n2
+            x1 = X1
+            if n1 == 1:
+                for k in range(n2):
+                    total[k] = own[at + k] * y[at + k]
+            elif low1 <= j and j < high1:
+                x1 = F1
+                o3 = at
+                o0, o1, o2 = at - three * n2, at - (n2 + n2), at - n2
+                o4, o5, o6 = at + n2, at + (n2 + n2), at + three * n2
+                for k in range(n2):
+                    v0, v1, v2, v3 = y[o0 + k], y[o1 + k], y[o2 + k], y[o3 + k]
+                    v4, v5, v6 = y[o4 + k], y[o5 + k], y[o6 + k]
+                    first = f0 * v0 + f1 * v1 + f2 * v2 + f3 * v3 + f4 * v4 + f5 * v5 + f6 * v6
+                    second = s0 * v0 + s1 * v1 + s2 * v2 + s3 * v3 + s4 * v4 + s5 * v5 + s6 * v6
+                    F1[k] = first
+                    S1[k] = second
+                    total[k] = own[at + k] * v3 + a11[at + k] * first + a12[at + k] * second
+            else:
+                for k in range(n2):
+                    F1[k] = 0.0
+                    S1[k] = 0.0
+                    X1[k] = 0.0
+                for e in range(pointer[start1 + j], pointer[start1 + j + one]):
+                    o = i * plane + index[e] * n2
+                    wf, ws, wx = weights[0, e], weights[1, e], weights[2, e]
+                    for k in range(n2):
+                        F1[k] += wf * y[o + k]
+                        S1[k] += ws * y[o + k]
+                        X1[k] += wx * y[o + k]
+                for k in range(n2):
+                    total[k] = own[at + k] * y[at + k] + a11[at + k] * F1[k] + a12[at + k] * S1[k]
+            if n0 > 1:
+                o = j * n2
+                for k in range(n2):
+                    total[k] += a01[at + k] * F0[o + k] + a02[at + k] * S0[o + k]
+            # along the line itself, and the difference along it of the one across it
+            for end in range(2):
+                for k in range(zero if end == 0 else high2, low2 if end == 0 else n2):
+                    first, second, cross = 0.0, 0.0, 0.0
+                    for e in range(pointer[start2 + k], pointer[start2 + k + one]):
+                        v, to = y[at + index[e]], index[e]
+                        first += weights[0, e] * v
+                        second += weights[1, e] * v
+                        cross += weights[2, e] * x1[to]
+                    total[k] += a21[at + k] * first + a22[at + k] * second
+                    if p12 != ABSENT:
+                        total[k] += b12[at + k] * cross
+            if p12 == ABSENT:
+                for k in range(low2, high2):
+                    o = at + k - three
+                    v0, v1, v2, v3 = y[o], y[o + one], y[o + np.uint64(2)], y[o + three]
+                    v4, v5, v6 = y[o + np.uint64(4)], y[o + np.uint64(5)], y[o + np.uint64(6)]
+                    first = f0 * v0 + f1 * v1 + f2 * v2 + f3 * v3 + f4 * v4 + f5 * v5 + f6 * v6
+                    second = s0 * v0 + s1 * v1 + s2 * v2 + s3 * v3 + s4 * v4 + s5 * v5 + s6 * v6
+                    total[k] += a21[at + k] * first + a22[at + k] * second
+            else:
+                for k in range(low2, high2):
+                    o = at + k - three
+                    v0, v1, v2, v3 = y[o], y[o + one], y[o + np.uint64(2)], y[o + three]
+                    v4, v5, v6 = y[o + np.uint64(4)], y[o + np.uint64(5)], y[o + np.uint64(6)]
+                    first = f0 * v0 + f1 * v1 + f2 * v2 + f3 * v3 + f4 * v4 + f5 * v5 + f6 * v6
+                    second = s0 * v0 + s1 * v1 + s2 * v2 + s3 * v3 + s4 * v4 + s5 * v5 + s6 * v6
+                    o = k - three
+                    v0, v1, v2, v3 = x1[o], x1[o + one], x1[o + np.uint64(2)], x1[o + three]
+                    v4, v5, v6 = x1[o + np.uint64(4)], x1[o + np.uint64(5)], x1[o + np.uint64(6)]
+                    cross = f0 * v0 + f1 * v1 + f2 * v2 + f3 * v3 + f4 * v4 + f5 * v5 + f6 * v6
+                    total[k] += a21[at + k] * first + a22[at + k] * second + b12[at + k] * cross
+            if p02 != ABSENT:
+                _along(table, 2, x0, j * n2, line)
+                for k in range(n2):
+                    total[k] += a[p02, at + k] * line[k]
+                if wanted[p02]:
+                    _share(derivative[p02], q, at, n2, line, zero)
+            if p01 != ABSENT:
+                _cross_across(table, 1, x0, zero, j, n2, n2, line)
+                for k in range(n2):
+                    total[k] += a[p01, at + k] * line[k]
+                if wanted[p01]:
+                    _share(derivative[p01], q, at, n2, line, zero)
+            if pulling:
+                if wanted[identity]:
+                    _share(derivative[identity], q, at, n2, y, at)
+                if n0 > 1 and wanted[layout[FIRST]]:
+                    _share(derivative[layout[FIRST]], q, at, n2, F0, j * n2)
+                if n0 > 1 and wanted[layout[SECOND]]:
+                    _share(derivative[layout[SECOND]], q, at, n2, S0, j * n2)
+                if n1 > 1 and wanted[layout[FIRST + 1]]:
+                    _share(derivative[layout[FIRST + 1]], q, at, n2, F1, zero)
+                if n1 > 1 and wanted[layout[SECOND + 1]]:
+                    _share(derivative[layout[SECOND + 1]], q, at, n2, S1, zero)
+                for which in range(2):
+                    term = layout[(FIRST if which == 0 else SECOND) + 2]
+                    if wanted[term]:
+                        _along(table, which, y, at, line)
+                        _share(derivative[term], q, at, n2, line, zero)
+                if p12 != ABSENT and wanted[p12]:
+                    _along(table, 2, x1, zero, line)
+                    _share(derivative[p12], q, at, n2, line, zero)
+            if begins:
+                for k in range(n2):
+                    value = total[k] + load[at + k]
+                    following[at + k] = base[at + k] + c * value
+                    collected[at + k] = weight * value
+            else:
+                for k in range(n2):
+                    value = total[k] + load[at + k]
+                    following[at + k] = base[at + k] + c * value
+                    collected[at + k] += weight * value
+
+
+@_jit
+def _walls(table: Any, a: Any, y: Any, pulled: Any, load: Any, out: Any) -> None:
+    """The load and the terms at walls, which come row by row; where they are wanted, their derivatives."""
+    terms, rows, pointer, index, weights = table[5]
+    q, derivative, wanted = pulled
+    for k in range(len(load)):
+        out[k] = load[k]
+    for r in range(len(rows)):
+        total = 0.0
+        for e in range(pointer[r], pointer[r + 1]):
+            total += weights[e] * y[index[e]]
+        out[rows[r]] += a[terms[r], rows[r]] * total
+        if wanted[terms[r]]:
+            derivative[terms[r], rows[r]] += q[rows[r]] * total
+
+
+@_jit
+def _stage(table: Any, a: Any, y: Any, pulled: Any, rule: Any, targets: Any) -> None:
+    """``_sweep`` with the terms at walls."""
+    if len(table[5][0]) == 0:
+        _sweep(table, a, y, pulled, rule, targets)
+    else:
+        load, base, following, collected = targets
+        more = np.empty(len(load))
+        _walls(table, a, y, pulled, load, more)
+        _sweep(table, a, y, pulled, rule, (more, base, following, collected))
+
+
+@_jit
+def apply(table: Any, a: Any, u: Any, out: Any) -> None:
+    """``out = Q u``."""
+    none = (u, a, np.zeros(a.shape[0], np.bool_))
+    rest, zero = np.empty(len(u)), np.zeros(len(u))
+    _stage(table, a, u, none, (0.0, 1.0, True), (zero, zero, rest, out))
+
+
+@_jit
+def pullback(table: Any, a: Any, q: Any, u: Any, derivative: Any, wanted: Any) -> None:
+    """Add to the derivative of ⟨q, Q(a) u⟩ with respect to the wanted rows of a."""
+    rest, zero = np.empty(len(u)), np.zeros(len(u))
+    _stage(table, a, u, (q, derivative, wanted), (0.0, 0.0, True), (zero, zero, rest, rest))
+
+
+@_jit
+def _column_sum(
+    table: Any, axis: int, fields: Any, mixed: bool, base: Any, row: Any, stride: Any, count: Any, out: Any, at: Any
+) -> None:
+    """Add to a row of the result the transposed differences along a strided axis."""
+    layout, pointer, index, weights, central, _ = table
+    first, second, cross = fields
+    if layout[LOW + axis] <= row and row < layout[HIGH + axis]:
+        o0 = base + (row - np.uint64(3)) * stride
+        o1, o2, o3 = o0 + stride, o0 + np.uint64(2) * stride, o0 + np.uint64(3) * stride
+        o4, o5, o6 = o3 + stride, o3 + np.uint64(2) * stride, o3 + np.uint64(3) * stride
+        for which in range(2):
+            v = first if which == 0 else second
+            c = central[which]
+            c0, c1, c2, c3, c4, c5, c6 = c[0], c[1], c[2], c[3], c[4], c[5], c[6]
+            for k in range(count):
+                out[at + k] += (
+                    c0 * v[o0 + k]
+                    + c1 * v[o1 + k]
+                    + c2 * v[o2 + k]
+                    + c3 * v[o3 + k]
+                    + c4 * v[o4 + k]
+                    + c5 * v[o5 + k]
+                    + c6 * v[o6 + k]
+                )
+        return
+    start = layout[POINTER + axis] + row
+    for e in range(pointer[start], pointer[start + np.uint64(1)]):
+        o = base + index[e] * stride
+        wf, ws = weights[0, e], weights[1, e]
+        for k in range(count):
+            out[at + k] += wf * first[o + k] + ws * second[o + k]
+        wx = weights[2, e] - wf
+        if mixed and wx != 0.0:
+            # the first field holds the cross one too
+            for k in range(count):
+                out[at + k] += wx * cross[o + k]
+
+
+@_jit
+def apply_transposed(table: Any, a: Any, q: Any, out: Any, spaces: Any) -> None:
+    """``out = Qᵀ q``; the table holds the transposed differences. ``spaces`` is overwritten."""
+    layout, pointer, index, weights, central, _ = table
+    n0, n1, n2 = layout[0], layout[1], layout[2]
+    plane, zero, one, three = n1 * n2, np.uint64(0), np.uint64(1), np.uint64(3)
+    f0, f1, f2, f3, f4, f5, f6 = central[0]
+    s0, s1, s2, s3, s4, s5, s6 = central[1]
+    identity, p01, p02, p12 = layout[IDENTITY], layout[PAIRS], layout[PAIRS + 1], layout[PAIRS + 2]
+    low1, high1, start1 = layout[LOW + 1], layout[HIGH + 1], layout[POINTER + 1]
+    low2, high2, start2 = layout[LOW + 2], layout[HIGH + 2], layout[POINTER + 2]
+    own, a01, a02, a11, a12 = (
+        a[identity],
+        a[layout[FIRST]],
+        a[layout[SECOND]],
+        a[layout[FIRST + 1]],
+        a[layout[SECOND + 1]],
+    )
+    a21, a22 = a[layout[FIRST + 2]], a[layout[SECOND + 2]]
+    first0, second0, cross0, first1, second1, cross1, product01 = spaces
+    first2, second2, cross2, line = np.empty(n2), np.empty(n2), np.empty(n2), np.empty(n2)
+    for i in range(n0):
+        for j in range(n1):
+            at = (i * n1 + j) * n2
+            for k in range(n2):
+                first2[k] = a21[at + k] * q[at + k]
+                second2[k] = a22[at + k] * q[at + k]
+                out[at + k] = own[at + k] * q[at + k]
+            for end in range(2):
+                for k in range(zero if end == 0 else high2, low2 if end == 0 else n2):
+                    value = 0.0
+                    for e in range(pointer[start2 + k], pointer[start2 + k + one]):
+                        to = index[e]
+                        value += weights[0, e] * first2[to] + weights[1, e] * second2[to]
+                    out[at + k] += value
+            for k in range(low2, high2):
+                o = k - three
+                out[at + k] += (
+                    f0 * first2[o]
+                    + f1 * first2[o + one]
+                    + f2 * first2[o + np.uint64(2)]
+                    + f3 * first2[o + three]
+                    + f4 * first2[o + np.uint64(4)]
+                    + f5 * first2[o + np.uint64(5)]
+                    + f6 * first2[o + np.uint64(6)]
+                    + s0 * second2[o]
+                    + s1 * second2[o + one]
+                    + s2 * second2[o + np.uint64(2)]
+                    + s3 * second2[o + three]
+                    + s4 * second2[o + np.uint64(4)]
+                    + s5 * second2[o + np.uint64(5)]
+                    + s6 * second2[o + np.uint64(6)]
+                )
+            if n1 > 1:
+                for k in range(n2):
+                    first1[at + k] = a11[at + k] * q[at + k]
+                    second1[at + k] = a12[at + k] * q[at + k]
+                if p12 != ABSENT:
+                    for k in range(n2):
+                        cross2[k] = a[p12, at + k] * q[at + k]
+                    _along(table, 2, cross2, zero, line)
+                    for k in range(n2):
+                        cross1[at + k] = line[k]
+                        first1[at + k] += line[k]
+            if n0 > 1:
+                for k in range(n2):
+                    first0[at + k] = a01[at + k] * q[at + k]
+                    second0[at + k] = a02[at + k] * q[at + k]
+                    cross0[at + k] = 0.0
+                if p02 != ABSENT:
+                    for k in range(n2):
+                        cross2[k] = a[p02, at + k] * q[at + k]
+                    _along(table, 2, cross2, zero, line)
+                    for k in range(n2):
+                        cross0[at + k] = line[k]
+                if p01 != ABSENT:
+                    for k in range(n2):
+                        product01[at + k] = a[p01, at + k] * q[at + k]
+        if n1 > 1:
+            for j in range(n1):
+                at = (i * n1 + j) * n2
+                if low1 <= j and j < high1:
+                    o0, o1, o2 = at - three * n2, at - (n2 + n2), at - n2
+                    o4, o5, o6 = at + n2, at + (n2 + n2), at + three * n2
+                    for k in range(n2):
+                        out[at + k] += (
+                            f0 * first1[o0 + k]
+                            + f1 * first1[o1 + k]
+                            + f2 * first1[o2 + k]
+                            + f3 * first1[at + k]
+                            + f4 * first1[o4 + k]
+                            + f5 * first1[o5 + k]
+                            + f6 * first1[o6 + k]
+                        )
+                    for k in range(n2):
+                        out[at + k] += (
+                            s0 * second1[o0 + k]
+                            + s1 * second1[o1 + k]
+                            + s2 * second1[o2 + k]
+                            + s3 * second1[at + k]
+                            + s4 * second1[o4 + k]
+                            + s5 * second1[o5 + k]
+                            + s6 * second1[o6 + k]
+                        )
+                else:
+                    for e in range(pointer[start1 + j], pointer[start1 + j + one]):
+                        o = i * plane + index[e] * n2
+                        wf, ws, wx = weights[0, e], weights[1, e], weights[2, e] - weights[0, e]
+                        for k in range(n2):
+                            out[at + k] += wf * first1[o + k] + ws * second1[o + k]
+                        if p12 != ABSENT and wx != 0.0:
+                            # the first field holds the cross one too
+                            for k in range(n2):
+                                out[at + k] += wx * cross1[o + k]
+                if p01 != ABSENT:
+                    _cross_across(table, 1, product01, i * plane, j, n2, n2, line)
+                    for k in range(n2):
+                        cross0[at + k] += line[k]
+        if n0 > 1:
+            for k in range(i * plane, (i + one) * plane):
+                first0[k] += cross0[k]
+    if n0 > 1:
+        mixed = p01 != ABSENT or p02 != ABSENT
+        for i in range(n0):
+            _column_sum(table, 0, (first0, second0, cross0), mixed, zero, i, plane, plane, out, i * plane)
+    terms, rows, begin, columns, values = table[5]
+    for r in range(len(rows)):
+        weight = a[terms[r], rows[r]] * q[rows[r]]
+        for e in range(begin[r], begin[r + 1]):
+            out[columns[e]] += weight * values[e]
+
+
+@_jit
+def runge_kutta(table: Any, numbers: Any, loads: Any, u: Any, dt: float, out: Any) -> None:
+    """A classical Runge–Kutta step; numbers and loads at its start, middle and end."""
+    none = (u, numbers[0], np.zeros(numbers[0].shape[0], np.bool_))
+    y, z = np.empty(len(u)), np.empty(len(u))
+    _stage(table, numbers[0], u, none, (0.5 * dt, 1.0, True), (loads[0], u, y, out))
+    _stage(table, numbers[1], y, none, (0.5 * dt, 2.0, False), (loads[1], u, z, out))
+    _stage(table, numbers[1], z, none, (dt, 2.0, False), (loads[1], u, y, out))
+    _stage(table, numbers[2], y, none, (0.0, 1.0, False), (loads[2], u, z, out))
+    for k in range(len(u)):
+        out[k] = u[k] + (dt / 6.0) * out[k]
+
+
+@_jit
+def _masked(x: Any, free: Any) -> None:
+    for k in range(len(free)):
+        x[k] *= free[k]
+
+
+@_jit
+def runge_kutta_transposed(
+    table: Any, numbers: Any, p: Any, dt: float, free: Any, stages: Any, out: Any, spaces: Any
+) -> None:
+    """The transposed step and the derivatives (4, size) with respect to what the stages add to Q Y.
+
+    ``free`` is empty, or zero at fixed nodes and one elsewhere.
+    """
+    n = len(p)
+    z = np.empty(n)
+    for k in range(n):
+        stages[3, k] = (dt / 6.0) * p[k]
+        out[k] = p[k]
+    for step in range(4):
+        at = 3 - step
+        apply_transposed(table, numbers[2 if at == 3 else 0 if at == 0 else 1], stages[at], z, spaces)
+        _masked(z, free)
+        for k in range(n):
+            out[k] += z[k]
+        if at > 0:
+            weight, back = dt / (6.0 if at == 1 else 3.0), dt if at == 3 else 0.5 * dt
+            for k in range(n):
+                stages[at - 1, k] = weight * p[k] + back * z[k]
+
+
+@_jit
+def runge_kutta_pullback(
+    table: Any, numbers: Any, loads: Any, u: Any, stages: Any, dt: float, derivatives: Any, wanted: Any
+) -> None:
+    """Add to the derivatives of the numbers at start, middle and end; stages as from the transposed step."""
+    y, z, total = np.empty(len(u)), np.empty(len(u)), np.empty(len(u))
+    d0, d1, d2 = derivatives
+    _stage(table, numbers[0], u, (stages[0], d0, wanted), (0.5 * dt, 0.0, True), (loads[0], u, y, total))
+    _stage(table, numbers[1], y, (stages[1], d1, wanted), (0.5 * dt, 0.0, True), (loads[1], u, z, total))
+    _stage(table, numbers[1], z, (stages[2], d1, wanted), (dt, 0.0, True), (loads[1], u, y, total))
+    _stage(table, numbers[2], y, (stages[3], d2, wanted), (0.0, 0.0, True), (loads[2], u, z, total))
