@@ -20,7 +20,7 @@ ROOMS = [
     ["schemes"],
     ["steppers"],
     ["march", "stationary"],
-    ["discretization", "plan"],
+    ["discretization", "layout", "plan"],
     ["solve", "forward", "spectrum", "montecarlo", "solution"],
     ["control"],
     ["bridge"],
