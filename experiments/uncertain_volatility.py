@@ -33,7 +33,7 @@ class Config:
     maturity: float = 0.25
     spots: tuple[float, ...] = (90.0, 100.0, 110.0)
     rtols: tuple[float, ...] = (1e-3, 1e-4)
-    lattice: tuple[int, ...] = (500, 4_000)  # steps of the coarsest and the finest lattice
+    lattice: tuple[int, ...] = (2_000, 4_000)  # steps of the coarsest and the finest lattice
     lattices: int = 16
     paths: int = 20_000
     steps: int = 128
@@ -177,7 +177,7 @@ def _roll(config: Config, solution: control.ControlSolution) -> dict[str, Any]:
 def _draw(
     config: Config, best: dict[str, Any], exact: dict[str, np.ndarray], rolled: dict[str, Any]
 ) -> matplotlib.figure.Figure:
-    figure = matplotlib.figure.Figure(figsize=(10.0, 3.4), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(11.0, 3.6), layout="constrained")
     axes = figure.subplots(1, 3, width_ratios=[1.3, 1.0, 1.0])
     x = np.linspace(0.7, 1.3, 241) * config.strikes[1]
     for volatility, style in zip(config.volatility, (":", "--"), strict=True):
@@ -189,8 +189,8 @@ def _draw(
         label = "paths ± (4 s.e. + bias)" if sense == "min" else None
         axes[0].errorbar(config.spots, rolled[sense]["mean"], bars, fmt="none", color="k", capsize=3, label=label)
         axes[0].plot(config.spots, exact[sense], "x", color="k", ms=6, label="lattice" if sense == "min" else None)
-    axes[0].set(xlabel="price $S$", ylabel="value", ylim=(-0.2, 7.5))
-    axes[0].legend(frameon=False, fontsize="small", ncols=2, loc="upper center")
+    axes[0].set(xlabel="price $S$", ylabel="value", ylim=(-0.2, 9.0))
+    axes[0].legend(frameon=False, fontsize="small", loc="upper left")
     times = np.linspace(0.0, 0.99 * config.maturity, 100)
     for ax, sense in zip(axes[1:], COLORS, strict=True):
         policy = np.stack([best[sense].policy(t, x)[:, 0] for t in times])
