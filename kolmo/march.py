@@ -5,6 +5,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -93,16 +94,16 @@ class March:
         self._semis: OrderedDict[float, tuple[Semi, Operator, Array]] = OrderedDict()
         self._steps: OrderedDict[Any, Step] = OrderedDict()
         self.owner: object = None
-        self.plans = self._plan()
 
-    def _plan(self) -> list[StepPlan]:
+    @cached_property
+    def plans(self) -> list[StepPlan]:
         """Steps from T down to 0."""
         breaks = np.array(sorted(self.generator.problem.sde.breakpoints))
         plans = []
         ends = self.times[::-1]
         interval_of: dict[int, float] = {}
-        for start, end in pairwise(ends):
-            layer = int(np.searchsorted(breaks, 0.5 * (start + end)))
+        layers = np.searchsorted(breaks, 0.5 * (ends[1:] + ends[:-1])).tolist()
+        for layer, (start, end) in zip(layers, pairwise(ends.tolist()), strict=True):
             if self.generator.autonomous:
                 if layer not in interval_of:
                     edges = np.concatenate([[0.0], breaks, [self.times[-1]]])
@@ -113,7 +114,7 @@ class March:
                 top = start - INSIDE * (start - end) if at_break else start
                 instants = tuple(float(min(start - c * (start - end), top)) for c in self.stepper.nodes)
             # equal steps share one number, so that a prepared step is found again
-            plans.append(StepPlan(float(start), float(np.float64(f"{start - end:.12g}")), instants))
+            plans.append(StepPlan(start, float(f"{start - end:.12g}"), instants))
         return plans
 
     def ingredients(self, instant: float) -> tuple[Semi, Operator, Array]:

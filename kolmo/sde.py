@@ -87,6 +87,11 @@ class SDE:
         return _expand(b, x.shape, "drift", f"(..., {d}) for points of shape {tuple(x.shape)}")
 
     @property
+    def given(self) -> dict[str, Any]:
+        """Drift and covariance as they were given (the noise matrix in place of the covariance, if it was that)."""
+        return {"drift": self._drift, "covariance": self._covariance if self._diffusion is None else self._diffusion}
+
+    @property
     def noiseless(self) -> bool:
         """Whether no noise was given at all."""
         return self._diffusion is None and self._covariance is None

@@ -78,6 +78,8 @@ class Flow(Protocol):
     march: March
     stencils: dict[float, Any]
     """Per instant, in order, the stencil of the numbers there."""
+    active: dict[float, np.ndarray | None]
+    """Per instant, which numbers' derivatives are wanted; where nothing is said, all."""
 
     def run(self, u: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """Last state, and the states that ``pull`` needs; the first of them is the free part of u."""
@@ -103,10 +105,18 @@ class Steps:
         The steps.
     stencils : dict
         Per instant of the steps, the stencil.
+    active : dict, optional
+        Per instant, which numbers depend on a parameter; those missing may all.
     """
 
-    def __init__(self, march: March, plans: Sequence[StepPlan], stencils: dict[float, Any]) -> None:
-        self.march, self.plans, self.stencils = march, plans, stencils
+    def __init__(
+        self,
+        march: March,
+        plans: Sequence[StepPlan],
+        stencils: dict[float, Any],
+        active: dict[float, np.ndarray | None] | None = None,
+    ) -> None:
+        self.march, self.plans, self.stencils, self.active = march, plans, stencils, active or {}
 
     def run(self, u: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """March, keeping the state before each step."""
@@ -136,6 +146,7 @@ class Still:
 
     def __init__(self, march: March, stencils: dict[float, Any]) -> None:
         self.march, self.stencils = march, stencils
+        self.active: dict[float, np.ndarray | None] = {}
 
     def run(self, u: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """Solve Q u + r = 0."""
@@ -164,7 +175,7 @@ def seed(flow: Flow, tensors: Sequence[torch.Tensor]) -> None:
     ingredients = {}
     for j, (t, stencil) in enumerate(flow.stencils.items()):
         a, load, boundary = parts[3 * j : 3 * j + 3]
-        ingredients[t] = (Semi(stencil, a, load, boundary), Operator(stencil, a, march.fixed))
+        ingredients[t] = (Semi(stencil, a, load, boundary), Operator(stencil, a, march.fixed, flow.active.get(t)))
     march.seed(ingredients, owner=flow)
 
 
@@ -274,7 +285,8 @@ class Sweep:
 
     def _leaf(self, u: torch.Tensor, plans: Sequence[StepPlan]) -> torch.Tensor:
         semis = self._shared or self._assemble(sorted({t for plan in plans for t in plan.instants}))
-        flow = Steps(self.march, plans, {t: semi.stencil for t, semi in semis.items()})
+        stencils, active = ({t: getattr(semi, part) for t, semi in semis.items()} for part in ("stencil", "active"))
+        flow = Steps(self.march, plans, stencils, active)
         return apply(flow, u, semis)
 
     def _reverse(self, u: torch.Tensor, plans: Sequence[StepPlan], kept: int | None) -> torch.Tensor:

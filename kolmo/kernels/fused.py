@@ -14,8 +14,8 @@ import numpy as np
 
 _jit: Any = numba.njit(cache=True, error_model="numpy", nogil=True, fastmath={"contract"})
 
-# Where things stand in the layout: the sizes; per axis the rows of the common stencil and the place of the row pointers;
-# the numbers of the terms.
+# Where things stand in the layout: the sizes; per axis the rows of the common stencil and the place of the row
+# pointers; the numbers of the terms.
 LOW, HIGH, POINTER, IDENTITY, FIRST, SECOND, PAIRS = 3, 6, 9, 12, 13, 16, 19
 LAYOUT = 22
 ABSENT = 1 << 32  # a pair that there is not
@@ -125,7 +125,8 @@ def _sweep(table: Any, a: Any, y: Any, pulled: Any, rule: Any, targets: Any) -> 
     low1, high1, start1 = layout[LOW + 1], layout[HIGH + 1], layout[POINTER + 1]
     low2, high2, start2 = layout[LOW + 2], layout[HIGH + 2], layout[POINTER + 2]
     room = plane if n0 > 1 else one
-    F0, S0, X0, F1, S1, X1 = np.empty(room), np.empty(room), np.empty(room), np.empty(n2), np.empty(n2), np.empty(n2)
+    slope0, bend0, wide0 = np.empty(room), np.empty(room), np.empty(room)
+    slope1, bend1, wide1 = np.empty(n2), np.empty(n2), np.empty(n2)
     total, line = np.empty(n2), np.empty(n2)
     own, a01, a02, a11, a12 = (
         a[identity],
@@ -137,17 +138,17 @@ def _sweep(table: Any, a: Any, y: Any, pulled: Any, rule: Any, targets: Any) -> 
     a21, a22 = a[layout[FIRST + 2]], a[layout[SECOND + 2]]
     b12 = a[p12] if p12 != ABSENT else own
     for i in range(n0):
-        x0 = X0
-        if n0 > 1 and _across(table, 0, y, zero, i, plane, F0, S0, X0):
-            x0 = F0
+        x0 = wide0
+        if n0 > 1 and _across(table, 0, y, zero, i, plane, slope0, bend0, wide0):
+            x0 = slope0
         for j in range(n1):
             at = (i * n1 + j) * n2
-            x1 = X1
+            x1 = wide1
             if n1 == 1:
                 for k in range(n2):
                     total[k] = own[at + k] * y[at + k]
             elif low1 <= j and j < high1:
-                x1 = F1
+                x1 = slope1
                 o3 = at
                 o0, o1, o2 = at - three * n2, at - (n2 + n2), at - n2
                 o4, o5, o6 = at + n2, at + (n2 + n2), at + three * n2
@@ -156,27 +157,27 @@ def _sweep(table: Any, a: Any, y: Any, pulled: Any, rule: Any, targets: Any) -> 
                     v4, v5, v6 = y[o4 + k], y[o5 + k], y[o6 + k]
                     first = f0 * v0 + f1 * v1 + f2 * v2 + f3 * v3 + f4 * v4 + f5 * v5 + f6 * v6
                     second = s0 * v0 + s1 * v1 + s2 * v2 + s3 * v3 + s4 * v4 + s5 * v5 + s6 * v6
-                    F1[k] = first
-                    S1[k] = second
+                    slope1[k] = first
+                    bend1[k] = second
                     total[k] = own[at + k] * v3 + a11[at + k] * first + a12[at + k] * second
             else:
                 for k in range(n2):
-                    F1[k] = 0.0
-                    S1[k] = 0.0
-                    X1[k] = 0.0
+                    slope1[k] = 0.0
+                    bend1[k] = 0.0
+                    wide1[k] = 0.0
                 for e in range(pointer[start1 + j], pointer[start1 + j + one]):
                     o = i * plane + index[e] * n2
                     wf, ws, wx = weights[0, e], weights[1, e], weights[2, e]
                     for k in range(n2):
-                        F1[k] += wf * y[o + k]
-                        S1[k] += ws * y[o + k]
-                        X1[k] += wx * y[o + k]
+                        slope1[k] += wf * y[o + k]
+                        bend1[k] += ws * y[o + k]
+                        wide1[k] += wx * y[o + k]
                 for k in range(n2):
-                    total[k] = own[at + k] * y[at + k] + a11[at + k] * F1[k] + a12[at + k] * S1[k]
+                    total[k] = own[at + k] * y[at + k] + a11[at + k] * slope1[k] + a12[at + k] * bend1[k]
             if n0 > 1:
                 o = j * n2
                 for k in range(n2):
-                    total[k] += a01[at + k] * F0[o + k] + a02[at + k] * S0[o + k]
+                    total[k] += a01[at + k] * slope0[o + k] + a02[at + k] * bend0[o + k]
             # along the line itself, and the difference along it of the one across it
             for end in range(2):
                 for k in range(zero if end == 0 else high2, low2 if end == 0 else n2):
@@ -225,13 +226,13 @@ def _sweep(table: Any, a: Any, y: Any, pulled: Any, rule: Any, targets: Any) -> 
                 if wanted[identity]:
                     _share(derivative[identity], q, at, n2, y, at)
                 if n0 > 1 and wanted[layout[FIRST]]:
-                    _share(derivative[layout[FIRST]], q, at, n2, F0, j * n2)
+                    _share(derivative[layout[FIRST]], q, at, n2, slope0, j * n2)
                 if n0 > 1 and wanted[layout[SECOND]]:
-                    _share(derivative[layout[SECOND]], q, at, n2, S0, j * n2)
+                    _share(derivative[layout[SECOND]], q, at, n2, bend0, j * n2)
                 if n1 > 1 and wanted[layout[FIRST + 1]]:
-                    _share(derivative[layout[FIRST + 1]], q, at, n2, F1, zero)
+                    _share(derivative[layout[FIRST + 1]], q, at, n2, slope1, zero)
                 if n1 > 1 and wanted[layout[SECOND + 1]]:
-                    _share(derivative[layout[SECOND + 1]], q, at, n2, S1, zero)
+                    _share(derivative[layout[SECOND + 1]], q, at, n2, bend1, zero)
                 for which in range(2):
                     term = layout[(FIRST if which == 0 else SECOND) + 2]
                     if wanted[term]:

@@ -22,13 +22,17 @@ class Factorization(Protocol):
 
 
 class BandedLU:
-    """LU factorisation of a band matrix (LAPACK gbtrf), real or complex."""
+    """LU factorisation of a band matrix (LAPACK gbtrf), real or complex.
 
-    def __init__(self, matrix: sp.csr_matrix, below: int, above: int) -> None:
-        coo = matrix.tocoo()
-        n = matrix.shape[0]
-        band = np.zeros((2 * below + above + 1, n), dtype=matrix.dtype, order="F")
-        band[below + above + coo.row - coo.col, coo.col] = coo.data
+    Parameters
+    ----------
+    band : ndarray, shape (2 below + above + 1, n)
+        Entry (i, j) at ``[below + above + i - j, j]``, in Fortran order; overwritten.
+    below, above : int
+        Numbers of diagonals beside the main one.
+    """
+
+    def __init__(self, band: np.ndarray, below: int, above: int) -> None:
         self._below, self._above = below, above
         factor, self._solve = (
             (lapack.zgbtrf, lapack.zgbtrs) if np.iscomplexobj(band) else (lapack.dgbtrf, lapack.dgbtrs)
@@ -36,6 +40,13 @@ class BandedLU:
         self._lu, self._pivots, info = factor(band, below, above, overwrite_ab=True)
         if info != 0:
             raise NotConvergedError(f"the linear system of a time step is singular (LAPACK gbtrf: {info})")
+
+    @classmethod
+    def of(cls, matrix: sp.coo_matrix, below: int, above: int) -> "BandedLU":
+        """Factors of a sparse matrix."""
+        band = np.zeros((2 * below + above + 1, matrix.shape[0]), dtype=matrix.dtype, order="F")
+        band[below + above + matrix.row - matrix.col, matrix.col] = matrix.data
+        return cls(band, below, above)
 
     def solve(self, b: np.ndarray, transposed: bool = False) -> np.ndarray:
         """Solve M x = b, or Mᵀ x = b."""
@@ -73,7 +84,7 @@ def factorize(matrix: sp.spmatrix) -> Factorization:
     offset = coo.row - coo.col
     below, above = int(max(offset.max(initial=0), 0)), int(max((-offset).max(initial=0), 0))
     if below + above <= min(NARROW, csr.shape[0] // 2):
-        return BandedLU(csr, below, above)
+        return BandedLU.of(coo, below, above)
     return SparseLU(csr)
 
 

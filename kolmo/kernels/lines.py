@@ -30,6 +30,18 @@ class LineOperator:
         return LineOperator(self.matrix.T)
 
     @cached_property
+    def entries(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows, columns and values of the entries."""
+        coo = self.matrix.tocoo()
+        return coo.row, coo.col, coo.data
+
+    @cached_property
+    def width(self) -> tuple[int, int]:
+        """Diagonals below and above the main one."""
+        offset = self.entries[0] - self.entries[1]
+        return int(max(offset.max(initial=0), 0)), int(max((-offset).max(initial=0), 0))
+
+    @cached_property
     def _central(self) -> tuple[np.ndarray, int, int, int]:
         """The stencil of the middle rows, how far left of the diagonal it begins, and the rows that have it."""
         M, n = self.matrix, self.matrix.shape[0]

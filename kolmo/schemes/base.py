@@ -46,10 +46,13 @@ class Assembly:
         Stencil numbers.
     load : array, shape (size, k)
         Source, and inhomogeneous data of elastic faces.
+    active : ndarray of bool or None, shape (terms,)
+        Numbers that depend on a parameter; None: they may all.
     """
 
     a: Array
     load: Array
+    active: np.ndarray | None = None
 
 
 class Scheme(Protocol):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -13,6 +13,7 @@ from kolmo.arrays import Array, as_like, is_tensor, namespace
 from kolmo.box import Absorbing, Box, Face, Natural, Open, Periodic, Reflecting, Robin
 from kolmo.errors import InputError
 from kolmo.grid import Grid
+from kolmo.kernels.linear import NARROW
 from kolmo.kernels.lines import LineOperator, weighted_sum
 from kolmo.kernels.tensor import Fused, Key
 from kolmo.schemes.base import SCHEMES, Assembly, FaceData
@@ -125,6 +126,26 @@ class TensorStencil:
             total = total + sp.diags(weight) @ B
         return sp.csr_matrix(total)
 
+    def band(self, a: np.ndarray, fixed: np.ndarray | None) -> tuple[np.ndarray, int, int] | None:
+        """In one dimension: Q(a) in LAPACK's band storage with room for its factors, and the numbers of its diagonals.
+
+        Columns of fixed nodes are left out. None where the band would be wide.
+        """
+        if len(self.shape) > 1:
+            return None
+        n, ops = self.shape[0], self.operators[0]
+        widths = [ops[key[0]].width for key in self.terms if key[0] is not None]
+        below, above = (max((w[side] for w in widths), default=0) for side in (0, 1))
+        if below + above > min(NARROW, n // 2):
+            return None
+        band, diagonal = np.zeros((2 * below + above + 1, n), order="F"), np.arange(n)
+        for weight, (name,) in zip(a, self.terms, strict=True):
+            row, column, data = (diagonal, diagonal, 1.0) if name is None else ops[name].entries
+            band[below + above + row - column, column] += weight[row] * data
+        if fixed is not None:
+            band[:, fixed] = 0.0
+        return band, below, above
+
     def split(self, a: Array) -> "tuple[list[TensorStencil], list[Array], Callable[[int, Array], Array]]":
         """Split by direction: the terms that couple axes, then those along each axis with their share of −c.
 
@@ -203,21 +224,9 @@ class Central:
         for i, axis in enumerate(grid.axes):
             if axis.n < self.minimum_nodes:
                 raise InputError(f"grid[{i}]", axis.n, f"at least {self.minimum_nodes} nodes for scheme {self.name!r}")
-            low, high = (CLOSURES[type(face)] for face in box.faces[i])
-            D = differences(axis.n, self.order, low, high)
-            first_matrix, first_slope = _first(D, box.faces[i])
-            ops = {
-                "first": LineOperator(first_matrix),
-                "second": LineOperator(D.second),
-                "cross": LineOperator(D.cross),
-            }
-            for side, face in enumerate(box.faces[i]):
-                if isinstance(face, (Reflecting, Robin)):
-                    first, second = first_slope[:, side], D.second_slope[:, side]
-                    pick = np.zeros((axis.n, axis.n))
-                    pick[(first != 0) | (second != 0), 0 if side == 0 else -1] = 1.0
-                    ops[f"pick{side}"] = LineOperator(pick)
-                    slopes[i, side] = (grid.along(i, first), grid.along(i, second))
+            low, high = (type(face) for face in box.faces[i])
+            ops, ends = _along_axis(axis.n, self.order, low, high)
+            slopes.update({(i, side): (grid.along(i, f), grid.along(i, s)) for side, (f, s) in ends.items()})
             operators.append(ops)
         return CentralStencil.of(grid, box, operators, slopes, sample)
 
@@ -247,7 +256,8 @@ class Central:
                 numbers.append(-factor * kappa[lookup])
                 load = load + factor[:, None] * value[lookup]
         free = as_like(stencil.free, A)
-        return Assembly(xp.stack([n * free for n in numbers], 0), load * free[:, None])
+        active = np.array([bool(getattr(n, "requires_grad", False)) for n in numbers])
+        return Assembly(xp.stack([n * free for n in numbers], 0), load * free[:, None], active)
 
     def stiffness(self, grid: Grid, box: Box, local: Local, faces: FaceData, metric: Metric) -> tuple[float, float]:
         """Bounds of the real and imaginary extent of the spectrum of Q."""
@@ -265,7 +275,24 @@ class Central:
         return real * (1.0 + WALL_MARGIN * _correlation(local.S) * walls), imaginary
 
 
-def _first(D: Differences, faces: tuple[Face, Face]) -> tuple[sp.csr_matrix, np.ndarray]:
+@lru_cache(maxsize=64)
+def _along_axis(
+    n: int, order: int, low: type[Face], high: type[Face]
+) -> tuple[dict[str, LineOperator], dict[int, tuple[np.ndarray, np.ndarray]]]:
+    """Operators of an axis by name, and at sides where the slope is known its weights in the two differences."""
+    D = differences(n, order, CLOSURES[low], CLOSURES[high])
+    first, first_slope = _first(D, (low, high))
+    ops, ends = {"first": LineOperator(first), "second": LineOperator(D.second), "cross": LineOperator(D.cross)}, {}
+    for side, face in enumerate((low, high)):
+        if issubclass(face, (Reflecting, Robin)):
+            ends[side] = first_slope[:, side], D.second_slope[:, side]
+            pick = np.zeros((n, n))
+            pick[(ends[side][0] != 0) | (ends[side][1] != 0), 0 if side == 0 else -1] = 1.0
+            ops[f"pick{side}"] = LineOperator(pick)
+    return ops, ends
+
+
+def _first(D: Differences, faces: tuple[type[Face], type[Face]]) -> tuple[sp.csr_matrix, np.ndarray]:
     """First difference and its slope weights; one-sided at elastic walls.
 
     There the slope is 2 (κ u − v) / Σ: carried inwards by the drift it would grow without bound until the grid
@@ -273,7 +300,7 @@ def _first(D: Differences, faces: tuple[Face, Face]) -> tuple[sp.csr_matrix, np.
     """
     matrix, slope = D.first.tolil(), D.first_slope.copy()
     for side, face in enumerate(faces):
-        if isinstance(face, Robin):
+        if issubclass(face, Robin):
             rows = np.flatnonzero(slope[:, side])
             matrix[rows] = D.cross[rows]
             slope[rows, side] = 0.0

@@ -1,8 +1,8 @@
 """The semi-discrete equation u' + Q(t) u + r(t) = 0 on a grid: the generator that every march and adjoint uses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -35,12 +35,15 @@ class Semi:
         Source and elastic data (without the part of absorbing values).
     boundary : array, shape (size, k)
         Values at absorbing nodes, zero elsewhere.
+    active : ndarray of bool or None
+        Numbers that depend on a parameter; None: they may all.
     """
 
     stencil: Any
     a: Array
     load: Array
     boundary: Array
+    active: np.ndarray | None = None
 
 
 class Generator:
@@ -70,8 +73,13 @@ class Generator:
         self.problem, self.grid, self.scheme = problem, grid, scheme
         low, high = grid.box
         self.box: Box = problem.box.replace(low, high)
-        self.metric = Metric.of(grid)
+        self._evaluated: dict[float, Local] = {}
         self._check_natural()
+
+    @cached_property
+    def metric(self) -> Metric:
+        """The grid's map at its nodes."""
+        return Metric.of(self.grid)
 
     @property
     def volumes(self) -> np.ndarray:
@@ -109,7 +117,10 @@ class Generator:
     @cached_property
     def sample(self) -> Local:
         """Coefficients at the nodes, largest over several times: what layouts and step bounds are made for."""
-        locals_ = [self._local(t, self.grid.points) for t in self._sample_times()]
+        times = self._sample_times()
+        locals_ = [self._local(t, self.grid.points) for t in times]
+        if len(times) == 1:
+            self._evaluated[times[0]] = locals_[0]
         pick = [
             max(items, key=lambda v: float(np.abs(v).max()))
             for items in zip(*[(s.A, s.c) for s in locals_], strict=True)
@@ -138,22 +149,32 @@ class Generator:
     def _same_over_time(self, *, sde: bool) -> bool:
         stride = max(1, self.grid.size // 400)
         x = self.grid.points[::stride]
-        for a, b in self.intervals():
+        functions = self._functions(sde=sde)
+        for a, b in self.intervals() if functions else ():
             seen: list[Any] = []
             for f in PROBES:
                 t = a + f * (b - a)
-                now = [as_numpy(self.problem.rate(t, x)), as_numpy(self.problem.running(t, x))]
-                if sde:
-                    now += [as_numpy(self.problem.sde.drift(t, x)), as_numpy(self.problem.sde.covariance(t, x))]
-                for _, _, face in self._faces():
-                    if isinstance(face, (Absorbing, Robin)):
-                        now += [as_numpy(self.problem.on_face(face.value, t, x))]
-                    if isinstance(face, Robin):
-                        now += [as_numpy(self.problem.on_face(face.kappa, t, x))]
+                now = [as_numpy(f(t, x)) for f in functions]
                 if seen and any(not np.array_equal(p, q, equal_nan=True) for p, q in zip(seen, now, strict=True)):
                     return False
                 seen = now
         return True
+
+    def _functions(self, *, sde: bool) -> list[Callable[[float, Array], Array]]:
+        """What might depend on time: all that is not a plain number."""
+        problem = self.problem
+        given: list[tuple[Any, Callable[[float, Array], Array]]] = [
+            (problem.killing, problem.rate),
+            (problem.source, problem.running),
+        ]
+        if sde:
+            given += [(f, getattr(problem.sde, name)) for name, f in problem.sde.given.items()]
+        for _, _, face in self._faces():
+            if isinstance(face, (Absorbing, Robin)):
+                given.append((face.value, partial(problem.on_face, face.value)))
+            if isinstance(face, Robin):
+                given.append((face.kappa, partial(problem.on_face, face.kappa)))
+        return [f for value, f in given if callable(value)]
 
     def _local(self, t: float, x: Array) -> Local:
         return local_coefficients(self.problem, self.grid, self.metric, t, x, self.columns or 1)
@@ -161,12 +182,14 @@ class Generator:
     def at(self, t: float, like: Array | None = None) -> Semi:
         """Stencil numbers, load and boundary values at time t; ``like`` a tensor: in torch, with gradients."""
         x = as_like(self.grid.points, self.grid.points if like is None else like)
-        local = self._local(t, x)
         stencil = self.stencil
+        # what the layout was made for serves the march too, once
+        local = self._evaluated.pop(t, None) if like is None else None
+        local = self._local(t, x) if local is None else local
         if self.scheme.monotone and self.grid.dim > 1 and not (self.autonomous and len(self.intervals()) == 1):
             stencil = self.scheme.stencil(self.grid, self.box, local)
         assembly = self.scheme.assemble(stencil, local, self._face_data(t, x), self.metric)
-        return Semi(stencil, assembly.a, assembly.load, self.boundary(t, x))
+        return Semi(stencil, assembly.a, assembly.load, self.boundary(t, x), assembly.active)
 
     def _face_data(self, t: float, x: Array) -> FaceData:
         robin = {}

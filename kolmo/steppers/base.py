@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from kolmo.arrays import Array, as_like
-from kolmo.kernels.linear import Factorization, factorize
+from kolmo.kernels.linear import BandedLU, Factorization, factorize
 from kolmo.registry import Registry
 
 
@@ -48,6 +48,16 @@ class Operator:
         """Q with the columns of fixed nodes removed, as a sparse matrix."""
         Q = self.stencil.matrix(np.asarray(self.a))
         return Q if self.fixed is None else sp.csr_matrix(Q @ sp.diags((~self.fixed).astype(float)))
+
+    def shifted(self, scale: complex) -> Factorization:
+        """Factors of I − scale Q."""
+        banded = self.stencil.band(np.asarray(self.a), self.fixed) if hasattr(self.stencil, "band") else None
+        if banded is None:
+            return self.system([self], [np.array([[scale]])])
+        band, below, above = banded
+        band = -scale * band
+        band[below + above] += 1.0
+        return BandedLU(band, below, above)
 
     @property
     def primal(self) -> "Operator":

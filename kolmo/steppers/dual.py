@@ -109,6 +109,10 @@ class DualOperator(Operator):
         fixed = None if self.fixed is None else halves(self.fixed)[0]
         return Operator(self.stencil.stencil, self.a[1], fixed)
 
+    def shifted(self, scale: complex) -> Factorization:
+        """Factors of I − scale (Q + εQ̇)."""
+        return NestedFactors(self.primal.shifted(scale), -scale * self.tangent.matrix)
+
     @classmethod
     def system(cls, operators: Sequence[Any], columns: Sequence[np.ndarray]) -> Factorization:
         """Factors of I − Σ_j (Q_j + εQ̇_j) ⊗ C_j, those of the primal system used twice."""

@@ -73,7 +73,7 @@ class ConstantStep(CollocationStep):
         self._solvers = []
         for i, weight in self._pairs:
             value = table.eigenvalues[i].real if weight == 1.0 else table.eigenvalues[i]
-            self._solvers.append(operator.system([operator], [np.array([[dt * value]])]))
+            self._solvers.append(operator.shifted(dt * value))
 
     def _modes(self, u: Array, loads: Sequence[Array]) -> list[tuple[int, float, np.ndarray]]:
         T, modes = self.table, []
