@@ -41,7 +41,7 @@ napoleon_use_rtype = False
 
 # What each part of the reference is called, and the modules (or packages, with what is in them) that belong to it.
 REFERENCE = {
-    "problem": ("State a problem", ["sde", "box", "problem", "errors"]),
+    "problem": ("State a problem", ["sde", "box", "problem", "equations", "expressions", "errors"]),
     "solve": (
         "Solve it",
         ["plan", "discretization", "solve", "stationary", "solution", "forward", "spectrum", "montecarlo"],

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "kolmo"
 # From the top of the house to the bottom. A module, or a subpackage with all its modules, lives in one room;
 # a new one has to be given its place here.
 ROOMS = [
-    ["errors", "arrays", "registry", "files"],
+    ["errors", "arrays", "registry", "files", "expressions"],
     ["sde", "reach", "box", "problem"],
     ["grid", "grading"],
     ["kernels"],
@@ -25,7 +25,7 @@ ROOMS = [
     ["control"],
     ["bridge"],
     ["landscape"],
-    ["fipy", "interop", "catalog", "testing", "images"],
+    ["fipy", "interop", "catalog", "testing", "images", "equations"],
     ["runs", "report", "experiments", "cli"],
 ]
 FLOOR = {name: level for level, room in enumerate(ROOMS) for name in room}

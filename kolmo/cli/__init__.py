@@ -2,10 +2,12 @@
 
 Exit codes: 0 done, 1 failed or interrupted, 2 bad input. A mistake of the user never shows a traceback.
 
-This room may import ``kolmo.errors``, ``kolmo.runs``, ``kolmo.report`` and ``kolmo.experiments``.
+This room may import everything; what it does is done elsewhere.
 """
 
 import signal
+import tempfile
+import traceback
 from collections.abc import Sequence
 
 import click
@@ -42,5 +44,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KolmoError as error:
         click.echo(f"kolmo: {error}", err=True)
         return 2 if isinstance(error, InputError) else 1
+    except MemoryError as error:
+        click.echo(f"kolmo: out of memory{f': {error}' if str(error) else ''}.", err=True)
+        return 1
+    except Exception as error:
+        click.echo(f"kolmo: {type(error).__name__}: {error}. This is a mistake in kolmo.{_kept_trace()}", err=True)
+        return 1
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _kept_trace() -> str:
+    """Write the trace of the present exception to a file, and say where it is."""
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="kolmo-trace-", suffix=".txt", delete=False) as file:
+            file.write(traceback.format_exc())
+        return f" Please report it, with {file.name} and what `kolmo info` shows."
+    except OSError:
+        return " Please report it, with what `kolmo info` shows."

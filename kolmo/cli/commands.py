@@ -8,7 +8,7 @@ import click
 
 import kolmo as package
 from kolmo import experiments
-from kolmo.cli import perform
+from kolmo.cli import equation, perform
 from kolmo.cli.text import readable
 from kolmo.errors import InputError
 from kolmo.runs import Run, environment
@@ -93,6 +93,63 @@ def experiment() -> None:
 
     A run that was interrupted, or killed, goes on with --resume FOLDER and loses at most the unit of work in flight.
     """
+
+
+_FILE = click.argument("file", type=click.Path(path_type=Path))
+_SET = click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Set a parameter of the file.")
+_QUIET = click.option("--quiet", is_flag=True, help="Show no progress.")
+
+
+@kolmo.command()
+@_FILE
+@_SET
+@click.option("--save", type=click.Path(path_type=Path), help="Write the solution here (npz; read it with kolmo.load).")
+@_QUIET
+@_JSON
+def solve(file: Path, assignments: tuple[str, ...], save: Path | None, quiet: bool, as_json: bool) -> int:
+    """Solve the equation in FILE, a small TOML file, and print its values with error estimates.
+
+    \b
+    For example, a call option under geometric Brownian motion:
+        [parameters]
+        K = 100.0
+        [equation]
+        drift = "0.05 * x[0]"
+        diffusion = "0.2 * x[0]"
+        terminal = "maximum(x[0] - K, 0)"
+        killing = 0.05
+        horizon = 1.0
+        [box]
+        lower = [0.0]
+        upper = [inf]
+        boundary = [["natural", "open"]]
+        [solve]
+        at = [90.0, 100.0, 110.0]
+        rtol = 1e-5
+    """  # noqa: D301 - \b keeps click from wrapping a paragraph
+    return equation.solve(file, assignments, save, quiet, as_json)
+
+
+@kolmo.command()
+@_FILE
+@_SET
+@_QUIET
+@_JSON
+def control(file: Path, assignments: tuple[str, ...], quiet: bool, as_json: bool) -> int:
+    """Solve the control problem in FILE, or fit the parameters that it names.
+
+    \b
+    As for kolmo solve, with one table more. Dynamic programming: formulas may use a[0]..,
+        [controls]
+        lower = [-1.0]
+        upper = [1.0]
+    with running_cost, obstacle and sense = "min" or "max" in [equation]. Or a fit of the values at the points:
+        [fit]
+        parameters = ["kappa"]
+        targets = [0.3, 0.5]
+    Without targets the sum of the values is minimised.
+    """  # noqa: D301 - \b keeps click from wrapping a paragraph
+    return equation.control(file, assignments, quiet, as_json)
 
 
 @kolmo.command("list")

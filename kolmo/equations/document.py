@@ -1,0 +1,195 @@
+"""A TOML file of tables whose errors name line and key.
+
+This room may import ``kolmo.errors`` and ``kolmo.expressions``.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from kolmo.errors import InputError
+from kolmo.expressions import CONSTANTS, FUNCTIONS
+
+MAX_BYTES = 32_768
+MAX_POINTS = 2000
+KEYS = {
+    "equation": (
+        *("dim", "drift", "diffusion", "covariance", "terminal", "horizon", "breakpoints", "killing", "source"),
+        *("running_cost", "obstacle", "sense"),
+    ),
+    "box": ("lower", "upper", "boundary"),
+    "solve": ("at", "rtol", "atol"),
+    "controls": ("lower", "upper", "values", "unbounded"),
+    "fit": ("parameters", "targets", "weights", "bounds", "maxiter"),
+}
+
+
+class Document:
+    """The tables of a file, and where each key is."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.text = path, _text(path)
+        try:
+            self.tables: dict[str, Any] = tomllib.loads(self.text)
+        except (tomllib.TOMLDecodeError, RecursionError, ValueError, OverflowError) as error:
+            raise InputError(str(path), f"no TOML: {error}", "a TOML file with tables [equation] and [solve]") from None
+        known = ["parameters", *KEYS]
+        for name, table in self.tables.items():
+            if name not in known:
+                self.refuse(name, "", "an unknown table", f"one of {', '.join(known)}", near(name, known))
+            if not isinstance(table, dict):
+                self.refuse(name, "", repr(table), f"a table: a line [{name}] and keys below it")
+            for key in table if name in KEYS else ():
+                if key not in KEYS[name]:
+                    self.refuse(name, key, "an unknown key", f"one of {', '.join(KEYS[name])}", near(key, KEYS[name]))
+        self.table("equation")
+        if "equation" not in self.tables:
+            self.refuse("equation", "", "nothing", "a table [equation]")
+
+    def has(self, table: str) -> bool:
+        """Whether a table is there."""
+        return table in self.tables
+
+    def table(self, name: str) -> dict[str, Any]:
+        """A table, empty when it is not there."""
+        found: dict[str, Any] = self.tables.get(name, {})
+        return found
+
+    def parameters(self) -> dict[str, float]:
+        """Names to numbers."""
+        for name, value in self.table("parameters").items():
+            if not (name.isidentifier() and name.isascii()) or name in {"t", "x", "a", *CONSTANTS, *FUNCTIONS}:
+                self.refuse("parameters", name, repr(name), "a name of letters, digits and _ that is not taken")
+            if not (is_number(value) and np.isfinite(floating(value))):
+                self.refuse("parameters", name, repr(value), "a finite number")
+        return {name: float(value) for name, value in self.table("parameters").items()}
+
+    def number(self, table: str, key: str, default: Any) -> Any:
+        """A finite number."""
+        value = self.table(table).get(key, default)
+        if value is default:
+            return default
+        if not (is_number(value) and np.isfinite(floating(value))):
+            self.refuse(table, key, repr(value), "a finite number")
+        return float(value)
+
+    def numbers(
+        self, table: str, key: str, shape: tuple[int | None, ...], most: int = MAX_POINTS, *, infinite: bool = False
+    ) -> np.ndarray:
+        """Numbers of a shape, where None is any length; a single number stands for a list of one."""
+        value = self.table(table).get(key)
+        needed = "numbers of shape (" + ", ".join("n" if n is None else str(n) for n in shape) + ")"
+        if is_number(value):
+            value = [value]
+        try:
+            array = np.array(value, dtype=object)
+            flat = [value for value in array.ravel() if is_number(value)]
+            result = np.array([floating(v) for v in flat]).reshape(array.shape)
+        except ValueError:
+            self.refuse(table, key, repr(value)[:80], needed)
+        fits = len(shape) == result.ndim and all(shape[i] in (None, result.shape[i]) for i in range(len(shape)))
+        if not fits or result.size == 0 or len(result) > most or not (infinite or np.isfinite(result).all()):
+            self.refuse(table, key, repr(value)[:80], needed + ("" if len(shape) == 0 else f", at most {most}"))
+        return result
+
+    # ------------------------------------------------------------------------------------------------ its errors
+
+    def refuse(self, table: str, key: str, given: str, needed: str, fix: str = "") -> NoReturn:
+        """Raise an InputError that names line and key."""
+        raise InputError(self.where(table, key), given, needed, fix)
+
+    def where(self, table: str, key: str = "") -> str:
+        """File, line and key as text."""
+        line = self.line(table, key) or self.line(table, "")
+        return f"{self.path}{f', line {line}' if line else ''}, {f'{table}.{key}' if key else f'[{table}]'}"
+
+    def line(self, table: str, key: str) -> int | None:
+        """Line on which a key begins: behind the longest beginning of the file that is whole and lacks it."""
+        lines, start = self.text.splitlines(keepends=True), 0
+        for end in range(1, len(lines) + 1):
+            try:
+                so_far = tomllib.loads("".join(lines[:end]))
+            except ValueError:
+                continue
+            if table in so_far and (not key or key in _as_table(so_far[table])):
+                return next(n for n in range(start, end) if lines[n].strip() and lines[n].lstrip()[0] != "#") + 1
+            start = end
+        return None
+
+    def placed(self, error: InputError) -> InputError:
+        """The same error with line and key, if its argument is a key of this file."""
+        word = error.argument.replace("[", ",").partition(",")[0]
+        if word == "covariance" and "diffusion" in self.table("equation"):
+            word = "diffusion"  # Σ = σσᵀ is what is checked
+        for table, keys in KEYS.items():
+            if word in keys and word in self.table(table):
+                return InputError(self.where(table, word), error.given, error.needed, error.fix)
+        if error.argument.startswith(str(self.path)):
+            return error
+        return InputError(f"{self.path}, {error.argument}", error.given, error.needed, error.fix)
+
+    def about(self, table: str, key: str) -> "_About":
+        """Place errors raised inside at this key."""
+        return _About(self, table, key)
+
+    def __enter__(self) -> None:
+        """Place errors raised inside."""
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, InputError):
+            raise self.placed(error) from None
+
+
+@dataclass(frozen=True)
+class _About:
+    document: Document
+    table: str
+    key: str
+
+    def __enter__(self) -> None:
+        """Place errors raised inside at this key."""
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, InputError):
+            self.document.refuse(self.table, self.key, str(error.given), error.needed, error.fix)
+
+
+def _as_table(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise InputError(str(path), "a larger file", f"at most {MAX_BYTES} bytes")
+        return content.decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError:
+        raise InputError(str(path), "bytes that are not UTF-8", "a TOML file") from None
+    except (OSError, ValueError) as error:
+        raise InputError(str(path), getattr(error, "strerror", None) or error, "a file that can be read") from None
+
+
+def near(name: str, known: Sequence[str]) -> str:
+    """Suggest a name like the one that was not found."""
+    found = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean '{found[0]}'" if found else ""
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, and not NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+def floating(value: float) -> float:
+    """A number as float; a whole one that is too large is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf")
