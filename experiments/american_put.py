@@ -37,7 +37,7 @@ class Config:
 
 def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
     spots = np.array(config.spots)
-    solved = {rtol: control.solve_hjb(put(config), at=spots, rtol=rtol) for rtol in config.rtols}
+    solved = {rtol: control.solve_hjb(put(config), at=spots[:, None], rtol=rtol) for rtol in config.rtols}
     best = solved[config.rtols[-1]]
     trees = run.unit("trees", lambda: np.stack([_tree(config, s, n) for s in spots for n in (1, 2)]).reshape(-1, 2))
     exact, uncertainty = 2.0 * trees[:, 1] - trees[:, 0], np.abs(trees[:, 1] - trees[:, 0])
@@ -51,8 +51,8 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
         "european": european(config, spots, config.maturity),
         "by_tolerance": {
             f"{rtol:g}": {
-                "value": opt(spots),
-                "error": np.abs(opt(spots) - exact),
+                "value": opt(spots[:, None]),
+                "error": np.abs(opt(spots[:, None]) - exact),
                 "error_estimate": float(np.max(opt.error_estimate)),
                 "cells": opt.stats["cells"],
                 "status": opt.status,

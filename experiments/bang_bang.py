@@ -38,7 +38,7 @@ class Config:
 def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
     at = np.array(config.points)
     solved = {
-        sense: {rtol: control.solve_hjb(exit_time(config, sense), at=at, rtol=rtol) for rtol in config.rtols}
+        sense: {rtol: control.solve_hjb(exit_time(config, sense), at=at[:, None], rtol=rtol) for rtol in config.rtols}
         for sense in COLORS
     }
     best = {sense: by_rtol[config.rtols[-1]] for sense, by_rtol in solved.items()}
@@ -52,7 +52,7 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
         "by_tolerance": {
             sense: {
                 f"{rtol:g}": {
-                    "error": float(np.abs(opt(at) - mean_exit_time(config, sense, at)).max()),
+                    "error": float(np.abs(opt(at[:, None]) - mean_exit_time(config, sense, at)).max()),
                     "error_estimate": float(np.max(opt.error_estimate)),
                     "cells": opt.stats["cells"],
                     "status": opt.status,
@@ -140,7 +140,11 @@ def _switch(solution: control.ControlSolution) -> float:
 
 def _roll(config: Config, solution: control.ControlSolution) -> dict[str, Any]:
     est = kolmo.monte_carlo(
-        solution.closed_loop(), list(config.points), paths=config.paths, steps=config.steps, rng=config.seed
+        solution.closed_loop(),
+        np.array(config.points)[:, None],
+        paths=config.paths,
+        steps=config.steps,
+        rng=config.seed,
     )
     return {key: getattr(est, key) for key in ROLLED}
 

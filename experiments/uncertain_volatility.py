@@ -42,7 +42,9 @@ class Config:
 def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
     spots = np.array(config.spots)
     solved = {
-        sense: {rtol: control.solve_hjb(butterfly(config, sense), at=spots, rtol=rtol) for rtol in config.rtols}
+        sense: {
+            rtol: control.solve_hjb(butterfly(config, sense), at=spots[:, None], rtol=rtol) for rtol in config.rtols
+        }
         for sense in COLORS
     }
     best = {sense: by_rtol[config.rtols[-1]] for sense, by_rtol in solved.items()}
@@ -58,8 +60,8 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
         "by_tolerance": {
             sense: {
                 f"{rtol:g}": {
-                    "value": opt(spots),
-                    "error": np.abs(opt(spots) - exact[sense]),
+                    "value": opt(spots[:, None]),
+                    "error": np.abs(opt(spots[:, None]) - exact[sense]),
                     "error_estimate": float(np.max(opt.error_estimate)),
                     "cells": opt.stats["cells"],
                     "status": opt.status,
@@ -169,7 +171,7 @@ def _area(edges: np.ndarray, strike: float) -> np.ndarray:
 
 def _roll(config: Config, solution: control.ControlSolution) -> dict[str, Any]:
     est = kolmo.monte_carlo(
-        solution.closed_loop(), list(config.spots), paths=config.paths, steps=config.steps, rng=config.seed
+        solution.closed_loop(), np.array(config.spots)[:, None], paths=config.paths, steps=config.steps, rng=config.seed
     )
     return {key: getattr(est, key) for key in ROLLED}
 
