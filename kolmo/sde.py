@@ -78,6 +78,45 @@ class SDE:
         )
         self.arrays = arrays if arrays is not None else ("torch" if torch_needed else None)
 
+    @classmethod
+    def from_torchsde(cls, module: Any, dim: int | None = None, *, breakpoints: Sequence[float] | None = None) -> "SDE":
+        r"""The process of a torchsde module, in the Itô sense.
+
+        .. math:: b = f \quad\text{(Itô)}, \qquad b_i = f_i + \tfrac12\sum_{j,k} g_{kj}\,\partial_k g_{ij}
+            \quad\text{(Stratonovich)}, \qquad \sigma = g
+
+        Parameters
+        ----------
+        module : object
+            With ``f(t, y)`` -> (batch, d), ``g(t, y)``, ``noise_type`` ("diagonal", "scalar", "additive" or "general")
+            and ``sde_type`` ("ito" or "stratonovich"), as ``torchsde.sdeint`` takes it. Its parameters keep their
+            gradients in ``control.value``.
+        dim : int, optional
+            Dimension d, where no box tells it.
+        breakpoints : sequence of float, optional
+            Times at which coefficients jump.
+
+        Raises
+        ------
+        InputError
+            For a module that lacks one of these.
+
+        Examples
+        --------
+        >>> import torch
+        >>> class Geometric:
+        ...     noise_type, sde_type = "diagonal", "stratonovich"
+        ...     def f(self, t, y):
+        ...         return 0.1 * y
+        ...     def g(self, t, y):
+        ...         return 0.4 * y
+        >>> sde = SDE.from_torchsde(Geometric(), dim=1)
+        >>> sde.drift(0.0, np.array([1.0]))  # 0.1 + ½ 0.4²
+        array([0.18])
+        """
+        f, g = _torchsde_coefficients(module)
+        return cls(f, g, dim=dim, breakpoints=breakpoints, arrays="torch")
+
     def drift(self, t: float, x: Array) -> Array:
         """Drift b of shape ``(..., d)`` at time t and points x of shape ``(..., d)``."""
         b = evaluate(self._drift, t, x, "drift", self.arrays)
@@ -95,6 +134,11 @@ class SDE:
     def noiseless(self) -> bool:
         """Whether no noise was given at all."""
         return self._diffusion is None and self._covariance is None
+
+    @property
+    def modules(self) -> list[Any]:
+        """The ``nn.Module``s among the coefficients."""
+        return [f for f in (self._drift, self._diffusion, self._covariance) if is_module(f)]
 
     def diffusion(self, t: float, x: Array) -> Array:
         """Noise matrix σ of shape ``(..., d, m)``; the symmetric square root where only Σ was given."""
@@ -169,6 +213,43 @@ def evaluate(f: Any, t: float, x: Array, argument: str, arrays: str | None = Non
             f"write it with x[..., i] and array functions; it is handed {kind}",
         ) from error
     return as_like(value, x)
+
+
+def _torchsde_coefficients(module: Any) -> tuple[Coefficient, Coefficient]:
+    """Itô drift and noise matrix of a torchsde module, at points (..., d)."""
+    import torch
+
+    kinds = {"noise_type": ("diagonal", "scalar", "additive", "general"), "sde_type": ("ito", "stratonovich")}
+    for name, known in kinds.items():
+        if getattr(module, name, None) not in known:
+            raise InputError(f"module.{name}", repr(getattr(module, name, None)), "one of " + ", ".join(known))
+    for name in ("f", "g"):
+        if not callable(getattr(module, name, None)):
+            raise InputError(f"module.{name}", "nothing to call", f"a method {name}(t, y)", "f_and_g is not read")
+    parameter = next(iter(module.parameters()), None) if is_module(module) else None
+    dtype = torch.float64 if parameter is None else parameter.dtype
+    diagonal = module.noise_type == "diagonal"
+
+    def flat(t: float, x: Any) -> tuple[Any, Any]:
+        return torch.as_tensor(t, dtype=dtype, device=x.device), x.reshape(-1, x.shape[-1]).to(dtype)
+
+    def diffusion(t: float, x: Any) -> Any:
+        s = module.g(*flat(t, x))
+        return s.reshape(*x.shape[:-1], *s.shape[1:]).double()
+
+    def matrix(now: Any, y: Any) -> Any:
+        return torch.diag_embed(module.g(now, y)) if diagonal else module.g(now, y)
+
+    def drift(t: float, x: Any) -> Any:
+        now, y = flat(t, x)
+        b = module.f(now, y)
+        if module.sde_type == "stratonovich":
+            s = matrix(now, y)
+            for j in range(s.shape[-1]):
+                b = b + 0.5 * torch.func.jvp(lambda z: matrix(now, z)[..., j], (y,), (s[..., j],))[1]  # noqa: B023
+        return b.reshape(x.shape).double()
+
+    return drift, diffusion
 
 
 def _dimension(dim: int | None, drift: Any, diffusion: Any, covariance: Any) -> int | None:

@@ -11,7 +11,7 @@ import numpy as np
 from kolmo import files
 from kolmo.arrays import Array, as_like, as_numpy, as_points, is_tensor
 from kolmo.discretization import Discretization
-from kolmo.errors import InputError
+from kolmo.errors import InputError, MissingExtraError
 from kolmo.grid import Grid
 
 
@@ -144,6 +144,41 @@ class Solution:
         ax.figure.colorbar(filled, ax=ax, label=f"$u({t:g}, x)$")
         ax.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
         return ax
+
+    def to_xarray(self) -> Any:
+        """The values as a labelled array (needs the extra ``xarray``).
+
+        Returns
+        -------
+        xarray.DataArray
+            Named ``u``, with axes ``t``, then ``x`` or ``x1``, ``x2``, ``x3``, and ``column`` if there are several;
+            attributes ``status``, ``message`` and ``error_estimate``.
+
+        Raises
+        ------
+        MissingExtraError
+            If xarray is not installed.
+
+        Examples
+        --------
+        >>> import kolmo
+        >>> bm = kolmo.SDE(0.0, diffusion=1.0, dim=1)
+        >>> problem = kolmo.KolmogorovProblem(bm, lambda x: x[..., 0], 1.0, kolmo.Box(-1.0, 1.0, "reflecting"))
+        >>> kolmo.solve(problem, grid=21, steps=8).to_xarray().dims
+        ('t', 'x')
+        """
+        try:
+            import xarray
+        except ImportError:
+            raise MissingExtraError("xarray", "xarray") from None
+        d = self.grid.dim
+        axes = {"x" if d == 1 else f"x{i + 1}": nodes for i, nodes in enumerate(self.grid.nodes)}
+        columns = {} if self.columns is None else {"column": np.arange(self.columns)}
+        attributes: dict[str, Any] = {"status": self.status, "message": self.message}
+        if self.error_estimate is not None:
+            attributes["error_estimate"] = np.ravel(self.error_estimate).tolist()
+        coordinates = {"t": self.times, **axes, **columns}
+        return xarray.DataArray(as_numpy(self.values), coordinates, list(coordinates), "u", attributes)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the solution and its recipe to one ``.npz`` file (no pickle); read it with ``kolmo.load``."""
