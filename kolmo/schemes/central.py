@@ -224,8 +224,9 @@ class Central:
         for i, axis in enumerate(grid.axes):
             if axis.n < self.minimum_nodes:
                 raise InputError(f"grid[{i}]", axis.n, f"at least {self.minimum_nodes} nodes for scheme {self.name!r}")
-            low, high = (type(face) for face in box.faces[i])
-            ops, ends = _along_axis(axis.n, self.order, low, high)
+            low, high = (CLOSURES[type(face)] for face in box.faces[i])
+            elastic = isinstance(box.faces[i][0], Robin), isinstance(box.faces[i][1], Robin)
+            ops, ends = _along_axis(axis.n, self.order, low, high, elastic)
             slopes.update({(i, side): (grid.along(i, f), grid.along(i, s)) for side, (f, s) in ends.items()})
             operators.append(ops)
         return CentralStencil.of(grid, box, operators, slopes, sample)
@@ -277,14 +278,14 @@ class Central:
 
 @lru_cache(maxsize=64)
 def _along_axis(
-    n: int, order: int, low: type[Face], high: type[Face]
+    n: int, order: int, low: str, high: str, elastic: tuple[bool, bool]
 ) -> tuple[dict[str, LineOperator], dict[int, tuple[np.ndarray, np.ndarray]]]:
     """Operators of an axis by name, and at sides where the slope is known its weights in the two differences."""
-    D = differences(n, order, CLOSURES[low], CLOSURES[high])
-    first, first_slope = _first(D, (low, high))
+    D = differences(n, order, low, high)
+    first, first_slope = _first(D, elastic)
     ops, ends = {"first": LineOperator(first), "second": LineOperator(D.second), "cross": LineOperator(D.cross)}, {}
-    for side, face in enumerate((low, high)):
-        if issubclass(face, (Reflecting, Robin)):
+    for side, closure in enumerate((low, high)):
+        if closure == SLOPE:
             ends[side] = first_slope[:, side], D.second_slope[:, side]
             pick = np.zeros((n, n))
             pick[(ends[side][0] != 0) | (ends[side][1] != 0), 0 if side == 0 else -1] = 1.0
@@ -292,15 +293,15 @@ def _along_axis(
     return ops, ends
 
 
-def _first(D: Differences, faces: tuple[type[Face], type[Face]]) -> tuple[sp.csr_matrix, np.ndarray]:
+def _first(D: Differences, elastic: tuple[bool, bool]) -> tuple[sp.csr_matrix, np.ndarray]:
     """First difference and its slope weights; one-sided at elastic walls.
 
     There the slope is 2 (κ u − v) / Σ: carried inwards by the drift it would grow without bound until the grid
     resolves the layer of width Σ / b.
     """
     matrix, slope = D.first.tolil(), D.first_slope.copy()
-    for side, face in enumerate(faces):
-        if issubclass(face, Robin):
+    for side in (0, 1):
+        if elastic[side]:
             rows = np.flatnonzero(slope[:, side])
             matrix[rows] = D.cross[rows]
             slope[rows, side] = 0.0
