@@ -334,7 +334,7 @@ def down_and_out_call(
         mirrored = _black_scholes(barrier**2 / S, strike, rate, sigma, 0.0, tau)[0]
         return np.asarray(direct - (S / barrier) ** (1.0 - 2.0 * rate / sigma**2) * mirrored)
 
-    points = _line(1.01 * barrier, 0.92 * strike, strike, 1.2 * strike)
+    points = _line(1.01 * barrier, 0.5 * (barrier + strike), strike, 1.2 * strike)
     return Case("down_and_out_call", problem, points, "Merton (1973); Reiner and Rubinstein (1991)", exact)
 
 

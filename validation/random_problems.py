@@ -43,6 +43,8 @@ CATALOG = (
 )  # fmt: skip
 # Seconds that planning may take, by dimension: not every problem converges within them, and then it must say so.
 SECONDS = {1: 10.0, 2: 15.0, 3: 25.0}
+# Seconds that a march of the reference may take: an answer that would take longer is not judged.
+REFERENCE_SECONDS = 30.0
 # Rounding, relative to the largest value: below it an estimate is neither honest nor dishonest.
 ROUNDING = 1e-12
 
@@ -406,7 +408,9 @@ def transformed(asked: Question, seed: int) -> Question:
         killing=pulled(problem.killing),
         source=pulled(problem.source),
     )
-    return Question(other, np.clip(points, lower, upper), asked.answer)
+    inside = np.clip(points, lower, upper)  # rounding may have carried a point out of a face
+    assert np.allclose(inside, points, rtol=1e-9, atol=1e-9 * (1.0 + np.abs(points).max())), "a point outside the box"
+    return Question(other, inside, asked.answer)
 
 
 # ------------------------------------------------------------------------------------------------------- the trial
@@ -513,7 +517,7 @@ def reference(asked: Question, recipe: kolmo.Discretization) -> tuple[Array, Arr
         warnings.simplefilter("ignore")
         try:
             coarse, fine = (_finer(asked, recipe, factor) for factor in factors)
-        except NotConvergedError:
+        except (NotConvergedError, TimeoutError):
             nothing = np.full((len(asked.points), 1), np.nan)
             return nothing, np.array([np.inf])
     return fine, np.nan_to_num(np.abs(fine - coarse).max(0), nan=np.inf)
@@ -544,7 +548,17 @@ def _finer(asked: Question, recipe: kolmo.Discretization, factor: float) -> Arra
         sol = kolmo.solve(problem, grid=grid, scheme="central4")
     else:
         stepper, steps = _other_stepper(problem, grid, recipe, factor)
-        sol = kolmo.solve(problem, grid=grid, steps=steps, scheme="central4", stepper=stepper)
+        end = time.perf_counter() + REFERENCE_SECONDS
+        sol = kolmo.solve(
+            problem,
+            grid=grid,
+            steps=steps,
+            scheme="central4",
+            stepper=stepper,
+            callback=lambda *_: time.perf_counter() > end,
+        )
+        if sol.status == "interrupted":
+            raise TimeoutError
     return np.asarray(sol(asked.points)).reshape(len(asked.points), -1)
 
 
