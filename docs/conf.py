@@ -49,7 +49,7 @@ REFERENCE = {
     "control": ("Differentiate and control", ["control"]),
     "bridge": ("Noisy networks", ["bridge"]),
     "landscape": ("Loss landscapes", ["landscape"]),
-    "check": ("Cross-checks and problems with exact answers", ["fipy", "interop", "catalog", "testing"]),
+    "check": ("Cross-checks and problems with exact answers", ["fipy", "unstructured", "interop", "catalog", "testing"]),
     "experiments": ("Experiments, runs and reports", ["experiments", "runs", "report", "images", "files", "cli"]),
     "inside": (
         "Inside the solver",

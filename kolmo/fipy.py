@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from kolmo.box import Absorbing, Box, Natural, Open, Periodic, Reflecting, Robin
 from kolmo.errors import InputError
 from kolmo.problem import KolmogorovProblem
 from kolmo.sde import evaluate
+from kolmo.unstructured import MeshSolution, MeshSystem, read_mesh
 
 # Steps taken first as pairs of implicit Euler steps, so that rough terminal data are damped.
 DAMPED = 2
@@ -82,8 +84,13 @@ class FipySolution:
 
 
 def solve(
-    problem: KolmogorovProblem, *, steps: int | None = None, shape: int | Sequence[int] | None = None
-) -> FipySolution:
+    problem: KolmogorovProblem,
+    mesh: Any = None,
+    *,
+    steps: int | None = None,
+    shape: int | Sequence[int] | None = None,
+    faces: Mapping[str | int, Any] | None = None,
+) -> FipySolution | MeshSolution:
     r"""Solve a backward Kolmogorov equation with FiPy, as an independent check.
 
     .. math:: u_\tau = \nabla\cdot(\tfrac12\Sigma\nabla u) + \nabla\cdot(au) - (c + \nabla\cdot a)u + g,
@@ -92,15 +99,21 @@ def solve(
     Parameters
     ----------
     problem : KolmogorovProblem
-        In one or two dimensions, on a finite box.
+        In one or two dimensions, on a finite box. With ``mesh`` its box does not count.
+    mesh : path or fipy mesh, optional
+        A plane domain of any shape instead of the box: a mesh file of Gmsh (needs the extra ``gmsh``), or a mesh of
+        FiPy with ``physicalFaces``.
     steps : int, optional
         Time steps over the horizon, rounded up so that none straddles a breakpoint; needed unless stationary.
     shape : int or sequence of int, optional
         Cells per axis, at least 4; default 200 in one dimension, 60 × 60 in two.
+    faces : mapping, optional
+        With ``mesh``: the condition of each physical group of outer lines, as ``{"rim": "absorbing"}``: "absorbing",
+        "reflecting", "natural", ``Absorbing(value)`` or ``Robin(kappa, value)``.
 
     Returns
     -------
-    FipySolution
+    FipySolution or, with ``mesh``, MeshSolution
         Callable at points.
 
     Raises
@@ -120,6 +133,9 @@ def solve(
     into their cells (to first order where mixed derivatives cross them). Values are continued from inside along a line
     at open faces (zero second derivative), along a parabola at natural ones.
 
+    On a mesh of triangles FiPy's diffusion term takes the part of the flux along the line between two cell centres;
+    the rest of it, and the drift, go by least-squares slopes. The error is O(Δt² + h²) there too.
+
     References
     ----------
     J. E. Guyer, D. Wheeler and J. A. Warren (2009), FiPy: Partial differential equations with Python, Computing in
@@ -134,6 +150,10 @@ def solve(
     >>> bool(abs(solution(case.points) - case.values).max() < 1e-3)
     True
     """
+    if mesh is not None:
+        return _on_mesh(problem, mesh, steps, shape, faces)
+    if faces is not None:
+        raise InputError("faces", faces, "None without a mesh", "the faces of a box belong to it: Box(..., boundary=)")
     counts = _shape(problem, shape)
     _check(problem, steps)
     system = System(problem, counts)
@@ -144,6 +164,30 @@ def solve(
         fields, taken = system.march(nodes), len(nodes) - 1
     values = fields.T.reshape(*counts, -1)
     return FipySolution(problem, values if system.columns is not None else values[..., 0], system.centres, taken)
+
+
+def _on_mesh(
+    problem: KolmogorovProblem,
+    mesh: Any,
+    steps: int | None,
+    shape: int | Sequence[int] | None,
+    faces: Mapping[str | int, Any] | None,
+) -> MeshSolution:
+    if problem.dim != 2:
+        raise InputError("problem", f"dimension {problem.dim}", "two dimensions on a mesh")
+    if shape is not None:
+        raise InputError("shape", shape, "None: the mesh has its cells")
+    if faces is None:
+        raise InputError("faces", None, "a condition for each physical group of lines, as {'rim': 'absorbing'}")
+    mesh = read_mesh(mesh) if isinstance(mesh, str | os.PathLike) else mesh
+    if not hasattr(mesh, "physicalFaces") or mesh.dim != 2:
+        raise InputError("mesh", repr(mesh), "a path, or a plane mesh of FiPy with physicalFaces")
+    system = MeshSystem(problem, mesh, faces)
+    _check_time(problem, steps, any(isinstance(rim.face, Absorbing | Robin) for rim in system.rims))
+    if problem.stationary:
+        return system.solution(system.stationary(), 0)
+    nodes = _nodes(problem, int(steps or 0))
+    return system.solution(system.march(nodes), len(nodes) - 1)
 
 
 def _shape(problem: KolmogorovProblem, shape: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -161,10 +205,14 @@ def _check(problem: KolmogorovProblem, steps: int | None) -> None:
     box = problem.box
     if not (np.isfinite(box.lower).all() and np.isfinite(box.upper).all()):
         raise InputError("box", box, "finite ends", "use Box.covering(sde, points, horizon, within=box)")
+    _check_time(problem, steps, any(isinstance(f, Absorbing | Robin) for pair in box.faces for f in pair))
+
+
+def _check_time(problem: KolmogorovProblem, steps: int | None, ends: bool) -> None:
+    """Refuse steps without time, time without steps, and a stationary problem in which nothing ``ends`` a path."""
     if problem.stationary:
         if steps is not None:
             raise InputError("steps", steps, "None for a stationary problem")
-        ends = any(isinstance(f, Absorbing | Robin) for pair in box.faces for f in pair)
         if not ends and problem.killing is None:
             raise InputError(
                 "problem", "a stationary problem without absorbing or elastic faces or killing", "one of them"

@@ -25,7 +25,7 @@ ROOMS = [
     ["control"],
     ["bridge"],
     ["landscape"],
-    ["fipy", "interop", "catalog", "testing", "images", "equations"],
+    ["unstructured", "fipy", "interop", "catalog", "testing", "images", "equations"],
     ["runs", "report", "experiments", "cli"],
 ]
 FLOOR = {name: level for level, room in enumerate(ROOMS) for name in room}
