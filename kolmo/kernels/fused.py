@@ -270,30 +270,28 @@ def _walls(table: Any, a: Any, y: Any, pulled: Any, load: Any, out: Any) -> None
 
 
 @_jit
-def _stage(table: Any, a: Any, y: Any, pulled: Any, rule: Any, targets: Any) -> None:
-    """``_sweep`` with the terms at walls."""
-    if len(table[5][0]) == 0:
-        _sweep(table, a, y, pulled, rule, targets)
-    else:
-        load, base, following, collected = targets
+def stage(table: Any, a: Any, y: Any, pulled: Any, rule: Any, targets: Any) -> None:
+    """k = Q y + load, following = base + c k, collected = (collected or nothing) + weight k.
+
+    Parameters
+    ----------
+    table : tuple
+        From ``tensor.Fused``.
+    a, y : ndarray
+        Numbers (terms, size) and field (size,).
+    pulled : (q, derivative, wanted)
+        For wanted terms q B_m y is added to the derivative with respect to a_m.
+    rule : (c, weight, begins)
+        ``begins``: nothing has been collected.
+    targets : (load, base, following, collected)
+        Fields.
+    """
+    load, base, following, collected = targets
+    if len(table[5][0]) > 0:
         more = np.empty(len(load))
         _walls(table, a, y, pulled, load, more)
-        _sweep(table, a, y, pulled, rule, (more, base, following, collected))
-
-
-@_jit
-def apply(table: Any, a: Any, u: Any, out: Any) -> None:
-    """``out = Q u``."""
-    none = (u, a, np.zeros(a.shape[0], np.bool_))
-    rest, zero = np.empty(len(u)), np.zeros(len(u))
-    _stage(table, a, u, none, (0.0, 1.0, True), (zero, zero, rest, out))
-
-
-@_jit
-def pullback(table: Any, a: Any, q: Any, u: Any, derivative: Any, wanted: Any) -> None:
-    """Add to the derivative of ⟨q, Q(a) u⟩ with respect to the wanted rows of a."""
-    rest, zero = np.empty(len(u)), np.zeros(len(u))
-    _stage(table, a, u, (q, derivative, wanted), (0.0, 0.0, True), (zero, zero, rest, rest))
+        load = more
+    _sweep(table, a, y, pulled, rule, (load, base, following, collected))
 
 
 @_jit
@@ -468,14 +466,23 @@ def apply_transposed(table: Any, a: Any, q: Any, out: Any, spaces: Any) -> None:
 
 
 @_jit
-def runge_kutta(table: Any, numbers: Any, loads: Any, u: Any, dt: float, out: Any) -> None:
-    """A classical Runge–Kutta step; numbers and loads at its start, middle and end."""
-    none = (u, numbers[0], np.zeros(numbers[0].shape[0], np.bool_))
+def runge_kutta(
+    table: Any, numbers: Any, loads: Any, u: Any, dt: float, out: Any, stages: Any, derivatives: Any, wanted: Any
+) -> None:
+    """A classical Runge–Kutta step; numbers, loads and derivatives at its start, middle and end.
+
+    With the stages of the transposed step, derivatives with respect to the wanted numbers are added on the way.
+    """
     y, z = np.empty(len(u)), np.empty(len(u))
-    _stage(table, numbers[0], u, none, (0.5 * dt, 1.0, True), (loads[0], u, y, out))
-    _stage(table, numbers[1], y, none, (0.5 * dt, 2.0, False), (loads[1], u, z, out))
-    _stage(table, numbers[1], z, none, (dt, 2.0, False), (loads[1], u, y, out))
-    _stage(table, numbers[2], y, none, (0.0, 1.0, False), (loads[2], u, z, out))
+    # one place that calls, so that it is compiled once
+    for at in range(4):
+        node = (at + 1) // 2
+        source = u if at == 0 else y if at % 2 == 1 else z
+        target = z if at % 2 == 1 else y
+        c = dt if at == 2 else 0.0 if at == 3 else 0.5 * dt
+        rule = c, 2.0 if node == 1 else 1.0, at == 0
+        pulled = stages[at], derivatives[node], wanted
+        stage(table, numbers[node], source, pulled, rule, (loads[node], u, target, out))
     for k in range(len(u)):
         out[k] = u[k] + (dt / 6.0) * out[k]
 
@@ -509,16 +516,3 @@ def runge_kutta_transposed(
             weight, back = dt / (6.0 if at == 1 else 3.0), dt if at == 3 else 0.5 * dt
             for k in range(n):
                 stages[at - 1, k] = weight * p[k] + back * z[k]
-
-
-@_jit
-def runge_kutta_pullback(
-    table: Any, numbers: Any, loads: Any, u: Any, stages: Any, dt: float, derivatives: Any, wanted: Any
-) -> None:
-    """Add to the derivatives of the numbers at start, middle and end; stages as from the transposed step."""
-    y, z, total = np.empty(len(u)), np.empty(len(u)), np.empty(len(u))
-    d0, d1, d2 = derivatives
-    _stage(table, numbers[0], u, (stages[0], d0, wanted), (0.5 * dt, 0.0, True), (loads[0], u, y, total))
-    _stage(table, numbers[1], y, (stages[1], d1, wanted), (0.5 * dt, 0.0, True), (loads[1], u, z, total))
-    _stage(table, numbers[1], z, (stages[2], d1, wanted), (dt, 0.0, True), (loads[1], u, y, total))
-    _stage(table, numbers[2], y, (stages[3], d2, wanted), (0.0, 0.0, True), (loads[2], u, z, total))

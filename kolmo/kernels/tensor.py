@@ -170,7 +170,7 @@ class Fused:
     def numbers(self, a: np.ndarray) -> np.ndarray:
         """The numbers as the kernels want them: with a row of zeros for terms that are absent."""
         if not self._padded:
-            return np.ascontiguousarray(a)
+            return _plain(a)
         if self._seen is None or self._seen[0] is not a:
             self._seen = a, np.concatenate([a, np.zeros((1, a.shape[1]))])
         return self._seen[1]
@@ -179,8 +179,13 @@ class Fused:
         """Q(a) u for u of shape (size, k)."""
         from kolmo.kernels import fused
 
-        a = self.numbers(a)
-        return _by_column(u, lambda column, out: fused.apply(self.table, a, column, out))
+        a, zero, rest = self.numbers(a), np.zeros(len(u)), np.empty(len(u))
+        nothing = zero, a, np.zeros(len(a), dtype=bool)
+
+        def work(column: np.ndarray, out: np.ndarray) -> None:
+            fused.stage(self.table, a, column, nothing, (0.0, 1.0, True), (zero, zero, rest, out))
+
+        return _by_column(u, work)
 
     def apply_transposed(self, a: np.ndarray, p: np.ndarray) -> np.ndarray:
         """Q(a)ᵀ p."""
@@ -194,9 +199,10 @@ class Fused:
         from kolmo.kernels import fused
 
         derivative, wanted = np.zeros((self._terms + 1, len(u))), np.arange(self._terms + 1) < self._terms
-        zeros = np.zeros(derivative.shape)
+        zeros, zero, rest = np.zeros(derivative.shape), np.zeros(len(u)), np.empty(len(u))
         for q, column in zip(_columns(p), _columns(u), strict=True):
-            fused.pullback(self.table, zeros, q, column, derivative, wanted)
+            pulled = q, derivative, wanted
+            fused.stage(self.table, zeros, column, pulled, (0.0, 0.0, True), (zero, zero, rest, rest))
         return derivative[: self._terms]
 
     def runge_kutta(
@@ -206,9 +212,11 @@ class Fused:
         from kolmo.kernels import fused
 
         columns, wide = _columns(u), [_columns(load) for load in loads]
+        none, unwanted = np.zeros((4, 1)), np.zeros(len(numbers[0]), dtype=bool)
         result = np.empty(columns.shape)
         for m, out in enumerate(result):
-            fused.runge_kutta(self.table, numbers, tuple(load[m] for load in wide), columns[m], dt, out)
+            here = tuple(load[m] for load in wide)
+            fused.runge_kutta(self.table, numbers, here, columns[m], dt, out, none, numbers, unwanted)
         return _back(result)
 
     def runge_kutta_transposed(
@@ -240,15 +248,21 @@ class Fused:
         wanted[: self._terms] = True if active is None else active
         columns, wide = _columns(u), [_columns(load) for load in loads]
         adjoints = np.stack([_columns(q) for q in stages], 1)
+        rest = np.empty(len(u))
         for m, column in enumerate(columns):
-            fused.runge_kutta_pullback(
-                self.table, numbers, tuple(load[m] for load in wide), column, adjoints[m], dt, derivatives, wanted
-            )
+            here = tuple(load[m] for load in wide)
+            fused.runge_kutta(self.table, numbers, here, column, dt, rest, adjoints[m], derivatives, wanted)
 
 
 def _columns(u: np.ndarray) -> np.ndarray:
-    """A field (size, k) as k contiguous rows."""
-    return u.reshape(1, -1) if u.shape[1] == 1 else np.ascontiguousarray(u.T)
+    """A field (size, k) as k rows."""
+    return _plain(u.reshape(1, -1) if u.shape[1] == 1 else u.T)
+
+
+def _plain(v: np.ndarray) -> np.ndarray:
+    """Contiguous and writable: the kernels are compiled anew for every other kind of array."""
+    v = np.ascontiguousarray(v)
+    return v if v.flags.writeable else v.copy()
 
 
 def _back(columns: np.ndarray) -> np.ndarray:
