@@ -227,3 +227,57 @@ def test_every_shipped_experiment_follows_the_protocol():
         assert experiments.describe(name).endswith(".")
         config = chosen.Config()
         assert experiments.configure(chosen.Config, json.loads(json.dumps(vars(config)))) == config
+
+
+FACTORY = """
+import torch
+
+
+def made():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 1, dtype=torch.float64)
+    return model, lambda f: sum((p**2).sum() for p in f.parameters())
+
+
+def wrong():
+    return 1
+
+
+def broken():
+    raise OSError("no data")
+"""
+
+
+def test_the_landscape_of_a_network_of_ones_own(tmp_path, monkeypatch, capsys):
+    import numpy as np
+    import torch
+
+    from kolmo.landscape import Surface
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine_for_kolmo.py").write_text(FACTORY)
+    weights = {"weight": torch.tensor([[3.0, 4.0]], dtype=torch.float64), "bias": torch.zeros(1, dtype=torch.float64)}
+    torch.save(weights, "weights.pt")
+    arguments = ["landscape", "mine_for_kolmo:made", "--state", "weights.pt", "--points", "9", "--out", "run"]
+    assert main([*arguments, "--json", "--quiet"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    surface = Surface.load(tmp_path / "run" / "surface.npz")
+    assert surface.mean.reshape(9, 9)[4, 4] == pytest.approx(25.0)  # the loss is |weights|²
+    assert np.isfinite(answer["results"]["mean slope"]["value"])
+    assert "--state weights.pt" in (tmp_path / "run" / "report.html").read_text()
+    (tmp_path / "damaged.pt").write_bytes(b"nothing")
+    torch.save({"weight": torch.ones(3)}, "other.pt")
+    torch.save(Run, "code.pt")
+    for model, state, message in [
+        ("mine_for_kolmo", None, "package.module:factory"),
+        ("mine_for_kolmo:absent", None, "AttributeError"),
+        ("nowhere_at_all:made", None, "ModuleNotFoundError"),
+        ("mine_for_kolmo:wrong", None, "a pair (model, loss)"),
+        ("mine_for_kolmo:broken", None, "no data"),
+        *[("mine_for_kolmo:made", f"{name}.pt", f"{name}.pt") for name in ("damaged", "other", "code", "absent")],
+    ]:
+        assert main(["landscape", model, *(["--state", state] if state else [])]) == 2
+        err = capsys.readouterr().err
+        assert message in err
+        assert "Traceback" not in err
+    assert sorted(path.name for path in tmp_path.glob("run*")) == ["run"]

@@ -152,6 +152,31 @@ def control(file: Path, assignments: tuple[str, ...], quiet: bool, as_json: bool
     return equation.control(file, assignments, quiet, as_json)
 
 
+@kolmo.command("landscape")
+@click.argument("model")
+@click.option("--state", type=click.Path(), help="A state dict to load first (torch.save; read with weights_only).")
+@click.option("--points", default=31, type=click.IntRange(5, 1001), help="Points along each direction.")
+@click.option("--draws", default=1, type=click.IntRange(1), help="Noisy passes averaged at every point.")
+@click.option("--seed", default=0, type=int, help="Seed of the plane and of the first draw.")
+@click.option("--span", default=1.0, type=click.FloatRange(0.0, min_open=True), help="Coordinates from -SPAN to SPAN.")
+@click.option("--noisy/--plain", default=None, help="Training or evaluation mode; default: as the factory leaves it.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="A new folder for the run; default: a fresh one in ./runs."
+)
+@_QUIET
+@_JSON
+def measure_landscape(out: Path | None, quiet: bool, as_json: bool, **options: Any) -> int:
+    """Measure and draw the loss of a network over a random filter-normalised plane through its weights.
+
+    MODEL is package.module:factory, a function without arguments that returns a pair (model, loss), where loss(f) gives
+    the loss (a scalar, or a dictionary of scalars) of f, the model at moved weights. The module is looked for in the
+    current folder too.
+    """
+    from kolmo.cli.landscape import Options, landscape
+
+    return landscape(Options(**options), out, quiet, as_json)
+
+
 @kolmo.command("list")
 @_JSON
 def list_experiments(as_json: bool) -> None:
