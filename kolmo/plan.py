@@ -38,6 +38,8 @@ FIRST_SPLIT_STEPS, SPLIT_GROWTH = 8, 1.7
 # Mean drift on the coarsest grid, in nodes a unit of time, over the largest covariance there, from which on steps
 # follow the characteristics.
 CARRIED = 20.0
+# Order that the estimate counts on where the breaks of φ are sampled only.
+SAMPLED_ORDER = 2.0
 # Least proportion between the axes' numbers of nodes.
 LEAST_SHARE = 0.4
 MAX_CELLS = {1: 40_000, 2: 700_000, 3: 4_000_000}
@@ -331,7 +333,7 @@ class _Search:
         parts = self._estimate() if len(self.levels) > 1 else np.full(best.values.shape[1], np.inf)
         estimate = parts + self.cut
         recipe = best.discretization
-        time_part = parts * self._time_share()
+        time_part = np.where(np.isfinite(parts), parts, 0.0) * self._time_share()
         recipe.estimate.update(
             space=(parts - time_part).tolist(), time=time_part.tolist(), cut=(self.cut + 0.0 * parts).tolist()
         )
@@ -374,9 +376,16 @@ class _Search:
         # faster than the scheme can be: one part of the error dies while another has not shown itself yet
         surprised = 1.0 if len(values) == 3 else 0.5 * self.order
         trusted = np.where(observed > self.order + 1.0, surprised, 0.8 * observed)
-        order = np.clip(np.nan_to_num(trusted, nan=1.0), 1.0, self.order)
+        order = np.clip(np.nan_to_num(trusted, nan=1.0), 1.0, self._trust)
         floor = 4e-15 * (1.0 + np.abs(values[-1]).max(0)) * math.sqrt(self.levels[-1].discretization.grid.size)
         return np.asarray(last / (ratio**order - 1.0) + floor)
+
+    @property
+    def _trust(self) -> float:
+        """Highest order that the estimate counts on; kinks in three dimensions are sampled, not located."""
+        rule = self.levels[-1].discretization.terminal
+        sampled = self.problem.dim == 3 and rule is not None and rule.smoothed
+        return SAMPLED_ORDER if sampled else self.order
 
     def _next(self, n: float) -> float:
         """Resolution of the next level, from the estimate and the order."""
