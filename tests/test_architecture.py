@@ -26,7 +26,7 @@ ROOMS = [
     ["bridge"],
     ["landscape"],
     ["unstructured", "fipy", "interop", "catalog", "testing", "images", "equations"],
-    ["runs", "report", "experiments", "cli"],
+    ["runs", "report", "experiments", "sweep", "cli"],
 ]
 FLOOR = {name: level for level, room in enumerate(ROOMS) for name in room}
 HEAVY = ["torch", "fipy", "matplotlib", "sklearn"]

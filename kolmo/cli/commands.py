@@ -152,6 +152,33 @@ def control(file: Path, assignments: tuple[str, ...], quiet: bool, as_json: bool
     return equation.control(file, assignments, quiet, as_json)
 
 
+@kolmo.command()
+@click.argument("name")
+@click.option("--vary", multiple=True, metavar="KEY=VALUE", help="One value of a varied option; repeat it for more.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set an option for all tasks.")
+@click.option("--seeds", type=click.IntRange(1), help="This many seeds, each a task.")
+@click.option("--scheduler", metavar="ADDRESS", help="A Dask scheduler, tcp://host:8786; default: a local cluster.")
+@click.option("--workers", default=2, type=click.IntRange(0), help="Processes of the local cluster; 0: without Dask.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="A new folder for the run; default: a fresh one in ./runs."
+)
+@click.option("--resume", type=click.Path(path_type=Path), help="Continue the sweep in this folder.")
+@_QUIET
+@_JSON
+def sweep(name: str, vary: tuple[str, ...], assignments: tuple[str, ...], **options: Any) -> int:
+    """Run the experiment NAME for every combination of settings and seeds, on Dask workers.
+
+    For example: kolmo sweep demo --vary noise=0.1 --vary noise=0.3 --seeds 5. Results do not depend on the workers; one
+    that is killed costs the task that it had. A sweep that was interrupted, or killed, goes on with --resume FOLDER.
+    """
+    from kolmo.cli.sweep import sweep as perform_sweep
+
+    varied: dict[str, list[str]] = {}
+    for key, value in perform.pairs(vary, "--vary"):
+        varied[key] = [*varied.get(key, []), value]
+    return perform_sweep(name, fixed=dict(perform.pairs(assignments, "--set")), varied=varied, **options)
+
+
 @kolmo.command("landscape")
 @click.argument("model")
 @click.option("--state", type=click.Path(), help="A state dict to load first (torch.save; read with weights_only).")

@@ -15,7 +15,7 @@ from kolmo.experiments import Experiment
 from kolmo.report import Figure, Section, Table, write_report
 from kolmo.runs import Run
 
-__all__ = ["experiment", "report"]
+__all__ = ["experiment", "pairs", "report"]
 
 
 def experiment(
@@ -31,7 +31,7 @@ def experiment(
 ) -> int:
     """Run an experiment and return the exit code."""
     chosen = experiments.load(name)
-    values = _values(assignments) | {
+    values = dict(pairs(assignments, "--set")) | {
         key: value for key, value in (("seeds", seeds), ("seed", seed)) if value is not None
     }
     run, config = _start(name, chosen, values, out) if resume is None else _again(name, chosen, values, out, resume)
@@ -79,14 +79,15 @@ def _again(name: str, chosen: Experiment, values: dict[str, str], out: Path | No
     return run, experiments.configure(chosen.Config, run.config)
 
 
-def _values(assignments: tuple[str, ...]) -> dict[str, str]:
-    values = {}
+def pairs(assignments: tuple[str, ...], option: str) -> list[tuple[str, str]]:
+    """Keys and values of KEY=VALUE, as given to an option."""
+    found = []
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not (key and equals):
-            raise InputError("--set", repr(assignment), "KEY=VALUE")
-        values[key.strip()] = value
-    return values
+            raise InputError(option, repr(assignment), "KEY=VALUE")
+        found.append((key.strip(), value))
+    return found
 
 
 def _how_to_go_on(run: Run) -> str:

@@ -1,0 +1,101 @@
+"""A sweep from the command line: make or resume its run, do the tasks, average over seeds, report."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kolmo import experiments
+from kolmo import sweep as sweeps
+from kolmo.cli.text import readable
+from kolmo.errors import InputError
+from kolmo.report import Measured, Section, Table, write_report
+from kolmo.runs import Run
+
+__all__ = ["sweep"]
+
+
+def sweep(
+    name: str,
+    *,
+    fixed: dict[str, str],
+    varied: dict[str, list[str]],
+    seeds: int | None,
+    scheduler: str | None,
+    workers: int,
+    out: Path | None,
+    resume: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Run every combination of settings; return the exit code."""
+    if resume is not None:
+        if fixed or varied or seeds is not None or out is not None:
+            raise InputError("resume", "options beside it", "none but --scheduler and --workers")
+        run = Run.resume(resume)
+        if run.name != f"sweep-{name}":
+            raise InputError("resume", f"a run of {run.name!r}", f"a sweep of {name!r}")
+        fixed, varied = run.config["set"], run.config["vary"]
+        tasks = sweeps.settings(name, fixed, varied)
+    else:
+        if seeds is not None:
+            known = [option for option, _, _ in experiments.options(experiments.load(name).Config)]
+            if "seed" not in known or "seed" in varied:
+                raise InputError("seeds", seeds, "an experiment with an option 'seed' that is not varied already")
+            first = int(fixed.pop("seed", "0")) if fixed.get("seed", "0").lstrip("-").isdigit() else 0
+            varied = {**varied, "seed": [str(first + i) for i in range(seeds)]}
+            fixed |= {"seeds": "1"} if "seeds" in known else {}
+        tasks = sweeps.settings(name, fixed, varied)
+        run = Run.create(
+            f"sweep-{name}",
+            {"set": fixed, "vary": varied},
+            out=out,
+            seeds=[int(s) for s in varied.get("seed", [])],
+        )
+    click.echo(f"run folder: {run.folder}", err=True)
+    try:
+        with run:
+            failed = sweeps.perform(run, name, tasks, scheduler=scheduler, workers=workers, progress=not quiet)
+            if not failed:
+                run.save_results(_averaged(run, tasks))
+                _report(run, name)
+    except KeyboardInterrupt:
+        click.echo(f"kolmo: interrupted. Go on with: kolmo sweep {name} --resume {run.folder}", err=True)
+        return 1
+    for key, message in failed.items():
+        click.echo(f"kolmo: {key}: {message}", err=True)
+    if failed:
+        click.echo(f"kolmo: {len(failed)} of {len(tasks)} tasks failed; the others are kept.", err=True)
+        click.echo(f"Go on with: kolmo sweep {name} --resume {run.folder}", err=True)
+        return 1
+    answer = {"run": str(run.folder), "results": run.results}
+    click.echo(json.dumps(answer, indent=2) if as_json else f"{readable(run.results)}\nrun: {run.folder}")
+    return 0
+
+
+def _averaged(run: Run, tasks: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """Mean and standard error over the seeds, for every combination of the other settings."""
+    varied = [key for key in run.config["vary"] if key != "seed"]
+    groups: dict[str, list[str]] = {}
+    for key, values in tasks.items():
+        groups.setdefault(" ".join(f"{name}={values[name]}" for name in varied) or "all", []).append(key)
+    return {group: sweeps.averages(run.load_unit(key) for key in keys) for group, keys in groups.items()}
+
+
+def _report(run: Run, name: str) -> None:
+    rows = [
+        [group, number, found["mean"] if found["standard_error"] is None else Measured(**_as_measured(found))]
+        for group, numbers in run.results.items()
+        for number, found in numbers.items()
+    ]
+    table = Table(["settings", "quantity", "mean ± standard error"], rows, "Over the seeds of each setting.")
+    words = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in run.config["set"].items()]
+    words += [f"--vary {shlex.quote(f'{key}={v}')}" for key, values in run.config["vary"].items() for v in values]
+    command = " ".join(["kolmo sweep", name, *words])
+    write_report(run, [Section("Results", [table])], title=f"Sweep of {name}", command=command)
+
+
+def _as_measured(found: dict[str, float]) -> dict[str, float]:
+    return {"value": found["mean"], "error": found["standard_error"]}

@@ -1,0 +1,151 @@
+"""Sweeps: the same results on any workers; a killed worker costs its task; an unfinished sweep goes on."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kolmo import experiments, sweep
+from kolmo.cli import main
+from kolmo.errors import InputError
+from kolmo.runs import Run
+
+cloudpickle = pytest.importorskip("cloudpickle")
+pytest.importorskip("distributed")
+
+
+@pytest.fixture(autouse=True)
+def by_value():
+    """Send this module's functions to workers as they are: they cannot import a test."""
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+def simulated(seed, folder, fatal):
+    """Average of random numbers; the first worker that gets the fatal seed is killed on the spot."""
+    with (Path(folder) / "calls").open("a") as file:
+        file.write(f"{seed}\n")
+    if seed == fatal and not (Path(folder) / "killed").exists():
+        (Path(folder) / "killed").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"mean": float(np.random.default_rng(seed).normal(size=10_000).mean()), "seed": seed}
+
+
+def failing(seed):
+    if seed == 1:
+        raise ZeroDivisionError("in a task")
+    return seed
+
+
+def test_a_killed_worker_costs_its_task_and_the_results_are_those_of_the_serial_run(tmp_path):
+    tasks = {f"seed-{s}": (simulated, (s, str(tmp_path), 2)) for s in range(6)}
+    with Run.create("toy", {}, out=tmp_path / "parallel") as run:
+        assert sweep.store(run, tasks, 6, scheduler=None, workers=2, progress=False) == {}
+    calls = (tmp_path / "calls").read_text().split()
+    assert calls.count("2") == 2  # killed, and again
+    assert len(calls) <= 6 + 2  # at most what was in flight beside it
+    with Run.create("toy", {}, out=tmp_path / "serial") as serial:
+        sweep.store(serial, tasks, 6, scheduler=None, workers=0, progress=False)
+    assert run.units == serial.units
+    assert all(run.load_unit(key) == serial.load_unit(key) for key in tasks)
+
+
+def test_a_scheduler_of_ones_own_and_a_task_that_fails(tmp_path):
+    from distributed import LocalCluster
+
+    tasks = {f"seed-{s}": (failing, (s,)) for s in range(3)}
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, processes=False) as cluster,
+        Run.create("toy", {}, out=tmp_path / "run") as run,
+    ):
+        failed = sweep.store(run, tasks, 3, scheduler=cluster.scheduler_address, workers=2, progress=False)
+    assert failed == {"seed-1": "ZeroDivisionError: in a task"}
+    assert run.units == ["seed-0", "seed-2"]
+
+
+TOY = '''
+"""Add up a few random numbers."""
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Config:
+    seeds: int = 1
+    seed: int = 0
+    scale: float = 1.0
+    fails: int = -1
+
+
+def run(config, run, progress):
+    if config.seed == config.fails:
+        raise ZeroDivisionError("a bug")
+    return {"sum": config.scale * float(np.random.default_rng(config.seed).normal()), "word": "x"}
+'''
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    (folder / "toy_sweep.py").write_text(TOY)
+    monkeypatch.setattr(experiments, "folder", lambda: folder)
+    monkeypatch.setattr(experiments, "__path__", [str(folder)])
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("kolmo.experiments.toy_sweep", None)
+
+
+def test_a_sweep_averages_over_its_seeds(toy, capsys):
+    arguments = ["sweep", "toy_sweep", "--vary", "scale=1", "--vary", "scale=2", "--seeds", "3", "--workers", "0"]
+    assert main([*arguments, "--out", "run", "--json", "--quiet"]) == 0
+    found = json.loads(capsys.readouterr().out)["results"]
+    draws = np.array([np.random.default_rng(seed).normal() for seed in range(3)])
+    for scale in (1, 2):
+        assert np.isclose(found[f"scale={scale}"]["sum"]["mean"], scale * draws.mean())
+        assert np.isclose(found[f"scale={scale}"]["sum"]["standard_error"], scale * draws.std(ddof=1) / np.sqrt(3))
+    assert Run.open(toy / "run").environment["seeds"] == [0, 1, 2]
+    assert "--vary scale=2" in (toy / "run" / "report.html").read_text()
+
+
+def test_what_is_done_is_not_done_again(toy, capsys):
+    arguments = ["sweep", "toy_sweep", "--set", "fails=1", "--seeds", "3", "--workers", "0", "--quiet"]
+    assert main([*arguments, "--out", "run"]) == 1
+    err = capsys.readouterr().err
+    assert "seed=1: ZeroDivisionError: a bug" in err
+    assert "--resume run" in err
+    run = Run.open(toy / "run")
+    assert run.units == ["seed=0", "seed=2"]
+    (toy / "experiments" / "toy_sweep.py").write_text(TOY.replace("config.seed == config.fails", "config.seed == 0"))
+    sys.modules.pop("kolmo.experiments.toy_sweep")
+    assert main(["sweep", "toy_sweep", "--resume", "run", "--workers", "0", "--quiet"]) == 0  # seed 0 is not run again
+    assert run.status == "done"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--vary", "scael=1"], "did you mean 'scale'"),
+        (["--vary", "scale"], "KEY=VALUE"),
+        (["--vary", "scale=big"], "a number"),
+        (["--seeds", "2", "--vary", "seed=1"], "seeds"),
+        (["--resume", "nowhere"], "run folder"),
+        (["--seeds", "1", "--scheduler", "tcp://127.0.0.1:9", "--out", "new"], "dask scheduler"),
+    ],
+)
+def test_mistakes_are_explained(toy, capsys, arguments, message, monkeypatch):
+    assert main(["sweep", "toy_sweep", "--quiet", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_settings_are_checked_before_anything_runs(toy):
+    with pytest.raises(InputError, match="scale"):
+        sweep.settings("toy_sweep", {}, {"seed": ["0"], "scale": ["1", "x"]})
