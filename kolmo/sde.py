@@ -137,7 +137,7 @@ class SDE:
 
     @property
     def modules(self) -> list[Any]:
-        """The ``nn.Module``s among the coefficients."""
+        """Coefficients that are ``nn.Module`` instances."""
         return [f for f in (self._drift, self._diffusion, self._covariance) if is_module(f)]
 
     def diffusion(self, t: float, x: Array) -> Array:
