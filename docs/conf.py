@@ -49,8 +49,14 @@ REFERENCE = {
     "control": ("Differentiate and control", ["control"]),
     "bridge": ("Noisy networks", ["bridge"]),
     "landscape": ("Loss landscapes", ["landscape"]),
-    "check": ("Cross-checks and problems with exact answers", ["fipy", "unstructured", "interop", "catalog", "testing"]),
-    "experiments": ("Experiments, runs and reports", ["experiments", "sweep", "runs", "report", "images", "files", "cli"]),
+    "check": (
+        "Cross-checks and problems with exact answers",
+        ["fipy", "unstructured", "interop", "catalog", "testing"],
+    ),
+    "experiments": (
+        "Experiments, runs and reports",
+        ["experiments", "sweep", "runs", "report", "images", "files", "cli"],
+    ),
     "inside": (
         "Inside the solver",
         ["arrays", "registry", "reach", "grid", "grading", "kernels", "schemes", "steppers", "march"],
