@@ -59,7 +59,7 @@ REFERENCE = {
     ),
     "inside": (
         "Inside the solver",
-        ["arrays", "registry", "reach", "grid", "grading", "kernels", "schemes", "steppers", "march"],
+        ["arrays", "registry", "memory", "reach", "grid", "grading", "kernels", "schemes", "steppers", "march"],
     ),
 }
 

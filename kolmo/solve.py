@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kolmo import memory
 from kolmo.arrays import Array, as_points, is_tensor, namespace
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, KolmoError, NotConvergedError, ToleranceWarning
@@ -110,6 +111,8 @@ def solve(
                 )
             return _fixed(problem, discretization, saved, like, callback, progress)
         if grid is not None:
+            shape = grid.shape if isinstance(grid, Grid) else np.broadcast_to(grid, problem.dim).tolist()
+            memory.require("grid", shape, saved=len(saved))
             recipe = prescribe(problem, grid, steps, scheme, stepper, saved, like)
             return _fixed(problem, recipe, saved, like, callback, progress)
         if steps is not None:
