@@ -240,7 +240,10 @@ class Equation:
     def _fit(self) -> Fit:
         document, given = self._document, self._document.table("fit")
         names = given.get("parameters", [])
-        if not isinstance(names, list) or not names or any(name not in self.parameters for name in names):
+        known_names = isinstance(names, list) and all(
+            isinstance(name, str) and name in self.parameters for name in names
+        )
+        if not known_names or not names:
             known = ", ".join(self.parameters) or "there is none"
             document.refuse("fit", "parameters", repr(names), f"a list of names in [parameters]: {known}")
         n = len(self.at)
