@@ -111,7 +111,9 @@ def solve(
                 )
             return _fixed(problem, discretization, saved, like, callback, progress)
         if grid is not None:
-            shape = grid.shape if isinstance(grid, Grid) else np.broadcast_to(grid, problem.dim).tolist()
+            shape = grid.shape if isinstance(grid, Grid) else np.atleast_1d(grid).tolist()
+            if len(shape) == 1:  # the same along every axis
+                shape = list(shape) * problem.dim
             memory.require("grid", shape, saved=len(saved))
             recipe = prescribe(problem, grid, steps, scheme, stepper, saved, like)
             return _fixed(problem, recipe, saved, like, callback, progress)
