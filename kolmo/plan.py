@@ -38,6 +38,8 @@ FIRST_SPLIT_STEPS, SPLIT_GROWTH = 8, 1.7
 # Mean drift on the coarsest grid, in nodes a unit of time, over the largest covariance there, from which on steps
 # follow the characteristics.
 CARRIED = 20.0
+# Stable explicit steps on the coarsest grid, for one along characteristics, from which on these are worth their price.
+EXPLICIT_PER_CARRIED = 5
 # Order that the estimate counts on where the breaks of φ are sampled only.
 SAMPLED_ORDER = 2.0
 # Least proportion between the axes' numbers of nodes.
@@ -454,12 +456,13 @@ class _Search:
     def _choose_stepper(self, generator: Generator, steps: int, name: str) -> tuple[str, int]:
         """Along characteristics where drift does it all; implicit in one dimension; else explicit or split."""
         split = math.ceil(FIRST_SPLIT_STEPS * (steps / FIRST_STEPS) ** SPLIT_GROWTH)
-        if self._carried is None:  # once for all levels: they belong together
-            self._carried = name == "auto" and self.like is None and _carried(generator)
-        if name == TRANSPORT or (name == "auto" and self._carried):
-            return TRANSPORT, split if generator.sample.S.any() else steps
-        horizon = self.problem.horizon or 0.0
+        horizon, noisy = self.problem.horizon or 0.0, generator.sample.S.any()
         explicit = math.ceil(horizon / STEPPERS[EXPLICIT].largest_step(*generator.stiffness())) + 1
+        if self._carried is None:  # once for all levels: they belong together
+            worth = not noisy or explicit > EXPLICIT_PER_CARRIED * split
+            self._carried = name == "auto" and self.like is None and worth and _carried(generator)
+        if name == TRANSPORT or (name == "auto" and self._carried):
+            return TRANSPORT, split if noisy else steps
         if name == "auto":
             affordable = explicit <= EXPLICIT_PER_SPLIT * split or self.like is not None
             name = IMPLICIT if self.problem.dim == 1 and self.like is None else EXPLICIT if affordable else SPLIT
