@@ -12,8 +12,6 @@ from kolmo.errors import InputError
 # Bytes of a cell, a column and a saved time; measured are 700 a cell at 600² with diagonal noise, and 950 to 1950 with
 # correlations.
 PER_CELL, PER_COLUMN, PER_SAVED = 500, 140, 8
-# Square matrices (n, n) of difference weights along an axis.
-PER_AXIS = 3 * 8
 
 
 def predicted(shape: Sequence[int], *, columns: int = 1, saved: int = 0) -> int:
@@ -34,7 +32,7 @@ def predicted(shape: Sequence[int], *, columns: int = 1, saved: int = 0) -> int:
     640
     """
     cells = math.prod(int(n) for n in shape)
-    return cells * (PER_CELL + columns * (PER_COLUMN + PER_SAVED * saved)) + PER_AXIS * max(int(n) for n in shape) ** 2
+    return cells * (PER_CELL + columns * (PER_COLUMN + PER_SAVED * saved))
 
 
 def available() -> int | None:

@@ -1,7 +1,6 @@
 """How "auto" chooses: box, graded grid, scheme, stepper and steps, refined until the estimate meets the tolerance."""
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +12,7 @@ from kolmo.box import Absorbing, Open, Reflecting, Robin
 from kolmo.discretization import Discretization, steps_given
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Grid
+from kolmo.kernels.first_use import clock
 from kolmo.layout import Layout, first_layout
 from kolmo.march import Callback, March, Run, time_nodes
 from kolmo.problem import KolmogorovProblem, check_vectorised
@@ -249,7 +249,7 @@ class _Search:
         self._measured: Level | None = None
         self._beside: np.ndarray | None = None
         self._carried: bool | None = None
-        self.started = time.perf_counter()
+        self.started = clock()
 
     def run(self, max_cells: int, max_seconds: float) -> Outcome:
         """Refine until the estimate meets the tolerance, then see to the cut."""
@@ -287,7 +287,7 @@ class _Search:
     def _limit(self, n: float, layout: Layout, max_cells: int, max_seconds: float) -> str:
         """Why no finer level may be begun, or nothing."""
         cells = math.prod(n * share for share in layout.shares)
-        spent = time.perf_counter() - self.started
+        spent = clock() - self.started
         # the next level costs more than the last by the growth of cells and steps
         ahead = self.levels[-1].seconds * (n / self.levels[-1].n) ** (self.problem.dim + 1)
         if cells <= max_cells and spent + ahead <= max_seconds:
@@ -343,7 +343,7 @@ class _Search:
             "cells": recipe.grid.size,
             "steps": recipe.steps,
             "levels": len(self.levels),
-            "seconds": time.perf_counter() - self.started,
+            "seconds": clock() - self.started,
             "estimate": dict(recipe.estimate),
         }
         return Outcome(best, estimate, status, message, stats)
@@ -404,7 +404,7 @@ class _Search:
         return self._solve_on(layout.grid(n, SCHEMES[self.scheme].minimum_nodes), steps, n)
 
     def _solve_on(self, grid: Grid, steps: int, n: float, stepper: str = "") -> Level:
-        begun = time.perf_counter()
+        begun = clock()
         generator = Generator(self.problem, grid, SCHEMES[self.scheme])
         if self.problem.stationary:
             recipe = Discretization(grid, (), self.scheme, IMPLICIT, None)
@@ -425,7 +425,7 @@ class _Search:
         everywhere = np.concatenate([self.points, self._witnesses(grid)])
         witnessed = as_numpy(grid.interpolate(as_numpy(run.state), everywhere, recipe.width))
         witnessed = witnessed.reshape(len(everywhere), -1)
-        return Level(recipe, run, witnessed[: len(self.points)], witnessed, time.perf_counter() - begun, n, steps)
+        return Level(recipe, run, witnessed[: len(self.points)], witnessed, clock() - begun, n, steps)
 
     def _proportioned(self, layout: Layout, n: float) -> Layout:
         """Give each axis nodes in proportion to the error that it causes, seen by refining it alone."""

@@ -17,7 +17,7 @@ def problem(dim):
     return kolmo.KolmogorovProblem(kolmo.SDE(0.0, diffusion=1.0, dim=dim), lambda x: x[..., 0], 0.1, box)
 
 
-@pytest.mark.parametrize(("dim", "grid"), [(3, 5000), (3, (4000, 5000, 6000)), (2, 400_000), (1, 3_000_000)])
+@pytest.mark.parametrize(("dim", "grid"), [(3, 5000), (3, (4000, 5000, 6000)), (2, 400_000), (1, 3_000_000_000)])
 def test_a_grid_beyond_the_memory_is_refused_with_numbers(dim, grid):
     with pytest.raises(
         InputError, match=r"grid: got .* nodes, which take at least [\d.]+ GB; needed at most the [\d.]+"
@@ -62,3 +62,9 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path):
         fill()
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["value.npz"]
+
+
+def test_a_long_axis_takes_memory_in_proportion():
+    # three dense matrices of difference weights would take 60 GB
+    fine, coarse = (kolmo.solve(problem(1), grid=n, steps=8, stepper="radau5")(0.5) for n in (50_001, 201))
+    assert abs(float(fine) - float(coarse)) < 1e-5

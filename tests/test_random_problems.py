@@ -126,7 +126,8 @@ def test_forward_and_backward_agree(dim):
         low, high = np.where(np.isfinite(low), low, -1.5), np.where(np.isfinite(high), high, 2.5)
         grid = kolmo.Grid.of(problem.box.replace(low, high), sizes[dim][0])
         scheme = ["central2", "central6", "monotone"][spec.seed % 3]
-        stepper = ["radau5", "mcs3" if dim == 2 else "radau3", "implicit-euler"][spec.seed // 3 % 3]
+        split = dim == 2 and scheme != "monotone"  # whose stencils do not split by axis
+        stepper = ["radau5", "mcs3" if split else "radau3", "implicit-euler"][spec.seed // 3 % 3]
         table = duality_gap(problem, grid=grid, steps=sizes[dim][1], scheme=scheme, stepper=stepper, laws=1)
         assert table.worst("gap") < 1e-10, (spec, scheme, stepper, table)
 

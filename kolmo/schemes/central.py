@@ -168,22 +168,17 @@ class TensorStencil:
     def bands(self, a: np.ndarray, axis: int, free: np.ndarray | None) -> tuple[np.ndarray, int]:
         """Band storage (n, width, lines) of the operator on each line of an axis, and its number of sub-diagonals."""
         n = self.shape[axis]
-        matrices = [
-            np.eye(n) if key[axis] is None else self.operators[axis][key[axis] or ""].matrix.toarray()
-            for key in self.terms
-        ]
-        pattern = np.argwhere(np.any([M != 0 for M in matrices], axis=0))
-        offset = pattern[:, 0] - pattern[:, 1]
-        below, above = int(max(offset.max(), 0)), int(max(-offset.min(), 0))
-        columns = np.arange(n)[:, None] + np.arange(-below, above + 1)
-        inside = (columns >= 0) & (columns < n)
+        matrices = [_identity(n) if key[axis] is None else self.operators[axis][key[axis] or ""] for key in self.terms]
+        below, above = (max(widths) for widths in zip(*(M.width for M in matrices), strict=True))
         lines = [np.moveaxis(w.reshape(self.shape), axis, 0).reshape(n, -1) for w in a]
         band = np.zeros((n, below + above + 1, lines[0].shape[1]))
         for M, w in zip(matrices, lines, strict=True):
-            entries = np.where(inside, M[np.arange(n)[:, None], np.clip(columns, 0, n - 1)], 0.0)
-            band += entries[:, :, None] * w[:, None, :]
+            rows, columns, weights = M.entries
+            band[rows, below + columns - rows] += weights[:, None] * w[rows]
         if free is not None:
             kept = np.moveaxis(free.reshape(self.shape), axis, 0).reshape(n, -1).astype(float)
+            columns = np.arange(n)[:, None] + np.arange(-below, above + 1)
+            inside = (columns >= 0) & (columns < n)
             band *= np.where(inside[:, :, None], kept[np.clip(columns, 0, n - 1)], 0.0)
         return band, below
 
@@ -287,10 +282,15 @@ def _along_axis(
     for side, closure in enumerate((low, high)):
         if closure == SLOPE:
             ends[side] = first_slope[:, side], D.second_slope[:, side]
-            pick = np.zeros((n, n))
-            pick[(ends[side][0] != 0) | (ends[side][1] != 0), 0 if side == 0 else -1] = 1.0
-            ops[f"pick{side}"] = LineOperator(pick)
+            rows = np.flatnonzero((ends[side][0] != 0) | (ends[side][1] != 0))
+            columns = np.full(len(rows), 0 if side == 0 else n - 1)
+            ops[f"pick{side}"] = LineOperator(sp.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(n, n)))
     return ops, ends
+
+
+@lru_cache(maxsize=64)
+def _identity(n: int) -> LineOperator:
+    return LineOperator(sp.identity(n))
 
 
 def _first(D: Differences, elastic: tuple[bool, bool]) -> tuple[sp.csr_matrix, np.ndarray]:

@@ -1,5 +1,6 @@
 """One-dimensional difference operators of any order on a uniform grid, with closures that know the kind of face."""
 
+import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -74,28 +75,46 @@ def differences(n: int, order: int, low: str, high: str) -> Differences:
     reach = order // 2
     if n < order + 3:
         raise ValueError(f"an axis with {n} nodes is too short for order {order}: needs {order + 3}")
-    first, second, cross = (np.zeros((n, n)) for _ in range(3))
+    first, second, cross = _Rows(n), _Rows(n), _Rows(n)
     first_slope, second_slope = np.zeros((n, 2)), np.zeros((n, 2))
     central = np.arange(-reach, reach + 1)
-    interior = [stencil_weights(central.astype(float), m)[0] for m in (1, 2)]
-    for i in range(n):
-        side = 0 if i < reach else 1 if i >= n - reach else None
-        if side is None or low == WRAP:
-            columns = (i + central) % n
-            first[i, columns], second[i, columns], cross[i, columns] = interior[0], interior[1], interior[0]
-            continue
+    inside = np.arange(n) if low == WRAP else np.arange(reach, n - reach)
+    for matrix, m in ((first, 1), (second, 2), (cross, 1)):
+        matrix.add(inside, (inside[:, None] + central) % n, stencil_weights(central.astype(float), m)[0])
+    for side, j in itertools.product((0, 1), range(0 if low == WRAP else reach)):
         # work at the low end; the high end is its mirror image
-        kind, j = (low, i) if side == 0 else (high, n - 1 - i)
-        sign = 1.0 if side == 0 else -1.0
-        end = 0 if side == 0 else n - 1
+        kind, sign, end = (low, 1, 0) if side == 0 else (high, -1, n - 1)
         for matrix, m, slopes in ((first, 1, first_slope), (second, 2, second_slope), (cross, 1, None)):
             offsets, known = _closure(kind if slopes is not None else _without_slope(kind), j, m, order)
             weights, slope = stencil_weights(offsets, m, -float(j) if known else None)
-            columns = end + (sign * (offsets + j)).astype(int)
-            matrix[i, columns] += weights * (sign if m == 1 else 1.0)
+            row, columns = end + sign * j, end + sign * (offsets + j).astype(int)
+            matrix.add(np.array([row]), columns[None], weights * (sign if m == 1 else 1.0))
             if slopes is not None:
-                slopes[i, side] = slope * (1.0 if m == 1 else sign)
-    return Differences(sp.csr_matrix(first), sp.csr_matrix(second), first_slope, second_slope, sp.csr_matrix(cross))
+                slopes[row, side] = slope * (1.0 if m == 1 else sign)
+    return Differences(first.matrix(), second.matrix(), first_slope, second_slope, cross.matrix())
+
+
+class _Rows:
+    """A sparse matrix of n rows, given some rows at a time."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._rows: list[np.ndarray] = []
+        self._columns: list[np.ndarray] = []
+        self._values: list[np.ndarray] = []
+
+    def add(self, rows: np.ndarray, columns: np.ndarray, values: np.ndarray) -> None:
+        """Rows of these numbers: columns of shape (rows, width), values of that shape or one for all rows."""
+        self._rows.append(np.repeat(rows, columns.shape[1]))
+        self._columns.append(columns.ravel())
+        self._values.append(np.broadcast_to(values, columns.shape).ravel())
+
+    def matrix(self) -> sp.csr_matrix:
+        """All of them."""
+        values, rows, columns = (np.concatenate(part) for part in (self._values, self._rows, self._columns))
+        matrix = sp.csr_matrix((values, (rows, columns)), shape=(self._n, self._n))
+        matrix.eliminate_zeros()
+        return matrix
 
 
 def _without_slope(kind: str) -> str:
