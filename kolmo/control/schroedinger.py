@@ -250,14 +250,10 @@ class _Level:
         for count in range(1, ITERATIONS + 1):
             psi = _scaled(logs)
             start = self.chain.pulled(psi)
-            if not (start[m0 > 0] > 0).all():
-                raise NotConvergedError(
-                    "the second density cannot be reached from all of the first one: too little noise"
-                )
+            self._check_reached(start, m0, "the second density cannot be reached from all of the first one")
             share = np.where(m0 > 0, m0 / np.where(start > 0, start, 1.0), 0.0)
             end = self.chain.pushed(share)
-            if not (end[m1 > 0] > 0).all():
-                raise NotConvergedError("the first density does not reach all of the second one: too little noise")
+            self._check_reached(end, m1, "the first density does not reach all of the second one")
             misfit = 0.5 * float(np.abs(end * psi - m1).sum())
             self.misfit, self.iterations = misfit, count
             if misfit <= MISFIT:
@@ -271,6 +267,15 @@ class _Level:
             self.log_psi = np.maximum(np.log(np.stack(states)), NOTHING)
         self.masses = np.stack([a * b for a, b in zip(states, self.chain.forward(share), strict=True)])
         self.cost = float((m1 * self.log_psi[-1])[m1 > 0].sum() - (m0 * self.log_psi[0])[m0 > 0].sum())
+
+    def _check_reached(self, there: np.ndarray, mass: np.ndarray, otherwise: str) -> None:
+        """Refuse densities that no path joins."""
+        missed = np.flatnonzero((mass > 0) & ~(there > 0))
+        if len(missed):
+            raise NotConvergedError(
+                f"{otherwise}: nothing arrives at {self.grid.points[missed[0]].tolist()}. Fix: more noise; or "
+                "'reflecting' faces, as corners of a grid with open faces stay where they are"
+            )
 
     def bridge(self, problem: KolmogorovProblem, estimate: float, status: str) -> SchroedingerBridge:
         """The result, with the steered process."""
