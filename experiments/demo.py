@@ -23,7 +23,7 @@ import torch
 from kolmo.experiments._crew import Crew
 
 import kolmo
-from kolmo import bridge
+from kolmo import bridge, experiments
 from kolmo.experiments import _demo_figures as figures
 from kolmo.experiments import _digits as digits
 from kolmo.report import Figure, Measured, Section, Table
@@ -68,6 +68,18 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
     for name, figure in figures.draw(config.digit, found[0], results).items():
         run.save_figure(name, figure)
     return results
+
+
+def networks(run: Run) -> dict[str, Any]:
+    """The trained classifiers, with the held-out digits of their seed."""
+    config = experiments.configure(Config, run.config)
+    found = {}
+    for seed in range(config.seed, config.seed + config.seeds):
+        test = digits.split(seed, config.held_out)[1]
+        for name in laws(config):
+            model = restored(config, name, run.load_unit(_key("train", seed, name))["state"])
+            found[f"{name}, seed {seed}"] = model, test.x.double(), test.y
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------- the method

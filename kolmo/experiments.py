@@ -8,7 +8,9 @@ when it is installed. It has
   ``seed`` (the first) are what ``--seeds`` and ``--seed`` set;
 - ``run(config, run, progress)``: does the work in units of ``run`` (a `kolmo.runs.Run`) and returns the results, a
   dictionary; ``progress`` says whether to show progress on stderr;
-- if it likes, ``report(run)``: the sections of its report (`kolmo.report`), made from what is in the run folder alone.
+- if it likes, ``report(run)``: the sections of its report (`kolmo.report`), made from what is in the run folder alone;
+- if it likes, ``networks(run)``: the trained networks in the run folder, by name, each a triple of a flow classifier,
+  inputs and labels of held-out data; `kolmo compare` and `kolmo landscape` take them.
 
 This module doubles as a package whose modules are those files, so ``import kolmo.experiments.demo`` works from a
 source tree and from a wheel, and in the worker processes of either.
@@ -30,13 +32,18 @@ from kolmo.errors import InputError, KolmoError
 from kolmo.runs import Run
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kolmo.bridge import FlowClassifier
     from kolmo.report import Section
 
-__all__ = ["Experiment", "configure", "describe", "folder", "load", "names", "options", "seeds", "written"]
+    Network = tuple[FlowClassifier, Tensor, Tensor]
+
+__all__ = ["Experiment", "configure", "describe", "folder", "load", "names", "networks", "options", "seeds", "written"]
 
 
 class Experiment(Protocol):
-    """What an experiment's file has; ``report`` is optional."""
+    """What an experiment's file has; ``report`` and ``networks`` are optional."""
 
     Config: type[Any]
 
@@ -45,6 +52,9 @@ class Experiment(Protocol):
 
     def report(self, run: Run) -> "Sequence[Section]":
         """Return the sections of the report, from what is in the run folder."""
+
+    def networks(self, run: Run) -> "Mapping[str, Network]":
+        """Return the trained networks in the run folder."""
 
 
 def folder() -> Path:
@@ -96,6 +106,28 @@ def load(name: str) -> Experiment:
         if not hasattr(module, attribute):
             raise KolmoError(f"the experiment {module.__file__} has no {attribute}.")
     return cast("Experiment", module)
+
+
+def networks(run: Run, only: Sequence[str] = ()) -> "dict[str, Network]":
+    """Return the trained networks of a run, those of some names or all, each with held-out inputs and labels.
+
+    Raises
+    ------
+    InputError
+        When the run's experiment keeps none, the run has not come that far, or there is none of that name.
+    """
+    chosen = load(run.name)
+    if not hasattr(chosen, "networks"):
+        keeps = [name for name in names() if "\ndef networks(" in (folder() / f"{name}.py").read_text(encoding="utf-8")]
+        raise InputError("run", f"a run of {run.name!r}, which keeps no networks", f"a run of {' or '.join(keeps)}")
+    if run.status != "done":
+        fix = f"kolmo experiment {run.name} --resume {run.folder}"
+        raise InputError("run", f"{run.folder}, which is {run.status}", "a run that is done", fix)
+    found = dict(chosen.networks(run))
+    for name in only:
+        if name not in found:
+            raise InputError("network", repr(name), f"one of {', '.join(found)}", _near(name, found))
+    return {name: network for name, network in found.items() if not only or name in only}
 
 
 def options(config: type[Any]) -> list[tuple[str, str, Any]]:

@@ -54,6 +54,29 @@ def test_network_and_equation_meet_at_their_weak_order(folder):
             assert found["slope"] == pytest.approx(order, abs=tolerance)
 
 
+def test_a_run_is_compared_network_by_network(folder, capsys):
+    arguments = ["compare", str(folder), "--examples", "5", "--rtol", "1e-2", "--quiet"]
+    assert main([*arguments, "--network", "Gaussian 0.3, seed 0", "--json"]) == 0
+    (losses,) = json.loads(capsys.readouterr().out).values()
+    model, x, y = experiments.networks(Run.open(folder))["Gaussian 0.3, seed 0"]
+    sampled = model.expected_loss(x[:5], y[:5], paths=4000, rng=0)
+    error = float(sampled.standard_error.square().sum().sqrt()) / 5
+    assert losses["network"][0] == pytest.approx(float(sampled.mean.mean()), abs=4 * error + losses["network"][1])
+    difference, uncertain = losses["difference"]
+    assert difference == pytest.approx(losses["network"][0] - losses["PDE"][0])
+    assert uncertain < abs(difference) < 0.1  # four layers are far from the limit, and that is seen
+    assert main([*arguments, "--network", "Gauss"]) == 2
+    assert "one of no noise, seed 0, Gaussian 0.3, seed 0" in capsys.readouterr().err
+
+
+def test_the_landscape_of_a_network_of_a_run(folder, tmp_path, capsys):
+    arguments = ["landscape", str(folder), "--points", "5", "--plain", "--quiet", "--json", "--out"]
+    assert main([*arguments, str(tmp_path / "one"), "--network", "no noise, seed 0"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"]
+    assert main([*arguments, str(tmp_path / "two")]) == 2
+    assert "one of the networks of this run: no noise, seed 0" in capsys.readouterr().err
+
+
 def test_characteristics_solve_the_transport_equation():
     # dx/dt = -x from x for time 1 ends at x/e, and φ = (x₁², x₁ x₂).
     decay = kolmo.SDE(lambda t, x: -x, dim=2, arrays="torch")

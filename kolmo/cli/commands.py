@@ -179,8 +179,30 @@ def sweep(name: str, vary: tuple[str, ...], assignments: tuple[str, ...], **opti
     return perform_sweep(name, fixed=dict(perform.pairs(assignments, "--set")), varied=varied, **options)
 
 
+@kolmo.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--network", "only", multiple=True, metavar="NAME", help="Only the network of this name; may be repeated."
+)
+@click.option("--examples", type=click.IntRange(1), help="So many held-out examples; default: all.")
+@click.option("--order", default=1, type=click.IntRange(1, 3), help="Weak order of the modified equation.")
+@click.option("--rtol", default=1e-4, type=click.FloatRange(0.0, min_open=True), help="Tolerance of both losses.")
+@_QUIET
+@_JSON
+def compare(run: Path, **options: Any) -> int:
+    """Compute the expected loss of each network in RUN twice: by the network itself, and by its Kolmogorov equation.
+
+    The network's side is its own transition applied layer by layer, without sampling; the other side is the backward
+    equation of the modified SDE. Each comes with the estimate of its error.
+    """
+    from kolmo.cli.compare import compare as perform_compare
+
+    return perform_compare(run, **options)
+
+
 @kolmo.command("landscape")
 @click.argument("model")
+@click.option("--network", metavar="NAME", help="Which network of a run.")
 @click.option("--state", type=click.Path(), help="A state dict to load first (torch.save; read with weights_only).")
 @click.option("--points", default=31, type=click.IntRange(5, 1001), help="Points along each direction.")
 @click.option("--draws", default=1, type=click.IntRange(1), help="Noisy passes averaged at every point.")
@@ -195,9 +217,9 @@ def sweep(name: str, vary: tuple[str, ...], assignments: tuple[str, ...], **opti
 def measure_landscape(out: Path | None, quiet: bool, as_json: bool, **options: Any) -> int:
     """Measure and draw the loss of a network over a random filter-normalised plane through its weights.
 
-    MODEL is package.module:factory, a function without arguments that returns a pair (model, loss), where loss(f) gives
-    the loss (a scalar, or a dictionary of scalars) of f, the model at moved weights. The module is looked for in the
-    current folder too.
+    MODEL is the folder of a run that holds networks, or package.module:factory, a function without arguments that
+    returns a pair (model, loss), where loss(f) gives the loss (a scalar, or a dictionary of scalars) of f, the model at
+    moved weights. The module is looked for in the current folder too.
     """
     from kolmo.cli.landscape import Options, landscape
 

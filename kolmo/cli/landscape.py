@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from kolmo import experiments
 from kolmo.cli.text import readable
 from kolmo.errors import InputError, KolmoError
 from kolmo.report import Figure, Measured, Section, Table, write_report
@@ -24,6 +25,7 @@ class Options:
     """What was asked; kept in the run folder."""
 
     model: str
+    network: str | None
     state: str | None
     points: int
     draws: int
@@ -36,7 +38,7 @@ def landscape(options: Options, out: Path | None, quiet: bool, as_json: bool) ->
     """Measure the surface, draw it, and write numbers and report into a run folder; return the exit code."""
     from kolmo import landscape as rooms
 
-    model, loss = _factory(options.model)
+    model, loss = _made(options)
     if options.state is not None:
         _restore(model, Path(options.state))
     with Run.create("landscape", dataclasses.asdict(options), out=out, seeds=[options.seed]) as run:
@@ -71,10 +73,30 @@ def landscape(options: Options, out: Path | None, quiet: bool, as_json: bool) ->
     return 0
 
 
+def _made(options: Options) -> tuple[Any, Any]:
+    """Model and loss, from a run folder or a factory."""
+    if (Path(options.model) / "config.json").is_file():
+        return _of_run(Path(options.model), options.network)
+    if options.network is not None:
+        raise InputError("network", repr(options.network), "none beside a factory, which returns one model")
+    return _factory(options.model)
+
+
+def _of_run(folder: Path, name: str | None) -> tuple[Any, Any]:
+    """A network of a run, and its cross-entropy on held-out data."""
+    from torch.nn.functional import cross_entropy
+
+    found = experiments.networks(Run.open(folder), () if name is None else (name,))
+    if len(found) > 1:
+        raise InputError("network", "none", f"one of the networks of this run: {', '.join(found)}")
+    model, x, y = next(iter(found.values()))
+    return model, lambda f: cross_entropy(f(x), y)
+
+
 def _factory(name: str) -> tuple[Any, Any]:
     """Model and loss from ``package.module:factory``."""
     module, colon, factory = name.partition(":")
-    needed = "package.module:factory, a function that returns the model and its loss"
+    needed = "package.module:factory, a function that returns the model and its loss, or a run folder"
     if not (module and colon and factory):
         raise InputError("model", repr(name), needed)
     sys.path.insert(0, str(Path.cwd()))
@@ -109,7 +131,7 @@ def _restore(model: Any, path: Path) -> None:
 
 def _command(options: Options) -> str:
     words = ["kolmo landscape", shlex.quote(options.model)]
-    for name in ("state", "points", "draws", "seed", "span"):
+    for name in ("network", "state", "points", "draws", "seed", "span"):
         value = getattr(options, name)
         words += [] if value is None else [f"--{name} {shlex.quote(str(value))}"]
     if options.noisy is not None:
