@@ -61,7 +61,7 @@ def test_steered_paths_arrive_in_the_second_density(bridge):
 
 def test_what_cannot_be_reached_is_told():
     still = kolmo.SDE(0.0, diffusion=0.01, dim=1)
-    with pytest.raises(NotConvergedError, match="nothing arrives at .*more noise"):
+    with pytest.raises(NotConvergedError, match=r"nothing arrives at .*more noise"):
         control.schroedinger_bridge(still, gauss(-3.0, 0.1), gauss(3.0, 0.1), 0.1, kolmo.Box(-4.0, 4.0))
 
 
