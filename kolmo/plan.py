@@ -1,5 +1,6 @@
 """How "auto" chooses: box, graded grid, scheme, stepper and steps, refined until the estimate meets the tolerance."""
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from kolmo.schemes.terminal import plan_terminal
 from kolmo.stationary import solve_stationary
 from kolmo.steppers.base import STEPPERS
 
-SCHEME = "central6"
+SCHEME, ROBUST = "central6", "monotone"
 IMPLICIT, SPLIT, EXPLICIT, TRANSPORT = "radau5", "mcs3", "rk4", "semi-lagrangian"
 
 # Nodes per axis of the first level, and implicit steps there, by dimension.
@@ -40,6 +41,8 @@ FIRST_SPLIT_STEPS, SPLIT_GROWTH = 8, 1.7
 CARRIED = 20.0
 # Stable explicit steps on the coarsest grid, for one along characteristics, from which on these are worth their price.
 EXPLICIT_PER_CARRIED = 5
+# Growth of the values from level to level at which steps are taken to be unstable.
+RUNAWAY = 10.0
 # Order that the estimate counts on where the breaks of φ are sampled only.
 SAMPLED_ORDER = 2.0
 # Least proportion between the axes' numbers of nodes.
@@ -224,6 +227,10 @@ def interesting_points(problem: KolmogorovProblem, at: Any) -> np.ndarray:
     return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, problem.dim)
 
 
+class _RanAwayError(Exception):
+    """Steps let the solution grow: with strong correlations they may, at walls."""
+
+
 class _Search:
     """State of one search."""
 
@@ -243,7 +250,7 @@ class _Search:
         self.problem, self.points, self.rtol, self.atol = problem, points, rtol, atol
         self.save, self.scheme, self.stepper = save, SCHEME if scheme == "auto" else scheme, stepper
         self.like, self.callback, self.progress = like, callback, progress
-        self.order = SCHEMES[self.scheme].order
+        self.free, self.guarded, self.order = scheme == "auto", False, SCHEMES[self.scheme].order
         self.levels: list[Level] = []
         self.cut = np.zeros(1)
         self._measured: Level | None = None
@@ -252,7 +259,19 @@ class _Search:
         self.started = clock()
 
     def run(self, max_cells: int, max_seconds: float) -> Outcome:
-        """Refine until the estimate meets the tolerance, then see to the cut."""
+        """Refine until the estimate meets the tolerance; if steps prove unstable, again in a more robust way."""
+        ways = [(self.scheme, self.stepper)]
+        if self.stepper == "auto":
+            ways += [(self.scheme, EXPLICIT)] + [(ROBUST, EXPLICIT)] * self.free
+        for self.scheme, self.stepper in ways:
+            self.order, self.guarded = SCHEMES[self.scheme].order, (self.scheme, self.stepper) != ways[-1]
+            self.levels, self.cut, self._measured = [], np.zeros(1), None
+            with contextlib.suppress(_RanAwayError):
+                return self._refine(max_cells, max_seconds)
+        raise AssertionError("the last way is not guarded")
+
+    def _refine(self, max_cells: int, max_seconds: float) -> Outcome:
+        """From the first level on, and then see to the cut."""
         d = self.problem.dim
         layout = first_layout(self.problem, self.points, max(1e-2 * self.rtol, 1e-12))
         n = float(FIRST_NODES[d])
@@ -417,6 +436,7 @@ class _Search:
             recipe = Discretization(grid, tuple(times.tolist()), self.scheme, stepper, rule)
             march = March(generator, STEPPERS[stepper], times, self.like)
             run = march.backward(recipe.initial(march), save=self.save, callback=self.callback, progress=self.progress)
+        self._check_growth(recipe, as_numpy(run.state))
         if not np.isfinite(as_numpy(run.state)).all():
             raise NotConvergedError(
                 f"the solution became infinite on {grid!r} with {recipe.stepper} and {recipe.steps} steps; "
@@ -426,6 +446,14 @@ class _Search:
         witnessed = as_numpy(grid.interpolate(as_numpy(run.state), everywhere, recipe.width))
         witnessed = witnessed.reshape(len(everywhere), -1)
         return Level(recipe, run, witnessed[: len(self.points)], witnessed, clock() - begun, n, steps)
+
+    def _check_growth(self, recipe: Discretization, state: np.ndarray) -> None:
+        """Values do not grow tenfold from level to level, unless steps are unstable."""
+        if self.guarded and recipe.stepper in (SPLIT, EXPLICIT):
+            seen = recipe.grid.interpolate(state, self.points, recipe.width)
+            before = np.abs(as_numpy(self.levels[-1].run.state)).max() if self.levels else np.inf
+            if not (np.isfinite(state).all() and np.abs(seen).max() <= RUNAWAY * before):
+                raise _RanAwayError
 
     def _proportioned(self, layout: Layout, n: float) -> Layout:
         """Give each axis nodes in proportion to the error that it causes, seen by refining it alone."""

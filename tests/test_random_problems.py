@@ -200,3 +200,15 @@ def test_points_inside_a_sharp_layer(kappa, sigma, x, rtol):
     sol = kolmo.solve(case.problem, at=points, rtol=rtol, atol=1e-9)
     error = np.abs(np.asarray(sol(points)) - case.exact(0.0, points)).max()
     assert sol.status != "converged" or error <= 10.0 * sol.error_estimate.max(), (error, sol.error_estimate)
+
+
+def test_unstable_steps_are_noticed_and_replaced():
+    """Strong correlation at reflecting walls: split steps grow without bound there, explicit ones do not."""
+    walls = ("absorbing", "reflecting")
+    asked = question(Spec("free", 1, (walls, walls), "smooth", clock=False, loads=False, mixed=0.8, noise=1.0, chart=0))
+    split = kolmo.solve(asked.problem, grid=(41, 41), steps=64, stepper="mcs3")
+    assert np.abs(np.asarray(split(asked.points))).max() > 1e3
+    sol = kolmo.solve(asked.problem, at=asked.points, rtol=1e-2, atol=1e-9)
+    fixed = kolmo.solve(asked.problem, grid=(41, 41), steps=800, scheme="monotone", stepper="rk4")
+    assert (sol.status, sol.discretization.stepper) == ("converged", "rk4")
+    assert np.asarray(sol(asked.points)) == pytest.approx(np.asarray(fixed(asked.points)), abs=0.01)
