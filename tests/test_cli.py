@@ -170,8 +170,10 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(toy, capsys):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_run_politely(toy, number):
+    # a shell lets what it starts in the background ignore Ctrl-C
     program = (
-        "import sys; from kolmo import experiments; folder = sys.argv.pop(1);"
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from kolmo import experiments; folder = sys.argv.pop(1);"
         "from pathlib import Path; experiments.folder = lambda: Path(folder); experiments.__path__ = [folder];"
         "from kolmo.cli import main; sys.exit(main())"
     )
