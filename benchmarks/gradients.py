@@ -47,6 +47,19 @@ def parameters() -> list[np.ndarray]:
     ]
 
 
+def pair_of(objective: Callable[[], torch.Tensor], theta: list[torch.Tensor]) -> Pair:
+    """Value and gradient of a torch function."""
+
+    def value() -> float:
+        with torch.no_grad():
+            return float(objective())
+
+    def gradient() -> np.ndarray:
+        return np.concatenate([g.numpy().ravel() for g in torch.autograd.grad(objective(), theta)])
+
+    return value, gradient
+
+
 # --- kolmo ------------------------------------------------------------------------------------------------------------
 
 
@@ -73,14 +86,7 @@ def with_kolmo(nodes: int, stepper: str = "rk4", steps: int | None = None, box: 
     def objective() -> torch.Tensor:
         return control.expected_value(problem, points, weights, discretization=recipe)
 
-    def value() -> float:
-        with torch.no_grad():
-            return float(objective())
-
-    def gradient() -> np.ndarray:
-        return np.concatenate([g.numpy().ravel() for g in torch.autograd.grad(objective(), theta)])
-
-    return value, gradient
+    return pair_of(objective, theta)
 
 
 # --- the others -------------------------------------------------------------------------------------------------------
@@ -181,14 +187,7 @@ def with_torch(march: Callable[[Callable[[Any], Any], Any], Any]) -> Pair:
         b = points @ A.T + torch.tanh(points @ theta[0] + theta[1]) @ theta[2] + theta[3]
         return (weights * march(lambda u: slope(u, b, h, pad), start)).sum()
 
-    def value() -> float:
-        with torch.no_grad():
-            return float(objective())
-
-    def gradient() -> np.ndarray:
-        return np.concatenate([g.numpy().ravel() for g in torch.autograd.grad(objective(), theta)])
-
-    return value, gradient
+    return pair_of(objective, theta)
 
 
 def torch_loop(field: Callable[[Any], Any], u: Any) -> Any:

@@ -435,8 +435,9 @@ class _Search:
             rule = plan_terminal(self.problem, grid, generator.box, self.order)
             recipe = Discretization(grid, tuple(times.tolist()), self.scheme, stepper, rule)
             march = March(generator, STEPPERS[stepper], times, self.like)
-            run = march.backward(recipe.initial(march), save=self.save, callback=self.callback, progress=self.progress)
-        self._check_growth(recipe, as_numpy(run.state))
+            first = recipe.initial(march)
+            run = march.backward(first, save=self.save, callback=self.callback, progress=self.progress)
+            self._check_growth(recipe, generator, as_numpy(first), as_numpy(run.state))
         if not np.isfinite(as_numpy(run.state)).all():
             raise NotConvergedError(
                 f"the solution became infinite on {grid!r} with {recipe.stepper} and {recipe.steps} steps; "
@@ -447,13 +448,16 @@ class _Search:
         witnessed = witnessed.reshape(len(everywhere), -1)
         return Level(recipe, run, witnessed[: len(self.points)], witnessed, clock() - begun, n, steps)
 
-    def _check_growth(self, recipe: Discretization, state: np.ndarray) -> None:
-        """Values do not grow tenfold from level to level, unless steps are unstable."""
-        if self.guarded and recipe.stepper in (SPLIT, EXPLICIT):
-            seen = recipe.grid.interpolate(state, self.points, recipe.width)
-            before = np.abs(as_numpy(self.levels[-1].run.state)).max() if self.levels else np.inf
-            if not (np.isfinite(state).all() and np.abs(seen).max() <= RUNAWAY * before):
-                raise _RanAwayError
+    def _check_growth(self, recipe: Discretization, generator: Generator, first: np.ndarray, last: np.ndarray) -> None:
+        """Values do not grow tenfold beyond what the data and the level before allow, unless steps are unstable."""
+        if not self.guarded or recipe.stepper not in (SPLIT, EXPLICIT):
+            return
+        seen, allowed = np.abs(recipe.grid.interpolate(last, self.points, recipe.width)).max(), np.inf
+        if self.levels:
+            load = (self.problem.horizon or 0.0) * generator.load(0.0)
+            allowed = max(float(np.abs(v).max()) for v in (as_numpy(self.levels[-1].run.state), first, load))
+        if not (np.isfinite(last).all() and seen <= RUNAWAY * allowed):
+            raise _RanAwayError
 
     def _proportioned(self, layout: Layout, n: float) -> Layout:
         """Give each axis nodes in proportion to the error that it causes, seen by refining it alone."""
