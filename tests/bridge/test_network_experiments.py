@@ -26,7 +26,7 @@ def test_depth_consistency(tmp_path):
 
 
 def test_trainings_start_alike_and_learn():
-    config = trainings.Config(steps=6, train=60, test=60, nodes=17, time_steps=4, depth=3, width=4, paths=20)
+    config = trainings.Config(steps=6, train=60, test=60, nodes=(17, 25), depth=3, width=4, paths=20)
     found = {name: trainings.trained(config, "moons", name, 0, 0.05) for name in trainings.TRAININGS}
     first = [one["history"][0] for one in found.values()]
     assert np.ptp(first) < 0.15 * max(first)  # one loss in three ways
