@@ -11,6 +11,7 @@ from scipy.linalg import expm
 from scipy.special import ndtr
 
 import kolmo
+from kolmo.grading import Sinh
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,11 @@ class Linear:
         sde = kolmo.SDE(lambda t, x: x @ self.A.T, covariance=self.Sigma, dim=self.dim)
         box = kolmo.Box([-self.half] * self.dim, [self.half] * self.dim) if boxed else None
         return kolmo.KolmogorovProblem(sde, self.phi, self.T, box)
+
+    def grid(self, n: int, width: float | None = None) -> kolmo.Grid:
+        """Grid of the box, n nodes along each axis; given a width, closer within it around the origin."""
+        grading = None if width is None else [Sinh(-self.half, self.half, centre=0.0, width=width)] * self.dim
+        return kolmo.Grid.of(self.problem().box, (n,) * self.dim, grading)
 
     def points(self) -> np.ndarray:
         """Where an answer by tolerance is asked for."""

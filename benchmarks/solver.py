@@ -28,12 +28,14 @@ from benchmarks.problems import LEVELS, PROBLEMS, Heston, Linear  # noqa: E402
 from benchmarks.timing import CLOCK, Record, clock, measure, shown  # noqa: E402
 from kolmo.steppers.base import STEPPERS  # noqa: E402
 
-# Discretisations tried: nodes along each axis, steps (None: as many as the explicit method needs) and stepper.
+# Discretisations tried: nodes along each axis, steps (None: as many as the explicit method needs) and stepper. Grids of
+# B2 and B4 are graded around the origin with the width below.
+WIDTHS = {"B2": 2.5, "B4": 3.0}
 GIVEN: dict[str, list[tuple[int, int | None, str]]] = {
     "B1": [(n, m, "radau5") for n, m in ((41, 3), (61, 4), (81, 5), (97, 6), (121, 8))],
     "B1s": [(n, m, "radau5") for n, m in ((31, 4), (41, 4), (61, 5), (81, 6), (97, 8), (121, 8))],
-    "B2": [(n, None, "rk4") for n in (25, 31, 37, 41, 47, 51, 57, 61)],
-    "B4": [(n, None, "rk4") for n in (17, 21, 25, 29, 33, 37)],
+    "B2": [(n, None, "rk4") for n in (21, 25, 29, 33, 35, 37, 41, 43, 45)],
+    "B4": [(n, None, "rk4") for n in (13, 17, 19, 21, 23, 25, 27, 29)],
     "B5": [(n, None, "rk4") for n in (51, 61, 71, 81, 91)]
     + [(n, m, "semi-lagrangian") for n, m in product((51, 61, 71), (4, 8, 16, 32))],
 }
@@ -54,11 +56,12 @@ def given(p: Linear) -> Iterator[Record]:
     """kolmo with grid, steps and methods given."""
     problem = p.problem()
     for n, m, stepper in GIVEN[p.name]:
+        grid = p.grid(n, WIDTHS.get(p.name))
         if m is None:
-            generator = kolmo.discretize(problem, (n,) * p.dim)
+            generator = kolmo.discretize(problem, grid)
             m = int(np.ceil(p.T / STEPPERS[stepper].largest_step(*generator.stiffness())))
         start = clock()
-        recipe = kolmo.solve(problem, grid=(n,) * p.dim, steps=m, stepper=stepper).discretization
+        recipe = kolmo.solve(problem, grid=grid, steps=m, stepper=stepper).discretization
         first = clock() - start
         solution, whole, _ = measure(lambda recipe=recipe: kolmo.solve(problem, discretization=recipe))
         error = p.error(solution.grid.nodes, np.asarray(solution.values[0]))

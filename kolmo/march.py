@@ -3,7 +3,7 @@
 import copy
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -19,6 +19,8 @@ Callback = Callable[[float, Any], Any]
 
 # A stage that falls on a breakpoint from below is moved into its interval by this fraction of the step.
 INSIDE = 1e-10
+# Numbers computed (state times steps) between two places where Ctrl-C is seen: some tenths of a second.
+UNINTERRUPTED = 10_000_000
 # Coefficients kept at hand; enough for all stages of a step and its neighbours.
 KEPT = 8
 
@@ -30,6 +32,23 @@ class StepPlan:
     start: float
     dt: float
     instants: tuple[float, ...]
+
+
+def stretches(
+    plans: Sequence[StepPlan], stops: Container[float] = (), longest: int | None = None
+) -> Iterator[Sequence[StepPlan]]:
+    """Consecutive steps that are equal, cut after ``stops`` (times to 12 digits) and ``longest`` steps."""
+    begin = 0
+    for end in range(1, len(plans) + 1):
+        last = plans[end - 1]
+        if (
+            end == len(plans)
+            or end - begin == longest
+            or (plans[end].dt, plans[end].instants) != (last.dt, last.instants)
+            or round(last.start - last.dt, 12) in stops
+        ):
+            yield plans[begin:end]
+            begin = end
 
 
 @dataclass
@@ -188,11 +207,12 @@ class March:
         if round(run.time, 12) in wanted:
             run.saved.append((run.time, terminal))
         try:
-            for plan in _progress(self.plans, progress):
-                if keep is not None:
-                    keep.append(u)
-                step, loads = self.prepared(plan)
-                u = step.apply(u, loads)
+            seen = callback is not None or progress
+            longest = 1 if seen else max(1, UNINTERRUPTED // max(u.size, 1))
+            for stretch in _progress(list(stretches(self.plans, wanted, longest)), progress):
+                step, loads = self.prepared(stretch[0])
+                u = step.apply_many(u, loads, len(stretch), keep)
+                plan = stretch[-1]
                 t = plan.start - plan.dt if plan is not self.plans[-1] else float(self.times[0])
                 run.state, run.time = u, t
                 if round(t, 12) in wanted:
@@ -207,11 +227,9 @@ class March:
 
     def descend(self, u: Array, plans: Sequence[StepPlan], keep: list[Array] | None = None) -> Array:
         """Take some consecutive steps from the free part u; ``keep`` collects the state before each step."""
-        for plan in plans:
-            if keep is not None:
-                keep.append(u)
-            step, loads = self.prepared(plan)
-            u = step.apply(u, loads)
+        for stretch in stretches(plans):
+            step, loads = self.prepared(stretch[0])
+            u = step.apply_many(u, loads, len(stretch), keep)
         return u
 
     def forward(self, p: Array, *, observe: Callable[[float, Array, list[Array]], None] | None = None) -> Array:
@@ -246,9 +264,11 @@ class March:
         numbers: dict[float, Array] = {}
         loads: dict[float, Array] = {}
         values: dict[float, Array] = {}
-        for plan in reversed(self.plans if plans is None else plans):
+        for stretch in reversed(list(stretches(self.plans if plans is None else plans))):
+            plan, count = stretch[0], len(stretch)
             step, node_loads = self.prepared(plan)
-            p, load_adjoints, number_adjoints = step.pullback(states.pop(), node_loads, p)
+            p, load_adjoints, number_adjoints = step.pullback_many(states[-count:], node_loads, p)
+            del states[-count:]
             for instant, q, derivative in zip(plan.instants, load_adjoints, number_adjoints, strict=True):
                 semi, _, _ = self.ingredients(instant)
                 q = self.without_boundary(q)
@@ -270,7 +290,7 @@ def _accumulate(total: dict[float, Array], key: float, value: Array) -> None:
         total[key] += value
 
 
-def _progress(plans: list[StepPlan], progress: bool) -> Iterator[StepPlan]:
+def _progress(plans: list[Sequence[StepPlan]], progress: bool) -> Iterator[Sequence[StepPlan]]:
     """The steps, with a progress bar on stderr if asked for."""
     if not progress:
         return iter(plans)

@@ -100,21 +100,78 @@ def _along(table: Any, which: int, field: Any, base: Any, out: Any) -> None:
 
 
 @_jit
-def _share(derivative: Any, q: Any, at: Any, n: Any, field: Any, begin: Any) -> None:
-    """Add q times a field to a row of the derivative."""
-    for k in range(n):
-        derivative[at + k] += q[at + k] * field[begin + k]
+def _difference(table: Any, axis: int, which: int, field: Any, out: Any) -> None:
+    """One difference (first, second or cross) of a whole field along an axis."""
+    layout, pointer, index, weights, central, _ = table
+    n, low, high, start = layout[axis], layout[LOW + axis], layout[HIGH + axis], layout[POINTER + axis]
+    stride = np.uint64(1)
+    for later in range(axis + 1, 3):
+        stride *= layout[later]
+    block, one, two, three = n * stride, np.uint64(1), np.uint64(2), np.uint64(3)
+    c = central[which % 2]
+    c0, c1, c2, c3, c4, c5, c6 = c[0], c[1], c[2], c[3], c[4], c[5], c[6]
+    for base in range(np.uint64(0), np.uint64(len(field)), block):
+        for row in range(n):
+            if low <= row and row < high:
+                continue
+            to = base + row * stride
+            for k in range(stride):
+                out[to + k] = 0.0
+            for e in range(pointer[start + row], pointer[start + row + one]):
+                o, w = base + index[e] * stride, weights[which, e]
+                for k in range(stride):
+                    out[to + k] += w * field[o + k]
+        # rows of one stencil lie behind each other
+        for k in range(base + low * stride, base + high * stride):
+            out[k] = (
+                c0 * field[k - three * stride]
+                + c1 * field[k - two * stride]
+                + c2 * field[k - stride]
+                + c3 * field[k]
+                + c4 * field[k + stride]
+                + c5 * field[k + two * stride]
+                + c6 * field[k + three * stride]
+            )
 
 
 @_jit
-def _sweep(table: Any, a: Any, y: Any, pulled: Any, rule: Any, targets: Any) -> None:
-    """One pass over y: k = Q y + load, following = base + c k, collected = (collected or nothing) + weight k.
+def _add_product(q: Any, field: Any, out: Any) -> None:
+    for k in range(len(q)):
+        out[k] += q[k] * field[k]
 
-    Where terms are wanted, q B_m y is added to the derivative with respect to a_m.
-    """
+
+@_jit
+def shares(table: Any, y: Any, q: Any, wanted: Any, derivative: Any) -> None:
+    """Add q B_m y to the derivative with respect to a_m, for wanted terms."""
+    layout = table[0]
+    work, half = np.empty(len(y)), np.empty(len(y))
+    if wanted[layout[IDENTITY]]:
+        _add_product(q, y, derivative[layout[IDENTITY]])
+    for axis in range(3):
+        for which in range(2):
+            term = layout[(FIRST if which == 0 else SECOND) + axis]
+            if layout[axis] > 1 and wanted[term]:
+                _difference(table, axis, which, y, work)
+                _add_product(q, work, derivative[term])
+    for pair in range(3):
+        term = layout[PAIRS + pair]
+        if term != ABSENT and wanted[term]:
+            _difference(table, 1 if pair == 2 else 0, 2, y, half)
+            _difference(table, 1 if pair == 0 else 2, 2, half, work)
+            _add_product(q, work, derivative[term])
+    terms, rows, pointer, index, weights = table[5]
+    for r in range(len(rows)):
+        if wanted[terms[r]]:
+            total = 0.0
+            for e in range(pointer[r], pointer[r + 1]):
+                total += weights[e] * y[index[e]]
+            derivative[terms[r], rows[r]] += q[rows[r]] * total
+
+
+@_jit
+def _sweep(table: Any, a: Any, y: Any, rule: Any, targets: Any) -> None:
+    """One pass over y: k = Q y + load, following = base + c k, collected = (collected or nothing) + weight k."""
     layout, pointer, index, weights, central, _ = table
-    q, derivative, wanted = pulled
-    pulling = wanted.any()
     c, weight, begins = rule
     load, base, following, collected = targets
     n0, n1, n2 = layout[0], layout[1], layout[2]
@@ -214,33 +271,10 @@ def _sweep(table: Any, a: Any, y: Any, pulled: Any, rule: Any, targets: Any) -> 
                 _along(table, 2, x0, j * n2, line)
                 for k in range(n2):
                     total[k] += a[p02, at + k] * line[k]
-                if wanted[p02]:
-                    _share(derivative[p02], q, at, n2, line, zero)
             if p01 != ABSENT:
                 _cross_across(table, 1, x0, zero, j, n2, n2, line)
                 for k in range(n2):
                     total[k] += a[p01, at + k] * line[k]
-                if wanted[p01]:
-                    _share(derivative[p01], q, at, n2, line, zero)
-            if pulling:
-                if wanted[identity]:
-                    _share(derivative[identity], q, at, n2, y, at)
-                if n0 > 1 and wanted[layout[FIRST]]:
-                    _share(derivative[layout[FIRST]], q, at, n2, slope0, j * n2)
-                if n0 > 1 and wanted[layout[SECOND]]:
-                    _share(derivative[layout[SECOND]], q, at, n2, bend0, j * n2)
-                if n1 > 1 and wanted[layout[FIRST + 1]]:
-                    _share(derivative[layout[FIRST + 1]], q, at, n2, slope1, zero)
-                if n1 > 1 and wanted[layout[SECOND + 1]]:
-                    _share(derivative[layout[SECOND + 1]], q, at, n2, bend1, zero)
-                for which in range(2):
-                    term = layout[(FIRST if which == 0 else SECOND) + 2]
-                    if wanted[term]:
-                        _along(table, which, y, at, line)
-                        _share(derivative[term], q, at, n2, line, zero)
-                if p12 != ABSENT and wanted[p12]:
-                    _along(table, 2, x1, zero, line)
-                    _share(derivative[p12], q, at, n2, line, zero)
             if begins:
                 for k in range(n2):
                     value = total[k] + load[at + k]
@@ -254,10 +288,9 @@ def _sweep(table: Any, a: Any, y: Any, pulled: Any, rule: Any, targets: Any) -> 
 
 
 @_jit
-def _walls(table: Any, a: Any, y: Any, pulled: Any, load: Any, out: Any) -> None:
-    """The load and the terms at walls, which come row by row; where they are wanted, their derivatives."""
+def _walls(table: Any, a: Any, y: Any, load: Any, out: Any) -> None:
+    """The load and the terms at walls, which come row by row."""
     terms, rows, pointer, index, weights = table[5]
-    q, derivative, wanted = pulled
     for k in range(len(load)):
         out[k] = load[k]
     for r in range(len(rows)):
@@ -265,12 +298,10 @@ def _walls(table: Any, a: Any, y: Any, pulled: Any, load: Any, out: Any) -> None
         for e in range(pointer[r], pointer[r + 1]):
             total += weights[e] * y[index[e]]
         out[rows[r]] += a[terms[r], rows[r]] * total
-        if wanted[terms[r]]:
-            derivative[terms[r], rows[r]] += q[rows[r]] * total
 
 
 @_jit
-def stage(table: Any, a: Any, y: Any, pulled: Any, rule: Any, targets: Any) -> None:
+def stage(table: Any, a: Any, y: Any, rule: Any, targets: Any) -> None:
     """k = Q y + load, following = base + c k, collected = (collected or nothing) + weight k.
 
     Parameters
@@ -279,8 +310,6 @@ def stage(table: Any, a: Any, y: Any, pulled: Any, rule: Any, targets: Any) -> N
         From ``tensor.Fused``.
     a, y : ndarray
         Numbers (terms, size) and field (size,).
-    pulled : (q, derivative, wanted)
-        For wanted terms q B_m y is added to the derivative with respect to a_m.
     rule : (c, weight, begins)
         ``begins``: nothing has been collected.
     targets : (load, base, following, collected)
@@ -289,9 +318,9 @@ def stage(table: Any, a: Any, y: Any, pulled: Any, rule: Any, targets: Any) -> N
     load, base, following, collected = targets
     if len(table[5][0]) > 0:
         more = np.empty(len(load))
-        _walls(table, a, y, pulled, load, more)
+        _walls(table, a, y, load, more)
         load = more
-    _sweep(table, a, y, pulled, rule, (load, base, following, collected))
+    _sweep(table, a, y, rule, (load, base, following, collected))
 
 
 @_jit
@@ -466,25 +495,30 @@ def apply_transposed(table: Any, a: Any, q: Any, out: Any, spaces: Any) -> None:
 
 
 @_jit
-def runge_kutta(
-    table: Any, numbers: Any, loads: Any, u: Any, dt: float, out: Any, stages: Any, derivatives: Any, wanted: Any
-) -> None:
-    """A classical Runge–Kutta step; numbers, loads and derivatives at its start, middle and end.
-
-    With the stages of the transposed step, derivatives with respect to the wanted numbers are added on the way.
-    """
-    y, z = np.empty(len(u)), np.empty(len(u))
-    # one place that calls, so that it is compiled once
-    for at in range(4):
+def _stages(table: Any, numbers: Any, loads: Any, u: Any, dt: float, count: int, ys: Any, total: Any) -> None:
+    """First stages of a classical Runge–Kutta step: states after the first in ``ys``, weighted slopes in ``total``."""
+    # one place that calls, so that it is compiled once; the state after the last stage is not read
+    for at in range(count):
         node = (at + 1) // 2
-        source = u if at == 0 else y if at % 2 == 1 else z
-        target = z if at % 2 == 1 else y
-        c = dt if at == 2 else 0.0 if at == 3 else 0.5 * dt
+        c = dt if at == 2 else 0.5 * dt
         rule = c, 2.0 if node == 1 else 1.0, at == 0
-        pulled = stages[at], derivatives[node], wanted
-        stage(table, numbers[node], source, pulled, rule, (loads[node], u, target, out))
-    for k in range(len(u)):
-        out[k] = u[k] + (dt / 6.0) * out[k]
+        source = u if at == 0 else ys[at - 1]
+        stage(table, numbers[node], source, rule, (loads[node], u, ys[at], total))
+
+
+@_jit
+def runge_kutta(table: Any, numbers: Any, loads: Any, dt: float, count: int, states: Any) -> None:
+    """Classical Runge–Kutta steps with numbers and loads at their start, middle and end, from the first state on.
+
+    States follow each other in the rows, and begin again at the first row where there are fewer.
+    """
+    n, rows = states.shape[1], len(states)
+    ys, total = np.empty((4, n)), np.empty(n)
+    for step in range(count):
+        u, out = states[step % rows], states[(step + 1) % rows]
+        _stages(table, numbers, loads, u, dt, 4, ys, total)
+        for k in range(n):
+            out[k] = u[k] + (dt / 6.0) * total[k]
 
 
 @_jit
@@ -494,25 +528,71 @@ def _masked(x: Any, free: Any) -> None:
 
 
 @_jit
-def runge_kutta_transposed(
-    table: Any, numbers: Any, p: Any, dt: float, free: Any, stages: Any, out: Any, spaces: Any
-) -> None:
-    """The transposed step and the derivatives (4, size) with respect to what the stages add to Q Y.
-
-    ``free`` is empty, or zero at fixed nodes and one elsewhere.
-    """
+def _transposed_step(table: Any, numbers: Any, p: Any, dt: float, free: Any, qs: Any, out: Any, spaces: Any) -> None:
+    """The transposed step, and the derivatives (4, size) with respect to what its stages add to Q Y."""
     n = len(p)
-    z = np.empty(n)
+    z, last = np.empty(n), qs[3]
     for k in range(n):
-        stages[3, k] = (dt / 6.0) * p[k]
+        last[k] = (dt / 6.0) * p[k]
         out[k] = p[k]
     for step in range(4):
         at = 3 - step
-        apply_transposed(table, numbers[2 if at == 3 else 0 if at == 0 else 1], stages[at], z, spaces)
+        apply_transposed(table, numbers[(at + 1) // 2], qs[at], z, spaces)
         _masked(z, free)
         for k in range(n):
             out[k] += z[k]
         if at > 0:
-            weight, back = dt / (6.0 if at == 1 else 3.0), dt if at == 3 else 0.5 * dt
+            weight, back, before = dt / (6.0 if at == 1 else 3.0), dt if at == 3 else 0.5 * dt, qs[at - 1]
             for k in range(n):
-                stages[at - 1, k] = weight * p[k] + back * z[k]
+                before[k] = weight * p[k] + back * z[k]
+
+
+@_jit
+def runge_kutta_transposed(table: Any, numbers: Any, p: Any, dt: float, free: Any, loads: Any, spaces: Any) -> None:
+    """A transposed step, p replaced; ``loads`` (3, size) gets the derivatives with respect to the loads.
+
+    ``free`` is empty, or zero at fixed nodes and one elsewhere.
+    """
+    qs, out = np.empty((4, len(p))), np.empty(len(p))
+    _transposed_step(table, numbers, p, dt, free, qs, out, spaces)
+    _collect(qs, loads)
+    p[:] = out
+
+
+@_jit
+def _collect(qs: Any, loads: Any) -> None:
+    """Add what belongs to the four stages to what belongs to the three nodes."""
+    q0, q1, q2, q3 = qs[0], qs[1], qs[2], qs[3]
+    r0, r1, r2 = loads[0], loads[1], loads[2]
+    for k in range(len(q0)):
+        r0[k] += q0[k]
+        r1[k] += q1[k] + q2[k]
+        r2[k] += q3[k]
+
+
+@_jit
+def runge_kutta_pullback(
+    tables: Any, numbers: Any, loads: Any, states: Any, p: Any, dt: float, free: Any, wanted: Any, targets: Any
+) -> None:
+    """Transposed steps over the states before them, the last one first; p is replaced.
+
+    Parameters
+    ----------
+    tables : (table, back, spaces)
+        Of the stencil and of its transpose, with work spaces.
+    wanted : ndarray of bool
+        Terms whose derivatives are asked for.
+    targets : (adjoints, derivatives)
+        What is added to: derivatives with respect to the loads (3, size), and three arrays (terms, size).
+    """
+    (table, back, spaces), (adjoints, derivatives) = tables, targets
+    n = len(p)
+    qs, ys, out, total = np.empty((4, n)), np.empty((4, n)), np.empty(n), np.empty(n)
+    for step in range(len(states)):
+        u = states[len(states) - 1 - step]
+        _transposed_step(back, numbers, p, dt, free, qs, out, spaces)
+        _collect(qs, adjoints)
+        p[:] = out
+        _stages(table, numbers, loads, u, dt, 3, ys, total)
+        for at in range(4):
+            shares(table, u if at == 0 else ys[at - 1], qs[at], wanted, derivatives[(at + 1) // 2])

@@ -11,6 +11,8 @@ from kolmo.kernels.lines import LineOperator
 
 Key = tuple[str | None, ...]
 """One term: per axis the name of the operator that acts along it, or None."""
+Numbers = tuple[np.ndarray, ...]
+"""Numbers (terms, size) at the start, in the middle and at the end of a step."""
 
 # Points of the stencil that is unrolled; shorter ones are padded with zeros.
 POINTS = 7
@@ -180,10 +182,9 @@ class Fused:
         from kolmo.kernels import fused
 
         a, zero, rest = self.numbers(a), np.zeros(len(u)), np.empty(len(u))
-        nothing = zero, a, np.zeros(len(a), dtype=bool)
 
         def work(column: np.ndarray, out: np.ndarray) -> None:
-            fused.stage(self.table, a, column, nothing, (0.0, 1.0, True), (zero, zero, rest, out))
+            fused.stage(self.table, a, column, (0.0, 1.0, True), (zero, zero, rest, out))
 
         return _by_column(u, work)
 
@@ -198,60 +199,71 @@ class Fused:
         """Derivative of ⟨p, Q(a) u⟩ with respect to a."""
         from kolmo.kernels import fused
 
-        derivative, wanted = np.zeros((self._terms + 1, len(u))), np.arange(self._terms + 1) < self._terms
-        zeros, zero, rest = np.zeros(derivative.shape), np.zeros(len(u)), np.empty(len(u))
+        derivative, wanted = np.zeros((self._terms + 1, len(u))), self._wanted(None)
         for q, column in zip(_columns(p), _columns(u), strict=True):
-            pulled = q, derivative, wanted
-            fused.stage(self.table, zeros, column, pulled, (0.0, 0.0, True), (zero, zero, rest, rest))
+            fused.shares(self.table, column, q, wanted, derivative)
         return derivative[: self._terms]
 
+    def _wanted(self, active: np.ndarray | None) -> np.ndarray:
+        """The terms whose derivatives are asked for (None: all), with one more for those that are absent."""
+        return np.append(np.ones(self._terms, dtype=bool) if active is None else active, False)
+
     def runge_kutta(
-        self, numbers: tuple[np.ndarray, ...], loads: Sequence[np.ndarray], u: np.ndarray, dt: float
+        self, numbers: Numbers, loads: Sequence[np.ndarray], u: np.ndarray, dt: float, count: int, keep: bool
     ) -> np.ndarray:
-        """A classical Runge–Kutta step; numbers and loads at its start, middle and end."""
+        """Classical Runge–Kutta steps; numbers and loads at their start, middle and end.
+
+        The states (rows, size, k) from u on: all of them if they are to be kept, else the last at the end.
+        """
         from kolmo.kernels import fused
 
         columns, wide = _columns(u), [_columns(load) for load in loads]
-        none, unwanted = np.zeros((4, 1)), np.zeros(len(numbers[0]), dtype=bool)
-        result = np.empty(columns.shape)
-        for m, out in enumerate(result):
-            here = tuple(load[m] for load in wide)
-            fused.runge_kutta(self.table, numbers, here, columns[m], dt, out, none, numbers, unwanted)
-        return _back(result)
+        states = np.empty((len(columns), count + 1 if keep else 2, columns.shape[1]))
+        for m, rows in enumerate(states):
+            rows[0] = columns[m]
+            fused.runge_kutta(self.table, numbers, tuple(load[m] for load in wide), dt, count, rows)
+        last = states if keep else states[:, count % 2 :][:, :1]
+        return np.moveaxis(last, 0, -1)
 
     def runge_kutta_transposed(
-        self, numbers: tuple[np.ndarray, ...], p: np.ndarray, dt: float, free: np.ndarray
+        self, numbers: Numbers, p: np.ndarray, dt: float, free: np.ndarray
     ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """The transposed step, and the derivatives with respect to what each of the four stages adds to Q Y."""
+        """The transposed step, and the derivatives with respect to its loads."""
         from kolmo.kernels import fused
 
-        columns = _columns(p)
-        result, stages = np.empty(columns.shape), np.empty((len(columns), 4, columns.shape[1]))
-        for m, out in enumerate(result):
-            fused.runge_kutta_transposed(self.back, numbers, columns[m], dt, free, stages[m], out, self.spaces)
-        return _back(result), [_back(stages[:, j]) for j in range(4)]
+        columns = _columns(p).copy()
+        loads = np.zeros((len(columns), 3, columns.shape[1]))
+        for column, load in zip(columns, loads, strict=True):
+            fused.runge_kutta_transposed(self.back, numbers, column, dt, free, load, self.spaces)
+        return _back(columns), [_back(loads[:, j]) for j in range(3)]
 
     def runge_kutta_pullback(
         self,
-        numbers: tuple[np.ndarray, ...],
+        numbers: Numbers,
         loads: Sequence[np.ndarray],
-        u: np.ndarray,
-        stages: Sequence[np.ndarray],
+        states: Sequence[np.ndarray],
+        p: np.ndarray,
         dt: float,
-        derivatives: tuple[np.ndarray, ...],
+        free: np.ndarray,
         active: np.ndarray | None,
-    ) -> None:
-        """Add to the derivatives of the active numbers, given the stages of the transposed step."""
+    ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+        """Transposed steps over the states before them, with derivatives of loads and active numbers summed."""
         from kolmo.kernels import fused
 
-        wanted = np.zeros(len(derivatives[0]), dtype=bool)
-        wanted[: self._terms] = True if active is None else active
-        columns, wide = _columns(u), [_columns(load) for load in loads]
-        adjoints = np.stack([_columns(q) for q in stages], 1)
-        rest = np.empty(len(u))
+        wanted, columns, wide = self._wanted(active), _columns(p).copy(), [_columns(load) for load in loads]
+        before = np.ascontiguousarray(np.moveaxis(np.asarray(states), -1, 0))
+        adjoints = np.zeros((len(columns), 3, columns.shape[1]))
+        # numbers that are the same array share one sum, which is told once
+        sums = {id(a): np.zeros((self._terms + 1, columns.shape[1])) for a in numbers}
+        derivatives = tuple(sums[id(a)] for a in numbers)
+        tables = self.table, self.back, self.spaces
         for m, column in enumerate(columns):
             here = tuple(load[m] for load in wide)
-            fused.runge_kutta(self.table, numbers, here, column, dt, rest, adjoints[m], derivatives, wanted)
+            targets = adjoints[m], derivatives
+            fused.runge_kutta_pullback(tables, numbers, here, before[m], column, dt, free, wanted, targets)
+        none = np.zeros((1, 1))
+        shares = [sums.pop(id(a), none)[: self._terms] for a in numbers]
+        return _back(columns), [_back(adjoints[:, j]) for j in range(3)], shares
 
 
 def _columns(u: np.ndarray) -> np.ndarray:

@@ -9,11 +9,11 @@ import numpy as np
 from kolmo.arrays import Array
 from kolmo.errors import InputError
 from kolmo.kernels.linear import Factorization, LineSolver
-from kolmo.steppers.base import STEPPERS, Operator, Step
+from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step
 from kolmo.steppers.dual import DualStencil, NestedFactors, halves
 
 
-class SplitStep:
+class SplitStep(Repeated):
     """One modified Craig–Sneyd step; part 0 holds mixed derivatives and loads, part i the derivatives along axis i."""
 
     def __init__(self, start: Operator, end: Operator, dt: float, theta: float) -> None:
@@ -131,7 +131,7 @@ def _line_solver(stencil: Any, numbers: np.ndarray, axis: int, scale: float, fre
     return LineSolver(band, below, stencil.shape, axis)
 
 
-class ExtrapolatedStep:
+class ExtrapolatedStep(Repeated):
     """Two half steps and one whole one, combined 4 : −1 over 3: a linear map of one order more."""
 
     def __init__(self, whole: SplitStep, first: SplitStep, second: SplitStep) -> None:

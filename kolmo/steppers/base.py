@@ -88,6 +88,43 @@ class Step(Protocol):
         """As ``apply_transposed``, and per node the derivative of ⟨p, step⟩ with respect to the stencil numbers."""
         ...
 
+    def apply_many(self, u: Array, loads: Sequence[Array], count: int, keep: list[Array] | None = None) -> Array:
+        """The state after several equal steps; ``keep`` collects the state before each."""
+        ...
+
+    def pullback_many(
+        self, states: Sequence[Array], loads: Sequence[Array], p: Array
+    ) -> tuple[Array, list[Array], list[Array]]:
+        """As ``pullback``, over equal steps from the given states, the last one first; derivatives are summed."""
+        ...
+
+
+class Repeated:
+    """Several equal steps, taken one by one."""
+
+    def apply_many(self: Step, u: Array, loads: Sequence[Array], count: int, keep: list[Array] | None = None) -> Array:
+        """The state after ``count`` steps; ``keep`` collects the state before each."""
+        for _ in range(count):
+            if keep is not None:
+                keep.append(u)
+            u = self.apply(u, loads)
+        return u
+
+    def pullback_many(
+        self: Step, states: Sequence[Array], loads: Sequence[Array], p: Array
+    ) -> tuple[Array, list[Array], list[Array]]:
+        """As ``pullback`` over steps from the given states, the last one first; derivatives are summed."""
+        total: tuple[list[Array], list[Array]] | None = None
+        for u in reversed(states):
+            p, *parts = self.pullback(u, loads, p)
+            if total is None:
+                total = [+v for v in parts[0]], [+v for v in parts[1]]
+                continue
+            for sums, part in zip(total, parts, strict=True):
+                for j, v in enumerate(part):
+                    sums[j] += v
+        return p, *(total or ([], []))
+
 
 def gather(adjoints: Sequence[Array], nodes: Sequence[int]) -> list[Array]:
     """Sum what belongs to stages into what belongs to their nodes."""

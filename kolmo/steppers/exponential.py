@@ -10,7 +10,7 @@ import numpy as np
 
 from kolmo.arrays import Array, as_like, as_numpy, namespace
 from kolmo.errors import InputError, NotConvergedError
-from kolmo.steppers.base import STEPPERS, Operator, Step
+from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step
 
 # Room around the estimated spectrum, and growth e^GROWTH of the exponential that the ellipse may reach on the right.
 MARGIN, GROWTH = 1.1, 2.0
@@ -157,7 +157,7 @@ def _known_radius(n: int, indptr: bytes, indices: bytes, data: bytes) -> float:
     return float(np.abs(np.linalg.eigvals(dense)).max())
 
 
-class ExponentialStep:
+class ExponentialStep(Repeated):
     """u ↦ u + dt φ₁(dt Q)(Q u + r), with φ₁ a sum of Faber polynomials: e^{dt Q} u and what a constant load adds."""
 
     def __init__(self, operator: Operator, dt: float, tolerance: float) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kolmo.arrays import Array
-from kolmo.steppers.base import STEPPERS, Operator, Step
+from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def tableau(stages: int) -> Tableau:
     return Tableau(A, c, values, T, np.linalg.inv(T))
 
 
-class CollocationStep(ABC):
+class CollocationStep(Repeated, ABC):
     """What the two kinds of Radau step share: stage j meets Q only in Q_j Y_j + r_j."""
 
     operators: Sequence[Operator]

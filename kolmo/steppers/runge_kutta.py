@@ -9,13 +9,13 @@ import numpy as np
 
 from kolmo.arrays import Array, is_tensor
 from kolmo.kernels.tensor import Fused
-from kolmo.steppers.base import STEPPERS, Operator, Step, gather
+from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step, gather
 
 # Nodes of the four stages: the second and third share the middle.
 STAGE_NODES = (0, 1, 1, 2)
 
 
-class ExplicitStep:
+class ExplicitStep(Repeated):
     """One classical Runge–Kutta step of u' = Q u + r in backward time."""
 
     def __init__(self, operators: Sequence[Operator], dt: float) -> None:
@@ -99,36 +99,31 @@ class FusedStep:
         fixed = self.operators[0].fixed
         return np.zeros(0) if fixed is None else (~fixed).astype(float)
 
-    @cached_property
-    def _derivatives(self) -> tuple[np.ndarray, ...]:
-        """Work space: one array per different operator, wiped at each use."""
-        space = {id(op): np.empty(a.shape) for op, a in zip(self.operators, self.numbers, strict=True)}
-        return tuple(space[id(op)] for op in self.operators)
-
     def apply(self, u: Array, loads: Sequence[Array]) -> Array:
         """The state after the step."""
-        return self.fused.runge_kutta(self.numbers, loads, u, self.dt)
+        return self.apply_many(u, loads, 1)
+
+    def apply_many(self, u: Array, loads: Sequence[Array], count: int, keep: list[Array] | None = None) -> Array:
+        """The state after ``count`` steps; ``keep`` collects the state before each."""
+        states = self.fused.runge_kutta(self.numbers, loads, u, self.dt, count, keep is not None)
+        if keep is not None:
+            keep.extend(states[:-1])
+        return np.ascontiguousarray(states[-1])
 
     def apply_transposed(self, p: Array) -> tuple[Array, list[Array]]:
         """Transposed step and the derivatives of the loads."""
-        back, stages = self.fused.runge_kutta_transposed(self.numbers, p, self.dt, self._free)
-        return back, gather(stages, STAGE_NODES)
+        return self.fused.runge_kutta_transposed(self.numbers, p, self.dt, self._free)
 
     def pullback(self, u: Array, loads: Sequence[Array], p: Array) -> tuple[Array, list[Array], list[Array]]:
-        """Derivatives with respect to state, loads and stencil numbers; the last hold until the next call."""
-        back, stages = self.fused.runge_kutta_transposed(self.numbers, p, self.dt, self._free)
-        for space in self._derivatives:
-            space[...] = 0.0
+        """Derivatives with respect to state, loads and stencil numbers."""
+        return self.pullback_many([u], loads, p)
+
+    def pullback_many(
+        self, states: Sequence[Array], loads: Sequence[Array], p: Array
+    ) -> tuple[Array, list[Array], list[Array]]:
+        """The same over several steps, summed."""
         active = self.operators[0].active
-        self.fused.runge_kutta_pullback(self.numbers, loads, u, stages, self.dt, self._derivatives, active)
-        terms = len(self.operators[0].a)
-        seen: set[int] = set()
-        shares = []
-        for space in self._derivatives:
-            # an operator that serves several stages is counted once
-            shares.append(np.zeros((1, 1)) if id(space) in seen else space[:terms])
-            seen.add(id(space))
-        return back, gather(stages, STAGE_NODES), shares
+        return self.fused.runge_kutta_pullback(self.numbers, loads, states, p, self.dt, self._free, active)
 
 
 @dataclass(frozen=True)

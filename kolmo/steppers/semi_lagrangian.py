@@ -12,7 +12,7 @@ from kolmo.arrays import Array, as_like, as_numpy, is_tensor, namespace
 from kolmo.box import Absorbing, Open, Periodic, Reflecting, Robin
 from kolmo.errors import InputError
 from kolmo.kernels.lines import LineOperator
-from kolmo.steppers.base import STEPPERS, Operator, Step
+from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step
 from kolmo.steppers.dual import DualOperator
 
 # Gauss–Hermite points per direction of noise, by dimension.
@@ -352,7 +352,7 @@ def _columns_of(entries: list[list[Array]], scale: float) -> list[Array]:
     return [xp.stack([L[i][j] for i in range(d)], -1) for j in range(d)]
 
 
-class TransportStep:
+class TransportStep(Repeated):
     """One step: half the killing and load, interpolation at the feet, half the killing and load."""
 
     def __init__(self, operators: Sequence[Operator], dt: float) -> None:
