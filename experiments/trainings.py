@@ -10,6 +10,7 @@ Same model, initial weights, data and number of full-batch Adam steps; each trai
 same list on a seed of its own. Expected losses of held-out data are sampled for all alike. Error bars are over seeds.
 """
 
+import copy
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ FIELDS = {
     "noisy_accuracy": "accuracy of noisy passes",
     "milliseconds": "CPU ms a step",
     "nodes": "nodes per axis at the end",
+    "steps": "steps taken",
 }
 ORDER = 2  # weak order of the modified equation: at order 1, training drives eight layers away from it
 BOX = kolmo.Box([-6.0, -6.0], [6.0, 6.0], "reflecting")  # data have unit variance; walls keep the equation well posed
@@ -51,7 +53,7 @@ class Config:
     width: int = 16
     steps: int = 150
     rates: tuple[float, ...] = (0.01, 0.03, 0.1)
-    nodes: tuple[int, ...] = (33, 49, 73)  # of the PDE's grids per axis, one step in time for four of them
+    nodes: tuple[int, ...] = (33, 49, 73, 97)  # of the PDE's grids per axis, one time step for four; the last judges
     resolved: float = 0.02  # relative change of the loss on the next grid that asks for that grid
     check: int = 10  # training steps between two such comparisons
     train: int = 400
@@ -165,16 +167,20 @@ def trained(config: Config, name: str, training: str, seed: int, rate: float) ->
     begin, history = time.process_time(), []
     for _ in range(config.steps):
         loss = objective()
+        if not objective.resolved:
+            break
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         history.append(loss.item())
-    milliseconds = 1e3 * (time.process_time() - begin) / config.steps
+    objective.check()
+    milliseconds = 1e3 * (time.process_time() - begin) / max(len(history), 1)
     return {
         "history": np.array(history),
         "milliseconds": milliseconds,
         "nodes": objective.nodes,
+        "steps": len(history),
         "regions": regions(model) if name != "digits" else np.zeros(0),
         "points": data.test_x.numpy() if name != "digits" else np.zeros(0),
         "labels": data.test_y.numpy(),
@@ -186,7 +192,8 @@ class Objective:
     """Loss of one training over all training examples; of the sampled one, each call draws anew.
 
     An optimiser finds what a grid does not resolve, and has losses below zero from it. So the PDE's loss is compared
-    with that on the next grid every few steps, and goes there if they differ.
+    with that on the next grid every few steps, and goes there if they differ. The last grid only judges: where the one
+    before it differs from it, training ends with the parameters of the last comparison that was passed.
     """
 
     def __init__(self, config: Config, model: bridge.FlowClassifier, data: Data, training: str, seed: int) -> None:
@@ -194,6 +201,8 @@ class Objective:
         self._generator = torch.Generator().manual_seed(seed)
         self._calls = self._level = 0
         self._recipes = [self._recipe(n) for n in config.nodes] if training == "PDE" else []
+        self._good = copy.deepcopy(model.state_dict())
+        self.resolved = True
 
     @property
     def nodes(self) -> int:
@@ -207,7 +216,7 @@ class Objective:
         if self._training == "regularised":
             return self._model.regularised_loss(x, y)
         if self._calls % self._config.check == 0:
-            self._refine()
+            self.check()
         self._calls += 1
         return self._pde_loss(self._level)
 
@@ -223,14 +232,19 @@ class Objective:
         )
 
     @torch.no_grad()
-    def _refine(self) -> None:
-        """Go to the next grid as long as it changes the loss."""
+    def check(self) -> None:
+        """Go to the next grid as long as it changes the loss; past the last, go back to the last good parameters."""
+        if not self._recipes:
+            return
         now = self._pde_loss(self._level)
-        while self._level + 1 < len(self._recipes):
-            finer = self._pde_loss(self._level + 1)
+        for level in range(self._level, len(self._recipes) - 1):
+            finer = self._pde_loss(level + 1)
             if abs(now - finer) <= self._config.resolved * finer:
+                self._level, self._good = level, copy.deepcopy(self._model.state_dict())
                 return
-            self._level, now = self._level + 1, finer
+            now = finer
+        self._level, self.resolved = len(self._recipes) - 2, False
+        self._model.load_state_dict(self._good)
 
 
 @torch.no_grad()

@@ -383,6 +383,8 @@ def apply_transposed(table: Any, a: Any, q: Any, out: Any, spaces: Any) -> None:
     a21, a22 = a[layout[FIRST + 2]], a[layout[SECOND + 2]]
     first0, second0, cross0, first1, second1, cross1, product01 = spaces
     first2, second2, cross2, line = np.empty(n2), np.empty(n2), np.empty(n2), np.empty(n2)
+    b12 = a[p12] if p12 != ABSENT else own
+    mixed, turned = np.empty(plane), np.empty(plane)
     for i in range(n0):
         for j in range(n1):
             at = (i * n1 + j) * n2
@@ -421,11 +423,7 @@ def apply_transposed(table: Any, a: Any, q: Any, out: Any, spaces: Any) -> None:
                     second1[at + k] = a12[at + k] * q[at + k]
                 if p12 != ABSENT:
                     for k in range(n2):
-                        cross2[k] = a[p12, at + k] * q[at + k]
-                    _along(table, 2, cross2, zero, line)
-                    for k in range(n2):
-                        cross1[at + k] = line[k]
-                        first1[at + k] += line[k]
+                        mixed[j * n2 + k] = b12[at + k] * q[at + k]
             if n0 > 1:
                 for k in range(n2):
                     first0[at + k] = a01[at + k] * q[at + k]
@@ -440,6 +438,11 @@ def apply_transposed(table: Any, a: Any, q: Any, out: Any, spaces: Any) -> None:
                 if p01 != ABSENT:
                     for k in range(n2):
                         product01[at + k] = a[p01, at + k] * q[at + k]
+        if p12 != ABSENT:
+            _difference(table, 2, 2, mixed, turned)
+            for k in range(plane):
+                cross1[i * plane + k] = turned[k]
+                first1[i * plane + k] += turned[k]
         if n1 > 1:
             for j in range(n1):
                 at = (i * n1 + j) * n2
