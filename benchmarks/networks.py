@@ -1,6 +1,6 @@
 """Monte Carlo, control variate and recursion on a noisy residual network, beside NumPy, torch, torchsde and JAX.
 
-    python benchmarks/networks.py [--repeats 5] [--only kolmo,jax] [--out networks.json]
+    python -m benchmarks.networks [--repeats 5] [--only kolmo,jax] [--json FILE]
 
 The network: X_{k+1} = X_k + h (W2 tanh(W1 X_k + b1) + b2) + √h s N(0, I) in the plane, width 16, 50 layers, single
 precision; the loss exp(−2 |X|²) at 64 inputs. Every figure is checked: losses against the layer recursion, in standard
@@ -278,12 +278,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", type=lambda text: text.split(","), default=[], help="words of the names to run")
-    parser.add_argument("--out", type=Path, default=Path("networks.json"))
+    parser.add_argument("--json", type=Path, help="file for the records")
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     found = compare(options.repeats, options.only)
     show(found)
-    options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

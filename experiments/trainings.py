@@ -3,11 +3,13 @@
 Flow classifiers with additive noise, on two moons, two spirals and handwritten digits, are trained by
 
 - sampled noise: the cross-entropy of one noisy pass for each example, ordinary stochastic training;
-- the PDE: the expected cross-entropy as u(0, x) of the backward Kolmogorov equation, gradients through its adjoint;
+- the PDE: the expected cross-entropy as u(0, x) of the backward Kolmogorov equation of weak order 2, gradients through
+  its adjoint, on a grid that is refined as the loss needs it; training ends early where no grid at hand resolves it;
 - the regulariser: the cross-entropy of the mean network plus ½ Σ C:∇²u along its path.
 
-Same model, initial weights, data and number of full-batch Adam steps; each training's learning rate is chosen from the
-same list on a seed of its own. Expected losses of held-out data are sampled for all alike. Error bars are over seeds.
+Same model, initial weights, data and (largest) number of full-batch Adam steps; each training's learning rate is chosen
+from the same list on a seed of its own. Expected losses of held-out data are sampled for all alike. Error bars are over
+seeds.
 """
 
 import copy

@@ -1,6 +1,7 @@
 """The one time loop: backwards from T to 0, and its transpose forwards from 0 to T."""
 
 import copy
+import math
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -207,8 +208,7 @@ class March:
         if round(run.time, 12) in wanted:
             run.saved.append((run.time, terminal))
         try:
-            seen = callback is not None or progress
-            longest = 1 if seen else max(1, UNINTERRUPTED // max(u.size, 1))
+            longest = 1 if callback is not None or progress else _longest(u)
             for stretch in _progress(list(stretches(self.plans, wanted, longest)), progress):
                 step, loads = self.prepared(stretch[0])
                 u = step.apply_many(u, loads, len(stretch), keep)
@@ -227,7 +227,7 @@ class March:
 
     def descend(self, u: Array, plans: Sequence[StepPlan], keep: list[Array] | None = None) -> Array:
         """Take some consecutive steps from the free part u; ``keep`` collects the state before each step."""
-        for stretch in stretches(plans):
+        for stretch in stretches(plans, longest=_longest(u)):
             step, loads = self.prepared(stretch[0])
             u = step.apply_many(u, loads, len(stretch), keep)
         return u
@@ -264,7 +264,7 @@ class March:
         numbers: dict[float, Array] = {}
         loads: dict[float, Array] = {}
         values: dict[float, Array] = {}
-        for stretch in reversed(list(stretches(self.plans if plans is None else plans))):
+        for stretch in reversed(list(stretches(self.plans if plans is None else plans, longest=_longest(p)))):
             plan, count = stretch[0], len(stretch)
             step, node_loads = self.prepared(plan)
             p, load_adjoints, number_adjoints = step.pullback_many(states[-count:], node_loads, p)
@@ -280,6 +280,11 @@ class March:
                     back = semi.stencil.apply_transposed(semi.a, q)
                     _accumulate(values, instant, back * as_like(self.fixed.astype(float), back)[:, None])
         return p, numbers, loads, values
+
+
+def _longest(u: Array) -> int:
+    """Steps of a state to take at once."""
+    return max(1, UNINTERRUPTED // max(int(math.prod(u.shape)), 1))
 
 
 def _accumulate(total: dict[float, Array], key: float, value: Array) -> None:

@@ -56,6 +56,34 @@ def check_linear_map(name, ops, dt, rng):
     assert np.log2(remainders[0] / remainders[1]) > 1.6, remainders
 
 
+@pytest.mark.parametrize("name", sorted(STEPPERS))
+@pytest.mark.parametrize("columns", [1, 2])
+def test_several_steps_at_once_are_those_steps_one_by_one(name, columns, rng):
+    drift = lambda t, x: np.stack([-x[..., 0] + 0.3 * x[..., 1], -x[..., 1]], -1)  # noqa: E731
+    sde = SDE(drift, covariance=np.array([[0.4, 0.1], [0.1, 0.3]]), dim=2)
+    face = "open" if name == "semi-lagrangian" else "absorbing"
+    problem = KolmogorovProblem(sde, lambda x: x[..., 0], 0.1, Box([-1.0] * 2, [1.0] * 2, face))
+    ops = operators(problem, (11, 12), [0.0]) * len(STEPPERS[name].nodes)
+    step = STEPPERS[name].prepare(ops, 1e-3)
+    u, p, *loads = (v[:, :columns] for v in draw(rng, ops[0], 2 + len(ops)))
+    states = [u]
+    for _ in range(4):
+        states.append(step.apply(states[-1], loads))
+    kept = []
+    np.testing.assert_allclose(step.apply_many(u, loads, 4, kept), states[4], rtol=0, atol=1e-14 * np.abs(u).max())
+    np.testing.assert_allclose(step.apply_many(u, loads, 3), states[3], rtol=0, atol=1e-14 * np.abs(u).max())
+    np.testing.assert_allclose(kept, states[:4], rtol=0, atol=1e-14 * np.abs(u).max())
+    back, together = p, step.pullback_many(states[:4], loads, p)
+    adjoints, numbers = 0.0, 0.0
+    for state in states[3::-1]:
+        # the nodes share their operator: what belongs to it is the sum over them
+        back, here, shares = step.pullback(state, loads, back)
+        adjoints, numbers = adjoints + np.stack(here), numbers + sum(shares)
+    np.testing.assert_allclose(together[0], back, rtol=0, atol=1e-12 * np.abs(back).max())
+    np.testing.assert_allclose(together[1], adjoints, rtol=0, atol=1e-12 * np.abs(adjoints).max())
+    np.testing.assert_allclose(sum(together[2]), numbers, rtol=0, atol=1e-12 * np.abs(numbers).max())
+
+
 @pytest.mark.parametrize("word", MOVING)
 def test_semi_lagrangian_is_a_linear_map_with_exact_derivatives(word, rng):
     problem = manufactured([(word, word)]).problem
