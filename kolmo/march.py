@@ -199,9 +199,8 @@ class March:
         save: Sequence[float] = (),
         callback: Callback | None = None,
         progress: bool = False,
-        keep: list[Array] | None = None,
     ) -> Run:
-        """March terminal data of shape (size, k) from T to 0; ``keep`` collects the state before each step."""
+        """March terminal data of shape (size, k) from T to 0."""
         wanted = set(np.round(save, 12))
         u = self.without_boundary(terminal)
         run = Run(u, float(self.times[-1]))
@@ -211,7 +210,7 @@ class March:
             longest = 1 if callback is not None or progress else _longest(u)
             for stretch in _progress(list(stretches(self.plans, wanted, longest)), progress):
                 step, loads = self.prepared(stretch[0])
-                u = step.apply_many(u, loads, len(stretch), keep)
+                u = step.apply_many(u, loads, len(stretch))
                 plan = stretch[-1]
                 t = plan.start - plan.dt if plan is not self.plans[-1] else float(self.times[0])
                 run.state, run.time = u, t
@@ -225,12 +224,16 @@ class March:
         run.state = self.with_boundary(run.state, run.time)
         return run
 
-    def descend(self, u: Array, plans: Sequence[StepPlan], keep: list[Array] | None = None) -> Array:
-        """Take some consecutive steps from the free part u; ``keep`` collects the state before each step."""
+    def descend(self, u: Array, plans: Sequence[StepPlan], stages: bool = False) -> tuple[Array, list[Array]]:
+        """Take some consecutive steps from the free part u; the last state, and what ``gradient`` needs of the steps.
+
+        That is the state before each step, or, with ``stages``, the states of its stages where the stepper has them.
+        """
+        kept: list[Array] = []
         for stretch in stretches(plans, longest=_longest(u)):
             step, loads = self.prepared(stretch[0])
-            u = step.apply_many(u, loads, len(stretch), keep)
-        return u
+            u = step.apply_many(u, loads, len(stretch), kept, stages)
+        return u, kept
 
     def forward(self, p: Array, *, observe: Callable[[float, Array, list[Array]], None] | None = None) -> Array:
         """The transposed march: weights p of shape (size, k) on the state at time 0, pushed to time T.
@@ -247,14 +250,14 @@ class March:
         return p
 
     def gradient(
-        self, states: list[Array], p: Array, plans: Sequence[StepPlan] | None = None
+        self, kept: list[Array], p: Array, plans: Sequence[StepPlan] | None = None
     ) -> tuple[Array, dict[float, Array], dict[float, Array], dict[float, Array]]:
         """Derivatives of ⟨p, u(0)⟩: with respect to the terminal data, and per instant to numbers, load and boundary.
 
         Parameters
         ----------
-        states : list of array
-            States before each step, as collected by ``backward`` or ``descend``; consumed.
+        kept : list of array
+            As collected by ``descend``; consumed.
         p : array, shape (size, k)
             Weights on the free part of the state at time 0 (at the end of the last of the ``plans``).
         plans : sequence of StepPlan, optional
@@ -265,10 +268,9 @@ class March:
         loads: dict[float, Array] = {}
         values: dict[float, Array] = {}
         for stretch in reversed(list(stretches(self.plans if plans is None else plans, longest=_longest(p)))):
-            plan, count = stretch[0], len(stretch)
+            plan = stretch[0]
             step, node_loads = self.prepared(plan)
-            p, load_adjoints, number_adjoints = step.pullback_many(states[-count:], node_loads, p)
-            del states[-count:]
+            p, load_adjoints, number_adjoints = step.pullback_many(kept.pop(), node_loads, p)
             for instant, q, derivative in zip(plan.instants, load_adjoints, number_adjoints, strict=True):
                 semi, _, _ = self.ingredients(instant)
                 q = self.without_boundary(q)

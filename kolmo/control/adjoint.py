@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from kolmo.control.checkpoints import check, split
+from kolmo.control.checkpoints import check, keeps_stages, split
 from kolmo.discretization import Discretization
 from kolmo.march import March, StepPlan
 from kolmo.problem import KolmogorovProblem
@@ -82,10 +82,10 @@ class Flow(Protocol):
     """Per instant, which numbers' derivatives are wanted; where nothing is said, all."""
 
     def run(self, u: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Last state, and the states that ``pull`` needs; the first of them is the free part of u."""
+        """Last state, and what ``pull`` needs."""
         ...
 
-    def pull(self, states: list[np.ndarray], p: np.ndarray) -> Pulled:
+    def pull(self, kept: list[np.ndarray], p: np.ndarray) -> Pulled:
         """Derivatives of ⟨p, last state⟩."""
         ...
 
@@ -107,6 +107,8 @@ class Steps:
         Per instant of the steps, the stencil.
     active : dict, optional
         Per instant, which numbers depend on a parameter; those missing may all.
+    stages : bool
+        Keep the states of stages too.
     """
 
     def __init__(
@@ -115,18 +117,19 @@ class Steps:
         plans: Sequence[StepPlan],
         stencils: dict[float, Any],
         active: dict[float, np.ndarray | None] | None = None,
+        stages: bool = False,
     ) -> None:
         self.march, self.plans, self.stencils, self.active = march, plans, stencils, active or {}
+        self.stages = stages
 
     def run(self, u: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-        """March, keeping the state before each step."""
-        states: list[np.ndarray] = []
-        last = self.march.descend(self.march.without_boundary(u), self.plans, states)
-        return np.ascontiguousarray(last), states
+        """March, keeping the states that the transpose needs."""
+        last, kept = self.march.descend(self.march.without_boundary(u), self.plans, self.stages)
+        return np.ascontiguousarray(last), kept
 
-    def pull(self, states: list[np.ndarray], p: np.ndarray) -> Pulled:
+    def pull(self, kept: list[np.ndarray], p: np.ndarray) -> Pulled:
         """March transposed; every stage gives its share of the derivatives."""
-        return self.march.gradient(states, p, self.plans)
+        return self.march.gradient(kept, p, self.plans)
 
     def on(self, march: March, stencils: dict[float, Any]) -> "Steps":
         """The same steps on another march."""
@@ -151,14 +154,14 @@ class Still:
     def run(self, u: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """Solve Q u + r = 0."""
         solution = np.ascontiguousarray(self.march.without_boundary(solve_stationary(self.march)))
-        return solution, [u, solution]
+        return solution, [solution]
 
-    def pull(self, states: list[np.ndarray], p: np.ndarray) -> Pulled:
+    def pull(self, kept: list[np.ndarray], p: np.ndarray) -> Pulled:
         """Solve Qᵀ q = −p."""
         march = self.march
         semi, _, _ = march.ingredients(0.0)
         q = march.without_boundary(solve_stationary(march, weights=march.without_boundary(p)))
-        numbers = semi.stencil.pullback(q, states[1] + semi.boundary)
+        numbers = semi.stencil.pullback(q, kept[0] + semi.boundary)
         values = semi.stencil.apply_transposed(semi.a, q)
         return np.zeros_like(p), {0.0: numbers}, {0.0: q}, {0.0: values}
 
@@ -213,18 +216,18 @@ class _Map(torch.autograd.Function):
     def forward(ctx: Any, flow: Flow, start: torch.Tensor, *tensors: torch.Tensor) -> Any:
         """Run, keeping what the transpose needs."""
         seed(flow, tensors)
-        last, states = flow.run(contiguous(start))
+        last, kept = flow.run(contiguous(start))
         ctx.flow, ctx.count = flow, len(tensors)
         # saved as tensors, so that torch's checkpoints can drop them
-        ctx.save_for_backward(start, *tensors, *(torch.from_numpy(u) for u in states[1:]))
+        ctx.save_for_backward(start, *tensors, *(torch.from_numpy(u) for u in kept))
         return torch.from_numpy(last)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         """The transposed flow, itself differentiable."""
         start, *rest = ctx.saved_tensors
-        tensors, states = rest[: ctx.count], [u.numpy() for u in rest[ctx.count :]]
-        pulled = _Transpose.apply(ctx.flow, states, gradients[0], start, *tensors)  # type: ignore[no-untyped-call]
+        tensors, kept = rest[: ctx.count], [u.numpy() for u in rest[ctx.count :]]
+        pulled = _Transpose.apply(ctx.flow, kept, gradients[0], start, *tensors)  # type: ignore[no-untyped-call]
         return (None, *pulled)
 
 
@@ -233,14 +236,13 @@ class _Transpose(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, flow: Flow, states: list[np.ndarray], p: torch.Tensor, start: torch.Tensor, *tensors: torch.Tensor
+        ctx: Any, flow: Flow, kept: list[np.ndarray], p: torch.Tensor, start: torch.Tensor, *tensors: torch.Tensor
     ) -> Any:
         """Derivatives of ⟨p, last state⟩ with respect to the first state, numbers, loads and boundary values."""
         seed(flow, tensors)
         ctx.flow = flow
         ctx.save_for_backward(p, start, *tensors)
-        first = np.ascontiguousarray(flow.march.without_boundary(contiguous(start)))
-        return tuple(_tensors(flow, flow.pull([first, *states], contiguous(p))))
+        return tuple(_tensors(flow, flow.pull(kept, contiguous(p))))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -248,9 +250,9 @@ class _Transpose(torch.autograd.Function):
         """Tangent of the flow along the directions, then the transpose of that."""
         p, start, *tensors = ctx.saved_tensors
         flow = _dual(ctx.flow, tensors, directions[1:])
-        last, states = flow.run(np.concatenate([contiguous(start), contiguous(directions[0])]))
+        last, kept = flow.run(np.concatenate([contiguous(start), contiguous(directions[0])]))
         weights = contiguous(p)
-        pulled = flow.pull(states, np.concatenate([np.zeros_like(weights), weights]))
+        pulled = flow.pull(kept, np.concatenate([np.zeros_like(weights), weights]))
         tangent = torch.from_numpy(np.ascontiguousarray(halves(last)[1]))
         return (None, None, tangent, *_tensors(flow, pulled, lambda v: v[0], lambda v: halves(v)[0]))
 
@@ -286,7 +288,8 @@ class Sweep:
     def _leaf(self, u: torch.Tensor, plans: Sequence[StepPlan]) -> torch.Tensor:
         semis = self._shared or self._assemble(sorted({t for plan in plans for t in plan.instants}))
         stencils, active = ({t: getattr(semi, part) for t, semi in semis.items()} for part in ("stencil", "active"))
-        flow = Steps(self.march, plans, stencils, active)
+        stages = keeps_stages(len(plans), self.checkpoints, self.march.stepper, 8 * u.numel())
+        flow = Steps(self.march, plans, stencils, active, stages)
         return apply(flow, u, semis)
 
     def _reverse(self, u: torch.Tensor, plans: Sequence[StepPlan], kept: int | None) -> torch.Tensor:

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from kolmo.errors import InputError
+from kolmo.steppers.base import Stepper
 
+# Bytes that the states of stages may take: kept with every state, they save the gradient a third of its time.
+MOST_STAGES = 2**27
 # No step is taken again more often: each time is one level of nested checkpoints.
 MOST_REPEATS = 20
 
@@ -55,6 +58,11 @@ def repeated(steps: int, checkpoints: int) -> int:
     return total
 
 
+def keeps_stages(steps: int, checkpoints: int | None, stepper: Stepper, state_bytes: int) -> bool:
+    """Whether the states of stages are kept too: where every state is, and memory for it is no question."""
+    return checkpoints is None and stepper.kept > 1 and steps * stepper.kept * state_bytes <= MOST_STAGES
+
+
 @dataclass(frozen=True)
 class GradientMemory:
     """What a gradient keeps at once, and what it costs: stated before anything runs.
@@ -67,6 +75,8 @@ class GradientMemory:
         States kept at most at once.
     repeated : int
         Steps taken again, besides those of the value and of its transpose.
+    states : int
+        States kept for each step: its first, or those of all its stages where they take less than 134 MB together.
     state_bytes, coefficient_bytes : int
         Bytes of one state; and of the coefficients of one step with all that torch keeps to differentiate them (all
         steps together, where the coefficients do not depend on time).
@@ -77,28 +87,36 @@ class GradientMemory:
     steps: int
     checkpoints: int
     repeated: int
+    states: int
     state_bytes: int
     coefficient_bytes: int
     bytes: int
 
     @classmethod
     def of(
-        cls, steps: int, checkpoints: int | None, state_bytes: int, coefficient_bytes: int, constant: bool
+        cls,
+        steps: int,
+        checkpoints: int | None,
+        stepper: Stepper,
+        state_bytes: int,
+        coefficient_bytes: int,
+        constant: bool,
     ) -> "GradientMemory":
         """Cost of a schedule; None keeps every state."""
         c = steps if checkpoints is None else min(check(checkpoints, steps), steps)
-        held = _held(steps, c, state_bytes, 0 if constant else coefficient_bytes)
+        states = stepper.kept if keeps_stages(steps, checkpoints, stepper, state_bytes) else 1
+        held = _held(steps, c, states * state_bytes, 0 if constant else coefficient_bytes)
         total = held + (coefficient_bytes if constant else 0)
-        return cls(steps, c, repeated(steps, c), state_bytes, coefficient_bytes, total)
+        return cls(steps, c, repeated(steps, c), states, state_bytes, coefficient_bytes, total)
 
     @classmethod
     def within(
-        cls, budget: float, steps: int, state_bytes: int, coefficient_bytes: int, constant: bool
+        cls, budget: float, steps: int, stepper: Stepper, state_bytes: int, coefficient_bytes: int, constant: bool
     ) -> "GradientMemory":
         """The schedule with the fewest repeated steps whose peak is within a budget in bytes."""
 
         def cost(c: int) -> GradientMemory:
-            return cls.of(steps, c, state_bytes, coefficient_bytes, constant)
+            return cls.of(steps, c, stepper, state_bytes, coefficient_bytes, constant)
 
         low, high = fewest(steps), steps
         if cost(low).bytes > budget:

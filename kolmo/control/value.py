@@ -277,8 +277,8 @@ def gradient_memory(
     state = 8 * discretization.grid.size * (march.generator.columns or 1)
     kept = _bytes_of_step(march, instants[0])
     if memory is not None:
-        return GradientMemory.within(memory, len(march.plans), state, kept, constant)
-    return GradientMemory.of(len(march.plans), checkpoints, state, kept, constant)
+        return GradientMemory.within(memory, len(march.plans), march.stepper, state, kept, constant)
+    return GradientMemory.of(len(march.plans), checkpoints, march.stepper, state, kept, constant)
 
 
 def _bytes_of_step(march: March, instants: list[float]) -> int:

@@ -498,30 +498,33 @@ def apply_transposed(table: Any, a: Any, q: Any, out: Any, spaces: Any) -> None:
 
 
 @_jit
-def _stages(table: Any, numbers: Any, loads: Any, u: Any, dt: float, count: int, ys: Any, total: Any) -> None:
-    """First stages of a classical Runge–Kutta step: states after the first in ``ys``, weighted slopes in ``total``."""
+def _stages(table: Any, numbers: Any, loads: Any, dt: float, count: int, ys: Any, total: Any, spare: Any) -> None:
+    """First stages of a classical Runge–Kutta step from the state ``ys[0]``: their states, and the weighted slopes."""
     # one place that calls, so that it is compiled once; the state after the last stage is not read
     for at in range(count):
         node = (at + 1) // 2
         c = dt if at == 2 else 0.5 * dt
         rule = c, 2.0 if node == 1 else 1.0, at == 0
-        source = u if at == 0 else ys[at - 1]
-        stage(table, numbers[node], source, rule, (loads[node], u, ys[at], total))
+        following = ys[at + 1] if at < 3 else spare
+        stage(table, numbers[node], ys[at], rule, (loads[node], ys[0], following, total))
 
 
 @_jit
-def runge_kutta(table: Any, numbers: Any, loads: Any, dt: float, count: int, states: Any) -> None:
-    """Classical Runge–Kutta steps with numbers and loads at their start, middle and end, from the first state on.
+def runge_kutta(table: Any, numbers: Any, loads: Any, dt: float, count: int, u: Any, kept: Any) -> None:
+    """Classical Runge–Kutta steps with numbers and loads at their start, middle and end; u is replaced.
 
-    States follow each other in the rows, and begin again at the first row where there are fewer.
+    ``kept`` is empty, or gets for each step its first state (count, 1, size) or those of its stages (count, 4, size).
     """
-    n, rows = states.shape[1], len(states)
-    ys, total = np.empty((4, n)), np.empty(n)
+    n = len(u)
+    own, total, spare = np.empty((4, n)), np.empty(n), np.empty(n)
     for step in range(count):
-        u, out = states[step % rows], states[(step + 1) % rows]
-        _stages(table, numbers, loads, u, dt, 4, ys, total)
+        ys = kept[step] if len(kept) > 0 and kept.shape[1] == 4 else own
+        ys[0, :] = u
+        _stages(table, numbers, loads, dt, 4, ys, total, spare)
+        if len(kept) > 0 and kept.shape[1] == 1:
+            kept[step, 0, :] = u
         for k in range(n):
-            out[k] = u[k] + (dt / 6.0) * total[k]
+            u[k] += (dt / 6.0) * total[k]
 
 
 @_jit
@@ -575,12 +578,14 @@ def _collect(qs: Any, loads: Any) -> None:
 
 @_jit
 def runge_kutta_pullback(
-    tables: Any, numbers: Any, loads: Any, states: Any, p: Any, dt: float, free: Any, wanted: Any, targets: Any
+    tables: Any, numbers: Any, loads: Any, kept: Any, p: Any, dt: float, free: Any, wanted: Any, targets: Any
 ) -> None:
-    """Transposed steps over the states before them, the last one first; p is replaced.
+    """Transposed steps, the last one first; p is replaced.
 
     Parameters
     ----------
+    kept : ndarray, shape (count, 1 or 4, size)
+        States before the steps, or of all their stages.
     tables : (table, back, spaces)
         Of the stencil and of its transpose, with work spaces.
     wanted : ndarray of bool
@@ -590,12 +595,15 @@ def runge_kutta_pullback(
     """
     (table, back, spaces), (adjoints, derivatives) = tables, targets
     n = len(p)
-    qs, ys, out, total = np.empty((4, n)), np.empty((4, n)), np.empty(n), np.empty(n)
-    for step in range(len(states)):
-        u = states[len(states) - 1 - step]
+    qs, own, out, total = np.empty((4, n)), np.empty((4, n)), np.empty(n), np.empty(n)
+    for step in range(len(kept)):
+        passed = kept[len(kept) - 1 - step]
+        ys = passed if len(passed) == 4 else own
         _transposed_step(back, numbers, p, dt, free, qs, out, spaces)
         _collect(qs, adjoints)
         p[:] = out
-        _stages(table, numbers, loads, u, dt, 3, ys, total)
+        if len(passed) == 1:
+            ys[0, :] = passed[0]
+            _stages(table, numbers, loads, dt, 3, ys, total, out)
         for at in range(4):
-            shares(table, u if at == 0 else ys[at - 1], qs[at], wanted, derivatives[(at + 1) // 2])
+            shares(table, ys[at], qs[at], wanted, derivatives[(at + 1) // 2])

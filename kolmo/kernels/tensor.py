@@ -209,21 +209,20 @@ class Fused:
         return np.append(np.ones(self._terms, dtype=bool) if active is None else active, False)
 
     def runge_kutta(
-        self, numbers: Numbers, loads: Sequence[np.ndarray], u: np.ndarray, dt: float, count: int, keep: bool
-    ) -> np.ndarray:
+        self, numbers: Numbers, loads: Sequence[np.ndarray], u: np.ndarray, dt: float, count: int, kept: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Classical Runge–Kutta steps; numbers and loads at their start, middle and end.
 
-        The states (rows, size, k) from u on: all of them if they are to be kept, else the last at the end.
+        The last state, and what was kept (k, count, kept, size): nothing, the states before the steps (1) or those of
+        all stages (4).
         """
         from kolmo.kernels import fused
 
-        columns, wide = _columns(u), [_columns(load) for load in loads]
-        states = np.empty((len(columns), count + 1 if keep else 2, columns.shape[1]))
-        for m, rows in enumerate(states):
-            rows[0] = columns[m]
-            fused.runge_kutta(self.table, numbers, tuple(load[m] for load in wide), dt, count, rows)
-        last = states if keep else states[:, count % 2 :][:, :1]
-        return np.moveaxis(last, 0, -1)
+        columns, wide = _columns(u).copy(), [_columns(load) for load in loads]
+        states = np.empty((len(columns), count if kept else 0, max(kept, 1), columns.shape[1]))
+        for m, column in enumerate(columns):
+            fused.runge_kutta(self.table, numbers, tuple(load[m] for load in wide), dt, count, column, states[m])
+        return _back(columns), states
 
     def runge_kutta_transposed(
         self, numbers: Numbers, p: np.ndarray, dt: float, free: np.ndarray
@@ -241,17 +240,17 @@ class Fused:
         self,
         numbers: Numbers,
         loads: Sequence[np.ndarray],
-        states: Sequence[np.ndarray],
+        kept: np.ndarray,
         p: np.ndarray,
         dt: float,
         free: np.ndarray,
         active: np.ndarray | None,
     ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
-        """Transposed steps over the states before them, with derivatives of loads and active numbers summed."""
+        """Transposed steps over what was kept of them, with derivatives of loads and active numbers summed."""
         from kolmo.kernels import fused
 
         wanted, columns, wide = self._wanted(active), _columns(p).copy(), [_columns(load) for load in loads]
-        before = np.ascontiguousarray(np.moveaxis(np.asarray(states), -1, 0))
+        kept = _plain(kept)
         adjoints = np.zeros((len(columns), 3, columns.shape[1]))
         # numbers that are the same array share one sum, which is told once
         sums = {id(a): np.zeros((self._terms + 1, columns.shape[1])) for a in numbers}
@@ -260,7 +259,7 @@ class Fused:
         for m, column in enumerate(columns):
             here = tuple(load[m] for load in wide)
             targets = adjoints[m], derivatives
-            fused.runge_kutta_pullback(tables, numbers, here, before[m], column, dt, free, wanted, targets)
+            fused.runge_kutta_pullback(tables, numbers, here, kept[m], column, dt, free, wanted, targets)
         none = np.zeros((1, 1))
         shares = [sums.pop(id(a), none)[: self._terms] for a in numbers]
         return _back(columns), [_back(adjoints[:, j]) for j in range(3)], shares

@@ -176,6 +176,7 @@ class ModifiedCraigSneyd:
     extrapolated: bool = False
     theta: float = 1.0 / 3.0
     implicit: bool = True
+    kept: int = 1
 
     @property
     def name(self) -> str:

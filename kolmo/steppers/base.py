@@ -88,34 +88,42 @@ class Step(Protocol):
         """As ``apply_transposed``, and per node the derivative of ⟨p, step⟩ with respect to the stencil numbers."""
         ...
 
-    def apply_many(self, u: Array, loads: Sequence[Array], count: int, keep: list[Array] | None = None) -> Array:
-        """The state after several equal steps; ``keep`` collects the state before each."""
+    def apply_many(
+        self, u: Array, loads: Sequence[Array], count: int, keep: list[Array] | None = None, stages: bool = False
+    ) -> Array:
+        """The state after several equal steps; ``keep`` gets one array with what ``pullback_many`` needs of them.
+
+        With ``stages`` that may hold the states of stages too, else only the state before each step.
+        """
         ...
 
-    def pullback_many(
-        self, states: Sequence[Array], loads: Sequence[Array], p: Array
-    ) -> tuple[Array, list[Array], list[Array]]:
-        """As ``pullback``, over equal steps from the given states, the last one first; derivatives are summed."""
+    def pullback_many(self, kept: Array, loads: Sequence[Array], p: Array) -> tuple[Array, list[Array], list[Array]]:
+        """As ``pullback``, over equal steps of which so much was kept; derivatives are summed."""
         ...
 
 
 class Repeated:
     """Several equal steps, taken one by one."""
 
-    def apply_many(self: Step, u: Array, loads: Sequence[Array], count: int, keep: list[Array] | None = None) -> Array:
-        """The state after ``count`` steps; ``keep`` collects the state before each."""
-        for _ in range(count):
-            if keep is not None:
-                keep.append(u)
+    def apply_many(
+        self: Step, u: Array, loads: Sequence[Array], count: int, keep: list[Array] | None = None, stages: bool = False
+    ) -> Array:
+        """The state after ``count`` steps; ``keep`` gets the states before them in one array."""
+        before = None if keep is None else np.empty((count, *u.shape))
+        for step in range(count):
+            if before is not None:
+                before[step] = u
             u = self.apply(u, loads)
+        if keep is not None:
+            keep.append(before)
         return u
 
     def pullback_many(
-        self: Step, states: Sequence[Array], loads: Sequence[Array], p: Array
+        self: Step, kept: Array, loads: Sequence[Array], p: Array
     ) -> tuple[Array, list[Array], list[Array]]:
-        """As ``pullback`` over steps from the given states, the last one first; derivatives are summed."""
+        """As ``pullback`` over steps from the states kept, the last one first; derivatives are summed."""
         total: tuple[list[Array], list[Array]] | None = None
-        for u in reversed(states):
+        for u in reversed(kept):
             p, *parts = self.pullback(u, loads, p)
             if total is None:
                 total = [+v for v in parts[0]], [+v for v in parts[1]]
@@ -150,6 +158,11 @@ class Stepper(Protocol):
     @property
     def implicit(self) -> bool:
         """Whether a step solves linear systems."""
+        ...
+
+    @property
+    def kept(self) -> int:
+        """States that a step keeps for its pullback where memory allows: 1, or one for each stage."""
         ...
 
     @property

@@ -249,6 +249,7 @@ class Exponential:
     name: str = "exponential"
     order: int = 8
     implicit: bool = True
+    kept: int = 1
     tolerance: float = 1e-10
 
     @property

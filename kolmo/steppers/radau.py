@@ -150,6 +150,7 @@ class RadauIIA:
 
     stages: int = 3
     implicit: bool = True
+    kept: int = 1
 
     @property
     def name(self) -> str:

@@ -103,12 +103,15 @@ class FusedStep:
         """The state after the step."""
         return self.apply_many(u, loads, 1)
 
-    def apply_many(self, u: Array, loads: Sequence[Array], count: int, keep: list[Array] | None = None) -> Array:
-        """The state after ``count`` steps; ``keep`` collects the state before each."""
-        states = self.fused.runge_kutta(self.numbers, loads, u, self.dt, count, keep is not None)
+    def apply_many(
+        self, u: Array, loads: Sequence[Array], count: int, keep: list[Array] | None = None, stages: bool = False
+    ) -> Array:
+        """The state after ``count`` steps; ``keep`` gets the states before them, those of all stages if asked for."""
+        kept = 0 if keep is None else 4 if stages else 1
+        last, states = self.fused.runge_kutta(self.numbers, loads, u, self.dt, count, kept)
         if keep is not None:
-            keep.extend(states[:-1])
-        return np.ascontiguousarray(states[-1])
+            keep.append(states)
+        return last
 
     def apply_transposed(self, p: Array) -> tuple[Array, list[Array]]:
         """Transposed step and the derivatives of the loads."""
@@ -116,14 +119,12 @@ class FusedStep:
 
     def pullback(self, u: Array, loads: Sequence[Array], p: Array) -> tuple[Array, list[Array], list[Array]]:
         """Derivatives with respect to state, loads and stencil numbers."""
-        return self.pullback_many([u], loads, p)
+        return self.pullback_many(u.T[:, None, None], loads, p)
 
-    def pullback_many(
-        self, states: Sequence[Array], loads: Sequence[Array], p: Array
-    ) -> tuple[Array, list[Array], list[Array]]:
+    def pullback_many(self, kept: Array, loads: Sequence[Array], p: Array) -> tuple[Array, list[Array], list[Array]]:
         """The same over several steps, summed."""
         active = self.operators[0].active
-        return self.fused.runge_kutta_pullback(self.numbers, loads, states, p, self.dt, self._free, active)
+        return self.fused.runge_kutta_pullback(self.numbers, loads, kept, p, self.dt, self._free, active)
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ class RungeKutta4:
     name: str = "rk4"
     order: int = 4
     implicit: bool = False
+    kept: int = 4
 
     @property
     def nodes(self) -> tuple[float, ...]:

@@ -434,6 +434,7 @@ class SemiLagrangian:
     name: str = "semi-lagrangian"
     order: int = 2
     implicit: bool = False
+    kept: int = 1
 
     @property
     def nodes(self) -> tuple[float, ...]:
