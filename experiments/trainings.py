@@ -322,12 +322,12 @@ def _draw_regions(config: Config, found: dict[tuple[str, str], dict[str, Any]]) 
 
 
 def _draw_training(config: Config, found: dict[tuple[str, str], dict[str, Any]]) -> figure.Figure:
-    fig = figure.Figure(figsize=(3.2 * len(config.data), 2.8), layout="constrained")
+    fig = figure.Figure(figsize=(3.2 * len(config.data), 3.1), layout="constrained")
     for ax, data in zip(fig.subplots(1, len(config.data), squeeze=False)[0], config.data, strict=True):
         for training, color in zip(TRAININGS, ("#999999", "#0072b2", "#d55e00"), strict=True):
             ax.plot(found[data, training]["history"], color=color, lw=1, label=training)
         ax.set(title=data, xlabel="step", ylabel="training objective", yscale="log")
-    ax.legend(frameon=False)
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=len(TRAININGS), frameon=False)
     return fig
 
 

@@ -100,8 +100,8 @@ def _along(table: Any, which: int, field: Any, base: Any, out: Any) -> None:
 
 
 @_jit
-def _difference(table: Any, axis: int, which: int, field: Any, out: Any) -> None:
-    """One difference (first, second or cross) of a whole field along an axis."""
+def _difference(table: Any, axis: int, which: int, field: Any, factor: Any, out: Any) -> None:
+    """One difference (first, second or cross) of a whole field along an axis; with a factor, added times that."""
     layout, pointer, index, weights, central, _ = table
     n, low, high, start = layout[axis], layout[LOW + axis], layout[HIGH + axis], layout[POINTER + axis]
     stride = np.uint64(1)
@@ -115,15 +115,20 @@ def _difference(table: Any, axis: int, which: int, field: Any, out: Any) -> None
             if low <= row and row < high:
                 continue
             to = base + row * stride
-            for k in range(stride):
-                out[to + k] = 0.0
+            if factor is None:  # decided when this is compiled
+                for k in range(stride):
+                    out[to + k] = 0.0
             for e in range(pointer[start + row], pointer[start + row + one]):
                 o, w = base + index[e] * stride, weights[which, e]
-                for k in range(stride):
-                    out[to + k] += w * field[o + k]
+                if factor is None:
+                    for k in range(stride):
+                        out[to + k] += w * field[o + k]
+                else:
+                    for k in range(stride):
+                        out[to + k] += w * factor[to + k] * field[o + k]
         # rows of one stencil lie behind each other
         for k in range(base + low * stride, base + high * stride):
-            out[k] = (
+            value = (
                 c0 * field[k - three * stride]
                 + c1 * field[k - two * stride]
                 + c2 * field[k - stride]
@@ -132,33 +137,31 @@ def _difference(table: Any, axis: int, which: int, field: Any, out: Any) -> None
                 + c5 * field[k + two * stride]
                 + c6 * field[k + three * stride]
             )
-
-
-@_jit
-def _add_product(q: Any, field: Any, out: Any) -> None:
-    for k in range(len(q)):
-        out[k] += q[k] * field[k]
+            if factor is None:
+                out[k] = value
+            else:
+                out[k] += factor[k] * value
 
 
 @_jit
 def shares(table: Any, y: Any, q: Any, wanted: Any, derivative: Any) -> None:
     """Add q B_m y to the derivative with respect to a_m, for wanted terms."""
     layout = table[0]
-    work, half = np.empty(len(y)), np.empty(len(y))
     if wanted[layout[IDENTITY]]:
-        _add_product(q, y, derivative[layout[IDENTITY]])
+        out = derivative[layout[IDENTITY]]
+        for k in range(len(y)):
+            out[k] += q[k] * y[k]
     for axis in range(3):
         for which in range(2):
             term = layout[(FIRST if which == 0 else SECOND) + axis]
             if layout[axis] > 1 and wanted[term]:
-                _difference(table, axis, which, y, work)
-                _add_product(q, work, derivative[term])
+                _difference(table, axis, which, y, q, derivative[term])
     for pair in range(3):
         term = layout[PAIRS + pair]
         if term != ABSENT and wanted[term]:
-            _difference(table, 1 if pair == 2 else 0, 2, y, half)
-            _difference(table, 1 if pair == 0 else 2, 2, half, work)
-            _add_product(q, work, derivative[term])
+            half = np.empty(len(y))
+            _difference(table, 1 if pair == 2 else 0, 2, y, None, half)
+            _difference(table, 1 if pair == 0 else 2, 2, half, q, derivative[term])
     terms, rows, pointer, index, weights = table[5]
     for r in range(len(rows)):
         if wanted[terms[r]]:
@@ -439,7 +442,7 @@ def apply_transposed(table: Any, a: Any, q: Any, out: Any, spaces: Any) -> None:
                     for k in range(n2):
                         product01[at + k] = a[p01, at + k] * q[at + k]
         if p12 != ABSENT:
-            _difference(table, 2, 2, mixed, turned)
+            _difference(table, 2, 2, mixed, None, turned)
             for k in range(plane):
                 cross1[i * plane + k] = turned[k]
                 first1[i * plane + k] += turned[k]
@@ -528,29 +531,32 @@ def runge_kutta(table: Any, numbers: Any, loads: Any, dt: float, count: int, u: 
 
 
 @_jit
-def _masked(x: Any, free: Any) -> None:
-    for k in range(len(free)):
-        x[k] *= free[k]
+def _transposed_step(table: Any, numbers: Any, p: Any, dt: float, free: Any, qs: Any, loads: Any, spaces: Any) -> None:
+    """The transposed step, p replaced; ``qs`` (4, size): derivatives with respect to what its stages add to Q Y.
 
-
-@_jit
-def _transposed_step(table: Any, numbers: Any, p: Any, dt: float, free: Any, qs: Any, out: Any, spaces: Any) -> None:
-    """The transposed step, and the derivatives (4, size) with respect to what its stages add to Q Y."""
+    They are added to those with respect to the loads (3, size).
+    """
     n = len(p)
-    z, last = np.empty(n), qs[3]
+    z, total, last = np.empty(n), np.empty(n), qs[3]
     for k in range(n):
         last[k] = (dt / 6.0) * p[k]
-        out[k] = p[k]
+        total[k] = p[k]
     for step in range(4):
         at = 3 - step
-        apply_transposed(table, numbers[(at + 1) // 2], qs[at], z, spaces)
-        _masked(z, free)
-        for k in range(n):
-            out[k] += z[k]
+        q, load = qs[at], loads[(at + 1) // 2]
+        apply_transposed(table, numbers[(at + 1) // 2], q, z, spaces)
+        for k in range(len(free)):
+            z[k] *= free[k]
         if at > 0:
             weight, back, before = dt / (6.0 if at == 1 else 3.0), dt if at == 3 else 0.5 * dt, qs[at - 1]
             for k in range(n):
+                load[k] += q[k]
+                total[k] += z[k]
                 before[k] = weight * p[k] + back * z[k]
+        else:
+            for k in range(n):
+                load[k] += q[k]
+                p[k] = total[k] + z[k]
 
 
 @_jit
@@ -559,21 +565,7 @@ def runge_kutta_transposed(table: Any, numbers: Any, p: Any, dt: float, free: An
 
     ``free`` is empty, or zero at fixed nodes and one elsewhere.
     """
-    qs, out = np.empty((4, len(p))), np.empty(len(p))
-    _transposed_step(table, numbers, p, dt, free, qs, out, spaces)
-    _collect(qs, loads)
-    p[:] = out
-
-
-@_jit
-def _collect(qs: Any, loads: Any) -> None:
-    """Add what belongs to the four stages to what belongs to the three nodes."""
-    q0, q1, q2, q3 = qs[0], qs[1], qs[2], qs[3]
-    r0, r1, r2 = loads[0], loads[1], loads[2]
-    for k in range(len(q0)):
-        r0[k] += q0[k]
-        r1[k] += q1[k] + q2[k]
-        r2[k] += q3[k]
+    _transposed_step(table, numbers, p, dt, free, np.empty((4, len(p))), loads, spaces)
 
 
 @_jit
@@ -595,15 +587,13 @@ def runge_kutta_pullback(
     """
     (table, back, spaces), (adjoints, derivatives) = tables, targets
     n = len(p)
-    qs, own, out, total = np.empty((4, n)), np.empty((4, n)), np.empty(n), np.empty(n)
+    qs, own, total, spare = np.empty((4, n)), np.empty((4, n)), np.empty(n), np.empty(n)
     for step in range(len(kept)):
         passed = kept[len(kept) - 1 - step]
         ys = passed if len(passed) == 4 else own
-        _transposed_step(back, numbers, p, dt, free, qs, out, spaces)
-        _collect(qs, adjoints)
-        p[:] = out
+        _transposed_step(back, numbers, p, dt, free, qs, adjoints, spaces)
         if len(passed) == 1:
             ys[0, :] = passed[0]
-            _stages(table, numbers, loads, dt, 3, ys, total, out)
+            _stages(table, numbers, loads, dt, 3, ys, total, spare)
         for at in range(4):
             shares(table, ys[at], qs[at], wanted, derivatives[(at + 1) // 2])
