@@ -18,6 +18,8 @@ from kolmo.schemes.terminal import common_break, rough_places
 PROBE_NODES = 301
 # Part of the cells added on each open side to measure the cut, by dimension.
 CUT_MARGIN = {1: 0.2, 2: 0.2, 3: 0.12}
+# Half of the box over that of the core, from which on an axis is graded; and where an even axis has its own worth.
+GRADED, GRADED_RATHER_THAN_EVEN = 1.2, 2.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,16 @@ class Layout:
             for grading, place, count in zip(self.gradings, self.places, counts, strict=True)
         ]
         return Grid.of(self.box, counts, gradings)
+
+    def evened(self) -> "Layout":
+        """Uniform axes where grading wins little: constant coefficients remain constant between the nodes."""
+        gradings = tuple(
+            Uniform(g.lower, g.upper)
+            if isinstance(g, Sinh) and max(g.upper - g.centre, g.centre - g.lower) < GRADED_RATHER_THAN_EVEN * g.width
+            else g
+            for g in self.gradings
+        )
+        return replace(self, gradings=gradings)
 
     def widened(self, grid: Grid) -> tuple["Layout", Grid]:
         """The same nodes and some more beyond every open face."""
@@ -117,7 +129,7 @@ def _grading(
         distance = np.abs(points[:, axis] - near[0])
         scale = float(np.min(distance, initial=width, where=distance > 1e-3 * width))
         return Sinh(low, high, near[0], min(max(scale, 0.1 * width), width))
-    if width <= 0 or max(high - centre, centre - low) < 2.0 * width:
+    if width <= 0 or max(high - centre, centre - low) < GRADED * width:
         return Uniform(low, high)
     return Sinh(low, high, centre, width)
 

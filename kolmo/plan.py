@@ -36,6 +36,8 @@ MAX_GROWTH = {1: 2.0, 2: 1.8, 3: 1.6}
 EXPLICIT_PER_SPLIT = 10
 # First number of split steps, and its growth with the resolution (space has order 6, the splitting 3).
 FIRST_SPLIT_STEPS, SPLIT_GROWTH = 8, 1.7
+# Level after which fewer split steps are tried, the parts of that number tried, and how much worse these may be.
+FIRST_PACE, PACES, PACE_SLACK = 3, (0.5, 0.25, 0.125), 1.05
 # Mean drift on the coarsest grid, in nodes a unit of time, over the largest covariance there, from which on steps
 # follow the characteristics.
 CARRIED = 20.0
@@ -256,6 +258,7 @@ class _Search:
         self._measured: Level | None = None
         self._beside: np.ndarray | None = None
         self._carried: bool | None = None
+        self._pace = 1.0
         self.started = clock()
 
     def run(self, max_cells: int, max_seconds: float) -> Outcome:
@@ -265,7 +268,7 @@ class _Search:
             ways += [(self.scheme, EXPLICIT)] + [(ROBUST, EXPLICIT)] * self.free
         for self.scheme, self.stepper in ways:
             self.order, self.guarded = SCHEMES[self.scheme].order, (self.scheme, self.stepper) != ways[-1]
-            self.levels, self.cut, self._measured = [], np.zeros(1), None
+            self.levels, self.cut, self._measured, self._pace = [], np.zeros(1), None, 1.0
             with contextlib.suppress(_RanAwayError):
                 return self._refine(max_cells, max_seconds)
         raise AssertionError("the last way is not guarded")
@@ -275,6 +278,8 @@ class _Search:
         d = self.problem.dim
         layout = first_layout(self.problem, self.points, max(1e-2 * self.rtol, 1e-12))
         n = float(FIRST_NODES[d])
+        if self._along_characteristics(layout.grid(n, SCHEMES[self.scheme].minimum_nodes)):
+            layout = layout.evened()
         try:
             while True:
                 self.levels.append(self._solve(layout, n))
@@ -282,6 +287,8 @@ class _Search:
                     return self._outcome("interrupted", "interrupted by the callback or Ctrl-C")
                 if d > 1 and len(self.levels) == 1:
                     layout = self._proportioned(layout, n)
+                if len(self.levels) == FIRST_PACE and not self._enough():
+                    self._set_pace()
                 settled = False
                 if len(self.levels) == FIRST_CUT or self._enough():
                     layout, settled = self._settle_cut(layout)
@@ -475,6 +482,31 @@ class _Search:
         scale = math.prod(shares) ** (-1.0 / len(shares))
         return replace(layout, shares=tuple(scale * share for share in shares))
 
+    def _set_pace(self) -> None:
+        """Take fewer split steps where the level before is no worse with fewer, and go over the levels again.
+
+        Steps along characteristics interpolate each time: where the splitting is exact, as for a rotation, fewer steps
+        are better.
+        """
+        if self.levels[-1].discretization.stepper not in (TRANSPORT, SPLIT) or self.problem.sde.noiseless:
+            return
+        before, last = self.levels[-2], self.levels[-1]
+        allowed = PACE_SLACK * np.abs(before.values - last.values).max(0)
+        pace = self._pace
+        for self._pace in PACES:
+            fewer = self._again(before)
+            if (np.abs(fewer.values - last.values).max(0) > allowed).any():
+                break
+            pace = self._pace
+        self._pace = pace
+        if pace < 1.0:
+            self.levels = [self._again(level) for level in self.levels]
+
+    def _again(self, level: Level) -> Level:
+        """A level with the pace that is set now."""
+        recipe = level.discretization
+        return self._solve_on(recipe.grid, level.effort, level.n, recipe.stepper)
+
     def _witnesses(self, grid: Grid) -> np.ndarray:
         """Points beside those that matter: two levels may agree at a few points by accident, hardly at all of these."""
         if self._beside is None:
@@ -485,9 +517,16 @@ class _Search:
             self._beside = np.stack([a.grading(xi[:, i]) for i, a in enumerate(grid.axes)], -1)
         return self._beside
 
+    def _along_characteristics(self, grid: Grid) -> bool:
+        """Whether steps follow characteristics through noise: cheap to trace where it is the same at all nodes."""
+        if self.problem.dim == 1 or self.problem.stationary or self.problem.sde.noiseless:
+            return False
+        generator = Generator(self.problem, grid, SCHEMES[self.scheme])
+        return self._choose_stepper(generator, FIRST_STEPS, self.stepper)[0] == TRANSPORT
+
     def _choose_stepper(self, generator: Generator, steps: int, name: str) -> tuple[str, int]:
         """Along characteristics where drift does it all; implicit in one dimension; else explicit or split."""
-        split = math.ceil(FIRST_SPLIT_STEPS * (steps / FIRST_STEPS) ** SPLIT_GROWTH)
+        split = math.ceil(self._pace * FIRST_SPLIT_STEPS * (steps / FIRST_STEPS) ** SPLIT_GROWTH)
         horizon, noisy = self.problem.horizon or 0.0, generator.sample.S.any()
         explicit = math.ceil(horizon / STEPPERS[EXPLICIT].largest_step(*generator.stiffness())) + 1
         if self._carried is None:  # once for all levels: they belong together

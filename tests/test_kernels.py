@@ -127,3 +127,14 @@ def test_spline_average(degree, rng):
     out = np.empty((6, 2))
     average(np.ascontiguousarray(c), np.zeros(3), np.array([8.0, 9.0, 10.0]), np.full(3, degree), points, weights, out)
     assert np.allclose(out, np.einsum("q,qik->ik", weights, f(points)))
+
+
+def test_other_users_of_numba_are_let_be():
+    """Functions made from a text have no module; the listener to compilations sees them too."""
+    import numba
+
+    import kolmo.kernels.first_use  # noqa: F401
+
+    space: dict = {}
+    exec("def double(x):\n    return 2 * x", {"__name__": None}, space)
+    assert numba.njit(space["double"])(3) == 6

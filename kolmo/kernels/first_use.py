@@ -19,7 +19,8 @@ class _Compilations(Listener):
         if self._depth == 0:
             self._begun = time.perf_counter()
         self._depth += 1  # a kernel compiles those it calls
-        if not self._told and event.data["dispatcher"].py_func.__module__.startswith(__package__):
+        # other users of numba compile functions too, some of them without a module (exec of a text)
+        if not self._told and (event.data["dispatcher"].py_func.__module__ or "").startswith(__package__):
             self._told = True
             _LOGGER.warning(
                 "kolmo compiles its kernels, once after an installation: some seconds each time another is needed"
