@@ -1,5 +1,6 @@
 """Direct solution of sparse linear systems and their transposes: banded LAPACK or SuperLU."""
 
+import math
 from typing import Any, Protocol
 
 import numpy as np
@@ -104,22 +105,17 @@ class LineSolver:
     """
 
     def __init__(self, matrices: np.ndarray, below: int, shape: tuple[int, ...], axis: int) -> None:
-        from kolmo.kernels import compiled
+        from kolmo.kernels import splitting
 
-        self._band, self._below, self._shape, self._axis = matrices, below, shape, axis
-        compiled.factor_bands(self._band, below)
+        splitting.factor_bands(matrices, below)
+        self.factors = matrices, below, math.prod(shape[axis + 1 :])
+        """What the kernels need: factors, number of sub-diagonals, stride of the axis."""
 
     def solve(self, b: np.ndarray, transposed: bool = False) -> np.ndarray:
         """Solve along every line for fields b of shape (size, k)."""
-        from kolmo.kernels import compiled
+        from kolmo.kernels import splitting
 
-        kernel = compiled.solve_bands_transposed if transposed else compiled.solve_bands
-        result = np.empty_like(b)
-        for k in range(b.shape[1]):
-            moved = np.moveaxis(b[:, k].reshape(self._shape), self._axis, 0)
-            x = np.ascontiguousarray(moved).reshape(self._shape[self._axis], -1)
-            if np.shares_memory(x, b):
-                x = x.copy()
-            kernel(self._band, self._below, x)
-            result[:, k] = np.moveaxis(x.reshape(moved.shape), 0, self._axis).reshape(-1)
-        return result
+        columns = np.array(b.T, order="C")
+        for column in columns:
+            splitting.solve_lines(self.factors, column, transposed)
+        return np.ascontiguousarray(columns.T)

@@ -131,11 +131,11 @@ class TerminalRule:
             return values
         rows, m = self.points.shape[:2]
         samples = self._evaluate(problem, as_like(self.points.reshape(-1, self.grid.dim), like))
-        axes = "xyz"[: self.grid.dim]
-        subscripts = ",".join(["nmk", *[f"nm{a}" for a in axes]]) + f"->n{axes}k"
         xp = namespace(values)
-        factors = [as_like(w, like) for w in self.weights]
-        projected = xp.einsum(subscripts, samples.reshape(rows, m, -1), *factors).reshape(rows, -1)
+        product, *factors = [as_like(w, like) for w in self.weights]
+        for factor in factors:
+            product = (product[..., :, None] * factor[..., None, :]).reshape(rows, m, -1)
+        projected = (product.swapaxes(1, 2) @ samples.reshape(rows, m, -1)).reshape(rows, -1)
         gathered = _multiply_along(self._gather(), projected, [rows], 0)
         position = np.arange(len(mesh))
         position[self.rough.reshape(-1)] = len(mesh) + np.arange(self.rough.size)

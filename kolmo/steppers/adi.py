@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,19 +11,16 @@ from kolmo.arrays import Array
 from kolmo.errors import InputError
 from kolmo.kernels.linear import Factorization, LineSolver
 from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step
-from kolmo.steppers.dual import DualStencil, NestedFactors, halves
+from kolmo.steppers.dual import DualOperator, DualStencil, NestedFactors, halves
 
 
 class SplitStep(Repeated):
     """One modified Craig–Sneyd step; part 0 holds mixed derivatives and loads, part i the derivatives along axis i."""
 
-    def __init__(self, start: Operator, end: Operator, dt: float, theta: float) -> None:
-        if not hasattr(end.stencil, "split"):
-            raise InputError("stepper", "'mcs' with a scheme that does not split by axis", "a central scheme")
-        self.dt, self.theta = dt, theta
-        self.start, self.end = _Parts(start), _Parts(end)
+    def __init__(self, start: "_Parts", end: "_Parts", dt: float, theta: float) -> None:
+        self.dt, self.theta, self.start, self.end = dt, theta, start, end
         self.axes = range(1, len(self.end.stencils))
-        self._solvers = {j: self.end.line_solver(j - 1, theta * dt) for j in self.axes}
+        self._solvers: dict[int, Any] = {j: self.end.line_solver(j - 1, theta * dt) for j in self.axes}
 
     def _sweep(self, y: Array, f: list[Array]) -> list[Array]:
         """The implicit corrections along each axis in turn; returns the states after each."""
@@ -34,6 +32,22 @@ class SplitStep(Repeated):
 
     def _run(self, u: Array, loads: Sequence[Array]) -> tuple[list[Array], list[Array]]:
         """States of the two sweeps."""
+        if isinstance(self.end.operator, DualOperator):
+            return self._swept(u, loads)
+        from kolmo.kernels.splitting import split_step
+
+        size, count = u.shape
+        states = np.empty((count, 2, len(self.axes), size))
+        operators, rule = (self.start.kernel, self.end.kernel), (self.dt, self.theta)
+        solvers = tuple(self._solvers[j].factors for j in self.axes)
+        for m in range(count):
+            mine = tuple(np.ascontiguousarray(load[:, m]) for load in loads)
+            split_step(operators, solvers, mine, rule, np.ascontiguousarray(u[:, m]), states[m])
+        first, second = np.moveaxis(states, 0, -1)
+        return list(first), list(second)
+
+    def _swept(self, u: Array, loads: Sequence[Array]) -> tuple[list[Array], list[Array]]:
+        """The same for dual numbers, part by part."""
         dt, theta = self.dt, self.theta
         f = self.start.apply(u)
         f[0] = f[0] + loads[0]
@@ -94,9 +108,17 @@ class _Parts:
     """An operator split by axis: the mixed part first."""
 
     def __init__(self, operator: Operator) -> None:
+        if not hasattr(operator.stencil, "split"):
+            raise InputError("stepper", "'mcs' with a scheme that does not split by axis", "a central scheme")
         self.operator = operator
         self.stencils, self.numbers, self._spread = operator.stencil.split(operator.a)
         self._free = None if operator.fixed is None else (~operator.fixed).astype(float)[:, None]
+
+    @cached_property
+    def kernel(self) -> tuple[Any, ...]:
+        """Tables and numbers for the compiled step."""
+        fused = [s.fused for s in self.stencils]
+        return tuple(f.table for f in fused), tuple(f.numbers(a) for f, a in zip(fused, self.numbers, strict=True))
 
     def apply(self, u: Array) -> list[Array]:
         return [s.apply(a, u) for s, a in zip(self.stencils, self.numbers, strict=True)]
@@ -195,9 +217,11 @@ class ModifiedCraigSneyd:
 
     def prepare(self, operators: Sequence[Operator], dt: float) -> Step:
         """Factorise the lines along every axis."""
+        parts = {id(op): _Parts(op) for op in operators}
         if not self.extrapolated:
-            return SplitStep(operators[0], operators[1], dt, self.theta)
-        start, middle, end = operators
+            start, end = (parts[id(op)] for op in operators)
+            return SplitStep(start, end, dt, self.theta)
+        start, middle, end = (parts[id(op)] for op in operators)
         first = SplitStep(start, middle, 0.5 * dt, self.theta)
         second = first if start is middle and middle is end else SplitStep(middle, end, 0.5 * dt, self.theta)
         return ExtrapolatedStep(SplitStep(start, end, dt, self.theta), first, second)
