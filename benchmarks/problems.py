@@ -106,6 +106,13 @@ class Heston:
         payoff = lambda x: np.maximum(np.exp(x[..., 0]) - strike, 0.0)  # noqa: E731
         return kolmo.KolmogorovProblem(sde, payoff, self.T, box, killing=self.r)
 
+    def grid(self, strike: float, n: tuple[int, int]) -> kolmo.Grid:
+        """Grid graded around the strike, which is on a node, and around v = 0."""
+        lower, upper = [3.4, 0.0], [5.4, 0.5]
+        kink = Sinh(lower[0], upper[0], np.log(strike), 0.2).aligned(np.log(strike), n[0])
+        box = self.problem(strike).box.replace(lower, upper)
+        return kolmo.Grid.of(box, n, [kink, Sinh(lower[1], upper[1], 0.0, self.v0)])
+
     def points(self) -> np.ndarray:
         return np.array([[np.log(self.S0), self.v0]])
 

@@ -1,7 +1,8 @@
 """What is asked: the equation, its terminal data, horizon and domain."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import reduce
 
 import numpy as np
 
@@ -203,7 +204,9 @@ def check_covariance(S: Array, x: Array, t: float) -> Array:
     """Raise an InputError where Σ is not symmetric positive semidefinite, with the eigenvalue."""
     check_finite(S, x, t, "covariance")
     scale = float(np.abs(as_numpy(S)).max(initial=0.0)) + 1e-300
-    skew = as_numpy(abs(S - namespace(S).swapaxes(S, -1, -2)).reshape(*S.shape[:-2], -1).sum(-1))
+    # pair by pair: on a large grid whole matrices would be the largest arrays there are
+    d = S.shape[-1]
+    skew = sum((as_numpy(abs(S[..., i, j] - S[..., j, i])) for i in range(d) for j in range(i)), np.zeros(S.shape[:-2]))
     if (skew > 1e-10 * scale).any():
         where = np.unravel_index(np.argmax(skew), skew.shape)
         raise InputError(
@@ -211,7 +214,7 @@ def check_covariance(S: Array, x: Array, t: float) -> Array:
             f"{as_numpy(S[where]).tolist()} at t = {t:g}, x = {as_numpy(x)[where].tolist()}",
             "a symmetric matrix",
         )
-    suspects = np.nonzero(as_numpy(_least_minor(S / scale) < -1e-12))
+    suspects = np.nonzero(as_numpy(_least_minor(S, scale) < -1e-12))
     lowest = np.linalg.eigvalsh(as_numpy(S[suspects]))[..., 0] if len(suspects[0]) else np.zeros(0)
     if (lowest < -1e-10 * scale).any():
         worst = int(np.argmin(lowest))
@@ -225,12 +228,20 @@ def check_covariance(S: Array, x: Array, t: float) -> Array:
     return S
 
 
-def _least_minor(S: Array) -> Array:
-    """Smallest principal minor of matrices up to 3 × 3, shape (...): not negative where they are semidefinite."""
+def _least_minor(S: Array, scale: float) -> Array:
+    """Smallest principal minor of S / scale up to 3 × 3, shape (...): not negative where these are semidefinite."""
     d = S.shape[-1]
-    minors = [S[..., i, i] for i in range(d)]
-    minors += [S[..., i, i] * S[..., j, j] - S[..., i, j] ** 2 for i in range(d) for j in range(i)]
-    if d == 3:
-        (a, b, c), (_, e, f), (_, _, g) = ([S[..., i, j] for j in range(3)] for i in range(3))
-        minors.append(a * (e * g - f * f) - b * (b * g - c * f) + c * (b * f - c * e))
-    return namespace(S).stack(minors, -1).min(-1)[0] if is_tensor(S) else np.stack(minors, -1).min(-1)
+
+    def entry(i: int, j: int) -> Array:
+        return S[..., i, j] / scale
+
+    def pair(i: int, j: int, k: int, m: int) -> Array:
+        return entry(i, k) * entry(j, m) - entry(i, m) * entry(j, k)
+
+    def minors() -> Iterator[Array]:  # one at a time: they need not be kept
+        yield from (entry(i, i) for i in range(d))
+        yield from (pair(i, j, i, j) for i in range(d) for j in range(i))
+        if d == 3:
+            yield entry(0, 0) * pair(1, 2, 1, 2) - entry(0, 1) * pair(1, 2, 0, 2) + entry(0, 2) * pair(1, 2, 0, 1)
+
+    return reduce(namespace(S).minimum, minors())

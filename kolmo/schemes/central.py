@@ -253,7 +253,9 @@ class Central:
                 load = load + factor[:, None] * value[lookup]
         free = as_like(stencil.free, A)
         active = np.array([bool(getattr(n, "requires_grad", False)) for n in numbers])
-        return Assembly(xp.stack([n * free for n in numbers], 0), load * free[:, None], active)
+        a = xp.stack(numbers, 0)
+        a *= free  # in place: these are the largest arrays of a large problem
+        return Assembly(a, load * free[:, None], active)
 
     def stiffness(self, grid: Grid, box: Box, local: Local, faces: FaceData, metric: Metric) -> tuple[float, float]:
         """Bounds of the real and imaginary extent of the spectrum of Q."""
@@ -310,10 +312,12 @@ def _first(D: Differences, elastic: tuple[bool, bool]) -> tuple[sp.csr_matrix, n
 
 def _correlation(S: np.ndarray) -> float:
     """Largest correlation |S_ij| / √(S_ii S_jj) over the nodes."""
-    scale = np.sqrt(np.maximum(np.einsum("nii->ni", S), 0.0))
-    product = scale[:, :, None] * scale[:, None, :]
-    ratio = np.abs(S) / np.where(product > 0, product, np.inf)
-    return float(np.max(ratio * (1.0 - np.eye(S.shape[1])), initial=0.0))
+    largest = 0.0
+    for i, j in zip(*np.triu_indices(S.shape[1], 1), strict=True):
+        scale = np.sqrt(np.maximum(S[:, i, i], 0.0) * np.maximum(S[:, j, j], 0.0))
+        ratio = np.divide(np.abs(S[:, i, j]), scale, out=np.zeros(len(S)), where=scale > 0)
+        largest = max(largest, float(ratio.max(initial=0.0)))
+    return largest
 
 
 class CentralStencil(TensorStencil):
