@@ -179,8 +179,7 @@ def plot(done: list[Record], path: Path) -> None:
         ax.axis("off")
     handles = {h: s for ax in axes.flat for h, s in zip(*ax.get_legend_handles_labels(), strict=True)}
     unique = {s: h for h, s in handles.items()}
-    target = axes.flat[-1] if len(names) < len(axes.flat) else axes.flat[0]
-    target.legend(unique.values(), unique.keys(), fontsize=8, loc="center" if len(names) < len(axes.flat) else "best")
+    figure.legend(list(unique.values()), list(unique), loc="outside lower center", ncols=len(unique), fontsize=8)
     figure.savefig(path)
 
 
