@@ -152,3 +152,20 @@ def test_estimate_has_the_shape_of_the_points():
     assert sol.error_estimate.shape == sol(X.reshape(2, 2, 2)).shape
     assert sol.status == "converged"
     assert (np.abs(sol(X)[:, 0] - DECAY * np.cos(X @ K)) <= 10 * sol.error_estimate.reshape(4, 2)[:, 0]).all()
+
+
+def test_a_rotation_takes_few_steps_in_a_tight_box():
+    """The splitting is exact there: more steps only interpolate more often. No path leaves its circle by far."""
+    turn, noise, sharp = 2 * np.pi, 1e-3, 0.15**-2
+    sde = SDE(lambda t, x: turn * np.stack([-x[..., 1], x[..., 0]], -1), covariance=noise * np.eye(2), dim=2)
+
+    def bump(x, precision):
+        return np.exp(-0.5 * precision * ((x - [0.5, 0.0]) ** 2).sum(-1))
+
+    at = np.stack(np.meshgrid(*[np.linspace(-1.0, 1.0, 5)] * 2), -1).reshape(-1, 2)
+    solution = solve(KolmogorovProblem(sde, lambda x: bump(x, sharp), 1.0), at=at, rtol=0.0, atol=1e-3)
+    spread = 1.0 + sharp * noise
+    assert np.abs(solution(at).reshape(-1) - bump(at, sharp / spread) / spread).max() < 1e-3
+    assert solution.discretization.stepper == "semi-lagrangian"
+    assert solution.discretization.steps <= 8
+    assert np.abs(solution.grid.box).max() < 2.0
