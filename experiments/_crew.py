@@ -64,7 +64,7 @@ class Crew:
 
     def _alone(self, tasks: dict[str, Task]) -> Iterator[tuple[str, Callable[[], Any]]]:
         for key, (function, arguments) in tasks.items():
-            yield key, lambda function=function, arguments=arguments: _steadily(function, *arguments)
+            yield key, lambda function=function, arguments=arguments: steadily(function, *arguments)
 
     def _together(self, tasks: dict[str, Task]) -> Iterator[tuple[str, Callable[[], Any]]]:
         if tasks and self._pool is None:
@@ -73,7 +73,7 @@ class Crew:
         futures: dict[Future[Any], str] = {}
         for key, (function, arguments) in tasks.items():
             assert self._pool is not None
-            futures[self._pool.submit(_steadily, function, *arguments)] = key
+            futures[self._pool.submit(steadily, function, *arguments)] = key
         for future in as_completed(futures):
             yield futures[future], future.result
 
@@ -90,7 +90,8 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _steadily(function: Callable[..., Any], *arguments: Any) -> Any:
+def steadily(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function on one thread with deterministic kernels."""
     with _single_threaded():
         return function(*arguments)
 

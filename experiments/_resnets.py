@@ -1,16 +1,19 @@
 """Small convolutional residual networks with a noise law in every block, and their training on images.
 
-Training is data-parallel where it was started by ``torchrun``, resumes from its checkpoint to the same weights, and
-works in mixed precision on a GPU.
+Training is data-parallel where it was started by ``torchrun``, with the numbers of one process that goes through the
+parts of every batch in turn; it resumes from its checkpoint to the same weights, and works in mixed precision on a GPU.
 """
 
 import contextlib
+import functools
 import math
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kolmo import bridge, files
+from kolmo.errors import InputError
 from kolmo.images import Images
 
 CLASSES = 10
@@ -129,6 +133,7 @@ class Recipe:
     device: str = "cpu"
     mixed: bool = False  # bfloat16 where it is safe
     augment: bool = False  # shifts by up to two pixels and, for CIFAR-10, reflections
+    parts: int = 1  # of a batch, each with noise of its own: one for each process, or one after the other
 
 
 def pixels(x: np.ndarray, mean: float, deviation: float) -> Tensor:
@@ -155,41 +160,84 @@ def train(
 ) -> list[float]:
     """Train with SGD under a cosine schedule; return the mean loss of each epoch.
 
-    What is random in a step (order, noise, shifts) depends on seed, epoch and rank alone, and a checkpoint is written
-    after every epoch: a run that goes on from one ends with the weights of an unbroken one.
+    What is random in a step (order, noise, shifts) depends on seed, epoch and part of the batch alone, gradients of the
+    parts are added in their order, and a checkpoint is written after every epoch: one process, as many as there are
+    parts, and a run that goes on from a checkpoint all end with the same weights.
     """
     rank, world = _rank()
+    if world not in (1, recipe.parts):
+        raise InputError("parts", recipe.parts, f"as many as there are processes, {world}", f"parts={world}")
+    if recipe.batch % recipe.parts:
+        raise InputError("parts", recipe.parts, f"a divisor of the batch, {recipe.batch}")
+    parts = range(recipe.parts) if world == 1 else range(rank, rank + 1)
     device = torch.device(recipe.device)
     model.to(device).train()
     optimizer = torch.optim.SGD(
         _groups(model, recipe.weight_decay), lr=recipe.rate, momentum=recipe.momentum, nesterov=True
     )
     history = _restored(model, optimizer, checkpoint)
-    parallel = nn.parallel.DistributedDataParallel(model) if world > 1 else model
-    share = recipe.batch // world
+    parallel = _distributed(model) if world > 1 else model
+    share = recipe.batch // recipe.parts
     steps = len(x) // recipe.batch
     for epoch in range(len(history), recipe.epochs):
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-        torch.manual_seed((seed * 1_000_003 + epoch) * 997 + rank)
-        total = torch.zeros((), device=device)
+        streams = {part: _Stream((seed * 1_000_003 + epoch) * 997 + part, device) for part in parts}
+        totals = torch.zeros(recipe.parts, device=device)
         for step in range(steps):
             _set_rate(optimizer, recipe, (epoch + step / steps) / recipe.epochs)
-            chosen = order[step * recipe.batch + rank * share :][:share]
-            inputs, labels = x[chosen].to(device), y[chosen].to(device)
-            if recipe.augment:
-                inputs = shifted(inputs, reflect=inputs.shape[1] == 3)
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.mixed):
-                loss = functional.cross_entropy(parallel(inputs).float(), labels)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            for part, stream in streams.items():
+                chosen = order[step * recipe.batch + part * share :][:share]
+                inputs, labels = x[chosen].to(device), y[chosen].to(device)
+                with stream, torch.autocast(device.type, torch.bfloat16, enabled=recipe.mixed):
+                    if recipe.augment:
+                        inputs = shifted(inputs, reflect=inputs.shape[1] == 3)
+                    loss = functional.cross_entropy(parallel(inputs).float(), labels) / recipe.parts
+                loss.backward()
+                totals[part] += loss.detach()
             optimizer.step()
-            total += loss.detach()
-        history.append(float(total) / steps)
+        if world > 1:
+            torch.distributed.all_reduce(totals)  # the other parts of each are zero
+        history.append(float(totals.sum()) / steps)
         if checkpoint is not None and rank == 0:
             files.write_tree(checkpoint, _state(model, optimizer, history))
         if after_epoch is not None:
             after_epoch(epoch)
     return history
+
+
+class _Stream:
+    """Random numbers of one part of the batches, whatever is drawn between them."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._cuda = [device] if device.type == "cuda" else []
+        torch.manual_seed(seed)
+        self._keep()
+
+    def _keep(self) -> None:
+        self._states = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in self._cuda]
+
+    def __enter__(self) -> Self:
+        torch.set_rng_state(self._states[0])
+        for device, state in zip(self._cuda, self._states[1], strict=True):
+            torch.cuda.set_rng_state(state, device)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._keep()
+
+
+def _distributed(model: nn.Module) -> nn.Module:
+    parallel = nn.parallel.DistributedDataParallel(model)
+    parallel.register_comm_hook(None, _added_in_order)
+    return parallel
+
+
+def _added_in_order(_: None, bucket: torch.distributed.GradBucket) -> torch.futures.Future[Tensor]:
+    """Sum of the gradients of all processes, rank after rank, as one process adds those of its parts."""
+    gathered = [torch.empty_like(bucket.buffer()) for _ in range(torch.distributed.get_world_size())]
+    future = torch.distributed.all_gather(gathered, bucket.buffer(), async_op=True).get_future()
+    return future.then(lambda _: functools.reduce(torch.add, gathered))
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -265,10 +313,11 @@ def _rank() -> tuple[int, int]:
 
 @contextlib.contextmanager
 def processes(device: str) -> Iterator[tuple[int, int]]:
-    """The group of processes that torchrun started; (0, 1) without it."""
+    """The group of processes that torchrun started, which end when it does; (0, 1) without it."""
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         yield 0, 1
         return
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
@@ -276,6 +325,13 @@ def processes(device: str) -> Iterator[tuple[int, int]]:
         yield _rank()
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when torchrun was killed: no one else would, and the run could not be resumed."""
+    while os.getppid() == parent:
+        time.sleep(0.1)
+    os._exit(1)
 
 
 # --------------------------------------------------------------------------------------------------------- measuring

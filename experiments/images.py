@@ -9,7 +9,8 @@ To train data-parallel, on N processes of a machine::
     torchrun --nproc-per-node N -m kolmo.experiments.images RUN data=... device=cuda
     kolmo experiment images --resume RUN
 
-The first command makes the run folder RUN and trains all networks; the second measures them.
+The first command makes the run folder RUN and trains all networks; the second measures them. Each process takes a part
+of every batch (``parts``, N unless said); one process alone, with ``--set parts=N``, ends with the same weights.
 """
 
 import dataclasses
@@ -23,13 +24,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from kolmo.experiments._crew import Crew
+from kolmo.experiments._crew import Crew, steadily
 from matplotlib.figure import Figure
 from torch.nn import functional
 from tqdm import tqdm
 
 from kolmo import experiments, images, landscape
-from kolmo.errors import InputError
+from kolmo.errors import InputError, KolmoError
 from kolmo.experiments import _landscapes as lab
 from kolmo.experiments import _resnets as nets
 from kolmo.landscape import Curvature, Surface
@@ -61,6 +62,7 @@ class Config:
     train_images: int | None = None  # None: all
     epochs: int = 9
     batch: int = 128
+    parts: int = 1  # of a batch, each with noise of its own; the processes of torchrun take one each
     rate: float = 0.1
     weight_decay: float = 5e-4
     width: int = 16
@@ -176,6 +178,7 @@ def _trained(
         device=config.device,
         mixed=config.mixed,
         augment=config.augment,
+        parts=config.parts,
     )
     return model, nets.train(model, x[:count], y[:count], recipe, seed, checkpoint=_checkpoint(folder, job))
 
@@ -343,22 +346,34 @@ def _paired(gap: np.ndarray) -> Any:
 
 
 def train_parallel(folder: Path, assignments: list[str]) -> None:
-    """Train all networks of a run on the processes that torchrun started; rank 0 makes the run folder."""
+    """Train all networks of a run on the processes that torchrun started; rank 0 makes or resumes the run."""
     values = dict(assignment.split("=", 1) for assignment in assignments)
-    config = experiments.configure(Config, values)
-    with nets.processes(config.device) as (rank, world):
-        if rank == 0 and not folder.exists():
-            with Run.create("images", dataclasses.asdict(config), out=folder, seeds=experiments.seeds(config)):
-                pass
+    with nets.processes(values.get("device", Config.device)) as (rank, world):
+        held = _held(folder, values, world) if rank == 0 else None
         if world > 1:
             torch.distributed.barrier()
-        run = Run.open(folder)
+        run = held or Run.open(folder)
         config = experiments.configure(Config, run.config)
         x, y, _, _ = _data(config.dataset, config.data)
         for job in jobs(config):
             if not run.finished(_key(job)):
-                _trained(config, folder, job, x, y)
+                arguments = config, folder, job, x, y
+                steadily(_trained, *arguments) if config.device == "cpu" else _trained(*arguments)
+
+
+def _held(folder: Path, values: dict[str, str], world: int) -> Run:
+    """A new run, or the one that is there if it was started with the same options; others cannot write to it."""
+    config = experiments.configure(Config, {"parts": str(world), **values})
+    if not folder.exists():
+        return Run.create("images", dataclasses.asdict(config), out=folder, seeds=experiments.seeds(config))
+    run = Run.resume(folder)
+    if experiments.configure(Config, run.config) != config:
+        raise InputError("options", "others than the run was started with", f"those in {folder / 'config.json'}")
+    return run
 
 
 if __name__ == "__main__":
-    train_parallel(Path(sys.argv[1]), sys.argv[2:])
+    try:
+        train_parallel(Path(sys.argv[1]), sys.argv[2:])
+    except KolmoError as error:
+        sys.exit(f"images: {error}")

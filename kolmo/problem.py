@@ -13,6 +13,9 @@ from kolmo.sde import SDE, evaluate
 
 Function = Callable[..., Array]
 
+# Horizons from here on make products with rates and squares overflow.
+LONGEST = 1e100
+
 
 class KolmogorovProblem:
     r"""A backward Kolmogorov equation.
@@ -59,8 +62,10 @@ class KolmogorovProblem:
         killing: Function | float | None = None,
         source: Function | float | None = None,
     ) -> None:
-        if horizon is not None and not (np.isfinite(float(horizon)) and float(horizon) > 0):
-            raise InputError("horizon", horizon, "a positive number, or None for a stationary problem")
+        if horizon is not None and not 0.0 < float(horizon) < LONGEST:
+            raise InputError(
+                "horizon", horizon, f"a positive number below {LONGEST:g}, or None for a stationary problem"
+            )
         if (terminal is None) != (horizon is None):
             raise InputError(
                 "terminal, horizon",

@@ -38,6 +38,7 @@ CASES = {
     "too many dims": (lambda: KolmogorovProblem(SDE(0.0, 1.0, dim=4), one, 1.0), "dim", "features"),
     "dims disagree": (lambda: KolmogorovProblem(SDE(0.0, 1.0, dim=2), one, 1.0, Box(0.0, 1.0)), "sde, box", "dimensions"),
     "negative horizon": (lambda: problem(horizon=-1.0), "horizon", "-1.0"),
+    "absurd horizon": (lambda: problem(horizon=1e307), "horizon", "below"),
     "infinite horizon": (lambda: problem(horizon=np.inf), "horizon", "positive"),
     "terminal without horizon": (lambda: problem(horizon=None), "terminal, horizon", "stationary"),
     "terminal is no function": (lambda: problem(terminal=3.0), "terminal", "function"),

@@ -1,9 +1,18 @@
 """Image files and the networks trained on them: checksums, formats, and training that resumes to the same bytes."""
 
+import contextlib
 import gzip
 import hashlib
 import importlib
+import json
+import os
+import signal
+import socket
 import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,3 +128,116 @@ def test_the_experiment_runs_small(folder):
     assert main(["experiment", "images", "--seeds", "1", *sets, "--out", str(out), "--quiet"]) == 0
     assert (out / "report.html").stat().st_size > 10_000
     assert not list((out / "checkpoints").glob("*.npz"))
+
+
+# --------------------------------------------------------------------------------------------- several processes
+
+# The experiment as torchrun starts it, with the sums of the small files.
+MODULE = """
+import json, runpy, sys
+from kolmo import images
+images._MD5["fashion-mnist"] = json.loads(sys.argv.pop(1))
+runpy.run_module("kolmo.experiments.images", run_name="__main__")
+"""
+
+
+def torchrun(path, run, options, processes=2):
+    """Start the training of a run on several processes, which talk over the loopback."""
+    script = path / "module.py"
+    script.write_text(MODULE)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    launch += ["--master-addr", "127.0.0.1", "--master-port", port, str(script)]
+    sums = json.dumps(images._MD5["fashion-mnist"])
+    words = [f"{key}={value}" for key, value in options.items()]
+    return subprocess.Popen(
+        [*launch, sums, str(run), *words],
+        env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def small(path, **changes):
+    fixed = {"data": str(path), "seeds": 1, "batch": 16, "width": 4, "blocks": 1, "laws": "gaussian-0.3"}
+    return {**fixed, **changes}
+
+
+def serial(path, options, parts):
+    """Checkpoints of the networks that this process trains alone."""
+    config = experiment.experiments.configure(experiment.Config, {**options, "parts": parts})
+    x, y, _, _ = experiment._data.__wrapped__(config.dataset, config.data)
+    for job in experiment.jobs(config):
+        experiment.steadily(experiment._trained, config, path / "serial", job, x, y)
+    return checkpoints(path / "serial")
+
+
+def checkpoints(run):
+    return {file.name: file.read_bytes() for file in sorted((run / "checkpoints").glob("*.npz"))}
+
+
+def test_processes_of_torchrun_train_the_network_of_one_process(folder):
+    path, _ = folder
+    options = small(path, epochs=2, augment=True, batch=24)
+    found = torchrun(path, path / "run", options, processes=3)
+    assert found.wait(120) == 0, found.stderr.read()
+    assert checkpoints(path / "run") == serial(path, options, parts=3)
+    assert len(checkpoints(path / "run")) == 1
+
+
+@pytest.mark.slow
+def test_a_killed_torchrun_goes_on_to_the_same_networks_and_results(folder):
+    from kolmo.cli import main
+
+    path, _ = folder
+    options = small(path, epochs=40, laws="gaussian-0.3,shake-shake", measured_images=16, points=3, draws=2, workers=1)
+    run = path / "run"
+    first = torchrun(path, run, options)
+    workers = []
+    until(lambda: workers.extend(w for w in children(first.pid) if w not in workers) or checkpoints(run))
+    os.kill(first.pid, signal.SIGKILL)  # torchrun alone: its processes end by themselves, wherever they are
+    until(lambda: not any(map(alive, workers)))
+    first.wait()
+    assert len(workers) == 2
+    done = {name: len(nets.files.read_tree(run / "checkpoints" / name)["history"]) for name in checkpoints(run)}
+    assert 0 < sum(done.values()) < 2 * 40
+
+    second = torchrun(path, run, options)
+    assert second.wait(120) == 0, second.stderr.read()
+    assert checkpoints(run) == serial(path, options, parts=2)
+
+    sets = [word for key, value in {**options, "parts": 2}.items() for word in ("--set", f"{key}={value}")]
+    assert main(["experiment", "images", "--resume", str(run), "--quiet"]) == 0
+    assert main(["experiment", "images", *sets, "--out", str(path / "alone"), "--quiet"]) == 0
+    measured = [json.loads((path / name / "results.json").read_text()) for name in ("run", "alone")]
+    for result in measured:
+        for law in result["laws"].values():
+            del law["seconds"]
+    assert measured[0] == measured[1]
+
+
+def until(condition):
+    limit = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def children(pid):
+    with contextlib.suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def alive(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def test_parts_that_do_not_fit_are_refused():
+    x, y = torch.randn(16, 1, 12, 12), torch.randint(0, 10, (16,))
+    model = experiment.built(experiment.Config(width=4, blocks=1), "none", 1)
+    with pytest.raises(InputError, match="parts"):
+        nets.train(model, x, y, nets.Recipe(epochs=1, batch=16, parts=3), 0)
