@@ -2,7 +2,8 @@
 
 A classifier of handwritten digits is trained without noise. Then, at those weights, Gaussian noise of growing strength
 is switched on, and measured are: the averaged loss over a filter-normalised plane with common random numbers, over the
-plane of the training trajectory, the curvature of the averaged loss, and u(0, ·) over the plane of features.
+plane of the training trajectory and that of the leading eigenvectors of the Hessian, the curvature of the averaged
+loss, and u(0, ·) over the plane of features.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ from typing import Any
 
 from kolmo.experiments._crew import Crew
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from kolmo import landscape
 from kolmo.errors import MissingExtraError
@@ -63,13 +65,14 @@ def levels(config: Config) -> list[str]:
 
 
 def level(config: Config, name: str, trained: dict[str, Any]) -> dict[str, Any]:
-    """Surfaces over two planes and curvature, with noise of one level switched on."""
+    """Surfaces over three planes and curvature, with noise of one level switched on."""
     model = lab.restored(plan(config), name, trained["state"])
     loss = lab.losses(*lab.data(plan(config), config.seed, config.images))
     options = {"draws": config.draws if name != "none" else 1, "seed": config.seed, "noisy": True}
     planes = {
         "random": landscape.random_plane(model, seed=config.seed),
         "path": landscape.pca_plane(model, trained["checkpoints"]),
+        "hessian": landscape.hessian_plane(loss, model, **options),
     }
     surfaces = {
         key: landscape.surface(loss, model, one, points=config.points, rtol=config.rtol, **options)
@@ -105,14 +108,17 @@ def features(config: Config, trained: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw(config: Config, run: Run, measured: dict[str, Any], seen: FeatureLandscape) -> None:
-    surfaces = {name: Surface.from_record(one["random"]) for name, one in measured.items()}
-    paths = {name: Surface.from_record(one["path"]) for name, one in measured.items()}
+    surfaces, paths, eigen = (
+        {name: Surface.from_record(one[key]) for name, one in measured.items()} for key in ("random", "path", "hessian")
+    )
     curvatures = {name: Curvature.from_record(one["curvature"]) for name, one in measured.items()}
     last = list(surfaces)[-1]
     run.save_figure("planes", panels(surfaces, "contour"))
     run.save_figure("reliefs", panels({name: surfaces[name] for name in ("none", last)}, "surface"))
     run.save_figure("trajectory", panels({name: paths[name] for name in ("none", last)}, "contour"))
-    run.save_figure("difference", panels({last: surfaces[last].difference(surfaces["none"])}, "contour"))
+    run.save_figure("eigenvectors", panels({name: eigen[name] for name in ("none", last)}, "contour"))
+    gap = surfaces[last].difference(surfaces["none"])
+    run.save_figure("difference", panels({f"{last} − none": gap}, "contour", log=False))
     run.save_figure("cuts", alone(plots.cut, surfaces))
     run.save_figure("spectra", alone(plots.spectrum, curvatures))
     run.save_figure("features", feature_panels(seen, config.digit))
@@ -127,14 +133,18 @@ def draw(config: Config, run: Run, measured: dict[str, Any], seen: FeatureLandsc
         run.log(f"no interactive figures: {error}")
 
 
-def panels(surfaces: dict[str, Surface], kind: str) -> Figure:
-    """Surfaces side by side."""
-    figure = Figure(figsize=(4.6 * len(surfaces), 4.0), layout="constrained")
+def panels(surfaces: dict[str, Surface], kind: str, **style: Any) -> Figure:
+    """Surfaces side by side, two in a row."""
+    columns = min(2, len(surfaces))
+    rows = -(-len(surfaces) // columns)
+    figure = Figure(figsize=(4.8 * columns, 4.0 * rows), layout="constrained")
     projection = {"projection": "3d"} if kind == "surface" else {}
-    axes = figure.subplots(1, len(surfaces), squeeze=False, subplot_kw=projection)[0]
-    for ax, (name, one) in zip(axes, surfaces.items(), strict=True):
-        one.plot(kind, ax=ax)
+    axes = figure.subplots(rows, columns, squeeze=False, subplot_kw=projection).ravel()
+    for ax, (name, one) in zip(axes, surfaces.items(), strict=False):
+        one.plot(kind, ax=ax, **style)
         ax.set_title(name)
+    for ax in axes[len(surfaces) :]:
+        ax.set_axis_off()
     return figure
 
 
@@ -145,13 +155,18 @@ def alone(plot: Any, content: Any) -> Figure:
 
 
 def feature_panels(seen: FeatureLandscape, digit: int) -> Figure:
-    """Loss, probability, slope and Laplacian of one class for every noise level."""
-    kinds = ("loss", "probability", "slope", "laplacian")
-    figure = Figure(figsize=(3.7 * len(seen.levels), 3.2 * len(kinds)), layout="constrained")
+    """Loss, probability, slope and Laplacian of one class for every noise level, each kind on one scale."""
+    kinds = {"loss": "u", "probability": "p", "slope": "|∇u|", "laplacian": "Δu"}
+    figure = Figure(figsize=(2.6 * len(seen.levels) + 0.8, 2.5 * len(kinds)), layout="constrained")
     grid = figure.subplots(len(kinds), len(seen.levels), squeeze=False, sharex=True, sharey=True)
-    for row, kind in zip(grid, kinds, strict=True):
+    for row, (kind, symbol) in zip(grid, kinds.items(), strict=True):
+        field = getattr(seen, kind)[..., digit]
+        limits = float(field.min()), float(field.max())
         for k, ax in enumerate(row):
-            seen.plot(ax=ax, column=digit, level=k, kind=kind, paths=30 if kind == "loss" else 0)
+            seen.plot(ax=ax, column=digit, level=k, kind=kind, limits=limits, paths=30 if kind == "loss" else 0)
+            ax.label_outer()
+            ax.set_title(seen.levels[k] if row is grid[0] else "")
+        figure.colorbar(row[0].collections[0], ax=row, label=f"{symbol}, class {digit}", ticks=MaxNLocator(6))
     return figure
 
 
@@ -191,6 +206,7 @@ def report(run: Run) -> list[Section]:
                 shown("difference", "Paired difference: strongest noise minus none, the same plane."),
                 shown("cuts", "Along the first direction; bands are two standard errors over the draws."),
                 shown("trajectory", "Plane of the two leading principal components of the training trajectory."),
+                shown("eigenvectors", "Plane of the two leading eigenvectors of the Hessian, of unit length."),
                 shown("spectra", "Spectral density of the Hessian of the averaged loss; ticks: leading eigenvalues."),
             ],
         ),

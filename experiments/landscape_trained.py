@@ -84,7 +84,8 @@ def between(config: Config, seed: int, plain: dict[str, Any], noisy: dict[str, A
 def _draw(lines: dict[int, Surface]) -> Figure:
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     ax = figure.subplots()
-    landscape.plots.cut({f"seed {seed}": one for seed, one in lines.items()}, ax=ax)
+    barriers = {seed: landscape.summary(one)["barrier"].value for seed, one in lines.items()}
+    landscape.plots.cut({f"seed {seed}: barrier {barriers[seed]:.2f}": one for seed, one in lines.items()}, ax=ax)
     ax.set(yscale="log", xlabel="α (0: trained without noise, 1: with)")
     return figure
 

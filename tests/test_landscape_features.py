@@ -1,6 +1,11 @@
 """The landscape in feature space against closed forms, figures that can be drawn, pages that open offline."""
 
 import builtins
+import html
+import json
+import re
+import shutil
+import subprocess
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -111,6 +116,65 @@ def test_the_page_is_self_contained(surfaces, plane, tmp_path):
     assert "<script src=" not in page
     assert '"sliders"' in page
     assert len(page) > 1e6  # the library is inside
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# A profile of its own, software WebGL, no network; virtual time waits for what the page does.
+HEADLESS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--run-all-compositor-stages-before-draw",
+    "--virtual-time-budget=30000",
+    "--dump-dom",
+]
+WATCH = """<script>
+const errors = [];
+addEventListener("error", event => errors.push(String(event.message)));
+console.error = (...words) => errors.push(words.join(" "));
+</script>"""
+# Press the right end of the slider; what was seen before and after becomes the title.
+MOVE = """<script>
+addEventListener("load", async () => {
+  const chart = document.getElementById("landscape");
+  const seen = async () => ({
+    visible: chart.data.map(trace => trace.visible),
+    scene: (await Plotly.toImage({data: chart.data, layout: {scene: chart.layout.scene}}, {format: "png"})).length});
+  const before = await seen();
+  const rail = chart.querySelector(".slider-rail-touch-rect"), box = rail.getBoundingClientRect();
+  const at = {clientX: box.right - 2, clientY: box.top + box.height / 2, bubbles: true};
+  for (const kind of ["mousedown", "mouseup"]) rail.dispatchEvent(new MouseEvent(kind, at));
+  for (let frame = 0; frame < 2; frame++) await new Promise(requestAnimationFrame);
+  const fetched = performance.getEntriesByType("resource").map(entry => entry.name);
+  document.title = JSON.stringify({before, after: await seen(), fetched, errors});
+});
+</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
+@pytest.mark.parametrize("content", ["surfaces", "plane"])
+def test_the_page_opens_in_a_browser_and_its_slider_changes_the_surface(content, tmp_path, request):
+    pytest.importorskip("plotly")
+    path = tmp_path / "page.html"
+    landscape.write_html(request.getfixturevalue(content), path)
+    page = path.read_text().replace("<head>", "<head>" + WATCH, 1).replace("</body>", MOVE + "</body>", 1)
+    path.write_text(page)
+    command = [BROWSER, *HEADLESS, f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()]
+    opened = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout
+    found = json.loads(html.unescape(re.search("<title>(.*?)</title>", opened, re.DOTALL)[1]))
+    assert found["errors"] == []
+    assert found["fetched"] == []
+    assert found["before"]["visible"][0] is found["after"]["visible"][-1] is True
+    assert sum(found["before"]["visible"]) == sum(found["after"]["visible"]) == 1
+    assert found["before"]["scene"] != found["after"]["scene"]
 
 
 def test_a_missing_plotly_is_named(surfaces, tmp_path, monkeypatch):

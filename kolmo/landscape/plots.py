@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MAP = "cividis"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#555555")  # Okabe & Ito
+_DASHES = ("-", "--", "-.", ":")  # curves that coincide, or are printed in grey, can still be told apart
 _LEVELS = 20
 
 
@@ -56,13 +57,14 @@ def contour(
     chosen = _levels(field, levels, log)
     given = {"cmap": MAP, "extend": "neither"} | ({"norm": LogNorm()} if log else {}) | style
     filled = ax.contourf(*surface.axes, field.T, chosen, **given)
+    round_values = _round(chosen[0], chosen[-1], log)
     if lines:
-        drawn = ax.contour(*surface.axes, field.T, chosen[::3], colors="white", linewidths=0.5, alpha=0.7)
-        ax.clabel(drawn, fmt=lambda value: f"{value:.3g}", fontsize=7)
-    bar = ax.figure.colorbar(filled, ax=ax, label=surface.name)
-    if log:
-        bar.set_ticks(chosen[::4], labels=[f"{level:.3g}" for level in chosen[::4]])
-        bar.minorticks_off()
+        shade = ["white" if filled.norm(value) < 0.6 else "black" for value in round_values]
+        drawn = ax.contour(*surface.axes, field.T, round_values, colors=shade, linewidths=0.5, alpha=0.8)
+        ax.clabel(drawn, fmt="{:g}".format, fontsize=8)
+    bar = ax.figure.colorbar(filled, ax=ax, label=surface.name, ticks=round_values)
+    bar.ax.set_yticklabels([f"{value:g}" for value in round_values])
+    bar.minorticks_off()
     _trajectory(ax, surface)
     ax.set(xlabel=_direction(surface, 0), ylabel=_direction(surface, 1))
     return ax
@@ -123,7 +125,8 @@ def cut(surfaces: "Surface | Mapping[str, Surface]", ax: Any = None, *, band: fl
     for k, (name, one) in enumerate(named.items()):
         through: Any = (slice(None), *one.centre[1:])
         mean, error = one.mean[through], one.standard_error[through]
-        drawn = ax.plot(one.axes[0], mean, **({"color": COLOURS[k % len(COLOURS)], "label": name or None} | style))
+        own = {"color": COLOURS[k % len(COLOURS)], "ls": _DASHES[k % len(_DASHES)], "label": name or None}
+        drawn = ax.plot(one.axes[0], mean, **(own | style))
         if np.isfinite(error).all() and error.any():
             colour = drawn[0].get_color()
             ax.fill_between(one.axes[0], mean - band * error, mean + band * error, color=colour, alpha=0.25, lw=0)
@@ -158,9 +161,10 @@ def spectrum(curvature: "Curvature | Mapping[str, Curvature]", ax: Any = None, *
         x, density, error = one.density()
         colour = COLOURS[k % len(COLOURS)]
         floor = 0.1 / (one.parameters * (x[-1] - x[0]))  # a tenth of one eigenvalue spread over the spectrum
-        ax.plot(x, np.maximum(density, floor), **({"color": colour, "label": name or None} | style))
+        above = np.where(density > floor, density, np.nan)
+        ax.plot(x, above, **({"color": colour, "ls": _DASHES[k % len(_DASHES)], "label": name or None} | style))
         if np.isfinite(error).all():
-            low, high = (np.maximum(density + sign * error, floor) for sign in (-1, 1))
+            low, high = (np.maximum(above + sign * error, floor) for sign in (-1, 1))
             ax.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
         ax.plot(one.eigenvalues, np.full(len(one.eigenvalues), floor), "|", color=colour, ms=12, mew=1.5)
     ax.set(xlabel="eigenvalue of the Hessian", ylabel="density", yscale="log")
@@ -218,10 +222,11 @@ def features(
         return ax
     low, high = limits or (float(field.min()), float(field.max()))
     levels = np.linspace(low, high if high > low else low + 1.0, _LEVELS + 1)
-    filled = ax.contourf(*landscape.axes, field.T, levels, **({"cmap": MAP, "extend": "both"} | style))
+    given = {"cmap": MAP, "extend": "neither" if limits is None else "both"}
+    filled = ax.contourf(*landscape.axes, field.T, levels, **(given | style))
     ax.contour(*landscape.axes, field.T, levels[::2], colors="white", linewidths=0.4, alpha=0.6)
     if limits is None:
-        ax.figure.colorbar(filled, ax=ax, label=label)
+        ax.figure.colorbar(filled, ax=ax, label=label, ticks=_round(low, high, log=False))
     _paths(ax, landscape, level, paths)
     ax.set(xlabel="feature 1", ylabel="feature 2", title=landscape.levels[level], aspect="equal")
     ax.set(xlim=landscape.axes[0][[0, -1]], ylim=landscape.axes[1][[0, -1]])
@@ -305,6 +310,16 @@ def _levels(field: np.ndarray, levels: Any, log: bool) -> np.ndarray:
     if high <= low:
         high = low + 1.0
     return np.geomspace(low, high, levels + 1) if log else np.linspace(low, high, levels + 1)
+
+
+def _round(low: float, high: float, log: bool) -> np.ndarray:
+    """Round numbers between two values, for lines and ticks; logarithmically 1, 2 and 5 in each decade."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    locator = LogLocator(subs=(1.0, 2.0, 5.0), numticks=100) if log else MaxNLocator(7)
+    found = np.asarray(locator.tick_values(low, high))
+    inside = found[(found >= low) & (found <= high)]
+    return inside if len(inside) > 1 else np.array([low, high])
 
 
 def _direction(surface: "Surface", k: int) -> str:
