@@ -58,6 +58,7 @@ class Config:
         "stochastic-depth-0.8",
         "shake-shake",
         "bernoulli-0.5",
+        "bernoulli-1.0",
     )
     train_images: int | None = None  # None: all
     epochs: int = 9
@@ -91,12 +92,9 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
     else:  # one process, whose kernels are the device's own
         bar = tqdm(tasks.items(), disable=not progress, unit="network")
         done = {key: run.unit(key, lambda task=task: task[0](*task[1])) for key, task in bar}
-    found = {job: done[_key(job)] for job in jobs(config)}
     for job in jobs(config):
         _checkpoint(run.folder, job).unlink(missing_ok=True)
-    for name, figure in _figures(config, found).items():
-        run.save_figure(name, figure)
-    return _results(config, found)
+    return _results(config, {job: done[_key(job)] for job in jobs(config)})
 
 
 def jobs(config: Config) -> list[Job]:
@@ -214,9 +212,10 @@ def _loss(x: torch.Tensor, y: torch.Tensor) -> Callable[[Any], dict[str, torch.T
 # ----------------------------------------------------------------------------------------------------------- results
 
 
-def _results(config: Config, found: dict[Any, dict[str, Any]]) -> dict[str, Any]:
+def _results(config: Config, found: dict[Job, dict[str, Any]]) -> dict[str, Any]:
+    """Numbers of every law over the seeds, at the depth of the study and at those of the sweep."""
     seeds = range(config.seed, config.seed + config.seeds)
-    table = {}
+    table, sweep = {}, {}
     for law in config.laws:
         ones = [found[law, config.blocks, seed] for seed in seeds]
         table[law] = {
@@ -226,123 +225,245 @@ def _results(config: Config, found: dict[Any, dict[str, Any]]) -> dict[str, Any]
             "seconds": [one["seconds"] for one in ones],
             "parameters": ones[0]["parameters"],
         }
-    sweep = {
-        law: {
-            blocks: {
+        sweep[law] = {
+            str(blocks): {
                 "test_error": [found[law, blocks, seed]["test"]["error"] for seed in seeds],
                 "noise_effect": [found[law, blocks, seed]["noise_effect"] for seed in seeds],
+                "trace": [found[law, blocks, seed]["summary"]["trace"]["value"] for seed in seeds],
             }
             for blocks in dict.fromkeys((config.blocks, *config.depths))
         }
-        for law in config.laws
-    }
     return {"laws": table, "depth": sweep}
 
 
-def _figures(config: Config, found: dict[Any, dict[str, Any]]) -> dict[str, Figure]:
-    first = {law: found[law, config.blocks, config.seed] for law in config.laws}
-    surfaces = {law: Surface.from_record(one["surface"]) for law, one in first.items()}
-    levels = np.geomspace(
-        min(s.mean.min() for s in surfaces.values()), max(s.mean.max() for s in surfaces.values()), 21
-    )
-    columns = min(4, len(surfaces))
-    rows = math.ceil(len(surfaces) / columns)
-    planes = Figure(figsize=(4.0 * columns, 3.5 * rows), layout="constrained")
-    grid = planes.subplots(rows, columns, squeeze=False).ravel()
-    for ax, (law, one) in zip(grid, surfaces.items(), strict=False):
-        one.plot(ax=ax, levels=levels, log=True)
-        ax.set_title(law)
-    for ax in grid[len(surfaces) :]:
-        ax.set_axis_off()
-    spectra = Figure(figsize=(6.8, 4.4), layout="constrained")
-    curvatures = {law: Curvature.from_record(one["curvature"]) for law, one in list(first.items())[:6]}
-    landscape.plots.spectrum(curvatures, ax=spectra.subplots())
-    history = Figure(figsize=(6.0, 4.0), layout="constrained")
-    ax = history.subplots()
-    for law, one in first.items():
-        ax.plot(range(1, len(one["history"]) + 1), one["history"], label=law)
-    ax.set(xlabel="epoch", ylabel="training loss, noise on", yscale="log")
-    ax.legend(frameon=False, fontsize=8)
-    return {"planes": planes, "spectra": spectra, "history": history}
+def _base(laws: dict[str, Any]) -> str:
+    """The law that the others are compared with."""
+    return "none" if "none" in laws else next(iter(laws))
 
 
-def report(run: Run) -> list[Section]:
-    results, config = run.results, run.config
-    laws = results["laws"]
-    base = laws.get("none", next(iter(laws.values())))
-    rows, measures = [], []
-    for law, one in laws.items():
-        error, plain = 100 * np.array(one["test_error"]), 100 * np.array(base["test_error"])
-        rows.append(
-            [
-                law,
-                _spread(error),
-                None if one is base else _paired(error - plain),
-                _spread(100 * np.subtract(one["test_error"], one["train_error"])),
-                _spread(100 * np.array(one["test_calibration_error"])),
-                _spread(one["test_loss"]),
-                one["parameters"],
-                float(np.mean(one["seconds"])),
-            ]
-        )
-        measures.append([law, *(_spread(one[key]) if key in one else None for key in QUANTITIES)])
-    made = f"{config['dataset']}, {config['epochs']} epochs, {config['seeds']} seeds, last epoch, mean network"
-    head = ["law", "test error %", "− none", "test − train", "calibration %", "test loss", "parameters", "s"]
-    sections = [
-        Section(
-            "Test error",
-            [
-                Table(
-                    head,
-                    rows,
-                    f"{made}. Mean ± standard deviation over seeds; difference to none: paired, ± standard error. "
-                    "Training error on up to 10,000 training images. Calibration: expected error over 15 bins.",
-                ),
-                Shown(run.figure("history"), "training loss", "Training loss of the first seed."),
-            ],
-        ),
-        Section(
-            "Landscape",
-            [
-                Table(
-                    ["law", *QUANTITIES],
-                    measures,
-                    f"Mean networks, loss of {config['measured_images']} training images; mean ± deviation over seeds.",
-                ),
-                Shown(run.figure("planes"), "surfaces", "Random filter-normalised planes of the first seed."),
-                Shown(run.figure("spectra"), "spectra", "Hessian spectra of the first seed (six laws at most)."),
-            ],
-        ),
-    ]
-    if config["depths"]:
-        sections.append(Section("Depth", _depth(results["depth"])))
-    return sections
+def _differences(laws: dict[str, Any], key: str, factor: float = 1.0) -> dict[str, np.ndarray]:
+    """Paired differences to no noise, seed by seed, for every other law."""
+    base = _base(laws)
+    with np.errstate(invalid="ignore"):  # a radius beyond the window is infinite in both
+        gaps = {law: factor * (_array(one[key]) - _array(laws[base][key])) for law, one in laws.items()}
+    return {law: gap for law, gap in gaps.items() if law != base}
 
 
-def _depth(sweep: dict[str, Any]) -> list[Table]:
-    depths = list(next(iter(sweep.values())))
-    header = ["law", *(f"{blocks} blocks" for blocks in depths)]
-
-    def rows(key: str, factor: float) -> list[list[Any]]:
-        return [[law, *(_spread(factor * np.array(by[b][key])) for b in depths)] for law, by in sweep.items()]
-
-    return [
-        Table(header, rows("test_error", 100.0), "Test error in %, mean ± deviation over seeds."),
-        Table(header, rows("noise_effect", 1.0), "Training loss with the noise on minus that of the mean network."),
-    ]
+def _array(values: Any) -> np.ndarray:
+    """Numbers of a list in which None stands for infinity."""
+    return np.array([math.inf if value is None else value for value in values], dtype=float)
 
 
 def _spread(values: Any) -> Any:
-    values = np.array([math.inf if value is None else value for value in values], dtype=float)
+    """Mean ± standard deviation over the seeds."""
+    values = _array(values)
     if len(values) < 2 or not np.isfinite(values).all():
         return float(values.mean())
     return Measured(float(values.mean()), float(values.std(ddof=1)))
 
 
 def _paired(gap: np.ndarray) -> Any:
-    if len(gap) < 2:
-        return float(gap.mean())
-    return Measured(float(gap.mean()), float(gap.std(ddof=1) / np.sqrt(len(gap))))
+    """Mean ± standard error of paired differences; None where one of them is no number."""
+    if not np.isfinite(gap).all():
+        return None
+    return float(gap.mean()) if len(gap) < 2 else Measured(float(gap.mean()), _error(gap))
+
+
+def _error(gap: np.ndarray) -> float:
+    return float(gap.std(ddof=1) / np.sqrt(len(gap))) if len(gap) > 1 else 0.0
+
+
+# ----------------------------------------------------------------------------------------------------------- figures
+
+
+def _figures(config: Config, found: dict[Job, dict[str, Any]], results: dict[str, Any]) -> dict[str, Figure]:
+    first = {law: found[law, config.blocks, config.seed] for law in config.laws}
+    spectra = Figure(figsize=(6.8, 4.4), layout="constrained")
+    curvatures = {law: Curvature.from_record(one["curvature"]) for law, one in list(first.items())[:6]}
+    landscape.plots.spectrum(curvatures, ax=spectra.subplots())
+    drawn = {
+        "errors": _errors(results["laws"]),
+        "curvature": _curvatures(results["laws"]),
+        "planes": _planes({law: Surface.from_record(one["surface"]) for law, one in first.items()}),
+        "spectra": spectra,
+        "history": _history({law: one["history"] for law, one in first.items()}),
+    }
+    return drawn | ({"depth": _deepening(results["depth"])} if config.depths else {})
+
+
+def _errors(laws: dict[str, Any]) -> Figure:
+    """Test error of every law, and its paired difference to no noise."""
+    figure = Figure(figsize=(9.6, 0.8 + 0.42 * len(laws)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    _dots(left, {law: 100 * _array(one["test_error"]) for law, one in laws.items()}, lambda v: np.std(v, ddof=1))
+    left.set_xlabel("test error in %, mean ± deviation")
+    _dots(right, _differences(laws, "test_error", 100.0), _error)
+    right.axvline(0.0, color="0.6", lw=0.8, zorder=0)
+    right.set_xlabel(f"difference to {_base(laws)}, paired, mean ± standard error")
+    return figure
+
+
+def _curvatures(laws: dict[str, Any]) -> Figure:
+    """Curvature and flatness of the mean networks of every law."""
+    figure = Figure(figsize=(12.0, 0.9 + 0.42 * len(laws)), layout="constrained")
+    for ax, name in zip(figure.subplots(1, len(QUANTITIES), sharey=True), QUANTITIES, strict=True):
+        values = {law: _array(one[name]) for law, one in laws.items() if name in one}
+        _dots(ax, values, lambda v: np.std(v, ddof=1))
+        ax.set_xlabel(name)
+    return figure
+
+
+def _dots(ax: Any, values: dict[str, np.ndarray], error: Callable[[np.ndarray], float]) -> None:
+    """One row for each law: the seeds as dots, their mean with its error as a bar."""
+    for law, seeds in values.items():
+        ax.plot(seeds, [law] * len(seeds), "o", color="0.6", ms=4)
+        if len(seeds) > 1 and np.isfinite(seeds).all():
+            ax.errorbar(seeds.mean(), law, xerr=error(seeds), fmt="D", color=landscape.plots.COLOURS[0], capsize=4)
+    if not ax.yaxis_inverted():
+        ax.invert_yaxis()
+    ax.grid(alpha=0.3)
+
+
+def _planes(surfaces: dict[str, Surface]) -> Figure:
+    """All planes on the same levels."""
+    lowest, highest = min(s.mean.min() for s in surfaces.values()), max(s.mean.max() for s in surfaces.values())
+    levels = np.geomspace(lowest, highest, 21)
+    columns = min(4, len(surfaces))
+    rows = math.ceil(len(surfaces) / columns)
+    figure = Figure(figsize=(4.0 * columns, 3.5 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax, (law, one) in zip(grid, surfaces.items(), strict=False):
+        one.plot(ax=ax, levels=levels, log=True)
+        ax.set_title(law)
+    for ax in grid[len(surfaces) :]:
+        ax.set_axis_off()
+    return figure
+
+
+def _history(losses: dict[str, list[float]]) -> Figure:
+    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+    ax = figure.subplots()
+    for law, loss in losses.items():
+        ax.plot(range(1, len(loss) + 1), loss, label=law)
+    ax.set(xlabel="epoch", ylabel="training loss, noise on", yscale="log")
+    ax.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _deepening(sweep: dict[str, Any]) -> Figure:
+    """What is left of the effect of every law as the network gets deeper."""
+    depths = list(next(iter(sweep.values())))
+    figure = Figure(figsize=(12.0, 4.0), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for ax, (label, rows) in zip(panels, _effects(sweep).items(), strict=True):
+        for colour, (law, gaps) in zip(landscape.plots.COLOURS, rows.items(), strict=False):
+            means, errors = [gap.mean() for gap in gaps], [_error(gap) for gap in gaps]
+            ax.errorbar([int(b) for b in depths], means, errors, color=colour, marker="o", capsize=3, label=law)
+        ax.axhline(0.0, color="0.6", lw=0.8)
+        ax.set(xlabel="blocks in each stage", ylabel=label, xscale="log")
+        ax.set_xticks([int(b) for b in depths], depths)
+        ax.minorticks_off()
+        ax.grid(alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def _effects(sweep: dict[str, Any]) -> dict[str, dict[str, list[np.ndarray]]]:
+    """Effects of every law at every depth, one number for each seed: by kind, law and depth."""
+    depths, base = list(next(iter(sweep.values()))), _base(sweep)
+    by_depth = {b: {law: one[b] for law, one in sweep.items()} for b in depths}
+    noisy = [law for law in sweep if law != base]
+
+    def against(key: str, factor: float) -> dict[str, list[np.ndarray]]:
+        return {law: [_differences(by_depth[b], key, factor)[law] for b in depths] for law in noisy}
+
+    return {
+        "loss with the noise on − mean network": {
+            law: [_array(by_depth[b][law]["noise_effect"]) for b in depths] for law in noisy
+        },
+        f"test error − {base}, %": against("test_error", 100.0),
+        f"trace of the Hessian − {base}": against("trace", 1.0),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ report
+
+
+def report(run: Run) -> list[Section]:
+    """Tables and figures from the units of the run."""
+    config = experiments.configure(Config, run.config)
+    found = {job: run.load_unit(_key(job)) for job in jobs(config)}
+    results = _results(config, found)
+    for name, figure in _figures(config, found, results).items():
+        run.save_figure(name, figure)
+    sections = [_of_errors(config, run, results["laws"]), _of_landscapes(config, run, results["laws"])]
+    return [*sections, _of_depth(run, results["depth"])] if config.depths else sections
+
+
+def _of_errors(config: Config, run: Run, laws: dict[str, Any]) -> Section:
+    base, gaps = _base(laws), _differences(laws, "test_error", 100.0)
+    rows = [
+        [
+            law,
+            _spread(100 * np.array(one["test_error"])),
+            _paired(gaps[law]) if law in gaps else None,
+            _spread(100 * np.subtract(one["test_error"], one["train_error"])),
+            _spread(100 * np.array(one["test_calibration_error"])),
+            _spread(one["test_loss"]),
+            one["parameters"],
+            float(np.mean(one["seconds"])),
+        ]
+        for law, one in laws.items()
+    ]
+    made = f"{config.dataset}, {config.epochs} epochs, {config.seeds} seeds, last epoch, mean network"
+    head = ["law", "test error %", f"− {base}", "test − train", "calibration %", "test loss", "parameters", "s"]
+    caption = (
+        f"{made}. Mean ± standard deviation over seeds; difference to {base}: paired, ± standard error. Training error "
+        "on up to 10,000 training images. Calibration: expected error over 15 bins."
+    )
+    return Section(
+        "Test error",
+        [
+            Table(head, rows, caption),
+            Shown(run.figure("errors"), "test errors and paired differences", "Grey: the seeds."),
+            Shown(run.figure("history"), "training loss", "Training loss of the first seed."),
+        ],
+    )
+
+
+def _of_landscapes(config: Config, run: Run, laws: dict[str, Any]) -> Section:
+    base = _base(laws)
+    names = [name for name in QUANTITIES if name in laws[base]]
+    gaps = {name: _differences(laws, name) for name in names}
+    return Section(
+        "Landscape",
+        [
+            Table(
+                ["law", *names],
+                [[law, *(_spread(one[name]) for name in names)] for law, one in laws.items()],
+                f"Mean networks, loss of {config.measured_images} training images; mean ± deviation over seeds.",
+            ),
+            Table(
+                ["law", *names],
+                [[law, *(_paired(gaps[name][law]) for name in names)] for law in laws if law != base],
+                f"Paired differences to {base}; mean ± standard error over seeds.",
+            ),
+            Shown(run.figure("curvature"), "curvature of every law", "Seeds in grey; mean ± deviation."),
+            Shown(run.figure("planes"), "surfaces", "Random filter-normalised planes of the first seed."),
+            Shown(run.figure("spectra"), "spectra", "Hessian spectra of the first seed (six laws at most)."),
+        ],
+    )
+
+
+def _of_depth(run: Run, sweep: dict[str, Any]) -> Section:
+    header = ["law", *(f"{blocks} blocks" for blocks in next(iter(sweep.values())))]
+    errors = [[law, *(_spread(100 * np.array(one["test_error"])) for one in by.values())] for law, by in sweep.items()]
+    tables = [Table(header, errors, "Test error in %, mean ± deviation over seeds.")]
+    for label, rows in _effects(sweep).items():
+        shown = [[law, *map(_paired, gaps)] for law, gaps in rows.items()]
+        tables.append(Table(header, shown, f"{label[0].upper()}{label[1:]}: mean ± standard error over seeds."))
+    caption = "What is left of the effect of each law; bars are standard errors over seeds."
+    return Section("Depth", [Shown(run.figure("depth"), "effects against depth", caption), *tables])
 
 
 def train_parallel(folder: Path, assignments: list[str]) -> None:

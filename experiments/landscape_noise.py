@@ -159,14 +159,16 @@ def feature_panels(seen: FeatureLandscape, digit: int) -> Figure:
     kinds = {"loss": "u", "probability": "p", "slope": "|∇u|", "laplacian": "Δu"}
     figure = Figure(figsize=(2.6 * len(seen.levels) + 0.8, 2.5 * len(kinds)), layout="constrained")
     grid = figure.subplots(len(kinds), len(seen.levels), squeeze=False, sharex=True, sharey=True)
-    for row, (kind, symbol) in zip(grid, kinds.items(), strict=True):
-        field = getattr(seen, kind)[..., digit]
-        limits = float(field.min()), float(field.max())
-        for k, ax in enumerate(row):
-            seen.plot(ax=ax, column=digit, level=k, kind=kind, limits=limits, paths=30 if kind == "loss" else 0)
+    for i, (kind, symbol) in enumerate(kinds.items()):
+        field = getattr(seen, kind)[:, 0, ..., digit] if i < 2 else getattr(seen, kind)[..., digit]
+        low, high = float(field.min()), float(field.max())
+        options = {"kind": kind, "limits": (low, high), "extend": "neither", "paths": 30 if kind == "loss" else 0}
+        for k, ax in enumerate(grid[i]):
+            seen.plot(ax=ax, column=digit, level=k, **options)
             ax.label_outer()
-            ax.set_title(seen.levels[k] if row is grid[0] else "")
-        figure.colorbar(row[0].collections[0], ax=row, label=f"{symbol}, class {digit}", ticks=MaxNLocator(6))
+            ax.set_title(seen.levels[k] if i == 0 else "")
+        ticks = [value for value in MaxNLocator(6).tick_values(low, high) if low <= value <= high]
+        figure.colorbar(grid[i, 0].collections[0], ax=grid[i], label=f"{symbol}, class {digit}", ticks=ticks)
     return figure
 
 

@@ -74,11 +74,13 @@ def test_cifar_rows():
         images.read_cifar(rows.tobytes()[:-1])
 
 
-@pytest.mark.parametrize("law", ["gaussian-0.3", "shake-shake", "stochastic-depth-0.8"])
-def test_interrupted_training_resumes_to_the_same_bytes(tmp_path, law):
+@pytest.mark.parametrize(
+    ("law", "mixed"), [("gaussian-0.3", False), ("shake-shake", False), ("stochastic-depth-0.8", True)]
+)
+def test_interrupted_training_resumes_to_the_same_bytes(tmp_path, law, mixed):
     x, y = torch.randn(48, 1, 12, 12), torch.randint(0, 10, (48,))
     config = experiment.Config(width=4, blocks=1)
-    recipe = nets.Recipe(epochs=3, batch=16, augment=True)
+    recipe = nets.Recipe(epochs=3, batch=16, augment=True, mixed=mixed)
 
     def train(path, after_epoch=None):
         torch.manual_seed(5)
@@ -92,7 +94,8 @@ def test_interrupted_training_resumes_to_the_same_bytes(tmp_path, law):
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "broken.npz", stop)
     train(tmp_path / "broken.npz")
-    train(tmp_path / "whole.npz")
+    history = train(tmp_path / "whole.npz")
+    assert np.isfinite(history).all()
     assert (tmp_path / "broken.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
 
 
@@ -107,6 +110,31 @@ def test_laws_start_from_equal_weights_and_equal_budgets():
     assert max(sizes.values()) < 1.02 * min(sizes.values())
 
 
+def test_effects_against_depth_are_paired_with_no_noise_of_the_same_depth_and_seed():
+    config = experiment.Config(laws=("none", "bernoulli-0.5"), depths=(4, 8), seeds=3)
+    offset = {"none": 0.0, "bernoulli-0.5": 0.01}
+
+    def one(law, blocks, seed):
+        error = 0.1 * blocks + 0.03 * seed + offset[law]  # what depth and seed add is common to a pair
+        summary = {"trace": {"value": 1000 * error}}
+        return {
+            "test": {"error": error, "loss": 1.0, "calibration_error": 0.0},
+            "train": {"error": 0.0},
+            "summary": summary,
+            "noise_effect": 1 / blocks,
+            "seconds": 1.0,
+            "parameters": 1,
+        }
+
+    sweep = experiment._results(config, {job: one(*job) for job in experiment.jobs(config)})["depth"]
+    effects = experiment._effects(sweep)
+    assert all(list(rows) == ["bernoulli-0.5"] for rows in effects.values())
+    noise, errors, traces = (np.array(rows["bernoulli-0.5"]) for rows in effects.values())
+    np.testing.assert_allclose(noise, np.tile([[1 / 2], [1 / 4], [1 / 8]], 3))
+    np.testing.assert_allclose(errors, 1.0)
+    np.testing.assert_allclose(traces, 10.0)
+
+
 def test_the_experiment_runs_small(folder):
     from kolmo.cli import main
 
@@ -118,6 +146,7 @@ def test_the_experiment_runs_small(folder):
         "batch": "16",
         "width": "4",
         "blocks": "1",
+        "depths": "2",
         "measured_images": "16",
         "points": "5",
         "draws": "2",
@@ -127,6 +156,8 @@ def test_the_experiment_runs_small(folder):
     out = path / "run"
     assert main(["experiment", "images", "--seeds", "1", *sets, "--out", str(out), "--quiet"]) == 0
     assert (out / "report.html").stat().st_size > 10_000
+    drawn = {file.stem for file in (out / "figures").glob("*.png")}
+    assert drawn == {"errors", "curvature", "planes", "spectra", "history", "depth"}
     assert not list((out / "checkpoints").glob("*.npz"))
 
 
