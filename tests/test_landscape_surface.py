@@ -137,6 +137,34 @@ def test_adaptive_placement_meets_its_tolerance_with_fewer_evaluations():
             assert quick.evaluated.sum() * 3.5 < full.evaluated.sum()
 
 
+def test_a_network_in_bfloat16():
+    model = nn.Linear(4, 3, bias=False)
+    plane = landscape.random_plane(model)
+    whole = landscape.surface(lambda f: f.weight.square().sum(), model, plane, points=5)
+    model = model.bfloat16()
+    plane = landscape.random_plane(model)
+    half = landscape.surface(lambda f: f.weight.float().square().sum(), model, plane, points=5)
+    np.testing.assert_allclose(half.mean, whole.mean, rtol=0.05)
+
+
+def test_a_line_with_batch_normalisation_ends_at_the_second_network():
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+
+    def made(seed):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6, momentum=None), nn.Linear(6, 1))
+        model(x)  # running statistics of the data at these weights
+        return model.eval()
+
+    def loss(f):
+        return f(x).square().mean()
+
+    first, second = made(0), made(1)
+    options = {"batchnorm": "recalibrate", "calibrate": lambda f: f(x)}
+    found = landscape.surface(loss, first, landscape.line(first, second), span=(0.0, 1.0), points=2, **options)
+    assert found.mean[1] == pytest.approx(loss(second).item(), rel=1e-5)
+
+
 class Stateful(nn.Module):
     """Dropout, batch normalisation, a counter that each pass replaces, and gradients."""
 
@@ -311,6 +339,8 @@ def test_bad_input_is_named():
     plane = landscape.random_plane(model)
     with pytest.raises(InputError, match="scalar"):
         landscape.surface(lambda f: f.weight, model, plane, points=3)
+    with pytest.raises(InputError, match="empty"):
+        landscape.surface(lambda f: {}, model, plane, points=3)
     with pytest.raises(InputError, match="plane"):
         landscape.surface(quadratic, nn.Linear(3, 2), plane, points=3)
     for bad in ({"points": 1}, {"draws": 0}, {"span": -1.0}, {"rtol": 0.0}, {"batchnorm": "on"}):

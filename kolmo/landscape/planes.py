@@ -64,7 +64,8 @@ class Plane:
         for weights in (self.origin, *self.directions):
             for name, value in weights.items():
                 digest.update(name.encode())
-                digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+                content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)  # bfloat16 is not NumPy's
+                digest.update(content.numpy().tobytes())
         return digest.hexdigest()
 
     def weights(self, *coordinates: float) -> Weights:
@@ -289,6 +290,9 @@ def hessian_plane(
 
 def line(model_a: Any, model_b: Any) -> Plane:
     """Line θ_a + α (θ_b − θ_a) between two networks: α = 0 is the first, α = 1 the second.
+
+    Parameters move, buffers do not: they stay those of the model that `surface` gets. With batch normalisation, use its
+    ``batchnorm="recalibrate"``, or α = 1 is not the second network.
 
     Parameters
     ----------

@@ -17,6 +17,7 @@ MAP = "cividis"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#555555")  # Okabe & Ito
 _DASHES = ("-", "--", "-.", ":")  # curves that coincide, or are printed in grey, can still be told apart
 _LEVELS = 20
+_SYMBOLS = {"loss": "u", "probability": "p", "slope": "|∇u|", "laplacian": "Δu"}
 
 
 def contour(
@@ -61,9 +62,8 @@ def contour(
     if lines:
         shade = ["white" if filled.norm(value) < 0.6 else "black" for value in round_values]
         drawn = ax.contour(*surface.axes, field.T, round_values, colors=shade, linewidths=0.5, alpha=0.8)
-        ax.clabel(drawn, fmt="{:g}".format, fontsize=8)
-    bar = ax.figure.colorbar(filled, ax=ax, label=surface.name, ticks=round_values)
-    bar.ax.set_yticklabels([f"{value:g}" for value in round_values])
+        ax.clabel(drawn, fmt=_short, fontsize=8)
+    bar = ax.figure.colorbar(filled, ax=ax, label=surface.name, ticks=round_values, format=lambda v, _: _short(v))
     bar.minorticks_off()
     _trajectory(ax, surface)
     ax.set(xlabel=_direction(surface, 0), ylabel=_direction(surface, 1))
@@ -213,9 +213,8 @@ def features(
     """
     ax = _new(ax)
     field = _shown(landscape, kind)[level, time if kind in ("loss", "probability") else 0, ..., column]
-    symbol = {"loss": "u", "probability": "p", "slope": "|∇u|", "laplacian": "Δu"}[kind]
     t = float(landscape.times[time]) if kind in ("loss", "probability") else 0.0
-    label = f"{symbol}({t:.3g}, x), class {column}"
+    label = f"{_SYMBOLS[kind]}({t:.3g}, x), class {column}"
     if len(landscape.axes) == 1:
         ax.plot(landscape.axes[0], field, **style)
         ax.set(xlabel="feature", ylabel=label, title=landscape.levels[level])
@@ -267,18 +266,23 @@ def animate(
     frames = len(landscape.levels) if over == "noise" else len(landscape.times)
     field = _shown(landscape, kind)[..., column]
     limits = float(field.min()), float(field.max())
-    figure = Figure(figsize=(5.0, 4.6), layout="constrained")
+    figure = Figure(figsize=(5.6, 4.4), layout="constrained")
     ax = figure.subplots()
+    style = {"limits": limits, "extend": "neither"} if len(landscape.axes) == 2 else {}
 
     def draw(k: int) -> Any:
         ax.clear()
         chosen = {"level": k, "time": 0} if over == "noise" else {"level": 0, "time": k}
-        features(landscape, ax, column=column, kind=kind, limits=limits, **chosen)
+        features(landscape, ax, column=column, kind=kind, **style, **chosen)
         ax.set_title(f"{landscape.levels[chosen['level']]}, t = {landscape.times[chosen['time']]:.2f}")
         if len(landscape.axes) == 1:
             ax.set_ylim(limits)
         return []
 
+    draw(0)
+    if len(landscape.axes) == 2:
+        ticks = _round(*limits, log=False)
+        figure.colorbar(ax.collections[0], ax=ax, label=f"{_SYMBOLS[kind]}(t, x), class {column}", ticks=ticks)
     movie = FuncAnimation(figure, draw, frames=frames)
     movie.save(os.fspath(path), writer=PillowWriter(fps=max(round(frames / seconds), 1)))
 
@@ -322,6 +326,10 @@ def _round(low: float, high: float, log: bool) -> np.ndarray:
     return inside if len(inside) > 1 else np.array([low, high])
 
 
+def _short(value: float) -> str:
+    return f"{value:.4g}".replace("-", "−")
+
+
 def _direction(surface: "Surface", k: int) -> str:
     kind = surface.plane["kind"]
     if kind == "pca":
@@ -340,8 +348,8 @@ def _trajectory(ax: Any, surface: "Surface") -> None:
 
 def _shown(landscape: "FeatureLandscape", kind: str) -> np.ndarray:
     """Field of shape (levels, times or 1, ..., columns)."""
-    if kind not in ("loss", "probability", "slope", "laplacian"):
-        raise InputError("kind", repr(kind), "'loss', 'probability', 'slope' or 'laplacian'")
+    if kind not in _SYMBOLS:
+        raise InputError("kind", repr(kind), ", ".join(map(repr, _SYMBOLS)))
     return np.asarray(
         getattr(landscape, kind) if kind in ("loss", "probability") else getattr(landscape, kind)[:, None]
     )

@@ -173,6 +173,8 @@ class Evaluation:
         """Losses by name of draw j, at the weights that the model now has."""
         torch.manual_seed(self._seed + j)
         found = self._loss(self._model)
+        if isinstance(found, dict) and not found:
+            raise InputError("loss", "an empty dictionary", "a scalar, or a dictionary of scalars")
         return dict(found) if isinstance(found, dict) else {"loss": found}
 
     @torch.no_grad()
