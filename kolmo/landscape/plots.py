@@ -268,7 +268,7 @@ def animate(
     limits = float(field.min()), float(field.max())
     figure = Figure(figsize=(5.6, 4.4), layout="constrained")
     ax = figure.subplots()
-    style = {"limits": limits, "extend": "neither"} if len(landscape.axes) == 2 else {}
+    style: dict[str, Any] = {"limits": limits, "extend": "neither"} if len(landscape.axes) == 2 else {}
 
     def draw(k: int) -> Any:
         ax.clear()
