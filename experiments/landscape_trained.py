@@ -86,7 +86,7 @@ def _draw(lines: dict[int, Surface]) -> Figure:
     ax = figure.subplots()
     barriers = {seed: landscape.summary(one)["barrier"].value for seed, one in lines.items()}
     landscape.plots.cut({f"seed {seed}: barrier {barriers[seed]:.2f}": one for seed, one in lines.items()}, ax=ax)
-    ax.set(yscale="log", xlabel="α (0: trained without noise, 1: with)")
+    ax.set(xlabel="α (0: trained without noise, 1: with)")
     return figure
 
 

@@ -1,5 +1,6 @@
 """Surfaces: exact quadratics, common random numbers, adaptive placement, restored state, resumption to same bytes."""
 
+import contextlib
 import random
 
 import numpy as np
@@ -292,37 +293,40 @@ def test_batchnorm_policies():
         landscape.surface(mean_of_normalised, model, plane, points=3, batchnorm="recalibrate")
 
 
-@pytest.mark.parametrize(("rtol", "stop"), [(None, 5), (1e-3, 101)])
-def test_an_interrupted_surface_resumes_to_the_same_bytes(tmp_path, rtol, stop):
+@pytest.mark.parametrize(("rtol", "points", "share"), [(None, 10, 0.1), (1e-4, 21, 0.95)])
+def test_an_interrupted_surface_resumes_to_the_same_bytes(tmp_path, rtol, points, share):
     model, x, y = noisy_network(bridge.BranchDropout(0.8))
     x, y, plane = x[:5], y[:5], landscape.random_plane(model)
-    calls = [0]
+    calls, stop = [0], -1
 
     def loss(f):
         calls[0] += 1
         if calls[0] == stop:
             raise KeyboardInterrupt
-        return {"loss": functional.cross_entropy(f(x), y), "accuracy": (f(x).argmax(-1) == y).double().mean()}
+        scores = f(x)
+        return {"loss": functional.cross_entropy(scores, y), "accuracy": (scores.argmax(-1) == y).double().mean()}
 
-    options = {"points": 10, "draws": 2, "rtol": rtol}
+    def spent(path, **changes):
+        """Calls of the loss that a surface took."""
+        calls[0] = 0
+        with contextlib.suppress(KeyboardInterrupt):
+            landscape.surface(loss, model, plane, path=path, **{**options, **changes})
+        return calls[0]
+
+    options = {"points": points, "draws": 2, "rtol": rtol}
     whole, broken = tmp_path / "whole.npz", tmp_path / "broken.npz"
-    with pytest.raises(KeyboardInterrupt):
-        landscape.surface(loss, model, plane, path=broken, **options)
+    total = spent(whole)
+    # By tolerance a late stop is in a round of refinement: what its file holds must not enter the rounds before.
+    stopped = stop = int(share * total)
+    assert spent(broken) == stopped
     with pytest.raises(InputError, match="finished"):
         landscape.Surface.load(broken)
-    before = calls[0]
-    landscape.surface(loss, model, plane, path=broken, **options)
-    resumed = calls[0] - before
-    stop, calls[0] = -1, 0
-    found = landscape.surface(loss, model, plane, path=whole, **options)
-    assert resumed < calls[0]
+    stop = -1
+    assert spent(broken) <= total - stopped + 4  # the draws of the point in flight, and the look for randomness
     assert whole.read_bytes() == broken.read_bytes()
-    np.testing.assert_array_equal(landscape.Surface.load(whole).values["loss"], found.values["loss"])
-    before = calls[0]
-    landscape.surface(loss, model, plane, path=whole, **options)
-    assert calls[0] == before  # it was finished
+    assert spent(whole) == 0  # it was finished
     with pytest.raises(InputError, match="path"):
-        landscape.surface(loss, model, plane, path=whole, **{**options, "points": 5})
+        spent(whole, points=5)
 
 
 def test_files_hold_plain_arrays(tmp_path):

@@ -272,7 +272,7 @@ def animate(
 
     def draw(k: int) -> Any:
         ax.clear()
-        chosen = {"level": k, "time": 0} if over == "noise" else {"level": 0, "time": k}
+        chosen: dict[str, Any] = {"level": k, "time": 0} if over == "noise" else {"level": 0, "time": k}
         features(landscape, ax, column=column, kind=kind, **style, **chosen)
         ax.set_title(f"{landscape.levels[chosen['level']]}, t = {landscape.times[chosen['time']]:.2f}")
         if len(landscape.axes) == 1:
