@@ -30,6 +30,7 @@ __all__ = [
     "write_json",
     "write_npz",
     "write_tree",
+    "writing",
 ]
 
 
@@ -61,17 +62,25 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file where the system refuses to write it."""
+    try:
+        yield
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror or error}.") from error
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside the real one; move it there, flushed to the disk, if all went well."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror or error}.") from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ import logging
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,6 +48,7 @@ from kolmo.files import (
     write_json,
     write_npz,
     write_tree,
+    writing,
 )
 
 if TYPE_CHECKING:
@@ -151,9 +153,14 @@ class Run:
         """
         _check_name("name", name)
         stored = plain({"name": name, "config": config})
+        made_with = environment(seeds)
         folder = _fresh_folder(Path(root), name) if out is None else _exactly(Path(out))
-        write_json(folder / "environment.json", environment(seeds))
-        write_json(folder / "config.json", stored)
+        try:
+            write_json(folder / "environment.json", made_with)
+            write_json(folder / "config.json", stored)
+        except FileError:
+            shutil.rmtree(folder, ignore_errors=True)  # nothing half-made stays where a disk is full
+            raise
         run = cls(folder)
         run._acquire()
         return run
@@ -181,20 +188,29 @@ class Run:
 
     def __enter__(self) -> Self:
         self._acquire()
-        self._log = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
+        with writing(self.folder / "log.txt"):
+            self._log = _LogFile(self.folder / "log.txt", encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         _LOGGER.addHandler(self._log)
         self._set_status("running")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if kind is None:
-            self._set_status("done")
-        elif issubclass(kind, KeyboardInterrupt):
-            self._set_status("interrupted")
-        else:
-            self._set_status("failed", f"{kind.__name__}: {error}")
-            self.log("failed", error=error)
+        try:
+            if kind is None:
+                self._set_status("done")
+            elif issubclass(kind, KeyboardInterrupt):
+                self._set_status("interrupted")
+            else:
+                self.log("failed", error=error)
+                self._set_status("failed", f"{kind.__name__}: {error}")
+        except FileError:
+            if kind is None:
+                raise  # else what ended the run says more
+        finally:
+            self._close()
+
+    def _close(self) -> None:
         if self._log is not None:
             _LOGGER.removeHandler(self._log)
             self._log.close()
@@ -249,7 +265,8 @@ class Run:
     def record(self, **values: Any) -> None:
         """Append one line to ``metrics.jsonl``: the values, the unit of work they belong to, and the time."""
         line = {"unit": self._unit, "time": _now(), **plain(values)}
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        path = self.folder / "metrics.jsonl"
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def save_results(self, results: Mapping[str, Any]) -> None:
@@ -350,7 +367,8 @@ class Run:
     def _acquire(self) -> None:
         if self._lock is not None:
             return
-        lock = (self.folder / "lock").open("ab")
+        with writing(self.folder / "lock"):
+            lock = (self.folder / "lock").open("ab")
         if fcntl is not None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -371,6 +389,13 @@ class Run:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
         return (self.folder / "lock").exists()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that is left short where the disk is full: it must neither end the run nor show a trace."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging calls
+        """Say nothing."""
 
 
 # --------------------------------------------------------------------------------------------------- environment
