@@ -5,7 +5,7 @@ python -m validation.fuzz --minutes 10 --seed 0
 Half of the calls solve equation files: valid ones, damaged by swapped, repeated, dropped and replaced tokens, or
 by formulas that are long, deep or circular. The others are commands with odd words for their options and arguments:
 folders, damaged runs, bytes that are no text, a large file, names in other scripts. Every call is interrupted after
-some seconds, as by Ctrl-C. Failures are printed with what caused them.
+some seconds of processor time, as by Ctrl-C. Failures are printed with what caused them.
 """
 
 import argparse
@@ -261,14 +261,14 @@ def harm(folder: Path, rng: random.Random) -> None:
 def called(arguments: list[str]) -> tuple[Any, str]:
     """Exit code and everything that was shown."""
     shown = io.StringIO()
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
             return cli.main(arguments), shown.getvalue()
     except BaseException as error:
         return repr(error), shown.getvalue()
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
 
 
 def main() -> int:
@@ -279,7 +279,7 @@ def main() -> int:
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
     rng, codes, failures = random.Random(chosen.seed), Counter[Any](), 0
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.signal(signal.SIGPROF, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         furnish(Path(folder))
         for command, text in FILES:  # kernels are compiled and torch is imported before calls are cut short

@@ -108,7 +108,7 @@ def experiment() -> None:
     \b
     Examples:
       kolmo experiment lqg --help              its options and their defaults
-      kolmo experiment lqg --set noise=0.5 --seeds 5
+      kolmo experiment lqg --set sigma=0.3 --set paths=50000
       kolmo experiment lqg --resume runs/lqg-20260101-120000
     """  # noqa: D301 - \b keeps click from wrapping a paragraph
 
@@ -209,8 +209,8 @@ def sweep(name: str, vary: tuple[str, ...], assignments: tuple[str, ...], **opti
 
     \b
     Examples:
-      kolmo sweep lqg --vary noise=0.5 --vary noise=1.0 --seeds 5
-      kolmo sweep lqg --vary noise=0.5 --seeds 20 --scheduler tcp://host:8786
+      kolmo sweep lqg --vary sigma=0.3 --vary sigma=0.6 --seeds 5
+      kolmo sweep lqg --vary sigma=0.3 --seeds 20 --scheduler tcp://host:8786
       kolmo sweep lqg --resume runs/sweep-lqg-20260101-120000
     """  # noqa: D301 - \b keeps click from wrapping a paragraph
     from kolmo.cli.sweep import sweep as perform_sweep
