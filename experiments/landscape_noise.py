@@ -164,8 +164,8 @@ def report(run: Run) -> list[Section]:
         "Averaged loss over a random plane through the weights, under growing noise",
         "Drag to turn it; the slider goes from no noise to the strongest. Height and colours have one scale.",
     )
-    moving = ", ".join(f"`figures/{path.name}`" for path in sorted((run.folder / "figures").glob("*.*"))
-                       if path.suffix in (".html", ".gif"))  # fmt: skip
+    figures = sorted((run.folder / "figures").iterdir())
+    moving = ", ".join(f"`figures/{path.name}`" for path in figures if path.suffix in (".html", ".gif"))
     rows = [
         [
             name,

@@ -21,6 +21,7 @@ from kolmo.errors import InputError, KolmoError
 
 __all__ = [
     "FileError",
+    "is_file",
     "plain",
     "read_json",
     "read_npz",
@@ -61,6 +62,14 @@ def read_json(path: Path) -> Any:
         raise FileError(f"{path} is damaged: {error}.") from None
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file; not where there cannot be one, such as under a name that is too long."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Name the file where the system refuses to write it."""
@@ -76,6 +85,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with writing(path):
+            if path.exists() and not path.is_file():  # a device would be replaced by a file, and be gone
+                raise FileError(f"cannot write {path}: it is a folder or a device.")
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             with temporary.open("rb+") as file:

@@ -39,6 +39,7 @@ import numpy as np
 from kolmo.errors import InputError, KolmoError
 from kolmo.files import (
     FileError,
+    is_file,
     plain,
     read_json,
     read_npz,
@@ -108,7 +109,7 @@ class Run:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        if not (self.folder / "config.json").is_file():
+        if not is_file(self.folder / "config.json"):
             raise InputError("run", self.folder, "a run folder (one with a config.json)", _known_runs(self.folder))
         stored = self._read_json("config.json")
         if not isinstance(stored, dict) or not {"name", "config"} <= set(stored):
@@ -213,7 +214,8 @@ class Run:
     def _close(self) -> None:
         if self._log is not None:
             _LOGGER.removeHandler(self._log)
-            self._log.close()
+            with contextlib.suppress(OSError):  # what it still holds does not fit on the disk
+                self._log.close()
             self._log = None
         self._release()
 
@@ -492,7 +494,9 @@ def _exactly(folder: Path) -> Path:
 
 
 def _known_runs(folder: Path) -> str:
-    inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    inside: list[str] = []
+    with contextlib.suppress(OSError):
+        inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
     return f"in it are {', '.join(inside[-5:])}" if inside else ""
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -234,7 +235,7 @@ def commands():
 @pytest.mark.parametrize("name", [*commands(), "experiment"])
 def test_the_help_of_every_command_has_an_example_that_is_one(name, capsys):
     assert main([name, "--help"]) == 0
-    assert f"kolmo {name} " in capsys.readouterr().out.partition("xample")[2] + " "
+    assert re.search(rf"kolmo\s+{name}\b", capsys.readouterr().out.partition("xample")[2])
 
 
 PROGRAM = "import sys; from kolmo.cli import main; sys.exit(main())"
@@ -294,6 +295,9 @@ def test_an_equation_can_be_kept_as_a_run(tmp_path, monkeypatch, capsys):
     assert main(["report", "run"]) == 0
     assert (tmp_path / "run" / "report.html").read_text() == page
     assert main(["solve", "ou.toml", "--out", "run", "--quiet"]) == 2
+    (tmp_path / "bad.toml").write_text(text.replace('"-x[0]"', '"-y[0]"'))
+    assert main(["solve", "bad.toml", "--out", "bad", "--quiet"]) == 2
+    assert not (tmp_path / "bad").exists()
 
 
 @pytest.mark.parametrize("kind", ["[controls]\nunbounded = 1", '[fit]\nparameters = ["k"]'])

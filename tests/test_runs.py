@@ -251,6 +251,16 @@ def test_a_file_is_whole_or_absent(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["value.json"]
 
 
+@pytest.mark.skipif(not Path("/dev/null").is_char_device(), reason="needs a device")
+def test_a_device_and_a_folder_are_not_replaced(tmp_path):
+    (tmp_path / "device").symlink_to("/dev/null")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "device", tmp_path / "folder"):
+        with pytest.raises(FileError, match="a folder or a device"):
+            write_bytes(path, b"x")
+    assert (tmp_path / "device").is_char_device()
+
+
 def test_json_is_strict(tmp_path):
     write_json(tmp_path / "a.json", {"nan": np.nan, "inf": [np.inf], "n": np.int64(3), "x": np.ones(2), 8: 1})
     text = (tmp_path / "a.json").read_text()

@@ -2,6 +2,7 @@
 
 import contextlib
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from kolmo.cli.text import readable
 from kolmo.equations import Equation
+from kolmo.errors import InputError
 from kolmo.files import FileError, write_bytes
 from kolmo.report import Block, Code, Figure, Measured, Section, Table, write_report
 from kolmo.runs import Run
@@ -27,9 +29,14 @@ def kept(name: str, equation: Equation, out: Path | None) -> Iterator[Run | None
     if out is None:
         yield None
         return
-    with Run.create(name, {"parameters": equation.parameters}, out=out) as run:
-        write_bytes(run.folder / "equation.toml", equation.text.encode())
-        yield run
+    run = Run.create(name, {"parameters": equation.parameters}, out=out)
+    try:
+        with run:
+            write_bytes(run.folder / "equation.toml", equation.text.encode())
+            yield run
+    except InputError:
+        shutil.rmtree(run.folder)  # of a mistake nothing is kept, so that the folder is free for the next try
+        raise
 
 
 def keep(run: Run, answer: dict[str, Any], solution: "Solution | ControlSolution | None") -> None:

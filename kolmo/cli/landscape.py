@@ -16,6 +16,7 @@ from kolmo import experiments
 from kolmo.cli.kinds import going_on
 from kolmo.cli.text import readable
 from kolmo.errors import InputError, KolmoError
+from kolmo.files import is_file
 from kolmo.report import Figure, Measured, Relief, Section, Table, write_report
 from kolmo.runs import Run
 
@@ -107,7 +108,7 @@ def report(run: Run) -> Path:
 
 def _made(options: Options) -> tuple[Any, Any]:
     """Model and loss, from a run folder or a factory, with the weights of a state dict if one is named."""
-    if (Path(options.model) / "config.json").is_file():
+    if is_file(Path(options.model) / "config.json"):
         model, loss = _of_run(Path(options.model), options.network)
     elif options.network is not None:
         raise InputError("network", repr(options.network), "none beside a factory, which returns one model")

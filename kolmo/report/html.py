@@ -147,9 +147,8 @@ _POINTS = 61  # along an axis: more are not seen, and take long to draw
 @_block.register
 def _relief(block: Relief) -> str:
     stack = _stacked(block)
-    log = block.log
-    if log is None:
-        log = bool(np.nanmin(stack) > 0 and np.nanmax(stack) > 5 * np.nanmin(stack))
+    low, high = float(np.nanmin(stack)), float(np.nanmax(stack))
+    log = low > 0 and (high > 5 * low if block.log is None else block.log)
     steps = [max(1, math.ceil(len(axis) / _POINTS)) for axis in block.axes]
     stack = stack[:, :: steps[0], :: steps[1]]
     height = np.log10(stack) if log else stack
@@ -157,7 +156,7 @@ def _relief(block: Relief) -> str:
         "axes": [_rounded(np.asarray(axis, dtype=float)[::step]) for axis, step in zip(block.axes, steps, strict=True)],
         "levels": list(block.fields),
         "heights": _rounded(height),
-        "range": [float(np.nanmin(height)), float(np.nanmax(height))],
+        "range": [math.log10(low), math.log10(high)] if log else [low, high],
         "log": log,
         "name": block.height,
         "labels": list(block.labels),
