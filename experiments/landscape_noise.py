@@ -18,7 +18,7 @@ from kolmo.errors import MissingExtraError
 from kolmo.experiments import _landscapes as lab
 from kolmo.landscape import Curvature, FeatureLandscape, Surface, plots
 from kolmo.report import Figure as Shown
-from kolmo.report import Measured, Section, Table
+from kolmo.report import Measured, Relief, Section, Table
 from kolmo.runs import Run
 
 
@@ -174,6 +174,15 @@ def feature_panels(seen: FeatureLandscape, digit: int) -> Figure:
 
 def report(run: Run) -> list[Section]:
     results = run.results
+    surfaces = {name: Surface.from_record(run.load_unit(f"level-{name}")["random"]) for name in results["levels"]}
+    turning = Relief(
+        next(iter(surfaces.values())).axes,
+        {name: one.mean for name, one in surfaces.items()},
+        "Averaged loss over a random plane through the weights, under growing noise",
+        "Drag to turn it; the slider goes from no noise to the strongest. Height and colours have one scale.",
+    )
+    figures = sorted((run.folder / "figures").iterdir())
+    moving = ", ".join(f"`figures/{path.name}`" for path in figures if path.suffix in (".html", ".gif"))
     rows = [
         [
             name,
@@ -195,14 +204,14 @@ def report(run: Run) -> list[Section]:
             "What was done",
             [
                 f"A classifier trained without noise (held-out accuracy {results['accuracy']:.3f}) is read with "
-                "Gaussian noise of growing strength in its layers, at fixed weights. `figures/planes.html`, "
-                "`figures/features.html`, `figures/noise.gif` and `figures/time.gif` move.",
+                f"Gaussian noise of growing strength in its layers, at fixed weights. More that moves: {moving}.",
                 Table(["noise", "loss", *_SHOWN], rows, caption),
             ],
         ),
         Section(
             "Weight space",
             [
+                turning,
                 shown("planes", "Averaged loss over a random filter-normalised plane, logarithmic levels."),
                 shown("reliefs", "The same, without noise and with the strongest."),
                 shown("difference", "Paired difference: strongest noise minus none, the same plane."),

@@ -21,6 +21,7 @@ from kolmo.errors import InputError, KolmoError
 
 __all__ = [
     "FileError",
+    "is_file",
     "plain",
     "read_json",
     "read_npz",
@@ -30,6 +31,7 @@ __all__ = [
     "write_json",
     "write_npz",
     "write_tree",
+    "writing",
 ]
 
 
@@ -60,18 +62,36 @@ def read_json(path: Path) -> Any:
         raise FileError(f"{path} is damaged: {error}.") from None
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file; not where there cannot be one, such as under a name that is too long."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file where the system refuses to write it."""
+    try:
+        yield
+    except OSError as error:
+        raise FileError(f"cannot write {path}: {error.strerror or error}.") from error
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path beside the real one; move it there, flushed to the disk, if all went well."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror or error}.") from error
+        with writing(path):
+            if path.exists() and not path.is_file():  # a device would be replaced by a file, and be gone
+                raise FileError(f"cannot write {path}: it is a folder or a device.")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

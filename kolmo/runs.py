@@ -27,6 +27,7 @@ import logging
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +39,7 @@ import numpy as np
 from kolmo.errors import InputError, KolmoError
 from kolmo.files import (
     FileError,
+    is_file,
     plain,
     read_json,
     read_npz,
@@ -47,6 +49,7 @@ from kolmo.files import (
     write_json,
     write_npz,
     write_tree,
+    writing,
 )
 
 if TYPE_CHECKING:
@@ -106,7 +109,7 @@ class Run:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        if not (self.folder / "config.json").is_file():
+        if not is_file(self.folder / "config.json"):
             raise InputError("run", self.folder, "a run folder (one with a config.json)", _known_runs(self.folder))
         stored = self._read_json("config.json")
         if not isinstance(stored, dict) or not {"name", "config"} <= set(stored):
@@ -151,9 +154,14 @@ class Run:
         """
         _check_name("name", name)
         stored = plain({"name": name, "config": config})
+        made_with = environment(seeds)
         folder = _fresh_folder(Path(root), name) if out is None else _exactly(Path(out))
-        write_json(folder / "environment.json", environment(seeds))
-        write_json(folder / "config.json", stored)
+        try:
+            write_json(folder / "environment.json", made_with)
+            write_json(folder / "config.json", stored)
+        except FileError:
+            shutil.rmtree(folder, ignore_errors=True)  # nothing half-made stays where a disk is full
+            raise
         run = cls(folder)
         run._acquire()
         return run
@@ -181,23 +189,33 @@ class Run:
 
     def __enter__(self) -> Self:
         self._acquire()
-        self._log = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
+        with writing(self.folder / "log.txt"):
+            self._log = _LogFile(self.folder / "log.txt", encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         _LOGGER.addHandler(self._log)
         self._set_status("running")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if kind is None:
-            self._set_status("done")
-        elif issubclass(kind, KeyboardInterrupt):
-            self._set_status("interrupted")
-        else:
-            self._set_status("failed", f"{kind.__name__}: {error}")
-            self.log("failed", error=error)
+        try:
+            if kind is None:
+                self._set_status("done")
+            elif issubclass(kind, KeyboardInterrupt):
+                self._set_status("interrupted")
+            else:
+                self.log("failed", error=error)
+                self._set_status("failed", f"{kind.__name__}: {error}")
+        except FileError:
+            if kind is None:
+                raise  # else what ended the run says more
+        finally:
+            self._close()
+
+    def _close(self) -> None:
         if self._log is not None:
             _LOGGER.removeHandler(self._log)
-            self._log.close()
+            with contextlib.suppress(OSError):  # what it still holds does not fit on the disk
+                self._log.close()
             self._log = None
         self._release()
 
@@ -249,7 +267,8 @@ class Run:
     def record(self, **values: Any) -> None:
         """Append one line to ``metrics.jsonl``: the values, the unit of work they belong to, and the time."""
         line = {"unit": self._unit, "time": _now(), **plain(values)}
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        path = self.folder / "metrics.jsonl"
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def save_results(self, results: Mapping[str, Any]) -> None:
@@ -350,7 +369,8 @@ class Run:
     def _acquire(self) -> None:
         if self._lock is not None:
             return
-        lock = (self.folder / "lock").open("ab")
+        with writing(self.folder / "lock"):
+            lock = (self.folder / "lock").open("ab")
         if fcntl is not None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -371,6 +391,13 @@ class Run:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
         return (self.folder / "lock").exists()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that is left short where the disk is full: it must neither end the run nor show a trace."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging calls
+        """Say nothing."""
 
 
 # --------------------------------------------------------------------------------------------------- environment
@@ -467,7 +494,9 @@ def _exactly(folder: Path) -> Path:
 
 
 def _known_runs(folder: Path) -> str:
-    inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    inside: list[str] = []
+    with contextlib.suppress(OSError):
+        inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
     return f"in it are {', '.join(inside[-5:])}" if inside else ""
 
 

@@ -143,3 +143,17 @@ def test_import_kolmo_is_light():
     program = f"import sys, kolmo; print(*[name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_nothing_is_unpickled():
+    """`np.load` without pickle, `torch.load` with weights only, and neither pickle nor eval nor exec anywhere."""
+    for path in [*PACKAGE.rglob("*.py"), *PACKAGE.parent.joinpath("experiments").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            named = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            where = f"{path}:{node.lineno}"
+            assert called != "np.load" or named.get("allow_pickle") == "False", where
+            assert called != "torch.load" or named.get("weights_only") == "True", where
+            assert called not in ("pickle.load", "pickle.loads", "eval", "exec", "joblib.load"), where

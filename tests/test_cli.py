@@ -1,10 +1,13 @@
 """The command line: exit codes, where output goes, options by type, resuming; no traceback for a user's mistake."""
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from kolmo import experiments
@@ -223,6 +226,104 @@ def test_info_says_what_a_bug_report_needs(capsys):
     assert facts["devices"]
 
 
+def commands():
+    from kolmo.cli.commands import kolmo as group
+
+    return [name for name in group.commands if name != "experiment"]
+
+
+@pytest.mark.parametrize("name", [*commands(), "experiment"])
+def test_the_help_of_every_command_has_an_example_that_is_one(name, capsys):
+    assert main([name, "--help"]) == 0
+    assert re.search(rf"kolmo\s+{name}\b", capsys.readouterr().out.partition("xample")[2])
+
+
+PROGRAM = "import sys; from kolmo.cli import main; sys.exit(main())"
+
+
+def test_the_shell_completes_commands_and_options():
+    def completed(*words):
+        environment = {**os.environ, "_KOLMO_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(words)}
+        environment["COMP_CWORD"] = str(len(words) - 1)
+        program = "import sys; sys.argv[0] = 'kolmo'; from kolmo.cli import main; sys.exit(main())"
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stdout
+
+    assert "plain,solve" in completed("kolmo", "so")
+    assert "--scheduler" in completed("kolmo", "sweep", "--sch")
+    assert "plain,lqg" in completed("kolmo", "experiment", "lq")
+
+
+def test_a_reader_that_leaves_early_is_no_mistake():
+    command = f"'{sys.executable}' -c '{PROGRAM}' list --json | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout == "{"
+    assert done.stderr == ""
+
+
+def test_a_terminal_without_greek_is_served(tmp_path):
+    (tmp_path / "e.toml").write_text(
+        'equation = { drift = 0.0, diffusion = 1.0, terminal = "x[0]", horizon = 1.0 }\nsolve = { at = [1.0] }'
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", PROGRAM, "solve", str(tmp_path / "e.toml"), "--quiet"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("u(0, 1) = 1 ? ")
+
+
+def test_an_equation_can_be_kept_as_a_run(tmp_path, monkeypatch, capsys):
+    import kolmo
+
+    monkeypatch.chdir(tmp_path)
+    text = """
+        parameters = { s = 0.5 }
+        equation = { drift = "-x[0]", diffusion = "s", terminal = "x[0]**2", horizon = 1.0 }
+        solve = { at = [1.0, 2.0], rtol = 1e-3 }
+    """
+    (tmp_path / "ou.toml").write_text(text)
+    assert main(["solve", "ou.toml", "--set", "s=0.7", "--out", "run", "--quiet", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)["values"]
+    run = Run.open("run")
+    assert run.results["values"] == values
+    assert np.allclose(kolmo.load("run/solution.npz")([1.0, 2.0]), values)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "kolmo solve equation.toml --set s=0.7" in page
+    assert "data:image/png" in page
+    assert main(["solve", "run/equation.toml", "--set", "s=0.7", "--quiet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["values"] == values
+    (tmp_path / "run" / "report.html").unlink()
+    assert main(["report", "run"]) == 0
+    assert (tmp_path / "run" / "report.html").read_text() == page
+    assert main(["solve", "ou.toml", "--out", "run", "--quiet"]) == 2
+    (tmp_path / "bad.toml").write_text(text.replace('"-x[0]"', '"-y[0]"'))
+    assert main(["solve", "bad.toml", "--out", "bad", "--quiet"]) == 2
+    assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize("kind", ["[controls]\nunbounded = 1", '[fit]\nparameters = ["k"]'])
+def test_controls_and_fits_can_be_kept_too(tmp_path, monkeypatch, capsys, kind):
+    monkeypatch.chdir(tmp_path)
+    drift, cost = ("a[0]", 'running_cost = "a[0]**2"') if "controls" in kind else ("k", "")
+    bounds = "" if "controls" in kind else "\nbounds = { k = [-1.0, 1.0] }"
+    (tmp_path / "c.toml").write_text(f"""
+parameters = {{ k = 0.1 }}
+[equation]
+drift = "{drift}"
+diffusion = 1.0
+terminal = "x[0]**2"
+horizon = 0.2
+{cost}
+[solve]
+at = [0.5]
+rtol = 1e-1
+{kind}{bounds}
+""")
+    assert main(["control", "c.toml", "--out", "run", "--quiet"]) == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert ('<th scope="col">control</th>' in page) == ("controls" in kind)
+    assert main(["report", "run", "--json"]) == 0
+
+
 def test_every_shipped_experiment_follows_the_protocol():
     for name in experiments.names():
         chosen = experiments.load(name)
@@ -283,3 +384,36 @@ def test_the_landscape_of_a_network_of_ones_own(tmp_path, monkeypatch, capsys):
         assert message in err
         assert "Traceback" not in err
     assert sorted(path.name for path in tmp_path.glob("run*")) == ["run"]
+
+
+def test_a_landscape_that_was_interrupted_goes_on_and_its_report_is_written_again(tmp_path, monkeypatch, capsys):
+    from kolmo.landscape import surface as module
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine_again_for_kolmo.py").write_text(FACTORY)
+    put, counted = module._Store._put, []
+
+    def interrupting(self, index, found):
+        put(self, index, found)
+        counted.append(index)
+        if len(counted) == 10:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module._Store, "_put", interrupting)
+    arguments = ["landscape", "mine_again_for_kolmo:made", "--points", "5", "--quiet"]
+    assert main([*arguments, "--out", "run"]) == 1
+    assert "kolmo landscape --resume run" in capsys.readouterr().err
+    assert Run.open("run").status == "interrupted"
+    assert main(["report", "run"]) == 2
+    assert "kolmo landscape --resume run" in capsys.readouterr().err
+    assert main(["landscape", "--resume", "run", "--points", "7"]) == 2
+    assert main(["landscape"]) == 2
+    assert main(["landscape", "--resume", "run", "--quiet"]) == 0
+    assert len(counted) == 25  # every point once
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert '<figure class="relief">' in page
+    (tmp_path / "run" / "report.html").unlink()
+    assert main(["report", "run"]) == 0
+    assert (tmp_path / "run" / "report.html").read_text() == page
+    assert main([*arguments, "--out", "other"]) == 0
+    assert (tmp_path / "run" / "surface.npz").read_bytes() == (tmp_path / "other" / "surface.npz").read_bytes()

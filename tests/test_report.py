@@ -1,16 +1,18 @@
 """Reports: self-contained, well-formed, escaped, with words for every picture."""
 
 import html.parser
+import json
 import math
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kolmo.errors import InputError, KolmoError
-from kolmo.report import Code, Figure, Measured, Section, Table, write_html
+from kolmo.report import Code, Figure, Measured, Relief, Section, Table, write_html
 
-VOID = {"meta", "link", "img"}
+VOID = {"meta", "link", "img", "input"}
 
 
 class Reader(html.parser.HTMLParser):
@@ -70,6 +72,50 @@ def test_any_text_is_shown_as_it_is(tmp_path_factory, text):
     assert page.text.replace("`", "").count(text.replace("`", "")) >= 7 or not text.strip("`")
 
 
+X, Y = np.linspace(-1, 1, 5), np.linspace(0, 2, 4)
+BOWL = X[:, None] ** 2 + Y
+
+
+def data_of(path):
+    text = path.read_text(encoding="utf-8")
+    return json.loads(text.partition('<script type="application/json">')[2].partition("</script>")[0])
+
+
+def test_a_relief_carries_its_numbers_and_its_script(tmp_path):
+    hole = np.where(BOWL > 2.5, np.nan, BOWL)
+    block = Relief((X, Y), {"none": BOWL, "</script><b>": hole}, 'a "bowl"', "Turn it.")
+    path = write_html(tmp_path / "report.html", "T", [Section("S", [block])])
+    page, data = Reader(path.read_text(encoding="utf-8")), data_of(path)
+    assert [script.get("type") for script in page.all("script")] == ["application/json", None]
+    assert not page.all("b")
+    assert data["levels"] == ["none", "</script><b>"]
+    assert np.allclose(data["heights"][0], BOWL)
+    assert data["heights"][1][0][3] is None
+    assert not data["log"]  # the smallest value is 0
+    assert page.all("canvas")[0]["aria-label"] == 'a "bowl"'
+    assert page.all("input")[0]["max"] == "1"
+
+
+def test_a_relief_with_one_level_has_no_slider_and_a_wide_one_is_logarithmic_and_thinned(tmp_path):
+    axis = np.linspace(-1, 1, 301)
+    field = np.exp(3 * axis[:, None] + 0 * Y)
+    path = write_html(tmp_path / "report.html", "T", [Section("S", [Relief((axis, Y), {"": field}, "x")])])
+    data = data_of(path)
+    assert data["log"]
+    assert len(data["axes"][0]) <= 61
+    assert np.allclose(data["heights"][0], np.log10(field)[:: math.ceil(301 / 61)], rtol=1e-4, atol=1e-5)
+    assert "<label hidden>" in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({}, "none"), ({"a": BOWL.T}, "a field over a plane"), ({"a": np.full((5, 4), np.nan)}, "finite")],
+)
+def test_reliefs_that_cannot_be_drawn_are_refused(tmp_path, fields, message):
+    with pytest.raises(InputError, match=message):
+        write_html(tmp_path / "r.html", "T", [Section("S", [Relief((X, Y), fields, "x")])])
+
+
 def test_numbers_stand_at_the_right_and_words_at_the_left(tmp_path):
     table = Table(["name", "value"], [["a", 0.123456], ["b", Measured(1.0, 0.02)], ["c", None], ["d", 7]])
     text = write_html(tmp_path / "report.html", "T", [Section("S", [table])]).read_text(encoding="utf-8")
@@ -97,6 +143,7 @@ def test_a_measured_number_keeps_two_digits_of_its_uncertainty(value, error):
     assert abs(shown_value - value) <= max(0.051 * error, 1e-15 * abs(value))
 
 
-@pytest.mark.parametrize(("value", "error"), [(1.0, 0.0), (math.nan, 0.1), (1.0, math.inf), (0.0, 1.0)])
+@pytest.mark.parametrize(("value", "error"), [(1.0, 0.0), (math.nan, 0.1), (1.0, math.inf), (0.0, 1.0), (0.0, 4.3e-17)])
 def test_degenerate_uncertainties_are_shown_too(value, error):
     assert "±" in str(Measured(value, error))
+    assert len(str(Measured(value, error))) < 20

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,17 @@ def test_two_runs_made_at_once_get_folders_of_their_own(tmp_path):
     folders = [Run.create("toy", {}, root=tmp_path).folder for _ in range(5)]
     assert len(set(folders)) == 5
     assert all(folder.parent == tmp_path and folder.name.startswith("toy-") for folder in folders)
+
+
+def test_runs_made_at_one_moment_by_many_threads_get_folders_of_their_own(tmp_path):
+    together = threading.Barrier(8)
+
+    def make(_):
+        together.wait()
+        return Run.create("toy", {}, root=tmp_path).folder
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(make, range(16)))) == 16
 
 
 def test_an_existing_output_folder_is_refused_and_left_alone(tmp_path):
@@ -183,6 +196,43 @@ def test_a_killed_run_resumes_and_loses_only_the_unit_in_flight(tmp_path):
     assert (tmp_path / "run" / "calls").read_text().split() == ["0", "1", "2", "2", "3"]
 
 
+def test_a_run_killed_again_and_again_ends_as_if_nothing_had_happened(tmp_path, rng):
+    program = textwrap.dedent("""
+        import sys, time
+        from pathlib import Path
+        import numpy as np
+        from kolmo.runs import Run
+        folder = Path(sys.argv[1])
+        run = Run.resume(folder) if (folder / "config.json").exists() else Run.create("toy", {}, out=folder)
+        print("begun", flush=True)
+        def work(i):
+            with (folder / "calls").open("a") as file:
+                file.write(f"{i}\\n")
+            for step in range(4):
+                run.record(i=i, step=step)
+                time.sleep(0.005)
+            return {"x": np.full(2000, float(i))}
+        with run:
+            found = [run.unit(f"unit-{i}", lambda i=i: work(i))["x"].mean() for i in range(20)]
+            run.save_results({"sum": sum(found)})
+    """)
+    folder, kills = tmp_path / "run", 0
+    for delay in rng.uniform(0.0, 0.25, 5):
+        with subprocess.Popen([sys.executable, "-c", program, str(folder)], stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            time.sleep(delay)
+            process.send_signal(signal.SIGKILL)
+        kills += process.returncode == -signal.SIGKILL
+        run = Run.open(folder)
+        assert run.status in ("interrupted", "done")
+        assert all(run.load_unit(key)["x"].shape == (2000,) for key in run.units)
+    subprocess.run([sys.executable, "-c", program, str(folder)], check=True)
+    assert run.status == "done"
+    assert run.results == {"sum": 190.0}
+    assert sorted((line["i"], line["step"]) for line in run.metrics) == [(i, s) for i in range(20) for s in range(4)]
+    assert len((folder / "calls").read_text().split()) <= 20 + kills
+
+
 # --------------------------------------------------------------------------------------------------------- files
 
 
@@ -199,6 +249,16 @@ def test_a_file_is_whole_or_absent(tmp_path):
         break_down()
     assert read_json(path) == {"old": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["value.json"]
+
+
+@pytest.mark.skipif(not Path("/dev/null").is_char_device(), reason="needs a device")
+def test_a_device_and_a_folder_are_not_replaced(tmp_path):
+    (tmp_path / "device").symlink_to("/dev/null")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "device", tmp_path / "folder"):
+        with pytest.raises(FileError, match="a folder or a device"):
+            write_bytes(path, b"x")
+    assert (tmp_path / "device").is_char_device()
 
 
 def test_json_is_strict(tmp_path):

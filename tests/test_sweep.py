@@ -111,7 +111,11 @@ def test_a_sweep_averages_over_its_seeds(toy, capsys):
         assert np.isclose(found[f"scale={scale}"]["sum"]["mean"], scale * draws.mean())
         assert np.isclose(found[f"scale={scale}"]["sum"]["standard_error"], scale * draws.std(ddof=1) / np.sqrt(3))
     assert Run.open(toy / "run").environment["seeds"] == [0, 1, 2]
-    assert "--vary scale=2" in (toy / "run" / "report.html").read_text()
+    page = (toy / "run" / "report.html").read_text()
+    assert "--vary scale=2" in page
+    (toy / "run" / "report.html").unlink()
+    assert main(["report", "run"]) == 0
+    assert (toy / "run" / "report.html").read_text() == page
 
 
 def test_what_is_done_is_not_done_again(toy, capsys):
@@ -122,6 +126,7 @@ def test_what_is_done_is_not_done_again(toy, capsys):
     assert "--resume run" in err
     run = Run.open(toy / "run")
     assert run.units == ["seed=0", "seed=2"]
+    assert run.status == "failed"
     (toy / "experiments" / "toy_sweep.py").write_text(TOY.replace("config.seed == config.fails", "config.seed == 0"))
     sys.modules.pop("kolmo.experiments.toy_sweep")
     assert main(["sweep", "toy_sweep", "--resume", "run", "--workers", "0", "--quiet"]) == 0  # seed 0 is not run again
@@ -135,6 +140,7 @@ def test_what_is_done_is_not_done_again(toy, capsys):
         (["--vary", "scale"], "KEY=VALUE"),
         (["--vary", "scale=big"], "a number"),
         (["--seeds", "2", "--vary", "seed=1"], "seeds"),
+        (["--seeds", "2", "--set", "seed=x"], "a whole number"),
         (["--resume", "nowhere"], "run folder"),
         (["--seeds", "1", "--scheduler", "tcp://127.0.0.1:9", "--out", "new"], "dask scheduler"),
     ],

@@ -5,7 +5,9 @@ Exit codes: 0 done, 1 failed or interrupted, 2 bad input. A mistake of the user 
 This room may import everything; what it does is done elsewhere.
 """
 
+import io
 import signal
+import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
@@ -31,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         0 done, 1 failed or interrupted, 2 bad input.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows no ± shows something in its place
+            stream.reconfigure(errors="replace")
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends a run like Ctrl-C does
     try:
         code = kolmo.main(args=arguments, prog_name="kolmo", standalone_mode=False)

@@ -1,6 +1,7 @@
 """The commands themselves; each is thin, the work is done elsewhere."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import click
 
 import kolmo as package
 from kolmo import experiments
-from kolmo.cli import equation, perform
+from kolmo.cli import equation, kinds, perform
 from kolmo.cli.text import readable
 from kolmo.errors import InputError
 from kolmo.runs import Run, environment
@@ -43,11 +44,12 @@ class _ExperimentCommand(click.Command):
         self.experiment = experiment
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the experiment's own options under those of the command."""
-        rows = [
-            (f"{name}={experiments.written(value)}", kind)
-            for name, kind, value in experiments.options(experiments.load(self.experiment).Config)
-        ]
+        """List the experiment's own options under those of the command, with an example."""
+        options = experiments.options(experiments.load(self.experiment).Config)
+        rows = [(f"{name}={experiments.written(value)}", kind) for name, kind, value in options]
+        example = "".join(f" --set {shlex.quote(f'{name}={experiments.written(v)}')}" for name, _, v in options[-1:])
+        with formatter.section("Example"):
+            formatter.write_text(f"kolmo experiment {self.experiment}{example} --out runs/mine")
         with formatter.section("Options of this experiment, for --set, with their defaults"):
             formatter.write_dl(rows)
 
@@ -84,7 +86,17 @@ class _Kolmo(click.Group):
 @click.group(cls=_Kolmo, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package.__version__, prog_name="kolmo")
 def kolmo() -> None:
-    """Solve backward Kolmogorov equations and read noisy residual networks through them."""
+    """Solve backward Kolmogorov equations and read noisy residual networks through them.
+
+    Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 failed or interrupted, 2 bad input.
+
+    \b
+    Examples:
+      kolmo demo                               a noisy network, its SDE and its PDE side by side
+      kolmo solve call.toml --set K=90         an equation of your own, from a small file
+      kolmo list                               the experiments
+      eval "$(_KOLMO_COMPLETE=bash_source kolmo)"      completion in bash; zsh_source, fish_source likewise
+    """  # noqa: D301 - \b keeps click from wrapping a paragraph
 
 
 @kolmo.group(cls=_Experiments)
@@ -92,11 +104,20 @@ def experiment() -> None:
     """Run an experiment; its numbers, figures and report go to a fresh folder in ./runs.
 
     A run that was interrupted, or killed, goes on with --resume FOLDER and loses at most the unit of work in flight.
-    """
+
+    \b
+    Examples:
+      kolmo experiment lqg --help              its options and their defaults
+      kolmo experiment lqg --set sigma=0.3 --set paths=50000
+      kolmo experiment lqg --resume runs/lqg-20260101-120000
+    """  # noqa: D301 - \b keeps click from wrapping a paragraph
 
 
 _FILE = click.argument("file", type=click.Path(path_type=Path))
 _SET = click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Set a parameter of the file.")
+_KEEP = click.option(
+    "--out", type=click.Path(path_type=Path), help="Keep it as a run in this new folder, with a report."
+)
 _QUIET = click.option("--quiet", is_flag=True, help="Show no progress.")
 
 
@@ -104,9 +125,12 @@ _QUIET = click.option("--quiet", is_flag=True, help="Show no progress.")
 @_FILE
 @_SET
 @click.option("--save", type=click.Path(path_type=Path), help="Write the solution here (npz; read it with kolmo.load).")
+@_KEEP
 @_QUIET
 @_JSON
-def solve(file: Path, assignments: tuple[str, ...], save: Path | None, quiet: bool, as_json: bool) -> int:
+def solve(
+    file: Path, assignments: tuple[str, ...], save: Path | None, out: Path | None, quiet: bool, as_json: bool
+) -> int:
     """Solve the equation in FILE, a small TOML file, and print its values with error estimates.
 
     \b
@@ -126,16 +150,23 @@ def solve(file: Path, assignments: tuple[str, ...], save: Path | None, quiet: bo
         [solve]
         at = [90.0, 100.0, 110.0]
         rtol = 1e-5
+
+    \b
+    Examples:
+      kolmo solve call.toml
+      kolmo solve call.toml --set K=90 --json
+      kolmo solve call.toml --out runs/call    with the solution, a figure and a report
     """  # noqa: D301 - \b keeps click from wrapping a paragraph
-    return equation.solve(file, assignments, save, quiet, as_json)
+    return equation.solve(file, assignments, save, out, quiet, as_json)
 
 
 @kolmo.command()
 @_FILE
 @_SET
+@_KEEP
 @_QUIET
 @_JSON
-def control(file: Path, assignments: tuple[str, ...], quiet: bool, as_json: bool) -> int:
+def control(file: Path, assignments: tuple[str, ...], out: Path | None, quiet: bool, as_json: bool) -> int:
     """Solve the control problem in FILE, or fit the parameters that it names.
 
     \b
@@ -148,8 +179,13 @@ def control(file: Path, assignments: tuple[str, ...], quiet: bool, as_json: bool
         parameters = ["kappa"]
         targets = [0.3, 0.5]
     Without targets the sum of the values is minimised.
+
+    \b
+    Examples:
+      kolmo control regulator.toml
+      kolmo control fit.toml --set kappa=0.3 --json
     """  # noqa: D301 - \b keeps click from wrapping a paragraph
-    return equation.control(file, assignments, quiet, as_json)
+    return equation.control(file, assignments, out, quiet, as_json)
 
 
 @kolmo.command()
@@ -168,9 +204,15 @@ def control(file: Path, assignments: tuple[str, ...], quiet: bool, as_json: bool
 def sweep(name: str, vary: tuple[str, ...], assignments: tuple[str, ...], **options: Any) -> int:
     """Run the experiment NAME for every combination of settings and seeds, on Dask workers.
 
-    For example: kolmo sweep demo --vary noise=0.1 --vary noise=0.3 --seeds 5. Results do not depend on the workers; one
-    that is killed costs the task that it had. A sweep that was interrupted, or killed, goes on with --resume FOLDER.
-    """
+    Results do not depend on the workers; one that is killed costs the task that it had. A sweep that was interrupted,
+    or killed, goes on with --resume FOLDER.
+
+    \b
+    Examples:
+      kolmo sweep lqg --vary sigma=0.3 --vary sigma=0.6 --seeds 5
+      kolmo sweep lqg --vary sigma=0.3 --seeds 20 --scheduler tcp://host:8786
+      kolmo sweep lqg --resume runs/sweep-lqg-20260101-120000
+    """  # noqa: D301 - \b keeps click from wrapping a paragraph
     from kolmo.cli.sweep import sweep as perform_sweep
 
     varied: dict[str, list[str]] = {}
@@ -194,14 +236,19 @@ def compare(run: Path, **options: Any) -> int:
 
     The network's side is its own transition applied layer by layer, without sampling; the other side is the backward
     equation of the modified SDE. Each comes with the estimate of its error.
-    """
+
+    \b
+    Examples:
+      kolmo compare runs/demo-20260101-120000 --examples 50
+      kolmo compare runs/demo-20260101-120000 --order 2 --json
+    """  # noqa: D301 - \b keeps click from wrapping a paragraph
     from kolmo.cli.compare import compare as perform_compare
 
     return perform_compare(run, **options)
 
 
 @kolmo.command("landscape")
-@click.argument("model")
+@click.argument("model", required=False)
 @click.option("--network", metavar="NAME", help="Which network of a run.")
 @click.option("--state", type=click.Path(), help="A state dict to load first (torch.save; read with weights_only).")
 @click.option("--points", default=31, type=click.IntRange(5, 1001), help="Points along each direction.")
@@ -212,24 +259,46 @@ def compare(run: Path, **options: Any) -> int:
 @click.option(
     "--out", type=click.Path(path_type=Path), help="A new folder for the run; default: a fresh one in ./runs."
 )
+@click.option("--resume", type=click.Path(path_type=Path), help="Continue the landscape in this folder.")
 @_QUIET
 @_JSON
-def measure_landscape(out: Path | None, quiet: bool, as_json: bool, **options: Any) -> int:
+@click.pass_context
+def measure_landscape(
+    context: click.Context, /, out: Path | None, resume: Path | None, quiet: bool, as_json: bool, **options: Any
+) -> int:
     """Measure and draw the loss of a network over a random filter-normalised plane through its weights.
 
     MODEL is the folder of a run that holds networks, or package.module:factory, a function without arguments that
     returns a pair (model, loss), where loss(f) gives the loss (a scalar, or a dictionary of scalars) of f, the model at
     moved weights. The module is looked for in the current folder too.
-    """
-    from kolmo.cli.landscape import Options, landscape
 
-    return landscape(Options(**options), out, quiet, as_json)
+    \b
+    Examples:
+      kolmo landscape mymodels:digits --state weights.pt --noisy --draws 16
+      kolmo landscape runs/demo-20260101-120000 --network NAME
+      kolmo landscape --resume runs/landscape-20260101-120000
+    """  # noqa: D301 - \b keeps click from wrapping a paragraph
+    from kolmo.cli import landscape
+
+    if resume is not None:
+        source = click.core.ParameterSource.DEFAULT
+        given = [name for name in ("out", *options) if context.get_parameter_source(name) != source]
+        if given:
+            needed = "none but --quiet and --json: a run goes on as it was started"
+            raise InputError("resume", f"options beside it ({', '.join(given)})", needed)
+        return landscape.resume(resume, quiet, as_json)
+    if options["model"] is None:
+        raise InputError("model", "none", "a run folder, or package.module:factory")
+    return landscape.landscape(landscape.Options(**options), out, quiet, as_json)
 
 
 @kolmo.command("list")
 @_JSON
 def list_experiments(as_json: bool) -> None:
-    """List the experiments."""
+    """List the experiments, each with a line on what it does.
+
+    Example: kolmo list; then kolmo experiment NAME --help shows the options of one.
+    """
     found = {name: experiments.describe(name) for name in experiments.names()}
     click.echo(json.dumps(found, indent=2) if as_json else readable(found))
 
@@ -238,19 +307,21 @@ def list_experiments(as_json: bool) -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @_JSON
 def report(run: Path, as_json: bool) -> None:
-    """Write the report of the run in folder RUN again, from what the folder holds."""
-    opened = Run.open(run)
-    if not (opened.folder / "results.json").exists():
-        fix = f"kolmo experiment {opened.name} --resume {opened.folder}"
-        raise InputError("run", f"{run}, which is {opened.status}", "a run that has results", fix)
-    path = str(perform.report(opened))
+    """Write the report of the run in folder RUN again, from what the folder holds.
+
+    Example: kolmo report runs/demo-20260101-120000
+    """
+    path = str(kinds.report(Run.open(run)))
     click.echo(json.dumps({"report": path}) if as_json else path)
 
 
 @kolmo.command()
 @_JSON
 def info(as_json: bool) -> None:
-    """Show versions, threads and devices: what to paste into a bug report."""
+    """Show versions, threads and devices: what to paste into a bug report.
+
+    Example: kolmo info --json > machine.json
+    """
     import torch
 
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

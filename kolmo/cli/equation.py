@@ -5,15 +5,19 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 
+from kolmo.cli.equation_run import keep, kept
 from kolmo.cli.text import readable
 from kolmo.equations import Equation, read
 from kolmo.errors import InputError, KolmoWarning
 from kolmo.files import plain
+
+if TYPE_CHECKING:
+    from kolmo.control import ControlSolution
 
 __all__ = ["control", "solve"]
 
@@ -21,12 +25,14 @@ __all__ = ["control", "solve"]
 _DONE = ("converged", "fixed")
 
 
-def solve(file: Path, assignments: tuple[str, ...], save: Path | None, quiet: bool, as_json: bool) -> int:
+def solve(
+    file: Path, assignments: tuple[str, ...], save: Path | None, out: Path | None, quiet: bool, as_json: bool
+) -> int:
     """Solve the equation; return the exit code."""
     from kolmo.solve import solve as solve_equation
 
     equation = read(file, _numbers(assignments))
-    with _spoken(equation):
+    with kept("solve", equation, out) as run, _spoken(equation):
         problem = equation.problem()
         solution = solve_equation(problem, at=equation.at, rtol=equation.rtol, atol=equation.atol, progress=not quiet)
         if save is not None:
@@ -41,28 +47,34 @@ def solve(file: Path, assignments: tuple[str, ...], save: Path | None, quiet: bo
             "cells": solution.stats.get("cells"),
             "steps": solution.stats.get("steps"),
         }
+        if run is not None:
+            keep(run, answer, solution)
     _say(answer, _value_lines, as_json)
     return 0 if solution.status in _DONE else 1
 
 
-def control(file: Path, assignments: tuple[str, ...], quiet: bool, as_json: bool) -> int:
+def control(file: Path, assignments: tuple[str, ...], out: Path | None, quiet: bool, as_json: bool) -> int:
     """Solve the control problem, or fit the parameters; return the exit code."""
     equation = read(file, _numbers(assignments))
-    with _spoken(equation):
-        if equation.controlled:
-            answer, lines = _optimum(equation), _value_lines
-        elif equation.fit is not None:
-            answer, lines = _fitted(equation, quiet), _fit_lines
-        else:
-            raise InputError(str(file), "neither [controls] nor [fit]", "one of them", f"kolmo solve {file}")
+    if not equation.controlled and equation.fit is None:
+        raise InputError(str(file), "neither [controls] nor [fit]", "one of them", f"kolmo solve {file}")
+    with kept("control", equation, out) as run, _spoken(equation):
+        best = _optimum(equation) if equation.controlled else None
+        answer = _fitted(equation, quiet) if best is None else _described(equation, best)
+        if run is not None:
+            keep(run, answer, best)
+    lines = _fit_lines if best is None else _value_lines
     _say(answer, lines, as_json)
     return 0 if answer["status"] in _DONE else 1
 
 
-def _optimum(equation: Equation) -> dict[str, Any]:
+def _optimum(equation: Equation) -> "ControlSolution":
     from kolmo.control import solve_hjb
 
-    best = solve_hjb(equation.control_problem(), at=equation.at, rtol=equation.rtol, atol=equation.atol)
+    return solve_hjb(equation.control_problem(), at=equation.at, rtol=equation.rtol, atol=equation.atol)
+
+
+def _described(equation: Equation, best: "ControlSolution") -> dict[str, Any]:
     values = best(equation.at)
     return {
         "status": best.status,

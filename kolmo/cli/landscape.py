@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import click
+from matplotlib.figure import Figure as Canvas
 
 from kolmo import experiments
+from kolmo.cli.kinds import going_on
 from kolmo.cli.text import readable
 from kolmo.errors import InputError, KolmoError
-from kolmo.report import Figure, Measured, Section, Table, write_report
+from kolmo.files import is_file
+from kolmo.report import Figure, Measured, Relief, Section, Table, write_report
 from kolmo.runs import Run
 
-__all__ = ["Options", "landscape"]
+__all__ = ["Options", "landscape", "report", "resume"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,50 +39,84 @@ class Options:
 
 def landscape(options: Options, out: Path | None, quiet: bool, as_json: bool) -> int:
     """Measure the surface, draw it, and write numbers and report into a run folder; return the exit code."""
+    model, loss = _made(options)
+    run = Run.create("landscape", dataclasses.asdict(options), out=out, seeds=[options.seed])
+    return _measured(run, options, model, loss, quiet, as_json)
+
+
+def resume(folder: Path, quiet: bool, as_json: bool) -> int:
+    """Go on with a landscape that was interrupted; what was evaluated is kept. Return the exit code."""
+    run = Run.resume(folder)
+    if run.name != "landscape":
+        raise InputError("resume", f"a run of {run.name!r}", "one of kolmo landscape", going_on(run))
+    options = Options(**run.config)
+    return _measured(run, options, *_made(options), quiet, as_json)
+
+
+def _measured(run: Run, options: Options, model: Any, loss: Any, quiet: bool, as_json: bool) -> int:
     from kolmo import landscape as rooms
 
-    model, loss = _made(options)
-    if options.state is not None:
-        _restore(model, Path(options.state))
-    with Run.create("landscape", dataclasses.asdict(options), out=out, seeds=[options.seed]) as run:
-        click.echo(f"run folder: {run.folder}", err=True)
-        plane = rooms.random_plane(model, seed=options.seed)
-        surface = rooms.surface(
-            loss,
-            model,
-            plane,
-            span=options.span,
-            points=options.points,
-            draws=options.draws,
-            seed=options.seed,
-            noisy=options.noisy,
-            path=run.folder / "surface.npz",
-            progress=not quiet,
-        )
-        run.save_figure("contours", surface.plot().figure)
-        found = rooms.summary(surface)
-        run.save_results(
-            {name: {"value": found[name].value, "standard_error": found[name].standard_error} for name in found}
-        )
-        rows = [
-            [name, Measured(found[name].value, found[name].standard_error), found[name].definition] for name in found
-        ]
-        drawn = Figure(run.figure("contours"), alt="Loss over a random plane through the weights")
-        sections = [Section("Landscape", [drawn, Table(["quantity", "value", "definition"], rows)])]
-        path = write_report(run, sections, title=f"Loss landscape of {options.model}", command=_command(options))
+    click.echo(f"run folder: {run.folder}", err=True)
+    try:
+        with run:
+            surface = rooms.surface(
+                loss,
+                model,
+                rooms.random_plane(model, seed=options.seed),
+                span=options.span,
+                points=options.points,
+                draws=options.draws,
+                seed=options.seed,
+                noisy=options.noisy,
+                path=run.folder / "surface.npz",
+                progress=not quiet,
+            )
+            run.save_figure("contours", surface.plot(ax=Canvas(layout="constrained").subplots()).figure)
+            found = rooms.summary(surface)
+            run.save_results({name: dataclasses.asdict(found[name]) for name in found})
+            path = report(run)
+    except KeyboardInterrupt:
+        click.echo(f"kolmo: interrupted. What was evaluated is kept; go on with: {going_on(run)}", err=True)
+        return 1
     answer = {"run": str(run.folder), "report": str(path), "results": run.results}
     shown = {name: str(found[name]) for name in found}
     click.echo(json.dumps(answer, indent=2) if as_json else f"{readable(shown)}\nreport: {path}")
     return 0
 
 
+def report(run: Run) -> Path:
+    """Write the report of a landscape from its surface and its results."""
+    from kolmo.landscape import Surface
+
+    options, surface = Options(**run.config), Surface.load(run.folder / "surface.npz")
+    error = f", {options.draws} noisy passes a point" if options.draws > 1 else ""
+    turning = Relief(
+        surface.axes,
+        {"": surface.mean},
+        f"{surface.name} over a random plane through the weights",
+        f"A random filter-normalised plane{error}. Drag to turn it.",
+        height=surface.name,
+    )
+    drawn = Figure(run.figure("contours"), f"{surface.name} over a random plane through the weights", "The same plane.")
+    rows = [
+        [name, Measured(q["value"], q["standard_error"]) if q["standard_error"] else q["value"], q["definition"]]
+        for name, q in run.results.items()
+    ]
+    sections = [Section("Landscape", [turning, drawn, Table(["quantity", "value", "definition"], rows)])]
+    return write_report(run, sections, title=f"Loss landscape of {options.model}", command=_command(options))
+
+
 def _made(options: Options) -> tuple[Any, Any]:
-    """Model and loss, from a run folder or a factory."""
-    if (Path(options.model) / "config.json").is_file():
-        return _of_run(Path(options.model), options.network)
-    if options.network is not None:
+    """Model and loss, from a run folder or a factory, with the weights of a state dict if one is named."""
+    if is_file(Path(options.model) / "config.json"):
+        model, loss = _of_run(Path(options.model), options.network)
+    elif options.network is not None:
         raise InputError("network", repr(options.network), "none beside a factory, which returns one model")
-    return _factory(options.model)
+    else:
+        model, loss = _factory(options.model)
+    if options.state is not None:
+        _restore(model, Path(options.state))
+    return model, loss
 
 
 def _of_run(folder: Path, name: str | None) -> tuple[Any, Any]:
@@ -104,7 +141,7 @@ def _factory(name: str) -> tuple[Any, Any]:
         made = getattr(importlib.import_module(module), factory)()
     except KolmoError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError("model", f"{name} ({type(error).__name__}: {error})", needed) from error
     finally:
         sys.path.remove(str(Path.cwd()))

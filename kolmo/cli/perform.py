@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from kolmo import experiments
+from kolmo.cli.kinds import going_on
 from kolmo.cli.text import readable
 from kolmo.errors import InputError, KolmoError
 from kolmo.experiments import Experiment
@@ -91,7 +92,7 @@ def pairs(assignments: tuple[str, ...], option: str) -> list[tuple[str, str]]:
 
 
 def _how_to_go_on(run: Run) -> str:
-    return f"Finished work is kept; go on with: kolmo experiment {run.name} --resume {run.folder}"
+    return f"Finished work is kept; go on with: {going_on(run)}"
 
 
 def _command(run: Run, chosen: Experiment) -> str:

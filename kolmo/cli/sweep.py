@@ -9,12 +9,13 @@ import click
 
 from kolmo import experiments
 from kolmo import sweep as sweeps
+from kolmo.cli.kinds import going_on
 from kolmo.cli.text import readable
-from kolmo.errors import InputError
+from kolmo.errors import InputError, KolmoError
 from kolmo.report import Measured, Section, Table, write_report
 from kolmo.runs import Run
 
-__all__ = ["sweep"]
+__all__ = ["report", "sweep"]
 
 
 def sweep(
@@ -44,7 +45,8 @@ def sweep(
             known = [option for option, _, _ in experiments.options(experiments.load(name).Config)]
             if "seed" not in known or "seed" in varied:
                 raise InputError("seeds", seeds, "an experiment with an option 'seed' that is not varied already")
-            first = int(fixed.pop("seed", "0")) if fixed.get("seed", "0").lstrip("-").isdigit() else 0
+            config = experiments.load(name).Config
+            first = experiments.configure(config, {key: fixed.pop(key) for key in ("seed",) if key in fixed}).seed
             varied = {**varied, "seed": [str(first + i) for i in range(seeds)]}
             fixed |= {"seeds": "1"} if "seeds" in known else {}
         tasks = sweeps.settings(name, fixed, varied)
@@ -58,20 +60,17 @@ def sweep(
     try:
         with run:
             failed = sweeps.perform(run, name, tasks, scheduler=scheduler, workers=workers, progress=not quiet)
-            if not failed:
-                run.save_results(_averaged(run, tasks))
-                _report(run, name)
+            if failed:
+                said = [f"{key}: {message}" for key, message in failed.items()]
+                kept = f"{len(failed)} of {len(tasks)} tasks failed; the others are kept. Go on with: {going_on(run)}"
+                raise KolmoError("\n".join([*said, kept]))
+            run.save_results(_averaged(run, tasks))
+            report(run)
     except KeyboardInterrupt:
-        click.echo(f"kolmo: interrupted. Go on with: kolmo sweep {name} --resume {run.folder}", err=True)
+        click.echo(f"kolmo: interrupted. Go on with: {going_on(run)}", err=True)
         return 1
-    for key, message in failed.items():
-        click.echo(f"kolmo: {key}: {message}", err=True)
-    if failed:
-        click.echo(f"kolmo: {len(failed)} of {len(tasks)} tasks failed; the others are kept.", err=True)
-        click.echo(f"Go on with: kolmo sweep {name} --resume {run.folder}", err=True)
-        return 1
-    answer = {"run": str(run.folder), "results": run.results}
-    click.echo(json.dumps(answer, indent=2) if as_json else f"{readable(run.results)}\nrun: {run.folder}")
+    answer = {"run": str(run.folder), "report": str(run.folder / "report.html"), "results": run.results}
+    click.echo(json.dumps(answer, indent=2) if as_json else f"{readable(run.results)}\nreport: {answer['report']}")
     return 0
 
 
@@ -84,7 +83,9 @@ def _averaged(run: Run, tasks: dict[str, dict[str, str]]) -> dict[str, Any]:
     return {group: sweeps.averages(run.load_unit(key) for key in keys) for group, keys in groups.items()}
 
 
-def _report(run: Run, name: str) -> None:
+def report(run: Run) -> Path:
+    """Write the report of a sweep from its results."""
+    name = run.name.removeprefix("sweep-")
     rows = [
         [group, number, found["mean"] if found["standard_error"] is None else Measured(**_as_measured(found))]
         for group, numbers in run.results.items()
@@ -94,7 +95,7 @@ def _report(run: Run, name: str) -> None:
     words = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in run.config["set"].items()]
     words += [f"--vary {shlex.quote(f'{key}={v}')}" for key, values in run.config["vary"].items() for v in values]
     command = " ".join(["kolmo sweep", name, *words])
-    write_report(run, [Section("Results", [table])], title=f"Sweep of {name}", command=command)
+    return write_report(run, [Section("Results", [table])], title=f"Sweep of {name}", command=command)
 
 
 def _as_measured(found: dict[str, float]) -> dict[str, float]:

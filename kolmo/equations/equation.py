@@ -92,6 +92,11 @@ class Equation:
                 )
         self.fit = self._fit() if self._document.has("fit") else None
 
+    @property
+    def text(self) -> str:
+        """The text of the file."""
+        return self._document.text
+
     def problem(self, values: Mapping[str, Any] | None = None) -> KolmogorovProblem:
         """The problem; ``values`` (numbers or tensors) stand for the parameters of these names."""
         if self.controlled:

@@ -3,9 +3,12 @@
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-__all__ = ["Block", "Code", "Figure", "Measured", "Section", "Table"]
+import numpy as np
+
+__all__ = ["Block", "Code", "Figure", "Measured", "Relief", "Section", "Table"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Measured:
     def __str__(self) -> str:
         if not (math.isfinite(self.value) and math.isfinite(self.error)) or self.error <= 0:
             return f"{self.value:.4g} ± {self.error:.2g}"
+        if abs(self.value) < self.error < 1e-4:  # nothing but noise, perhaps that of rounding
+            return f"{self.value:.2g} ± {self.error:.1e}"
         digits = 1 - math.floor(math.log10(self.error))  # decimals that show two digits of the error
         leading = math.floor(math.log10(abs(self.value))) if self.value else 0
         if max(leading, -digits) < 6 and leading > -4:
@@ -83,7 +88,41 @@ class Code:
     text: str
 
 
-Block = str | Figure | Table | Code
+@dataclasses.dataclass(frozen=True)
+class Relief:
+    """Surfaces over one plane that the reader turns, and goes through with a slider.
+
+    Parameters
+    ----------
+    axes : pair of arrays, shapes (n,) and (m,)
+        Coordinates of the points.
+    fields : mapping of str to array, shape (n, m)
+        Values of every level by its name, in the order of the slider; not-a-number leaves a hole.
+    alt : str
+        What the figure shows, in words.
+    caption : str, optional
+        What the reader should take from it.
+    slider : str, default "noise"
+        What the slider goes over.
+    height : str, default "loss"
+        What the values are.
+    labels : pair of str
+        What the axes are.
+    log : bool, optional
+        Logarithmic height; by default where all values are positive and span a factor of more than 5.
+    """
+
+    axes: Sequence[Any]
+    fields: Mapping[str, np.ndarray[Any, Any]]
+    alt: str
+    caption: str = ""
+    slider: str = "noise"
+    height: str = "loss"
+    labels: tuple[str, str] = ("direction 1", "direction 2")
+    log: bool | None = None
+
+
+Block = str | Figure | Table | Code | Relief
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +133,7 @@ class Section:
     ----------
     title : str
         The heading.
-    blocks : sequence of str, Figure, Table or Code
+    blocks : sequence of str, Figure, Table, Code or Relief
         What is in it. A string is a paragraph of plain text; words between backquotes are set as code.
     """
 

@@ -1,17 +1,25 @@
-"""Blocks to HTML: no scripts, no external resources, readable on a phone and on paper."""
+"""Blocks to HTML: no external resources, readable on a phone and on paper.
+
+The only script is the one that turns reliefs; a report without them has none.
+"""
 
 import base64
 import functools
 import html
 import importlib.resources
+import json
+import math
 import numbers
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from kolmo.errors import InputError
-from kolmo.files import FileError, write_bytes
-from kolmo.report.blocks import Block, Code, Figure, Measured, Section, Table
+from kolmo.files import FileError, plain, write_bytes
+from kolmo.report.blocks import Block, Code, Figure, Measured, Relief, Section, Table
 
 __all__ = ["write_html"]
 
@@ -34,7 +42,7 @@ _PAGE = """<!DOCTYPE html>
 <main>
 {sections}
 </main>
-</body>
+{script}</body>
 </html>
 """
 
@@ -66,14 +74,21 @@ def write_html(path: str | Path, title: str, sections: Sequence[Section], *, sub
     >>> "0.01200 ± 0.00040" in path.read_text(encoding="utf-8")
     True
     """
+    turned = any(isinstance(block, Relief) for section in sections for block in section.blocks)
     page = _PAGE.format(
         title=html.escape(title),
         subtitle=f'<p class="subtitle">{_text(subtitle)}</p>\n' if subtitle else "",
-        style=importlib.resources.files(__package__).joinpath("style.css").read_text(encoding="utf-8"),
+        style=_part("style.css"),
         sections="\n".join(_section(section) for section in sections),
+        script=f"<script>\n{_part('relief.js')}</script>\n" if turned else "",
     )
     write_bytes(Path(path), page.encode())
     return Path(path)
+
+
+def _part(name: str) -> str:
+    """A file of this folder that goes into the page."""
+    return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _section(section: Section) -> str:
@@ -83,7 +98,7 @@ def _section(section: Section) -> str:
 
 @functools.singledispatch
 def _block(block: Block) -> str:
-    raise InputError("blocks", f"a {type(block).__name__}", "a string, Figure, Table or Code")
+    raise InputError("blocks", f"a {type(block).__name__}", "a string, Figure, Table, Code or Relief")
 
 
 @_block.register
@@ -117,6 +132,63 @@ def _table(block: Table) -> str:
     table = f"<table>\n<thead>\n<tr>{head}</tr>\n</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
     # The caption stays in sight while a wide table scrolls under it.
     return f'<figure>\n{caption}<div class="scroll" tabindex="0">\n{table}\n</div>\n</figure>'
+
+
+_RELIEF = """<figure class="relief">
+<script type="application/json">{data}</script>
+<canvas role="img" aria-label="{alt}" tabindex="0"></canvas>
+<label{hidden}>{slider} <input type="range" min="0" max="{last}" step="1" value="0"></label>
+<output></output>
+<noscript><p>{alt}. This figure is drawn by a script.</p></noscript>
+{caption}</figure>"""
+_POINTS = 61  # along an axis: more are not seen, and take long to draw
+
+
+@_block.register
+def _relief(block: Relief) -> str:
+    stack = _stacked(block)
+    low, high = float(np.nanmin(stack)), float(np.nanmax(stack))
+    log = low > 0 and (high > 5 * low if block.log is None else block.log)
+    steps = [max(1, math.ceil(len(axis) / _POINTS)) for axis in block.axes]
+    stack = stack[:, :: steps[0], :: steps[1]]
+    height = np.log10(stack) if log else stack
+    data = {
+        "axes": [_rounded(np.asarray(axis, dtype=float)[::step]) for axis, step in zip(block.axes, steps, strict=True)],
+        "levels": list(block.fields),
+        "heights": _rounded(height),
+        "range": [math.log10(low), math.log10(high)] if log else [low, high],
+        "log": log,
+        "name": block.height,
+        "labels": list(block.labels),
+    }
+    return _RELIEF.format(
+        data=json.dumps(plain(data), separators=(",", ":")).replace("<", "\\u003c"),  # no text ends the script
+        alt=html.escape(block.alt),
+        hidden=" hidden" if len(stack) == 1 else "",
+        slider=html.escape(block.slider),
+        last=len(stack) - 1,
+        caption=f"<figcaption>{_text(block.caption)}</figcaption>\n" if block.caption else "",
+    )
+
+
+def _stacked(block: Relief) -> np.ndarray[Any, Any]:
+    """The fields as one array, checked."""
+    shape = tuple(len(axis) for axis in block.axes)
+    fields = [np.asarray(field, dtype=float) for field in block.fields.values()]
+    for name, field in zip(block.fields, fields, strict=True):
+        if field.shape != shape or len(shape) != 2 or min(shape) < 2:
+            raise InputError("fields", f"{name!r} of shape {field.shape} on axes of {shape}", "a field over a plane")
+        if not np.isfinite(field).any():
+            raise InputError("fields", f"{name!r} without a finite value", "values to draw")
+    if not fields:
+        raise InputError("fields", "none", "at least one")
+    stack = np.stack(fields)
+    return np.where(np.isfinite(stack), stack, np.nan)
+
+
+def _rounded(values: np.ndarray[Any, Any]) -> Any:
+    """Nested lists of five digits: as many as a figure shows."""
+    return np.vectorize(lambda value: float(f"{value:.5g}"), otypes=[float])(values).tolist()
 
 
 def _cell(tag: str, content: object, right: bool) -> str:
