@@ -38,7 +38,7 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
     "download_all_examples": False,
     "show_signature": False,
-    "abort_on_example_error": True,
+    "parallel": 2,
 }
 
 html_theme = "furo"

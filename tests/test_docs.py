@@ -1,7 +1,7 @@
 """Documentation: every block of Python in the pages runs, every public name has an example, files agree.
 
-The blocks of a page run one after the other in one name space. A block that cannot run here is marked in the page, on the
-line before it, with the reason: ``<!-- not run: needs your model -->``.
+The blocks of a page run one after the other in one name space. A block that cannot run here is marked in the page, on
+the line before it, with the reason: ``<!-- not run: needs your model -->``.
 """
 
 import importlib

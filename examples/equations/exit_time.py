@@ -5,13 +5,13 @@ Exit times of a double well
 How long does a particle stay in its well? The mean time to reach another place is a backward Kolmogorov equation
 without a horizon: source 1, absorbing face.
 
-The process is :math:`dX = (X - X^3)\,dt + \sigma\,dW`, a walk in the potential :math:`V = x^4/4 - x^2/2`. The mean time
-:math:`u(x)` to pass 1 solves
+The process is :math:`dX = (X - X^3)\,dt + \sigma\,dW`, a walk in the potential :math:`V = x^4/4 - x^2/2`. The mean
+time :math:`u(x)` to pass 1 solves
 
 .. math:: b\,u' + \tfrac12\sigma^2 u'' + 1 = 0, \qquad u(1) = 0 .
 
-A problem without ``terminal`` and ``horizon`` is stationary. The left end of the box is a cut, ``"open"``: the particle
-has no business there, and the solver measures what the cut does to the answer.
+A problem without ``terminal`` and ``horizon`` is stationary. The left end of the box is a cut, ``"open"``: the
+particle has no business there, and the solver measures what the cut does to the answer.
 """
 
 import matplotlib.pyplot as plt

@@ -9,8 +9,8 @@ and to the parameters.
     dS = rS\,dt + \sqrt v\,S\,dW_1, \qquad dv = \kappa(\theta - v)\,dt + \xi\sqrt v\,dW_2,
     \qquad d\langle W_1, W_2\rangle = \rho\,dt
 
-Both :math:`S = 0` and :math:`v = 0` are degenerate ends of the state space, which is what the face ``"natural"`` is for;
-the other ends are at infinity. Discounting is killing at the rate r.
+Both :math:`S = 0` and :math:`v = 0` are degenerate ends of the state space, which is what the face ``"natural"`` is
+for; the other ends are at infinity. Discounting is killing at the rate r.
 """
 
 import matplotlib.pyplot as plt
@@ -51,8 +51,8 @@ call = kolmo.solve(problem, at=here, rtol=1e-4)
 print(call.discretization)
 
 # %%
-# Delta, gamma and vega are derivatives of the interpolated solution. The estimate is that of the value. (Lewis's Fourier
-# integral gives 8.894869 for these parameters.)
+# Delta, gamma and vega are derivatives of the interpolated solution. The estimate is that of the value. (Lewis's
+# Fourier integral gives 8.894869 for these parameters.)
 
 value, gradient, hessian = call(here).item(), call.gradient(here)[0], call.hessian(here)[0]
 print(f"value    {value:.5f} ± {call.error_estimate.item():.1e}")
@@ -61,8 +61,8 @@ print(f"gamma    {hessian[0, 0]:.5f}")
 print(f"∂/∂v     {gradient[1]:.3f}")
 
 # %%
-# Sensitivities to the parameters come from one backward sweep through the transposed steps, all at once. They are exact
-# derivatives of the number that :func:`kolmo.control.value` returns.
+# Sensitivities to the parameters come from one backward sweep through the transposed steps, all at once. They are
+# exact derivatives of the number that :func:`kolmo.control.value` returns.
 
 u = control.value(problem, here, discretization=call.discretization)
 u.sum().backward()

@@ -28,7 +28,8 @@ class Pendulum(torch.nn.Module):
 
 
 # %%
-# How far round does it go? The expectation of the cosine of the angle at time 2, from every state. The angle is periodic.
+# How far round does it go? The expectation of the cosine of the angle at time 2, from every state. The angle is
+# periodic.
 
 sde = kolmo.SDE.from_torchsde(Pendulum(), dim=2)
 box = kolmo.Box([-np.pi, -5.0], [np.pi, 5.0], boundary=["periodic", "open"])

@@ -52,7 +52,7 @@ def misfit():
 
 
 fit = control.minimize(misfit, weights, maxiter=60)
-print(f"{fit.status}: misfit {fit.history['objective'][0]:.0f} → {fit.fun:.3f}")
+print(f"misfit {fit.history['objective'][0]:.0f} → {fit.fun:.2f} in {fit.nit} iterations")
 
 # %%
 # A misfit near 1 says that the data are met as well as their noise allows. Where no particle goes, the force is not

@@ -2,8 +2,8 @@ r"""
 A control problem from beginning to end
 =======================================
 
-State a problem, find its optimum by dynamic programming, fit policies to the same cost, compare, and check the gradient
-that was used.
+State a problem, find its optimum by dynamic programming, fit policies to the same cost, compare, and check the
+gradient that was used.
 
 A particle in a double well is to be carried over the barrier: from the left well, :math:`X_0 = -1`, to the right one,
 
@@ -14,8 +14,8 @@ A particle in a double well is to be carried over the barrier: from the left wel
 Step 1: state it
 ----------------
 
-Drift, noise and cost are functions of time, state and control. ``Unbounded(1)`` says that the control is any number; the
-price of effort keeps it finite.
+Drift, noise and cost are functions of time, state and control. ``Unbounded(1)`` says that the control is any
+number; the price of effort keeps it finite.
 """
 
 import matplotlib.pyplot as plt
@@ -46,8 +46,8 @@ problem = control.ControlProblem(
 # Step 2: the optimum
 # -------------------
 #
-# The Hamilton–Jacobi–Bellman equation gives the least cost from everywhere and the policy that attains it. It sees the
-# state all the time: a feedback.
+# The Hamilton–Jacobi–Bellman equation gives the least cost from everywhere and the policy that attains it. It sees
+# the state all the time: a feedback.
 
 optimum = control.solve_hjb(problem, at=[START], rtol=1e-4)
 best = optimum([START]).item()
@@ -57,8 +57,9 @@ print(f"dynamic programming: {best:.4f} ± {optimum.error_estimate.item():.0e}")
 # Step 3: policies with parameters
 # --------------------------------
 #
-# Any policy makes the control problem a plain Kolmogorov problem, ``problem.closed_loop(policy)``, and the expected cost
-# is its value at the start. What depends on parameters is fitted through :func:`kolmo.control.value`. Two candidates:
+# Any policy makes the control problem a plain Kolmogorov problem, ``problem.closed_loop(policy)``, and the expected
+# cost is its value at the start. What depends on parameters is fitted through :func:`kolmo.control.value`. Two
+# candidates:
 #
 # - **open loop**: eight numbers, one for each piece of time; it does not look at the state;
 # - **affine feedback**: eight pairs, :math:`a = p_k + q_k x`.
@@ -96,8 +97,8 @@ for name, (parameters, policy) in candidates.items():
     print(f"{name}: {fit.fun:.4f}, {100 * (fit.fun / best - 1):.1f} % above the optimum ({fit.status})")
 
 # %%
-# Nothing may lie below the optimum. What the open loop loses is the worth of looking: noise that helps cannot be used, and
-# noise that hinders is not answered.
+# Nothing may lie below the optimum. What the open loop loses is the worth of looking: noise that helps cannot be
+# used, and noise that hinders is not answered.
 #
 # Step 4: roll the policies out
 # -----------------------------

@@ -4,10 +4,10 @@ A kolmo loss inside Lightning
 
 An expected loss without sampling noise, minimised by an ordinary PyTorch Lightning training loop.
 
-The losses of :class:`kolmo.bridge.FlowClassifier` are differentiable tensors like any other, so they go where a loss goes:
-into ``training_step``. Here the classifier flows two moons apart in the plane, with noise 0.3 in its eight layers.
-``pde_loss`` is its expected cross-entropy through the backward Kolmogorov equation; the noise is in the equation, not in
-the gradient.
+The losses of :class:`kolmo.bridge.FlowClassifier` are differentiable tensors like any other, so they go where a
+loss goes: into ``training_step``. Here the classifier flows two moons apart in the plane, with noise 0.3 in its
+eight layers. ``pde_loss`` is its expected cross-entropy through the backward Kolmogorov equation; the noise is in
+the equation, not in the gradient.
 
 (Needs ``pip install 'kolmo[lightning]'``.)
 """
@@ -62,16 +62,21 @@ class NoisyFlow(lightning.LightningModule):
 torch.manual_seed(0)
 module = NoisyFlow()
 trainer = lightning.Trainer(
-    max_epochs=30, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
-    enable_progress_bar=False, enable_model_summary=False,
-)  # fmt: skip
+    max_epochs=30,
+    accelerator="cpu",
+    devices=1,
+    logger=False,
+    enable_checkpointing=False,
+    enable_progress_bar=False,
+    enable_model_summary=False,
+)
 batches = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=200)
 trainer.fit(module, batches)
 print(f"expected cross-entropy: {module.history[0]:.3f} → {module.history[-1]:.3f}")
 
 # %%
-# An optimiser finds what a grid does not resolve, so the answer is checked by something else: sampled passes of the network
-# itself (of which the equation is the weak limit, to order 1 in 1/8), and the equation to a tolerance.
+# An optimiser finds what a grid does not resolve, so the answer is checked by something else: sampled passes of the
+# network itself (of which the equation is the weak limit, to order 1 in 1/8), and the equation to a tolerance.
 
 classifier = module.classifier.eval()
 paths = classifier.expected_loss(x, y, paths=400, rng=0)

@@ -2,11 +2,11 @@ r"""
 What noise does to a trained network
 ====================================
 
-The expected loss over the plane of features, at fixed weights and growing noise: from the equation, and along a line from
-the network itself.
+The expected loss over the plane of features, at fixed weights and growing noise: from the equation, and along a
+line from the network itself.
 
-A residual network of 16 layers is trained to push two moons apart, with noise 0.3 in every layer. Then the weights stay,
-and only the noise changes.
+A residual network of 16 layers is trained to push two moons apart, with noise 0.3 in every layer. Then the weights
+stay, and only the noise changes.
 """
 
 import matplotlib.pyplot as plt
@@ -52,8 +52,10 @@ for ax, (s, colour) in zip(axes, noises.items(), strict=False):
     field, profile = equation.mean[: len(plane)].reshape(41, 41), equation.mean[len(plane) :]
     network = with_noise(s).expected_loss(line[::8], ones[: len(line[::8])], paths=4000, rng=0)
     error = (network.mean - profile[::8]).abs().max()
-    print(f"noise {s}: network and equation differ by at most {error:.3f}, "
-          f"standard errors up to {network.standard_error.max():.3f}")  # fmt: skip
+    print(
+        f"noise {s}: network and equation differ by at most {error:.3f}, "
+        f"standard errors up to {network.standard_error.max():.3f}"
+    )
     shown = ax.contourf(axis, axis, field.T, levels=np.linspace(0, 6, 25), cmap="cividis", extend="both")
     ax.scatter(*x.T, c=["white" if label else "black" for label in y], s=2, alpha=0.6)
     ax.plot(*line.T, color=colour, lw=1.5, ls="--")
@@ -66,6 +68,6 @@ axes[3].set(title="lines: equation, dots: network", xlabel="feature 2 along the 
 axes[3].legend(frameon=False)
 
 # %%
-# Noise is a viscosity: it rounds the steep front between the classes and carries loss to where there was none. Network
-# and equation differ by the weak error of order 1 in 1/16, on top of the sampling error that the bars show (two standard
-# errors).
+# Noise is a viscosity: it rounds the steep front between the classes and carries loss to where there was none.
+# Network and equation differ by the weak error of order 1 in 1/16, on top of the sampling error that the bars show
+# (two standard errors).

@@ -2,12 +2,12 @@ r"""
 A noisy network and its equation
 ================================
 
-The expected loss of a residual network with noise in its layers, computed by the network's own layers and by the backward
-Kolmogorov equation of its modified stochastic differential equation.
+The expected loss of a residual network with noise in its layers, computed by the network's own layers and by the
+backward Kolmogorov equation of its modified stochastic differential equation.
 
 A layer adds :math:`h f_k(X) + \sqrt h\,s\zeta` with Gaussian :math:`\zeta`. To weak order 1 that is the process
-:math:`dX = f\,dt + s\,dW`; to order 2 drift and noise have corrections of order h. The layers here have one unit of state
-and weights that depend smoothly on depth, so that networks of all depths are discretisations of one flow.
+:math:`dX = f\,dt + s\,dW`; to order 2 drift and noise have corrections of order h. The layers here have one unit of
+state and weights that depend smoothly on depth, so that networks of all depths are discretisations of one flow.
 """
 
 import matplotlib.pyplot as plt
@@ -33,9 +33,9 @@ def loss(z):
 
 
 # %%
-# Growing noise smooths the loss as a function of the input: it is a viscosity. Dots are the network of eight layers, whose
-# expected loss is found without sampling (each layer's transition is applied backwards on splines); lines are the
-# equation.
+# Growing noise smooths the loss as a function of the input: it is a viscosity. Dots are the network of eight
+# layers, whose expected loss is found without sampling (each layer's transition is applied backwards on splines);
+# lines are the equation.
 
 x = torch.linspace(-1.5, 1.5, 151, **DOUBLE)[:, None]
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")

@@ -2,15 +2,16 @@ r"""
 From my PyTorch model to its landscape
 ======================================
 
-A model written the usual way, noise put into its residual blocks without touching its code, and its loss landscape with
-and without noise, with error bars.
+A model written the usual way, noise put into its residual blocks without touching its code, and its loss landscape
+with and without noise, with error bars.
 
 Step 1: a model
 ---------------
 
-Any ``nn.Module`` will do. This one is a small residual network with group normalisation, laid out as in torchvision: a
-stem, blocks with a ``downsample`` path, a head. (Batch normalisation in training mode mixes the samples of a batch, so
-that no equation for one sample describes the noisy passes; kolmo refuses it unless it is frozen.)
+Any ``nn.Module`` will do. This one is a small residual network with group normalisation, laid out as in
+torchvision: a stem, blocks with a ``downsample`` path, a head. (Batch normalisation in training mode mixes the
+samples of a batch, so that no equation for one sample describes the noisy passes; kolmo refuses it unless it is
+frozen.)
 """
 
 import matplotlib.pyplot as plt
@@ -77,18 +78,18 @@ print(f"accuracy on images it has not seen: {accuracy:.3f}")
 # Step 3: put noise in
 # --------------------
 #
-# ``inject`` finds the ends of the residual branches and hooks a noise law there; ``model.train()`` makes the passes noisy,
-# ``model.eval()`` takes the mean. Stochastic depth multiplies every branch by 0 or 1/keep.
+# ``inject`` finds the ends of the residual branches and hooks a noise law there; ``model.train()`` makes the passes
+# noisy, ``model.eval()`` takes the mean. Stochastic depth multiplies every branch by 0 or 1/keep.
 
-noise = bridge.inject(model, bridge.StochasticDepth(0.8))
+noise = bridge.inject(model, bridge.StochasticDepth(0.9))
 print(noise.sites)
 
 # %%
 # Step 4: its landscape
 # ---------------------
 #
-# The loss over a plane of weights through the trained ones, along filter-normalised random directions. Every point sees
-# the same draws of the noise, so that differences over the plane are far more precise than the values.
+# The loss over a plane of weights through the trained ones, along filter-normalised random directions. Every point
+# sees the same draws of the noise, so that differences over the plane are far more precise than the values.
 
 x, y = images[:100], labels[:100]
 
@@ -101,21 +102,24 @@ plane = landscape.random_plane(model, seed=0)
 options = {"span": 0.8, "points": 11}
 plain = landscape.surface(loss, model, plane, noisy=False, **options)
 noisy = landscape.surface(loss, model, plane, noisy=True, draws=5, **options)
-print(f"at the trained weights: {plain.mean[plain.centre]:.4f} without, "
-      f"{noisy.mean[noisy.centre]:.4f} ± {noisy.standard_error[noisy.centre]:.4f} with noise")
+print(
+    f"at the trained weights: {plain.mean[plain.centre]:.4f} without, "
+    f"{noisy.mean[noisy.centre]:.4f} ± {noisy.standard_error[noisy.centre]:.4f} with noise"
+)
 
 figure = plt.figure(figsize=(10, 3.4), layout="constrained")
 axes = figure.subplots(1, 3)
-levels = torch.logspace(-2, 1.2, 25).numpy()
-for ax, (name, one) in zip(axes, {"without noise": plain, "keep 0.8": noisy}.items()):
+levels = torch.logspace(-1, 0.8, 19).numpy()
+for ax, (name, one) in zip(axes, {"without noise": plain, "keep 0.9": noisy}.items(), strict=False):
     one.plot(ax=ax, levels=levels, log=True)
     ax.set_title(name)
-landscape.plots.cut({"without noise": plain, "keep 0.8": noisy}, axes[2])
+landscape.plots.cut({"without noise": plain, "keep 0.9": noisy}, axes[2])
 axes[2].set(yscale="log", title="along direction 1")
+axes[2].legend(frameon=False, loc="upper center")
 
 # %%
-# The band in the cut is two standard errors over the draws. The noise lifts the bottom of the basin much more than its
-# walls: relative to the bottom, the valley is shallower.
+# The band in the cut is two standard errors over the draws. The noise lifts the bottom of the basin much more than
+# its walls: relative to the bottom, the valley is shallower.
 #
 # Step 5: take the noise out
 # --------------------------
