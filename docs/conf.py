@@ -18,6 +18,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinx_gallery.gen_gallery",
 ]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
@@ -26,6 +27,19 @@ default_role = "code"
 
 # A type in a parameter list is linked where it can be; a name that lives in two rooms is no mistake.
 suppress_warnings = ["ref.python"]
+
+# Every script in examples/ runs when the pages are built; nothing that differs from build to build is shown.
+sphinx_gallery_conf = {
+    "examples_dirs": ["../examples"],
+    "gallery_dirs": ["_generated/examples"],
+    "filename_pattern": r"\.py",
+    "capture_repr": (),
+    "min_reported_time": 10_000,
+    "write_computation_times": False,
+    "download_all_examples": False,
+    "show_signature": False,
+    "parallel": 2,
+}
 
 html_theme = "furo"
 html_title = f"kolmo {release}"

@@ -39,6 +39,18 @@ class Discretization:
         How φ is put on the grid (None: point values).
     estimate : dict
         Parts of the error estimate found while planning: space and time, cut; per column. Empty where none was made.
+
+    Examples
+    --------
+    >>> import kolmo
+    >>> ou = kolmo.SDE(lambda t, x: -x, diffusion=1.0, dim=1)
+    >>> problem = kolmo.KolmogorovProblem(ou, lambda x: x[..., 0] ** 2, 1.0)
+    >>> recipe = kolmo.plan(problem, at=[0.5], rtol=1e-4)
+    >>> recipe.scheme, recipe.properties["space_order"]
+    ('central6', 6)
+    >>> other = kolmo.KolmogorovProblem(ou, lambda x: x[..., 0], 1.0)
+    >>> kolmo.solve(other, discretization=recipe).grid.shape == recipe.grid.shape
+    True
     """
 
     grid: Grid

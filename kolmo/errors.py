@@ -2,7 +2,17 @@
 
 
 class KolmoError(Exception):
-    """Base class of every error that kolmo raises on purpose."""
+    """Base class of every error that kolmo raises on purpose.
+
+    Examples
+    --------
+    >>> import kolmo
+    >>> try:
+    ...     kolmo.Box(1.0, 0.0)
+    ... except kolmo.KolmoError as error:
+    ...     print(error)
+    lower, upper: got [1.0] and [0.0]; needed lower < upper on every axis. Fix: swap them.
+    """
 
 
 class InputError(KolmoError, ValueError):
@@ -33,7 +43,13 @@ class InputError(KolmoError, ValueError):
 
 
 class NotConvergedError(KolmoError, RuntimeError):
-    """An iteration or a refinement ended without any usable answer."""
+    """An iteration or a refinement ended without any usable answer.
+
+    Examples
+    --------
+    >>> issubclass(NotConvergedError, KolmoError), issubclass(NotConvergedError, RuntimeError)
+    (True, True)
+    """
 
 
 class MissingExtraError(KolmoError, ImportError):
@@ -45,6 +61,11 @@ class MissingExtraError(KolmoError, ImportError):
         The missing package.
     extra : str
         The extra of kolmo that installs it.
+
+    Examples
+    --------
+    >>> print(MissingExtraError("gmsh", "gmsh"))
+    this needs gmsh, which is not installed. Fix: pip install 'kolmo[gmsh]'.
     """
 
     def __init__(self, package: str, extra: str) -> None:
@@ -52,8 +73,35 @@ class MissingExtraError(KolmoError, ImportError):
 
 
 class KolmoWarning(UserWarning):
-    """Base class of kolmo's warnings, so that they can be filtered."""
+    """Base class of kolmo's warnings, so that they can be filtered.
+
+    Examples
+    --------
+    Make all of them errors:
+
+    >>> import warnings
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("error", KolmoWarning)
+    ...     warnings.warn("something to look at", KolmoWarning)
+    Traceback (most recent call last):
+    ...
+    kolmo.errors.KolmoWarning: something to look at
+    """
 
 
 class ToleranceWarning(KolmoWarning):
-    """The tolerance asked for was not met; the best answer and its error estimate were returned."""
+    """The tolerance asked for was not met; the best answer and its error estimate were returned.
+
+    Examples
+    --------
+    A tolerance that nothing can meet:
+
+    >>> import warnings, kolmo
+    >>> bm = kolmo.SDE(0.0, diffusion=1.0, dim=1)
+    >>> problem = kolmo.KolmogorovProblem(bm, lambda x: x[..., 0] ** 4, 1.0)
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     solution = kolmo.solve(problem, at=[0.0], rtol=1e-18, atol=0.0)
+    >>> caught[0].category.__name__, solution.status
+    ('ToleranceWarning', 'tolerance_not_met')
+    """

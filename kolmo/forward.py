@@ -53,6 +53,16 @@ class Density:
         The nodes.
     discretization : Discretization
         The recipe used.
+
+    Examples
+    --------
+    >>> import kolmo
+    >>> bm = kolmo.SDE(0.0, diffusion=1.0, dim=1)
+    >>> box = kolmo.Box(-6.0, 1.0, [("open", "absorbing")])
+    >>> problem = kolmo.KolmogorovProblem(bm, lambda x: 0 * x[..., 0], 1.0, box)
+    >>> density = kolmo.solve_forward(problem, [0.0], grid=121, steps=40)
+    >>> round(float(density.exited("high")[-1]), 3)  # 2 P(W_1 > 1)
+    0.317
     """
 
     weights: np.ndarray

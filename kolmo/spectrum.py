@@ -41,6 +41,15 @@ class Spectrum:
         The nodes.
     scheme : str
         Name of the scheme.
+
+    Examples
+    --------
+    >>> import kolmo
+    >>> ou = kolmo.SDE(lambda t, x: -x, diffusion=1.0, dim=1)
+    >>> problem = kolmo.KolmogorovProblem(ou, lambda x: x[..., 0], 1.0, kolmo.Box(-6.0, 6.0, "reflecting"))
+    >>> modes = kolmo.spectrum(problem, 2, grid=101)
+    >>> round(float(-1 / modes.eigenvalues[1]), 4), modes([0.0, 1.0]).shape  # relaxation time; two modes at two points
+    (1.0, (2, 2))
     """
 
     eigenvalues: np.ndarray

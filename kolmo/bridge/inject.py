@@ -98,6 +98,22 @@ class Injection:
         Step: horizon / number of sites.
     generator : torch.Generator or None
         Source of the noise in training passes; None: torch's global one.
+
+    Examples
+    --------
+    >>> from kolmo import bridge
+    >>> class Block(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.fc, self.shortcut = nn.Linear(2, 2), nn.Identity()
+    ...     def forward(self, x):
+    ...         return self.shortcut(x) + self.fc(x)
+    >>> model, x = nn.Sequential(Block(), Block()), torch.ones(1, 2)
+    >>> before = model(x)
+    >>> with bridge.inject(model, bridge.Multiplicative(0.5)) as noise:
+    ...     average = noise.mc(x, 100, rng=0)
+    >>> bool((average.standard_error > 0).all()), torch.equal(model(x), before)
+    (True, True)
     """
 
     def __init__(self, model: nn.Module, law: NoiseLaw, sites: list[str], horizon: float, batchnorm: str) -> None:

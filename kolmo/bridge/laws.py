@@ -426,6 +426,12 @@ class BranchDropout(StochasticDepth):
         Probability of keeping a coordinate; one, or one for each layer.
     rescale : bool
         True (default): divide by keep (inverted dropout).
+
+    Examples
+    --------
+    >>> BranchDropout(0.8).covariance(torch.tensor([[1.0, 2.0]]), h=0.1)  # (1 − keep)/keep diag(m²)
+    tensor([[[0.2500, 0.0000],
+             [0.0000, 1.0000]]])
     """
 
     per = "coordinate"
@@ -492,6 +498,13 @@ class HiddenDropout(_Bernoulli):
     ----------
     keep : float or sequence of float
         Probability of keeping a hidden unit.
+
+    Examples
+    --------
+    >>> from kolmo import bridge
+    >>> branch, law, x = bridge.MLPBranch.create(2, 8, rng=0), HiddenDropout(0.5), torch.ones(1, 2)
+    >>> torch.allclose(law.mean(law.evaluate(branch, x, h=0.1)), 0.1 * branch(x))
+    True
     """
 
     per = "coordinate"
@@ -533,6 +546,12 @@ class ShakeShake(NoiseLaw):
     r"""Random mix of two branches: ``h(Uf + (1 − U)g)``, U uniform on (0, 1) for each sample (Gastaldi, 2017).
 
     The noise acts along f − g only. The backward pass uses the same U, so that gradients are those of the loss.
+
+    Examples
+    --------
+    >>> pair = torch.tensor([[0.4, 0.0]]), torch.tensor([[0.2, 0.0]])
+    >>> ShakeShake().mean(pair), ShakeShake().covariance(pair, h=0.1)[0, 0, 0]  # (m₁ − m₂)²/12
+    (tensor([[0.3000, 0.0000]]), tensor(0.0033))
     """
 
     variable = variable("uniform")

@@ -36,6 +36,15 @@ class LossEstimate:
         How it was computed.
     stats : dict
         Paths, levels, outcomes, seed and the like.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from kolmo import bridge
+    >>> net = bridge.NoisyResNet([bridge.MLPBranch.create(1, 4, rng=0)] * 2, bridge.StochasticDepth(0.5))
+    >>> exact = bridge.expected_loss(net, lambda z: z[..., 0] ** 2, torch.ones(3, 1), method="enumerate")
+    >>> exact.mean.shape, exact.stats["outcomes"], exact.standard_error
+    (torch.Size([3]), 4, None)
     """
 
     mean: Tensor

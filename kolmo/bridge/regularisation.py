@@ -48,6 +48,15 @@ class Regularisation:
         directions, per unit of time.
     exact : LossEstimate or None
         The noisy loss itself, where it was asked for.
+
+    Examples
+    --------
+    >>> from kolmo import bridge
+    >>> branch = torch.nn.Linear(1, 1, dtype=torch.float64)
+    >>> net = bridge.NoisyResNet([branch] * 4, bridge.Additive(0.1))
+    >>> parts = bridge.regularisation(net, lambda z: z[..., 0] ** 2, torch.ones(1, 1).double(), method="recursion")
+    >>> parts.diffusion.shape, bool(parts.remainder.abs().max() < 1e-6)  # a quadratic loss has no remainder
+    (torch.Size([4, 1]), True)
     """
 
     flow: Tensor

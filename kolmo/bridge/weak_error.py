@@ -37,6 +37,16 @@ class WeakErrorTable:
         Observed order between successive depths; NaN where a difference is below ten times its uncertainty.
     order, order_uncertainty : float
         Slope between the deepest trusted pair of depths, and what the uncertainties make of it.
+
+    Examples
+    --------
+    >>> from kolmo import bridge
+    >>> branch = torch.nn.Linear(1, 1, dtype=torch.float64)
+    >>> _ = torch.nn.init.constant_(branch.weight, -0.8), torch.nn.init.zeros_(branch.bias)
+    >>> table = bridge.weak_error(lambda depth: bridge.NoisyResNet([branch] * depth, bridge.Additive(0.6)), [4, 8],
+    ...     lambda z: z[..., 0] ** 2, torch.tensor([[0.5]], dtype=torch.float64), order=2)
+    >>> bool(abs(table.order - 2) < 0.2), table.difference.shape
+    (True, (2,))
     """
 
     depths: np.ndarray

@@ -82,6 +82,17 @@ class GradientMemory:
         steps together, where the coefficients do not depend on time).
     bytes : int
         Peak of what is kept. Working space of a single step and factors of its matrices come on top.
+
+    Examples
+    --------
+    >>> import kolmo
+    >>> from kolmo import control
+    >>> ou = kolmo.SDE(lambda t, x: -x, diffusion=1.0, dim=1, arrays="torch")
+    >>> problem = kolmo.KolmogorovProblem(ou, lambda x: x[..., 0], 1.0, kolmo.Box(-6.0, 6.0))
+    >>> recipe = kolmo.solve(problem, grid=61, steps=300, stepper="rk4").discretization
+    >>> few = control.gradient_memory(problem, recipe, checkpoints=9)
+    >>> few.checkpoints, few.repeated > 300, few.bytes < control.gradient_memory(problem, recipe).bytes
+    (9, True, True)
     """
 
     steps: int

@@ -78,6 +78,17 @@ class ControlSolution:
         What happened, in a sentence.
     stats : dict
         Cells, steps, levels, policy iterations, seconds, and the monotone check.
+
+    Examples
+    --------
+    >>> import kolmo
+    >>> from kolmo import control
+    >>> problem = control.ControlProblem(lambda t, x, a: a, 1.0, controls=control.Unbounded(1), horizon=1.0,
+    ...     terminal=lambda x: x[..., 0] ** 2, running_cost=lambda t, x, a: 0.5 * a[..., 0] ** 2,
+    ...     box=kolmo.Box(-6.0, 6.0))
+    >>> best = control.solve_hjb(problem, at=[0.5], rtol=1e-4)
+    >>> best.policy(0.0, [0.5]).round(3), best.gradient([0.5]).round(3)  # a = −∂V = −2x/3
+    (array([-0.333]), array([0.333]))
     """
 
     problem: ControlProblem

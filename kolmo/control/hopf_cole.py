@@ -43,6 +43,17 @@ class HopfColeSolution:
         Estimate of the error of V at t = 0 and the points asked for.
     status : str
         As of ``psi``.
+
+    Examples
+    --------
+    >>> import kolmo
+    >>> from kolmo import control
+    >>> problem = control.ControlProblem(lambda t, x, a: a, 1.0, controls=control.Unbounded(1), horizon=1.0,
+    ...     terminal=lambda x: x[..., 0] ** 2, running_cost=lambda t, x, a: 0.5 * a[..., 0] ** 2,
+    ...     box=kolmo.Box(-6.0, 6.0))
+    >>> best = control.hopf_cole(problem, at=[0.5], rtol=1e-5)
+    >>> best.policy(0.0, [0.5]).round(3)  # −2x/3
+    array([-0.333])
     """
 
     problem: ControlProblem

@@ -63,6 +63,16 @@ class SchroedingerBridge:
         Estimate of the error of the cost, from the levels.
     status : str
         "converged" or "tolerance_not_met".
+
+    Examples
+    --------
+    >>> import torch, kolmo
+    >>> from kolmo import control
+    >>> gauss = lambda m: (lambda x: torch.exp(-2.0 * (x[..., 0] - m) ** 2))
+    >>> bm = kolmo.SDE(0.0, diffusion=1.0, dim=1)
+    >>> bridge = control.schroedinger_bridge(bm, gauss(-0.5), gauss(0.5), 1.0, kolmo.Box(-5.0, 5.0))
+    >>> bridge.status, bool(abs(bridge.masses[-1] @ bridge.grid.points[:, 0] - 0.5) < 1e-3)
+    ('converged', True)
     """
 
     sde: SDE

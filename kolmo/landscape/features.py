@@ -47,6 +47,15 @@ class FeatureLandscape:
         Their labels.
     settings : dict
         Order, tolerance, seed.
+
+    Examples
+    --------
+    >>> from kolmo import bridge, landscape
+    >>> net = bridge.NoisyResNet([bridge.MLPBranch.create(1, 4, rng=0)] * 2, bridge.Additive(0.3))
+    >>> model = bridge.FlowClassifier(torch.nn.Linear(3, 1), net, torch.nn.Linear(1, 2))
+    >>> found = landscape.feature_landscape(model, window=[(-1.0, 1.0)], points=11)
+    >>> bool(abs(found.probability.sum(-1) - 1).max() < 1e-2), found.slope.shape
+    (True, (1, 11, 4))
     """
 
     axes: tuple[np.ndarray, ...]

@@ -46,6 +46,15 @@ def write_html(
         Without plotly, which the extra ``plotly`` of kolmo brings.
     InputError
         Without any surface, or for lines.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from kolmo import landscape
+    >>> model = torch.nn.Linear(2, 1)
+    >>> loss = lambda f: f.weight.square().sum()
+    >>> found = landscape.surface(loss, model, landscape.random_plane(model), points=5)
+    >>> landscape.write_html({"no noise": found}, "landscape.html")  # doctest: +SKIP
     """
     try:
         import plotly.graph_objects as go

@@ -42,6 +42,16 @@ class Plane:
         Coordinates of the checkpoints of a training run.
     distance : ndarray or None, shape (n,)
         Distance of the checkpoints from the plane.
+
+    Examples
+    --------
+    >>> from kolmo import landscape
+    >>> model = nn.Linear(3, 2)
+    >>> plane = landscape.random_plane(model)
+    >>> plane
+    Plane(random, 2 directions, 8 parameters)
+    >>> bool(torch.equal(plane.weights(0.0, 0.0)["weight"], model.weight))
+    True
     """
 
     origin: Weights
