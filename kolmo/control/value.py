@@ -342,7 +342,7 @@ def expected_value(
     lead = points.ndim - 1
     if weights is None:
         return u.sum(dim=tuple(range(lead))) if lead else u
-    w = as_like(weights, u)
+    w: torch.Tensor = as_like(weights, u)
     if w.shape == u.shape and u.ndim > lead:
         return (w * u).sum()
     if tuple(w.shape) != tuple(points.shape[:-1]):

@@ -91,8 +91,9 @@ def average(c: Any, shape: Any, ends: Any, positions: Any, weights: Any, out: An
         (_, v, _), (_, w, _), (_, x, _) = reads
         for a, b, at in _lines(c, reads):
             factor = (weights[feet] * v[..., a] * w[..., b])[..., None] * x
-            # a product of matrices per node sums over its feet and the coefficients they read
-            out += (factor.reshape(nodes, 1, -1) @ flat[at.reshape(nodes, -1)])[:, 0]
+            factor, values = factor.reshape(nodes, 1, -1), flat[at.reshape(nodes, -1)]
+            # a product of matrices for every node pays where these have several columns
+            out += (factor @ values)[:, 0] if columns > 1 else (factor[:, 0] * values[..., 0]).sum(-1, keepdim=True)
 
 
 def spread(p: Any, shape: Any, ends: Any, positions: Any, weights: Any, out: Any) -> None:
@@ -115,7 +116,7 @@ def slopes(c: Any, p: Any, shape: Any, ends: Any, positions: Any, weights: Any, 
         (_, v, dv), (_, w, dw), (_, x, dx) = reads
         part = out[feet].transpose(0, 1)
         for a, b, at in _lines(c, reads):
-            values = (flat[at.reshape(nodes, -1)] @ p[:, :, None]).reshape(at.shape)
+            values = (flat[at.reshape(nodes, -1)] * p[:, None]).sum(-1).reshape(at.shape)
             along, turned = (x * values).sum(-1), (dx * values).sum(-1)
             part[..., 0] += dv[..., a] * w[..., b] * along
             part[..., 1] += v[..., a] * dw[..., b] * along

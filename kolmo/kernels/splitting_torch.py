@@ -53,7 +53,8 @@ def factor_lines(matrices: Any, below: int, stride: int) -> Blocks:
     """Factors of band matrices ``matrices[i, below + j − i, line]``."""
     n, width, lines = matrices.shape
     above = width - 1 - below
-    size = max(BLOCK, below, above)
+    # where the ends are joined the band is as wide as the matrix: one block, a dense inverse
+    size = n if below + above >= n else max(BLOCK, below, above)
     count = -(-n // size)
     padded = torch.zeros((count * size, width, lines), dtype=matrices.dtype, device=matrices.device)
     padded[:n] = matrices
@@ -72,7 +73,8 @@ def factor_lines(matrices: Any, below: int, stride: int) -> Blocks:
             torch.matmul(C[block, :, :below], inverse[block - 1, :, size - below :], out=lower[block - 1])
             # E is zero but in its last rows
             D[:, :below, :above] -= lower[block - 1] @ E[block - 1]
-        inverse[block] = torch.linalg.inv(D)
+        # not checked: the host would have to wait for the answer, and what is singular shows in the solution
+        inverse[block] = torch.linalg.inv_ex(D).inverse
         if block < count - 1:
             torch.matmul(inverse[block], E[block], out=upper[block])
     return Blocks(lower, inverse, upper, n, stride)

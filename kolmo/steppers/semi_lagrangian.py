@@ -418,8 +418,8 @@ class TransportStep(Repeated):
         for op in self.operators:
             leaf = leaves.pop(id(op), None)
             # an operator that serves several nodes is counted once
-            known = leaf is not None and leaf.grad is not None
-            derivatives.append(as_like(leaf.grad, op.a) if known else namespace(op.a).zeros_like(op.a))
+            found = None if leaf is None else leaf.grad
+            derivatives.append(namespace(op.a).zeros_like(op.a) if found is None else as_like(found, op.a))
         return back, load_adjoints, derivatives
 
 
