@@ -28,6 +28,8 @@ try:
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend as set_up
 except ImportError:
     set_up = None
+else:
+    set_up("elsewhere")  # before any gradient is taken in this process: then torch counts its devices
 
 
 class Elsewhere(torch.Tensor):
@@ -81,7 +83,6 @@ def pretended():
     """The pretended device."""
     if set_up is None:
         pytest.skip("this torch cannot pretend to have a device")
-    set_up("elsewhere")
     library = torch.library.Library("aten", "IMPL")
     for name, overload in [("empty", "memory_format"), ("empty_strided", "default"), ("_copy_from", "default")]:
         op = getattr(getattr(torch.ops.aten, name), overload)
