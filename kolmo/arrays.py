@@ -38,6 +38,55 @@ def as_like(value: object, like: Array) -> Array:
     return np.asarray(as_numpy(value), dtype=float)
 
 
+def empty(shape: tuple[int, ...], like: Array) -> Array:
+    """An array of a shape, not filled, in the library (and on the device) of ``like``."""
+    return like.new_empty(shape) if is_tensor(like) else np.empty(shape)
+
+
+def zeros(shape: tuple[int, ...], like: Array) -> Array:
+    """Zeros of a shape in the library (and on the device) of ``like``."""
+    return like.new_zeros(shape) if is_tensor(like) else np.zeros(shape)
+
+
+def fresh(value: Array) -> Array:
+    """A copy that may be changed in place."""
+    return value.clone() if is_tensor(value) else value.copy()
+
+
+def contiguous(value: Array) -> Array:
+    """The same array, without gaps in memory."""
+    return value.contiguous() if is_tensor(value) else np.ascontiguousarray(value)
+
+
+def detached(value: Array) -> Array:
+    """The same numbers without gradients, where they are."""
+    return value.detach() if is_tensor(value) else value
+
+
+class Held:
+    """A constant array that is at hand in torch too: sent to a device once, not at every step of a march.
+
+    Parameters
+    ----------
+    array : ndarray
+        The constant; not to be changed.
+    """
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self._copies: dict[Any, Array] = {}
+
+    def like(self, like: Array) -> Array:
+        """The constant in the library (and on the device) of ``like``."""
+        if not is_tensor(like):
+            return self.array
+        if like.device not in self._copies:
+            import torch
+
+            self._copies[like.device] = torch.as_tensor(self.array, device=like.device)
+        return self._copies[like.device]
+
+
 def as_numpy(value: object) -> Any:
     """Return value as a NumPy array; tensors are detached and copied to the CPU."""
     return value.detach().cpu().numpy() if is_tensor(value) else np.asarray(value)  # type: ignore[attr-defined]
@@ -66,7 +115,7 @@ def as_points(x: object, dim: int, argument: str = "x") -> Array:
         raise InputError(
             argument, f"points of shape {shape}", f"shape (..., {dim}): the last axis is the coordinate in R^{dim}"
         )
-    if np.isnan(as_numpy(x)).any():
+    if bool(namespace(x).isnan(x).any()):
         raise InputError(argument, "points with NaN", "finite coordinates")
     return x
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from kolmo.arrays import Array, as_like, is_tensor
+from kolmo.arrays import Array, fresh, is_tensor
 from kolmo.schemes.generator import Generator, Semi
-from kolmo.steppers.base import Operator, Step, Stepper
+from kolmo.steppers.base import Operator, Step, Stepper, mask_of
 
 Callback = Callable[[float, Any], Any]
 
@@ -111,6 +111,7 @@ class March:
         self.generator, self.stepper, self.times = generator, stepper, np.asarray(times, dtype=float)
         self.like = like if like is not None else np.zeros(())
         self.fixed = generator.fixed if generator.fixed.any() else None
+        self.mask = mask_of(self.fixed)
         self._semis: OrderedDict[float, tuple[Semi, Operator, Array]] = OrderedDict()
         self._steps: OrderedDict[Any, Step] = OrderedDict()
         self.owner: object = None
@@ -141,7 +142,7 @@ class March:
         """Semi-discrete equation, operator and total load (absorbing values included) at an instant."""
         if instant not in self._semis:
             semi = self.generator.at(instant, self.like if is_tensor(self.like) else None)
-            operator = Operator(semi.stencil, semi.a, self.fixed)
+            operator = Operator(semi.stencil, semi.a, self.fixed, mask=self.mask)
             load = semi.load
             if self.fixed is not None:
                 load = load + semi.stencil.apply(semi.a, semi.boundary)
@@ -164,6 +165,7 @@ class March:
         """A march of the same steps on fields stacked with their tangents; it has to be seeded with dual operators."""
         twin = copy.copy(self)
         twin.fixed = None if self.fixed is None else np.concatenate([self.fixed, self.fixed])
+        twin.mask = mask_of(twin.fixed)
         twin._semis, twin._steps = OrderedDict(), OrderedDict()
         # boundary values are no part of a flow between free states
         twin.boundary = lambda t: np.zeros((2 * self.generator.grid.size, 1))  # type: ignore[method-assign]
@@ -181,12 +183,11 @@ class March:
 
     def boundary(self, t: float) -> Array:
         """Values at absorbing nodes at a time."""
-        x = as_like(self.generator.grid.points, self.like)
-        return self.generator.boundary(t, x)
+        return self.generator.boundary(t, self.generator.places.like(self.like))
 
     def without_boundary(self, u: Array) -> Array:
         """The state with zeros at absorbing nodes."""
-        return u if self.fixed is None else u * as_like((~self.fixed).astype(float), u)[:, None]
+        return u if self.mask is None else u * self.mask.like(u)
 
     def with_boundary(self, u: Array, t: float) -> Array:
         """The state with the absorbing values put in."""
@@ -276,11 +277,11 @@ class March:
                 q = self.without_boundary(q)
                 _accumulate(numbers, instant, derivative)
                 _accumulate(loads, instant, q)
-                if self.fixed is not None:
+                if self.mask is not None:
                     # the load holds Q times the absorbing values
                     _accumulate(numbers, instant, semi.stencil.pullback(q, semi.boundary))
                     back = semi.stencil.apply_transposed(semi.a, q)
-                    _accumulate(values, instant, back * as_like(self.fixed.astype(float), back)[:, None])
+                    _accumulate(values, instant, back - back * self.mask.like(back))
         return p, numbers, loads, values
 
 
@@ -292,7 +293,7 @@ def _longest(u: Array) -> int:
 def _accumulate(total: dict[float, Array], key: float, value: Array) -> None:
     """Add in place, to an array of its own: fresh ones of this size would cost more than the sum."""
     if key not in total:
-        total[key] = +value
+        total[key] = fresh(value)
     else:
         total[key] += value
 

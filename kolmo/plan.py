@@ -163,7 +163,7 @@ def search(
 ) -> Outcome:
     """Plan and solve on finer and finer levels until the estimate meets the tolerance."""
     _check_tolerances(rtol, atol)
-    problem = problem.handing("torch") if is_tensor(at) else problem
+    problem = problem.handing("torch", at.device) if is_tensor(at) else problem
     points = interesting_points(problem, at)
     check_vectorised(problem, points)
     searcher = _Search(problem, points, rtol, atol, tuple(save), scheme, stepper, like, callback, progress)
@@ -192,7 +192,10 @@ def prescribe(
     if np.diff(times).max() > bound * 1.1:
         needed = int(np.ceil((problem.horizon or 0.0) / bound))
         raise InputError(
-            "steps", steps, f"at least {needed} steps for stepper {name!r} on this grid", "or stepper='radau5'"
+            "steps",
+            steps,
+            f"at least {needed} steps for stepper {name!r} on this grid",
+            "or stepper='radau5'" if like is None else "or stepper='mcs3'",
         )
     rule = plan_terminal(problem, generator.grid, generator.box, generator.scheme.order)
     return Discretization(generator.grid, tuple(times.tolist()), generator.scheme.name, name, rule)
@@ -531,11 +534,11 @@ class _Search:
         explicit = math.ceil(horizon / STEPPERS[EXPLICIT].largest_step(*generator.stiffness())) + 1
         if self._carried is None:  # once for all levels: they belong together
             worth = not noisy or explicit > EXPLICIT_PER_CARRIED * split
-            self._carried = name == "auto" and self.like is None and worth and _carried(generator)
+            self._carried = name == "auto" and worth and _carried(generator)
         if name == TRANSPORT or (name == "auto" and self._carried):
             return TRANSPORT, split if noisy else steps
         if name == "auto":
-            affordable = explicit <= EXPLICIT_PER_SPLIT * split or self.like is not None
+            affordable = explicit <= EXPLICIT_PER_SPLIT * split or (self.like is not None and self.scheme == ROBUST)
             name = IMPLICIT if self.problem.dim == 1 and self.like is None else EXPLICIT if affordable else SPLIT
         if name == EXPLICIT:
             return name, max(explicit, steps)

@@ -3,10 +3,11 @@
 import copy
 from collections.abc import Callable, Iterator
 from functools import reduce
+from typing import Any
 
 import numpy as np
 
-from kolmo.arrays import Array, as_numpy, is_module, is_tensor, namespace
+from kolmo.arrays import Array, as_numpy, detached, is_module, is_tensor, namespace
 from kolmo.box import Absorbing, Box, FaceValue, Robin
 from kolmo.errors import InputError
 from kolmo.sde import SDE, evaluate
@@ -95,12 +96,18 @@ class KolmogorovProblem:
         """Whether no time is involved."""
         return self.horizon is None
 
-    def handing(self, arrays: str) -> "KolmogorovProblem":
-        """The same problem whose functions are handed arrays of the given library ("numpy" or "torch")."""
+    def handing(self, arrays: str, device: Any = None) -> "KolmogorovProblem":
+        """The same problem whose functions are handed arrays of the given library ("numpy" or "torch"), on a device."""
         other = copy.copy(self)
         other.sde = copy.copy(self.sde)
         other.sde.arrays = other._handed = arrays
+        other.sde.device = self.sde.device if device is None else device
         return other
+
+    @property
+    def device(self) -> Any:
+        """Device of the tensors that functions are handed; None: the CPU."""
+        return self.sde.device
 
     @property
     def arrays(self) -> str | None:
@@ -118,30 +125,25 @@ class KolmogorovProblem:
         if self.terminal is None:
             raise InputError("terminal", None, "terminal data", "the problem is stationary")
         terminal = self.terminal
-        value = evaluate(lambda t, y: terminal(y), self.horizon or 0.0, x, "terminal", self.arrays)
+        value = self._evaluate(lambda t, y: terminal(y), self.horizon or 0.0, x, "terminal")
         return _keep_points(value, x, "terminal", columns=True)
 
     def rate(self, t: float, x: Array) -> Array:
         """Killing rate c, shape ``(...)``."""
-        return _keep_points(
-            evaluate(0.0 if self.killing is None else self.killing, t, x, "killing", self.arrays),
-            x,
-            "killing",
-            columns=False,
-        )
+        value = self._evaluate(0.0 if self.killing is None else self.killing, t, x, "killing")
+        return _keep_points(value, x, "killing", columns=False)
 
     def running(self, t: float, x: Array) -> Array:
         """Running source g, shape ``(...)`` or ``(..., k)``."""
-        return _keep_points(
-            evaluate(0.0 if self.source is None else self.source, t, x, "source", self.arrays),
-            x,
-            "source",
-            columns=True,
-        )
+        value = self._evaluate(0.0 if self.source is None else self.source, t, x, "source")
+        return _keep_points(value, x, "source", columns=True)
 
     def on_face(self, value: FaceValue, t: float, x: Array) -> Array:
         """Datum of a face (number, tensor or function of (t, x)) at points x, shape ``(...)`` or ``(..., k)``."""
-        return _keep_points(evaluate(value, t, x, "boundary value", self.arrays), x, "boundary value", columns=True)
+        return _keep_points(self._evaluate(value, t, x, "boundary value"), x, "boundary value", columns=True)
+
+    def _evaluate(self, f: Any, t: float, x: Array, argument: str) -> Array:
+        return evaluate(f, t, x, argument, self.arrays, self.device)
 
     def __repr__(self) -> str:
         return f"KolmogorovProblem(dim={self.dim}, horizon={self.horizon}, {self.box!r})"
@@ -193,9 +195,8 @@ def check_vectorised(problem: KolmogorovProblem, points: np.ndarray) -> None:
 
 def check_finite(value: Array, x: Array, t: float, argument: str) -> Array:
     """Raise an InputError that says where a coefficient is NaN or infinite."""
-    bad = ~np.isfinite(as_numpy(value))
-    if bad.any():
-        where = np.argwhere(bad)[0]
+    if not bool(namespace(value).isfinite(value).all()):
+        where = np.argwhere(~np.isfinite(as_numpy(value)))[0]
         point = as_numpy(x)[tuple(where[: x.ndim - 1])]
         raise InputError(
             argument,
@@ -208,19 +209,23 @@ def check_finite(value: Array, x: Array, t: float, argument: str) -> Array:
 def check_covariance(S: Array, x: Array, t: float) -> Array:
     """Raise an InputError where Σ is not symmetric positive semidefinite, with the eigenvalue."""
     check_finite(S, x, t, "covariance")
-    scale = float(np.abs(as_numpy(S)).max(initial=0.0)) + 1e-300
+    given, S = S, detached(S)
+    scale = float(abs(S).max()) + 1e-300
     # pair by pair: on a large grid whole matrices would be the largest arrays there are
     d = S.shape[-1]
-    skew = sum((as_numpy(abs(S[..., i, j] - S[..., j, i])) for i in range(d) for j in range(i)), np.zeros(S.shape[:-2]))
-    if (skew > 1e-10 * scale).any():
-        where = np.unravel_index(np.argmax(skew), skew.shape)
+    skew = sum((abs(S[..., i, j] - S[..., j, i]) for i in range(d) for j in range(i)), 0.0 * S[..., 0, 0])
+    if bool((skew > 1e-10 * scale).any()):
+        where = np.unravel_index(int(skew.argmax()), tuple(skew.shape))
         raise InputError(
             "covariance",
             f"{as_numpy(S[where]).tolist()} at t = {t:g}, x = {as_numpy(x)[where].tolist()}",
             "a symmetric matrix",
         )
-    suspects = np.nonzero(as_numpy(_least_minor(S, scale) < -1e-12))
-    lowest = np.linalg.eigvalsh(as_numpy(S[suspects]))[..., 0] if len(suspects[0]) else np.zeros(0)
+    suspicious = _least_minor(S, scale) < -1e-12
+    if not bool(suspicious.any()):
+        return given
+    suspects = np.nonzero(as_numpy(suspicious))
+    lowest = np.linalg.eigvalsh(as_numpy(S)[suspects])[..., 0]
     if (lowest < -1e-10 * scale).any():
         worst = int(np.argmin(lowest))
         at = tuple(int(index[worst]) for index in suspects)
@@ -230,7 +235,7 @@ def check_covariance(S: Array, x: Array, t: float) -> Array:
             "a positive semidefinite matrix Σ = σσᵀ",
             "give the noise matrix as diffusion=σ if that is what you have",
         )
-    return S
+    return given
 
 
 def _least_minor(S: Array, scale: float) -> Array:

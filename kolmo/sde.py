@@ -77,6 +77,7 @@ class SDE:
             is_tensor(f) for f in (drift, diffusion, covariance)
         )
         self.arrays = arrays if arrays is not None else ("torch" if torch_needed else None)
+        self.device: Any = None
 
     @classmethod
     def from_torchsde(cls, module: Any, dim: int | None = None, *, breakpoints: Sequence[float] | None = None) -> "SDE":
@@ -119,7 +120,7 @@ class SDE:
 
     def drift(self, t: float, x: Array) -> Array:
         """Drift b of shape ``(..., d)`` at time t and points x of shape ``(..., d)``."""
-        b = evaluate(self._drift, t, x, "drift", self.arrays)
+        b = evaluate(self._drift, t, x, "drift", self.arrays, self.device)
         d = x.shape[-1]
         if d == 1 and b.shape == x.shape[:-1]:
             b = b[..., None]
@@ -144,7 +145,7 @@ class SDE:
         """Noise matrix σ of shape ``(..., d, m)``; the symmetric square root where only Σ was given."""
         if self._diffusion is not None:
             return _matrix(
-                evaluate(self._diffusion, t, x, "diffusion", self.arrays),
+                evaluate(self._diffusion, t, x, "diffusion", self.arrays, self.device),
                 x,
                 "diffusion",
                 callable(self._diffusion),
@@ -159,7 +160,7 @@ class SDE:
         """Covariance rate Σ = σσᵀ of shape ``(..., d, d)`` at time t and points x of shape ``(..., d)``."""
         if self._covariance is not None:
             return _matrix(
-                evaluate(self._covariance, t, x, "covariance", self.arrays),
+                evaluate(self._covariance, t, x, "covariance", self.arrays, self.device),
                 x,
                 "covariance",
                 callable(self._covariance),
@@ -176,10 +177,11 @@ class SDE:
         return f"SDE(dim={self.dim}, {noise}{layers})"
 
 
-def evaluate(f: Any, t: float, x: Array, argument: str, arrays: str | None = None) -> Array:
+def evaluate(f: Any, t: float, x: Array, argument: str, arrays: str | None = None, device: Any = None) -> Array:
     """Value of a coefficient (callable or constant) at (t, x) in the library of x, as float64.
 
-    Functions that work on torch are handed tensors even where x is a NumPy array (and gradients are dropped then).
+    Functions that work on torch are handed tensors even where x is a NumPy array (on the ``device``; gradients are
+    dropped then).
     """
     if not callable(f):
         return as_like(f, x)
@@ -187,7 +189,7 @@ def evaluate(f: Any, t: float, x: Array, argument: str, arrays: str | None = Non
     if arrays == "torch" and not is_tensor(x):
         import torch
 
-        hand = torch.as_tensor(x)
+        hand = torch.as_tensor(x, device=device)
     elif arrays == "numpy" and is_tensor(x):
         hand = as_numpy(x)
     if is_module(f):

@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -65,9 +66,9 @@ def solve(
     scheme : str, default "auto"
         "central2", "central4", "central6", "monotone".
     stepper : str, default "auto"
-        "radau5", "radau3", "implicit-euler", "rk4".
+        "radau5", "radau3", "implicit-euler", "rk4", "mcs", "mcs3", "semi-lagrangian", "exponential".
     backend : {"auto", "numba", "torch"}
-        "torch": march in torch (explicit steppers), on the device of ``at`` if that is a tensor.
+        "torch": march in torch (no "radau5", "radau3", "implicit-euler"), on the device of ``at`` if that is a tensor.
     save : sequence of float, optional
         Times whose values are kept besides t = 0.
     callback : callable, optional
@@ -100,26 +101,28 @@ def solve(
     if backend not in BACKENDS:
         raise InputError("backend", repr(backend), "one of " + ", ".join(BACKENDS))
     _check_names(scheme, stepper)
-    problem = problem.handing("torch") if is_tensor(at) or backend == "torch" else problem
+    if is_tensor(at) or backend == "torch":
+        problem = problem.handing("torch", at.device if is_tensor(at) else None)
     saved = _save_times(problem, save)
     like = _like(at, backend)
     try:
-        if discretization is not None:
-            if grid is not None or steps is not None:
-                raise InputError(
-                    "discretization, grid, steps", "several", "either discretization= or grid= with steps="
-                )
-            return _fixed(problem, discretization, saved, like, callback, progress)
-        if grid is not None:
-            shape = grid.shape if isinstance(grid, Grid) else np.atleast_1d(grid).tolist()
-            if len(shape) == 1:  # the same along every axis
-                shape = list(shape) * problem.dim
-            memory.require("grid", shape, saved=len(saved))
-            recipe = prescribe(problem, grid, steps, scheme, stepper, saved, like)
-            return _fixed(problem, recipe, saved, like, callback, progress)
-        if steps is not None:
-            raise InputError("steps", steps, "grid= with it, or neither to solve by tolerance")
-        return _by_tolerance(problem, at, rtol, atol, saved, scheme, stepper, like, callback, progress)
+        with _without_gradients(like):
+            if discretization is not None:
+                if grid is not None or steps is not None:
+                    raise InputError(
+                        "discretization, grid, steps", "several", "either discretization= or grid= with steps="
+                    )
+                return _fixed(problem, discretization, saved, like, callback, progress)
+            if grid is not None:
+                shape = grid.shape if isinstance(grid, Grid) else np.atleast_1d(grid).tolist()
+                if len(shape) == 1:  # the same along every axis
+                    shape = list(shape) * problem.dim
+                memory.require("grid", shape, saved=len(saved))
+                recipe = prescribe(problem, grid, steps, scheme, stepper, saved, like)
+                return _fixed(problem, recipe, saved, like, callback, progress)
+            if steps is not None:
+                raise InputError("steps", steps, "grid= with it, or neither to solve by tolerance")
+            return _by_tolerance(problem, at, rtol, atol, saved, scheme, stepper, like, callback, progress)
     except NotConvergedError as error:
         if throw:
             raise
@@ -151,6 +154,15 @@ def _like(at: Any, backend: str) -> Any:
     import torch
 
     return torch.zeros((), dtype=torch.float64, device=at.device if is_tensor(at) else "cpu")
+
+
+def _without_gradients(like: Any) -> Any:
+    """Context in which torch records nothing of a march."""
+    if like is None:
+        return nullcontext()
+    import torch
+
+    return torch.no_grad()
 
 
 def _by_tolerance(
@@ -207,7 +219,8 @@ def _fixed(
     begun = time.perf_counter()
     if recipe.grid.dim != problem.dim:
         raise InputError("discretization", f"{recipe.grid.dim} dimensions", f"{problem.dim} dimensions")
-    march = recipe.march(problem, like)
+    # a stationary equation is one sparse system, solved in NumPy
+    march = recipe.march(problem, None if problem.stationary else like)
     if problem.stationary:
         run = Run(solve_stationary(march), 0.0)
     else:

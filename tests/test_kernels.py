@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 
 from kolmo.errors import NotConvergedError
 from kolmo.kernels.bspline import average, interpolation
@@ -61,24 +62,25 @@ def test_singular_systems_are_named():
             factorize(sp.csr_matrix((n, n)))
 
 
-@pytest.mark.parametrize(("shape", "axis"), SHAPES)
-def test_line_solver(shape, axis, rng):
-    """One band matrix per line, solved along any axis, and transposed."""
-    n, below = shape[axis], 2
+@pytest.mark.parametrize("array", [np.asarray, torch.as_tensor])
+@pytest.mark.parametrize(("shape", "axis"), [*SHAPES, ((50,), 0), ((33, 4), 0), ((3, 64), 1)])
+def test_line_solver(shape, axis, array, rng):
+    """One band matrix per line, solved along any axis, and transposed; in torch long lines are several blocks."""
+    n, below, above = shape[axis], 2, 3
     index = np.moveaxis(np.arange(np.prod(shape)).reshape(shape), axis, 0).reshape(n, -1)
-    band = rng.standard_normal((n, 2 * below + 1, index.shape[1]))
+    band = rng.standard_normal((n, below + above + 1, index.shape[1]))
     band[:, below] += 9.0
     matrix = np.zeros((index.size, index.size))
     for i in range(n):
-        for m in range(2 * below + 1):
+        for m in range(below + above + 1):
             if 0 <= i + m - below < n:
                 matrix[index[i], index[i + m - below]] = band[i, m]
             else:
                 band[i, m] = 0.0
-    solver = LineSolver(band.copy(), below, shape, axis)
+    solver = LineSolver(array(band.copy()), below, shape, axis)
     b = rng.standard_normal((index.size, 2))
-    assert np.allclose(matrix @ solver.solve(b.copy()), b)
-    assert np.allclose(matrix.T @ solver.solve(b.copy(), transposed=True), b)
+    assert np.allclose(matrix @ np.asarray(solver.solve(array(b.copy()))), b)
+    assert np.allclose(matrix.T @ np.asarray(solver.solve(array(b.copy()), transposed=True)), b)
 
 
 @pytest.mark.parametrize("order", [2, 4, 6])

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from kolmo.arrays import Array, as_like, contiguous
 from kolmo.control.checkpoints import check, keeps_stages, split
 from kolmo.discretization import Discretization
 from kolmo.march import March, StepPlan
@@ -18,13 +19,24 @@ from kolmo.stationary import solve_stationary
 from kolmo.steppers.base import Operator
 from kolmo.steppers.dual import DualOperator, DualStencil, halves
 
-Pulled = tuple[np.ndarray, dict[float, Any], dict[float, Any], dict[float, Any]]
+Pulled = tuple[Array, dict[float, Any], dict[float, Any], dict[float, Any]]
 """Derivatives with respect to the first state, and per instant to stencil numbers, load and boundary values."""
 
 
-def contiguous(x: torch.Tensor) -> np.ndarray:
-    """A tensor's values as a contiguous array."""
-    return np.ascontiguousarray(x.detach().numpy())
+def own(x: torch.Tensor, march: March) -> Array:
+    """A tensor's values as the march takes them, contiguous: NumPy, or a tensor on its device."""
+    return contiguous(as_like(x.detach(), march.like))
+
+
+def tensor_like(problem: KolmogorovProblem) -> torch.Tensor:
+    """A number on the device where the coefficients of a problem are assembled."""
+    return torch.zeros((), dtype=torch.float64, device=problem.device)
+
+
+def march_like(problem: KolmogorovProblem) -> torch.Tensor | None:
+    """A tensor where a march stays on a device; None on the CPU, where NumPy's kernels are the faster ones."""
+    like = tensor_like(problem)
+    return None if like.device.type == "cpu" or problem.stationary else like
 
 
 def differentiable_march(problem: KolmogorovProblem, recipe: Discretization) -> March:
@@ -33,7 +45,7 @@ def differentiable_march(problem: KolmogorovProblem, recipe: Discretization) -> 
     Central schemes leave out mixed derivatives where there is no correlation. A correlation that is zero only at the
     present parameters is not left out: its derivative would be zero too, silently.
     """
-    march = recipe.march(problem)
+    march = recipe.march(problem, march_like(problem))
     generator = march.generator
     if problem.dim > 1 and generator.scheme.name.startswith("central") and not problem.sde.noiseless:
         sample = generator.sample
@@ -48,11 +60,11 @@ def _coupled(problem: KolmogorovProblem, march: March) -> np.ndarray:
     depends = np.zeros((d, d))
     t = march.plans[0].instants[0] if march.plans else 0.0
     with torch.enable_grad():
-        S = problem.sde.covariance(t, torch.as_tensor(points[:: max(1, len(points) // 64)]))
+        S = problem.sde.covariance(t, as_like(points[:: max(1, len(points) // 64)], tensor_like(problem)))
         leaves = _leaves(S)
         for i, j in combinations(range(d), 2) if leaves else ():
             entry = S[:, i, j]
-            weights = torch.linspace(1.0, 2.0, len(entry), dtype=torch.float64)
+            weights = torch.linspace(1.0, 2.0, len(entry), dtype=torch.float64, device=entry.device)
             found = torch.autograd.grad((weights * entry).sum(), leaves, retain_graph=True, allow_unused=True)
             depends[i, j] = depends[j, i] = float(any(g is not None and bool((g != 0).any()) for g in found))
     return depends
@@ -81,11 +93,11 @@ class Flow(Protocol):
     active: dict[float, np.ndarray | None]
     """Per instant, which numbers' derivatives are wanted; where nothing is said, all."""
 
-    def run(self, u: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    def run(self, u: Array) -> tuple[Array, list[Array]]:
         """Last state, and what ``pull`` needs."""
         ...
 
-    def pull(self, kept: list[np.ndarray], p: np.ndarray) -> Pulled:
+    def pull(self, kept: list[Array], p: Array) -> Pulled:
         """Derivatives of ⟨p, last state⟩."""
         ...
 
@@ -122,12 +134,12 @@ class Steps:
         self.march, self.plans, self.stencils, self.active = march, plans, stencils, active or {}
         self.stages = stages
 
-    def run(self, u: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    def run(self, u: Array) -> tuple[Array, list[Array]]:
         """March, keeping the states that the transpose needs."""
         last, kept = self.march.descend(self.march.without_boundary(u), self.plans, self.stages)
-        return np.ascontiguousarray(last), kept
+        return contiguous(last), kept
 
-    def pull(self, kept: list[np.ndarray], p: np.ndarray) -> Pulled:
+    def pull(self, kept: list[Array], p: Array) -> Pulled:
         """March transposed; every stage gives its share of the derivatives."""
         return self.march.gradient(kept, p, self.plans)
 
@@ -174,22 +186,29 @@ def seed(flow: Flow, tensors: Sequence[torch.Tensor]) -> None:
     """Hand the march the numbers assembled in torch, unless it has them already."""
     if flow.march.owner is flow:
         return
-    march, parts = flow.march, [contiguous(v) for v in tensors]
+    march, parts = flow.march, [own(v, flow.march) for v in tensors]
     ingredients = {}
     for j, (t, stencil) in enumerate(flow.stencils.items()):
         a, load, boundary = parts[3 * j : 3 * j + 3]
-        ingredients[t] = (Semi(stencil, a, load, boundary), Operator(stencil, a, march.fixed, flow.active.get(t)))
+        ingredients[t] = (
+            Semi(stencil, a, load, boundary),
+            Operator(stencil, a, march.fixed, flow.active.get(t), march.mask),
+        )
     march.seed(ingredients, owner=flow)
 
 
 def _dual(flow: Flow, tensors: Sequence[torch.Tensor], tangents: Sequence[torch.Tensor | None]) -> Flow:
-    """The flow on states stacked with their tangents, for tangents of the numbers, loads and boundary values."""
+    """The flow on states stacked with their tangents, for tangents of the numbers, loads and boundary values.
+
+    In NumPy: the dual numbers of the march are made of sparse matrices.
+    """
     march = flow.march.doubled()
+    march.like = np.zeros(())
     stencils = {t: DualStencil(stencil) for t, stencil in flow.stencils.items()}
     pairs = []
     for v, w in zip(tensors, tangents, strict=True):
-        value = contiguous(v)
-        pairs.append((value, np.zeros_like(value) if w is None else contiguous(w)))
+        value = own(v, march)
+        pairs.append((value, np.zeros_like(value) if w is None else own(w, march)))
     ingredients = {}
     for j, (t, stencil) in enumerate(stencils.items()):
         a = np.stack(pairs[3 * j])
@@ -199,13 +218,15 @@ def _dual(flow: Flow, tensors: Sequence[torch.Tensor], tangents: Sequence[torch.
     return flow.on(march, stencils)
 
 
-def _tensors(flow: Flow, pulled: Pulled, first: Any = lambda v: v, half: Any = lambda v: v) -> list[Any]:
+def _tensors(
+    flow: Flow, pulled: Pulled, like: torch.Tensor, first: Any = lambda v: v, half: Any = lambda v: v
+) -> list[Any]:
     """Derivatives in the order of the inputs: first state, then numbers, load and boundary values per instant."""
     p, numbers, loads, values = pulled
-    result: list[Any] = [torch.from_numpy(np.ascontiguousarray(half(p)))]
+    result: list[Any] = [as_like(contiguous(half(p)), like)]
     for t in flow.stencils:
         for part, pick in ((numbers, first), (loads, half), (values, half)):
-            result.append(torch.from_numpy(np.ascontiguousarray(pick(part[t]))) if t in part else None)
+            result.append(as_like(contiguous(pick(part[t])), like) if t in part else None)
     return result
 
 
@@ -216,17 +237,17 @@ class _Map(torch.autograd.Function):
     def forward(ctx: Any, flow: Flow, start: torch.Tensor, *tensors: torch.Tensor) -> Any:
         """Run, keeping what the transpose needs."""
         seed(flow, tensors)
-        last, kept = flow.run(contiguous(start))
+        last, kept = flow.run(own(start, flow.march))
         ctx.flow, ctx.count = flow, len(tensors)
         # saved as tensors, so that torch's checkpoints can drop them
-        ctx.save_for_backward(start, *tensors, *(torch.from_numpy(u) for u in kept))
-        return torch.from_numpy(last)
+        ctx.save_for_backward(start, *tensors, *(torch.as_tensor(u) for u in kept))
+        return as_like(last, start)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         """The transposed flow, itself differentiable."""
         start, *rest = ctx.saved_tensors
-        tensors, kept = rest[: ctx.count], [u.numpy() for u in rest[ctx.count :]]
+        tensors, kept = rest[: ctx.count], [own(u, ctx.flow.march) for u in rest[ctx.count :]]
         pulled = _Transpose.apply(ctx.flow, kept, gradients[0], start, *tensors)  # type: ignore[no-untyped-call]
         return (None, *pulled)
 
@@ -236,13 +257,13 @@ class _Transpose(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, flow: Flow, kept: list[np.ndarray], p: torch.Tensor, start: torch.Tensor, *tensors: torch.Tensor
+        ctx: Any, flow: Flow, kept: list[Array], p: torch.Tensor, start: torch.Tensor, *tensors: torch.Tensor
     ) -> Any:
         """Derivatives of ⟨p, last state⟩ with respect to the first state, numbers, loads and boundary values."""
         seed(flow, tensors)
         ctx.flow = flow
         ctx.save_for_backward(p, start, *tensors)
-        return tuple(_tensors(flow, flow.pull(kept, contiguous(p))))
+        return tuple(_tensors(flow, flow.pull(kept, own(p, flow.march)), p))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -250,11 +271,11 @@ class _Transpose(torch.autograd.Function):
         """Tangent of the flow along the directions, then the transpose of that."""
         p, start, *tensors = ctx.saved_tensors
         flow = _dual(ctx.flow, tensors, directions[1:])
-        last, kept = flow.run(np.concatenate([contiguous(start), contiguous(directions[0])]))
-        weights = contiguous(p)
+        last, kept = flow.run(np.concatenate([own(v, flow.march) for v in (start, directions[0])]))
+        weights = own(p, flow.march)
         pulled = flow.pull(kept, np.concatenate([np.zeros_like(weights), weights]))
-        tangent = torch.from_numpy(np.ascontiguousarray(halves(last)[1]))
-        return (None, None, tangent, *_tensors(flow, pulled, lambda v: v[0], lambda v: halves(v)[0]))
+        tangent = as_like(contiguous(halves(last)[1]), p)
+        return (None, None, tangent, *_tensors(flow, pulled, p, lambda v: v[0], lambda v: halves(v)[0]))
 
 
 class Sweep:
@@ -282,7 +303,7 @@ class Sweep:
         return self._reverse(terminal, self.march.plans, self.checkpoints)
 
     def _assemble(self, instants: list[float]) -> dict[float, Semi]:
-        like = torch.zeros((), dtype=torch.float64)
+        like = tensor_like(self.march.generator.problem)
         return {t: self.march.generator.at(t, like) for t in instants}
 
     def _leaf(self, u: torch.Tensor, plans: Sequence[StepPlan]) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from scipy.linalg import lapack
 from scipy.ndimage import distance_transform_edt
 
+from kolmo.arrays import Held
 from kolmo.box import Absorbing, Natural, Open, Robin
 from kolmo.control.coefficients import Coefficients
 from kolmo.control.problem import ControlProblem
@@ -88,7 +89,7 @@ class Bellman:
         """
         for stencil in (self.stencil, self.fields):
             if isinstance(stencil, TensorStencil):
-                stencil.keep = [np.ones(self.grid.size) for _ in range(self.grid.dim)]  # type: ignore[attr-defined]
+                stencil.keep = [Held(np.ones(self.grid.size)) for _ in range(self.grid.dim)]  # type: ignore[attr-defined]
 
     def _near_faces(self) -> np.ndarray:
         """Nodes near faces where derivatives are dropped, degenerate or one-sided."""
@@ -174,7 +175,7 @@ class Bellman:
             self._add_slopes(t, V[:, 0], act, first, second)
         p = np.stack([density[:, i] * first[i] for i in range(d)], -1)
         M = np.zeros((self.grid.size, d, d))
-        keep = self.fields.keep
+        keep = [mask.array for mask in self.fields.keep]
         for i in range(d):
             M[:, i, i] = keep[i] * density[:, i] ** 2 * second[i] - bend[:, i] * first[i]
         for (i, j), values in cross.items():
@@ -191,18 +192,18 @@ class Bellman:
         """Slopes at walls: along the conormal, and of elastic faces."""
         local, faces = self._local(t, act.a), self._face_data(t)
         for (i, side), (weight1, weight2) in self.fields.slopes.items():
-            wall = self.fields.walls[i, side]
+            wall = self.fields.walls[i, side].array
             normal = np.where(local.S[wall, i, i] > 0, local.S[wall, i, i], 1.0)
             slope = np.zeros(self.grid.size)
             for j in self.fields.tilted[i, side]:
                 slope -= local.S[wall, i, j] / normal * self._along(j, "cross", V)[wall]
             if (i, side) in faces.robin:
                 kappa, value = faces.robin[i, side]
-                lookup = self.fields.wall_positions[i, side]
+                lookup = self.fields.wall_positions[i, side].array
                 sign = 2.0 if side == 1 else -2.0
                 slope += sign * self.metric.density[wall, i] / normal * (value[lookup, 0] - kappa[lookup] * V[wall])
-            first[i] += weight1 * slope
-            second[i] += weight2 * slope
+            first[i] += weight1.array * slope
+            second[i] += weight2.array * slope
 
     def improve(self, t: float, V: np.ndarray, act: Act) -> Act:
         """The best policy for V (absorbing values included)."""

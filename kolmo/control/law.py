@@ -9,7 +9,7 @@ import torch
 
 from kolmo.arrays import as_points
 from kolmo.box import Absorbing, Robin
-from kolmo.control.adjoint import Steps, contiguous, differentiable_march, seed
+from kolmo.control.adjoint import Steps, differentiable_march, own, seed
 from kolmo.control.value import planned
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
@@ -317,7 +317,7 @@ class _Spread(torch.autograd.Function):
         """Transposed steps from 0 to T."""
         seed(flow, tensors)
         march = flow.march
-        p = [np.ascontiguousarray(march.without_boundary(contiguous(start)))]
+        p = [np.ascontiguousarray(march.without_boundary(own(start, march)))]
         for plan in reversed(flow.plans):
             p.append(march.prepared(plan)[0].apply_transposed(p[-1])[0])
         ctx.flow, ctx.keep, ctx.masses = flow, keep, p
@@ -330,7 +330,7 @@ class _Spread(torch.autograd.Function):
         """⟨w, Sᵀ p⟩ = ⟨p, S w⟩: march w back without loads and pull each step back to its numbers."""
         flow, march = ctx.flow, ctx.flow.march
         seed(flow, ctx.saved_tensors)
-        given = dict(zip(ctx.keep, contiguous(gradients[0]), strict=True))
+        given = dict(zip(ctx.keep, own(gradients[0], march), strict=True))
         zero = np.zeros_like(ctx.masses[0])
         w = march.without_boundary(given.get(len(flow.plans), zero))
         numbers: dict[float, np.ndarray] = {}

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from kolmo.arrays import as_points
-from kolmo.control.adjoint import Still, Sweep, apply, differentiable_march
+from kolmo.arrays import as_like, as_points
+from kolmo.control.adjoint import Still, Sweep, apply, differentiable_march, tensor_like
 from kolmo.control.checkpoints import GradientMemory
 from kolmo.control.switches import Watch, warn_of_jumps
 from kolmo.discretization import Discretization
@@ -44,7 +44,7 @@ def value(
     problem : KolmogorovProblem
         Its functions are handed torch tensors (float64).
     x : array_like or tensor, shape (..., d)
-        Points.
+        Points. On a device other than the CPU, everything is computed there (coefficients are handed tensors on it).
     rtol, atol : float
         Tolerance by which a discretisation is planned, unless one is given; inside ``control.minimize`` once per
         problem object.
@@ -85,7 +85,7 @@ def value(
     points = torch.as_tensor(as_points(x, problem.dim))
     if discretization is None:
         discretization = planned(problem, points.detach(), rtol, atol)
-    problem = problem.handing("torch")
+    problem = problem.handing("torch", points.device)
     if discretization.grid.dim != problem.dim:
         raise InputError("discretization", f"{discretization.grid.dim} dimensions", f"{problem.dim} dimensions")
     if memory is not None and not problem.stationary:
@@ -104,7 +104,7 @@ def planned(problem: KolmogorovProblem, points: torch.Tensor, rtol: float, atol:
 
 def _planned(problem: KolmogorovProblem, points: torch.Tensor, rtol: float, atol: float) -> Discretization:
     """A fresh plan at the present parameters."""
-    return plan(problem.handing("torch"), at=points, rtol=rtol, atol=atol)
+    return plan(problem.handing("torch", points.device), at=points, rtol=rtol, atol=atol)
 
 
 @dataclass
@@ -195,8 +195,8 @@ def keeping_plans() -> Iterator[Plans]:
 
 def _covers(recipe: Discretization, points: torch.Tensor) -> bool:
     """Whether points lie inside the grid of a recipe (periodic axes contain everything)."""
-    low, high = (torch.as_tensor(end) for end in recipe.grid.box)
-    periodic = torch.tensor([axis.periodic for axis in recipe.grid.axes])
+    low, high = (as_like(end, points) for end in recipe.grid.box)
+    periodic = torch.tensor([axis.periodic for axis in recipe.grid.axes], device=points.device)
     slack = 1e-9 * (high - low)
     return bool((((points >= low - slack) & (points <= high + slack)) | periodic).all())
 
@@ -206,8 +206,7 @@ def grid_value(
 ) -> torch.Tensor:
     """u(0, ·) at the nodes, shape (size, k), with gradients; of all states at most ``checkpoints`` are kept."""
     march = differentiable_march(problem, discretization)
-    generator = march.generator
-    like = torch.zeros((), dtype=torch.float64)
+    generator, like = march.generator, tensor_like(problem)
     if not SCHEMES[discretization.scheme].smooth:
         raise InputError("discretization", discretization.scheme, "a scheme that is smooth in the coefficients")
     if problem.stationary:
@@ -220,7 +219,7 @@ def grid_value(
             warn_of_jumps(problem.final, discretization.grid)
         state = Sweep(march, checkpoints)(terminal)
     if march.fixed is not None:
-        state = state + generator.boundary(0.0, torch.as_tensor(generator.grid.points))
+        state = state + generator.boundary(0.0, generator.places.like(like))
     return state
 
 
@@ -283,7 +282,7 @@ def gradient_memory(
 
 def _bytes_of_step(march: March, instants: list[float]) -> int:
     """Bytes of the coefficients of a step, with what torch saves to differentiate them."""
-    like = torch.zeros((), dtype=torch.float64)
+    like = tensor_like(march.generator.problem)
     saved: dict[int, int] = {}
 
     def note(v: torch.Tensor) -> torch.Tensor:
@@ -343,7 +342,7 @@ def expected_value(
     lead = points.ndim - 1
     if weights is None:
         return u.sum(dim=tuple(range(lead))) if lead else u
-    w = torch.as_tensor(weights, dtype=torch.float64)
+    w: torch.Tensor = as_like(weights, u)
     if w.shape == u.shape and u.ndim > lead:
         return (w * u).sum()
     if tuple(w.shape) != tuple(points.shape[:-1]):

@@ -8,6 +8,8 @@ import scipy.sparse as sp
 import scipy.sparse.linalg as spla
 from scipy.linalg import lapack
 
+from kolmo import kernels
+from kolmo.arrays import Array
 from kolmo.errors import NotConvergedError
 
 # A band this much narrower than the matrix is solved by LAPACK's banded factorisation.
@@ -90,11 +92,11 @@ def factorize(matrix: sp.spmatrix) -> Factorization:
 
 
 class LineSolver:
-    """Factors of one band matrix per grid line along an axis.
+    """Factors of one band matrix per grid line along an axis, in NumPy or torch.
 
     Parameters
     ----------
-    matrices : ndarray, shape (n, width, lines)
+    matrices : array, shape (n, width, lines)
         Band storage, entry (i, j) of each line at ``[i, below + j - i, line]``; overwritten.
     below : int
         Number of sub-diagonals.
@@ -104,18 +106,11 @@ class LineSolver:
         The axis of the lines.
     """
 
-    def __init__(self, matrices: np.ndarray, below: int, shape: tuple[int, ...], axis: int) -> None:
-        from kolmo.kernels import splitting
+    def __init__(self, matrices: Array, below: int, shape: tuple[int, ...], axis: int) -> None:
+        self._kernels = kernels.of("splitting", matrices)
+        self.factors = self._kernels.factor_lines(matrices, below, math.prod(shape[axis + 1 :]))
+        """What the kernels need."""
 
-        splitting.factor_bands(matrices, below)
-        self.factors = matrices, below, math.prod(shape[axis + 1 :])
-        """What the kernels need: factors, number of sub-diagonals, stride of the axis."""
-
-    def solve(self, b: np.ndarray, transposed: bool = False) -> np.ndarray:
+    def solve(self, b: Array, transposed: bool = False) -> Array:
         """Solve along every line for fields b of shape (size, k)."""
-        from kolmo.kernels import splitting
-
-        columns = np.array(b.T, order="C")
-        for column in columns:
-            splitting.solve_lines(self.factors, column, transposed)
-        return np.ascontiguousarray(columns.T)
+        return self._kernels.solve_fields(self.factors, b, transposed)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from kolmo.arrays import Array, is_tensor
+from kolmo.arrays import Array, Held, is_tensor
 
 
 class LineOperator:
@@ -22,7 +22,6 @@ class LineOperator:
     def __init__(self, matrix: Any) -> None:
         self.matrix = sp.csr_matrix(matrix)
         self.matrix.sort_indices()
-        self._tensors: dict[Any, Array] = {}
 
     @cached_property
     def transposed(self) -> "LineOperator":
@@ -72,7 +71,7 @@ class LineOperator:
         inner = u.shape[0] * u.shape[1] // (outer * n)
         view = u.reshape(outer, n, inner)
         if is_tensor(u):
-            dense = self._dense(u)
+            dense = self._dense.like(u)
             return (view[:, :, 0] @ dense.T if inner == 1 else dense @ view).reshape(u.shape)
         from kolmo.kernels import compiled
 
@@ -81,12 +80,26 @@ class LineOperator:
         compiled.lines(M.indptr, M.indices, M.data, *self._central, view, out.reshape(outer, n, inner))
         return out
 
-    def _dense(self, like: Array) -> Array:
-        if like.device not in self._tensors:
-            import torch
+    def add_to_bands(self, band: Array, below: int, weights: Array) -> None:
+        """Add diag(w) M on each line to band storage (n, width, lines), w of shape (n, lines), main diagonal below."""
+        if is_tensor(band):
+            low, high = below - self.width[0], below + self.width[1] + 1
+            band[:, low:high].addcmul_(self._diagonals.like(band)[:, :, None], weights[:, None])
+            return
+        rows, columns, values = self.entries
+        band[rows, below + columns - rows] += values[:, None] * weights[rows]
 
-            self._tensors[like.device] = torch.as_tensor(self.matrix.toarray(), device=like.device)
-        return self._tensors[like.device]
+    @cached_property
+    def _dense(self) -> Held:
+        return Held(self.matrix.toarray())
+
+    @cached_property
+    def _diagonals(self) -> Held:
+        """Band storage (n, width)."""
+        rows, columns, values = self.entries
+        diagonals = np.zeros((self.matrix.shape[0], sum(self.width) + 1))
+        diagonals[rows, self.width[0] + columns - rows] = values
+        return Held(diagonals)
 
 
 def weighted_sum(a: Array, fields: Array, like: Array) -> Array:

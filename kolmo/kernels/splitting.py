@@ -93,6 +93,20 @@ def solve_lines(solver: Any, y: Any, transposed: bool) -> None:
                 y[at + k] = x[i, outer * stride + k]
 
 
+def factor_lines(matrices: np.ndarray, below: int, stride: int) -> tuple[np.ndarray, int, int]:
+    """Factors of a band matrix for each line of an axis, in place, as ``solve_lines`` takes them."""
+    factor_bands(matrices, below)
+    return matrices, below, stride
+
+
+def solve_fields(factors: tuple[np.ndarray, int, int], b: np.ndarray, transposed: bool) -> np.ndarray:
+    """Solve along every line of the axis for fields (size, k)."""
+    columns = np.array(b.T, order="C")
+    for column in columns:
+        solve_lines(factors, column, transposed)
+    return np.ascontiguousarray(columns.T)
+
+
 @_jit
 def _parts(operator: Any, u: Any, load: Any, f: Any, total: Any) -> None:
     """Parts of Q u, the first with the load, and their sum."""

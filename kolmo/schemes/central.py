@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from kolmo.arrays import Array, as_like, is_tensor, namespace
+from kolmo.arrays import Array, Held, as_like, empty, is_tensor, namespace, zeros
 from kolmo.box import Absorbing, Box, Face, Natural, Open, Periodic, Reflecting, Robin
 from kolmo.errors import InputError
 from kolmo.grid import Grid
@@ -155,32 +155,44 @@ class TensorStencil:
         owners = [tuple(i for i, name in enumerate(key) if name is not None) for key in self.terms]
         groups = [[m for m, o in enumerate(owners) if len(o) > 1]]
         groups += [[m for m, o in enumerate(owners) if o in ((axis,), ())] for axis in range(d)]
-        share = np.array([1.0 / d if o == () else 1.0 for o in owners])[:, None]
+        share = [1.0 / d if o == () else 1.0 for o in owners]
         stencils = [TensorStencil(self.shape, self.operators, [self.terms[m] for m in group]) for group in groups]
 
         def spread(part: int, derivative: Array) -> Array:
-            result = np.zeros((len(self.terms), derivative.shape[1]))
-            result[groups[part]] = derivative * share[groups[part]]
+            result = zeros((len(self.terms), derivative.shape[1]), derivative)
+            for m, row in zip(groups[part], derivative, strict=True):
+                result[m] = share[m] * row
             return result
 
-        return stencils, [a[group] * share[group] for group in groups], spread
+        def gathered(group: list[int]) -> Array:
+            numbers = empty((len(group), a.shape[1]), a)
+            for row, m in zip(numbers, group, strict=True):
+                row[...] = share[m] * a[m]
+            return numbers
 
-    def bands(self, a: np.ndarray, axis: int, free: np.ndarray | None) -> tuple[np.ndarray, int]:
-        """Band storage (n, width, lines) of the operator on each line of an axis, and its number of sub-diagonals."""
+        return stencils, [gathered(group) for group in groups], spread
+
+    def bands(self, a: Array, axis: int, free: Array | None) -> tuple[Array, int]:
+        """Band storage (n, width, lines) of the operator on each line of an axis, and its number of sub-diagonals.
+
+        ``free`` is one at free nodes and zero at fixed ones, whose columns are left out.
+        """
         n = self.shape[axis]
         matrices = [_identity(n) if key[axis] is None else self.operators[axis][key[axis] or ""] for key in self.terms]
         below, above = (max(widths) for widths in zip(*(M.width for M in matrices), strict=True))
-        lines = [np.moveaxis(w.reshape(self.shape), axis, 0).reshape(n, -1) for w in a]
-        band = np.zeros((n, below + above + 1, lines[0].shape[1]))
-        for M, w in zip(matrices, lines, strict=True):
-            rows, columns, weights = M.entries
-            band[rows, below + columns - rows] += weights[:, None] * w[rows]
+        band = zeros((n, below + above + 1, a.shape[1] // n), a)
+        for M, w in zip(matrices, a, strict=True):
+            M.add_to_bands(band, below, self._lines(w, axis))
         if free is not None:
-            kept = np.moveaxis(free.reshape(self.shape), axis, 0).reshape(n, -1).astype(float)
-            columns = np.arange(n)[:, None] + np.arange(-below, above + 1)
-            inside = (columns >= 0) & (columns < n)
-            band *= np.where(inside[:, :, None], kept[np.clip(columns, 0, n - 1)], 0.0)
+            kept = self._lines(free, axis)
+            for offset in range(-below, above + 1):
+                low, high = max(-offset, 0), min(n, n - offset)
+                band[low:high, below + offset] *= kept[low + offset : high + offset]
         return band, below
+
+    def _lines(self, w: Array, axis: int) -> Array:
+        """A field (size,) as (n, lines) along an axis."""
+        return namespace(w).moveaxis(w.reshape(self.shape), axis, 0).reshape(self.shape[axis], -1)
 
     def _kron(self, key: Key) -> sp.csr_matrix:
         product = sp.identity(1, format="csr")
@@ -222,14 +234,14 @@ class Central:
             low, high = (CLOSURES[type(face)] for face in box.faces[i])
             elastic = isinstance(box.faces[i][0], Robin), isinstance(box.faces[i][1], Robin)
             ops, ends = _along_axis(axis.n, self.order, low, high, elastic)
-            slopes.update({(i, side): (grid.along(i, f), grid.along(i, s)) for side, (f, s) in ends.items()})
+            slopes.update({(i, side): tuple(Held(grid.along(i, w)) for w in pair) for side, pair in ends.items()})
             operators.append(ops)
         return CentralStencil.of(grid, box, operators, slopes, sample)
 
     def assemble(self, stencil: "CentralStencil", local: Local, faces: FaceData, metric: Metric) -> Assembly:
         """Stencil numbers from local coefficients."""
         A, S, xp = local.A, local.S, namespace(local.A, local.S, local.c)
-        keep = [as_like(m, A) for m in stencil.keep]
+        keep = [m.like(A) for m in stencil.keep]
         numbers = [-local.c]
         d = A.shape[1]
         for i in range(d):
@@ -238,20 +250,20 @@ class Central:
             numbers.append(S[:, i, j] * keep[i] * keep[j])
         load = local.g
         for (i, side), (first, second) in stencil.slopes.items():
-            weight = A[:, i] * as_like(first, A) + 0.5 * S[:, i, i] * as_like(second, A)
-            wall = stencil.walls[i, side]
+            weight = A[:, i] * first.like(A) + 0.5 * S[:, i, i] * second.like(A)
+            wall = stencil.walls[i, side].like(A)
             normal = S[wall, i, i]
             safe = xp.where(normal > 0, normal, as_like(1.0, A))
             for j in stencil.tilted[i, side]:
                 numbers.append(-weight * (S[wall, i, j] / safe))
             if (i, side) in faces.robin:
                 kappa, value = faces.robin[i, side]
-                lookup = stencil.wall_positions[i, side]
+                lookup = stencil.wall_positions[i, side].like(A)
                 sign = 2.0 if side == 1 else -2.0
-                factor = weight * (sign * as_like(metric.density[wall, i], A) / safe)
+                factor = weight * (sign * metric.like(A)[0][wall, i] / safe)
                 numbers.append(-factor * kappa[lookup])
                 load = load + factor[:, None] * value[lookup]
-        free = as_like(stencil.free, A)
+        free = stencil.free.like(A)
         active = np.array([bool(getattr(n, "requires_grad", False)) for n in numbers])
         a = xp.stack(numbers, 0)
         a *= free  # in place: these are the largest arrays of a large problem
@@ -323,12 +335,12 @@ def _correlation(S: np.ndarray) -> float:
 class CentralStencil(TensorStencil):
     """Terms of the central scheme, with the masks and look-ups its assembly needs."""
 
-    free: np.ndarray
-    keep: list[np.ndarray]
+    free: Held
+    keep: list[Held]
     pairs: list[tuple[int, int]]
-    slopes: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]
-    walls: dict[tuple[int, int], np.ndarray]
-    wall_positions: dict[tuple[int, int], np.ndarray]
+    slopes: dict[tuple[int, int], tuple[Held, Held]]
+    walls: dict[tuple[int, int], Held]
+    wall_positions: dict[tuple[int, int], Held]
     tilted: dict[tuple[int, int], list[int]]
     faces: tuple[tuple[Face, Face], ...]
 
@@ -370,17 +382,18 @@ class CentralStencil(TensorStencil):
         stencil = cls(grid.shape, operators, terms)
         stencil.pairs, stencil.slopes, stencil.tilted = pairs, slopes, tilted
         stencil.faces = tuple((low, high) for low, high in box.faces)
-        stencil.walls = {face: wall_of(grid, *face) for face in slopes}
+        walls = {face: wall_of(grid, *face).copy() for face in slopes}
+        stencil.walls = {face: Held(wall) for face, wall in walls.items()}
         stencil.wall_positions = {
-            face: np.searchsorted(wall_nodes(grid, *face), stencil.walls[face]) for face in slopes
+            face: Held(np.searchsorted(wall_nodes(grid, *face), wall)) for face, wall in walls.items()
         }
-        stencil.free = np.ones(grid.size)
-        stencil.keep = [np.ones(grid.size) for _ in range(d)]
+        free, keep = np.ones(grid.size), [np.ones(grid.size) for _ in range(d)]
         for i, side in ((i, s) for i in range(d) for s in (0, 1)):
             if isinstance(box.faces[i][side], Absorbing):
-                stencil.free[on_face(grid, i, side)] = 0.0
+                free[on_face(grid, i, side)] = 0.0
             if isinstance(box.faces[i][side], Open):
-                stencil.keep[i][on_face(grid, i, side)] = 0.0
+                keep[i][on_face(grid, i, side)] = 0.0
+        stencil.free, stencil.keep = Held(free), [Held(mask) for mask in keep]
         return stencil
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from kolmo.arrays import Array, as_like, as_numpy, namespace
+from kolmo.arrays import Array, Held, as_like, as_numpy, zeros
 from kolmo.box import Absorbing, Box, Natural, Robin
 from kolmo.errors import InputError
 from kolmo.grid import Grid
@@ -74,7 +74,13 @@ class Generator:
         low, high = grid.box
         self.box: Box = problem.box.replace(low, high)
         self._evaluated: dict[float, Local] = {}
+        self._walls: dict[tuple[int, int], Held] = {}
         self._check_natural()
+
+    @cached_property
+    def places(self) -> Held:
+        """The nodes, shape (size, d)."""
+        return Held(self.grid.points)
 
     @cached_property
     def metric(self) -> Metric:
@@ -181,7 +187,7 @@ class Generator:
 
     def at(self, t: float, like: Array | None = None) -> Semi:
         """Stencil numbers, load and boundary values at time t; ``like`` a tensor: in torch, with gradients."""
-        x = as_like(self.grid.points, self.grid.points if like is None else like)
+        x = self.places.like(self.grid.points if like is None else like)
         stencil = self.stencil
         # what the layout was made for serves the march too, once
         local = self._evaluated.pop(t, None) if like is None else None
@@ -195,7 +201,7 @@ class Generator:
         robin = {}
         for axis, side, face in self._faces():
             if isinstance(face, Robin):
-                wall = x[wall_nodes(self.grid, axis, side)]
+                wall = x[self._wall(axis, side).like(x)]
                 value = self.problem.on_face(face.value, t, wall)
                 robin[axis, side] = (self.problem.on_face(face.kappa, t, wall), self._wide(value))
         return FaceData(robin)
@@ -206,17 +212,19 @@ class Generator:
 
     def boundary(self, t: float, x: Array) -> Array:
         """Values at absorbing nodes and zero elsewhere, shape (size, k); later axes win at shared edges."""
-        values = as_like(np.zeros((self.grid.size, self.columns or 1)), x)
+        values = zeros((self.grid.size, self.columns or 1), x)
         for axis, side, face in self._faces():
             if isinstance(face, Absorbing):
-                mask = on_face(self.grid, axis, side)
-                wall = wall_nodes(self.grid, axis, side)
-                at_wall = self._wide(
-                    check_finite(self.problem.on_face(face.value, t, x[wall]), x[wall], t, "Absorbing.value")
-                )
-                spread = _scatter(at_wall, wall, len(mask))
-                values = values * as_like((~mask).astype(float), x)[:, None] + spread
+                wall = self._wall(axis, side).like(x)
+                at_wall = check_finite(self.problem.on_face(face.value, t, x[wall]), x[wall], t, "Absorbing.value")
+                values[wall] = self._wide(at_wall)
         return values
+
+    def _wall(self, axis: int, side: int) -> Held:
+        """Indices of the nodes on a face."""
+        if (axis, side) not in self._walls:
+            self._walls[axis, side] = Held(wall_nodes(self.grid, axis, side))
+        return self._walls[axis, side]
 
     def matrix(self, t: float) -> sp.csr_matrix:
         """Q(t) as a SciPy CSR matrix; rows of absorbing nodes are zero, their columns carry the boundary values."""
@@ -267,14 +275,6 @@ class Generator:
                     "a drift that does not point out of a natural face",
                     "use 'open' where the state space goes on",
                 )
-
-
-def _scatter(values: Array, index: np.ndarray, size: int) -> Array:
-    """Rows ``values`` placed at ``index`` of a zero array with ``size`` rows."""
-    position = np.full(size, len(index))
-    position[index] = np.arange(len(index))
-    padded = as_like(np.zeros((1, values.shape[1])), values)
-    return namespace(values).concatenate([values, padded])[position]
 
 
 def discretize(problem: KolmogorovProblem, grid: Grid | int | Sequence[int], scheme: str = "auto") -> Generator:

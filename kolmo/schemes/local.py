@@ -1,11 +1,12 @@
 """Coefficients of the equation at the nodes, in index units: the grid's spacing and map are divided out."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from kolmo.arrays import Array, as_like, namespace
+from kolmo.arrays import Array, Held, as_like, namespace
 from kolmo.grid import Grid
 from kolmo.problem import KolmogorovProblem, check_covariance, check_finite
 
@@ -49,12 +50,21 @@ class Metric:
             bend[:, i] = grid.along(i, np.asarray(axis.grading.bend(axis.xi)) / (slope**3 * axis.h))
         return cls(density, bend)
 
+    @cached_property
+    def _held(self) -> tuple[Held, Held]:
+        return Held(self.density), Held(self.bend)
+
+    def like(self, like: Array) -> tuple[Array, Array]:
+        """Density and bend in the library (and on the device) of ``like``."""
+        density, bend = self._held
+        return density.like(like), bend.like(like)
+
 
 def local_coefficients(problem: KolmogorovProblem, grid: Grid, metric: Metric, t: float, x: Array, k: int) -> Local:
     """Evaluate and check the coefficients at the nodes x at time t (x a tensor: with gradients)."""
     sde = problem.sde
     b = check_finite(sde.drift(t, x), x, t, "drift")
-    density, bend = as_like(metric.density, x), as_like(metric.bend, x)
+    density, bend = metric.like(x)
     S = check_covariance(sde.covariance(t, x), x, t)
     A = b * density - 0.5 * namespace(S).einsum("...ii->...i", S) * bend
     S = S * density[:, :, None] * density[:, None, :]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kolmo.arrays import Array
+from kolmo.arrays import Array, is_tensor, namespace
 from kolmo.errors import InputError
 from kolmo.kernels.linear import Factorization, LineSolver
 from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step
@@ -32,7 +32,7 @@ class SplitStep(Repeated):
 
     def _run(self, u: Array, loads: Sequence[Array]) -> tuple[list[Array], list[Array]]:
         """States of the two sweeps."""
-        if isinstance(self.end.operator, DualOperator):
+        if is_tensor(u) or isinstance(self.end.operator, DualOperator):
             return self._swept(u, loads)
         from kolmo.kernels.splitting import split_step
 
@@ -47,7 +47,7 @@ class SplitStep(Repeated):
         return list(first), list(second)
 
     def _swept(self, u: Array, loads: Sequence[Array]) -> tuple[list[Array], list[Array]]:
-        """The same for dual numbers, part by part."""
+        """The same in torch and for dual numbers, part by part."""
         dt, theta = self.dt, self.theta
         f = self.start.apply(u)
         f[0] = f[0] + loads[0]
@@ -75,7 +75,7 @@ class SplitStep(Repeated):
     def _transposed(self, p: Array) -> tuple[Array, list[Array], list[Array], list[list[Array]]]:
         """Derivatives of u, of the parts at start (f) and end (g), and of the solves of the two sweeps."""
         dt, theta = self.dt, self.theta
-        df = [np.zeros(p.shape) for _ in self.start.stencils]
+        df = [namespace(p).zeros_like(p) for _ in self.start.stencils]
         z, second = self._sweep_back(p, df)
         dy0 = z
         dg = [(0.5 - theta) * dt * z for _ in df]
@@ -112,7 +112,6 @@ class _Parts:
             raise InputError("stepper", "'mcs' with a scheme that does not split by axis", "a central scheme")
         self.operator = operator
         self.stencils, self.numbers, self._spread = operator.stencil.split(operator.a)
-        self._free = None if operator.fixed is None else (~operator.fixed).astype(float)[:, None]
 
     @cached_property
     def kernel(self) -> tuple[Any, ...]:
@@ -125,7 +124,7 @@ class _Parts:
 
     def apply_transposed(self, p: list[Array]) -> Array:
         total = sum(s.apply_transposed(a, q) for s, a, q in zip(self.stencils, self.numbers, p, strict=True))
-        return total if self._free is None else total * self._free
+        return total if self.operator.free is None else total * self.operator.free
 
     def pullback(self, p: list[Array], u: Array) -> Array:
         return sum(self.pullback_part(j, q, u) for j, q in enumerate(p))
@@ -137,15 +136,15 @@ class _Parts:
     def line_solver(self, axis: int, scale: float) -> Factorization:
         """Factors of I − scale × the part along an axis."""
         stencil, numbers = self.stencils[axis + 1], self.numbers[axis + 1]
-        free = None if self.operator.fixed is None else ~self.operator.fixed
+        free, fixed = self.operator.free, self.operator.fixed
         if isinstance(stencil, DualStencil):
-            free = None if free is None else halves(free)[0]
-            tangent = Operator(stencil.stencil, numbers[1], None if free is None else ~free).matrix
+            free, fixed = (None if v is None else halves(v)[0] for v in (free, fixed))
+            tangent = Operator(stencil.stencil, numbers[1], fixed).matrix
             return NestedFactors(_line_solver(stencil.stencil, numbers[0], axis, scale, free), -scale * tangent)
         return _line_solver(stencil, numbers, axis, scale, free)
 
 
-def _line_solver(stencil: Any, numbers: np.ndarray, axis: int, scale: float, free: np.ndarray | None) -> LineSolver:
+def _line_solver(stencil: Any, numbers: Array, axis: int, scale: float, free: Array | None) -> LineSolver:
     """Factors of I − scale × a stencil whose terms act along one axis."""
     band, below = stencil.bands(numbers, axis, free)
     band *= -scale

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import scipy.sparse as sp
 
-from kolmo.arrays import Array, as_like
+from kolmo.arrays import Array, Held, empty, fresh
 from kolmo.kernels.linear import BandedLU, Factorization, factorize
 from kolmo.registry import Registry
 
@@ -27,12 +27,15 @@ class Operator:
         Nodes on absorbing faces.
     active : ndarray of bool or None, shape (terms,)
         Numbers whose derivatives are wanted; None: all. The others' may be left zero.
+    mask : Held or None
+        One at free nodes and zero at fixed ones, shape (size, 1), where it is at hand already.
     """
 
     stencil: Any
     a: Array
     fixed: np.ndarray | None
     active: np.ndarray | None = None
+    mask: Held | None = None
 
     def apply(self, u: Array) -> Array:
         """Q u for u zero at fixed nodes."""
@@ -41,7 +44,13 @@ class Operator:
     def apply_transposed(self, p: Array) -> Array:
         """Qᵀ p, with zeros put at fixed nodes."""
         q = self.stencil.apply_transposed(self.a, p)
-        return q if self.fixed is None else q * as_like((~self.fixed).astype(float), q)[:, None]
+        return q if self.free is None else q * self.free
+
+    @cached_property
+    def free(self) -> Array | None:
+        """One at free nodes and zero at fixed ones, shape (size, 1); None where all are free."""
+        mask = self.mask or mask_of(self.fixed)
+        return None if mask is None else mask.like(self.a)
 
     @cached_property
     def matrix(self) -> sp.csr_matrix:
@@ -71,6 +80,11 @@ class Operator:
         for operator, column in zip(operators, columns, strict=True):
             total = total - sp.kron(operator.matrix, column, format="csr")
         return factorize(total)
+
+
+def mask_of(fixed: np.ndarray | None) -> Held | None:
+    """One at nodes that are free, zero at those that are fixed, shape (size, 1); None where all are free."""
+    return None if fixed is None else Held((~fixed).astype(float)[:, None])
 
 
 class Step(Protocol):
@@ -109,7 +123,7 @@ class Repeated:
         self: Step, u: Array, loads: Sequence[Array], count: int, keep: list[Array] | None = None, stages: bool = False
     ) -> Array:
         """The state after ``count`` steps; ``keep`` gets the states before them in one array."""
-        before = None if keep is None else np.empty((count, *u.shape))
+        before = None if keep is None else empty((count, *u.shape), u)
         for step in range(count):
             if before is not None:
                 before[step] = u
@@ -123,10 +137,10 @@ class Repeated:
     ) -> tuple[Array, list[Array], list[Array]]:
         """As ``pullback`` over steps from the states kept, the last one first; derivatives are summed."""
         total: tuple[list[Array], list[Array]] | None = None
-        for u in reversed(kept):
-            p, *parts = self.pullback(u, loads, p)
+        for step in reversed(range(len(kept))):
+            p, *parts = self.pullback(kept[step], loads, p)
             if total is None:
-                total = [+v for v in parts[0]], [+v for v in parts[1]]
+                total = [fresh(v) for v in parts[0]], [fresh(v) for v in parts[1]]
                 continue
             for sums, part in zip(total, parts, strict=True):
                 for j, v in enumerate(part):

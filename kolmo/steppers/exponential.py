@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kolmo.arrays import Array, as_like, as_numpy, namespace
+from kolmo.arrays import Array, as_like, as_numpy, is_tensor, namespace
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step
 
@@ -163,6 +163,8 @@ class ExponentialStep(Repeated):
     def __init__(self, operator: Operator, dt: float, tolerance: float) -> None:
         self.dt, self.tolerance, self.runaway = dt, tolerance, RUNAWAY
         primal = operator.primal
+        if is_tensor(primal.a):  # the spectrum is looked at once, in NumPy
+            primal = Operator(primal.stencil, as_numpy(primal.a), primal.fixed)
         self._fit(seen_support(primal))
         probe = np.random.default_rng(1).standard_normal((_size(primal), 1))
         probe = probe if primal.fixed is None else probe * ~primal.fixed[:, None]
@@ -172,7 +174,7 @@ class ExponentialStep(Repeated):
             self._fit(wide_support(primal))
         self.operator = operator
         # derivatives of the polynomials grow like their degree squared
-        self.runaway = RUNAWAY if primal is operator else math.inf
+        self.runaway = RUNAWAY if operator.primal is operator else math.inf
 
     def _fit(self, reach: np.ndarray) -> None:
         """Ellipse around a support function, and the polynomial for it."""

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from kolmo.arrays import Array
+from kolmo.arrays import Array, is_tensor
+from kolmo.errors import InputError
 from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step
 
 
@@ -169,6 +170,8 @@ class RadauIIA:
 
     def prepare(self, operators: Sequence[Operator], dt: float) -> Step:
         """Factorise the step."""
+        if any(is_tensor(op.a) for op in operators):
+            raise InputError("stepper", f"{self.name!r} with tensors", "'mcs3', 'rk4' or another that marches in torch")
         table = tableau(self.stages)
         if all(op is operators[0] for op in operators):
             return ConstantStep(table, operators[0], dt)

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from kolmo.arrays import Array, as_like, as_numpy, is_tensor, namespace
+from kolmo import kernels
+from kolmo.arrays import Array, Held, as_like, contiguous, detached, empty, fresh, is_tensor, namespace, zeros
 from kolmo.box import Absorbing, Open, Periodic, Reflecting, Robin
 from kolmo.errors import InputError
 from kolmo.kernels.lines import LineOperator
@@ -42,16 +43,19 @@ class Lattice:
         Shape of the grid.
     faces : sequence of (Face, Face)
         Faces per axis: beyond open ones fields go on linearly, beyond others as they are at the face.
+    like : array
+        Fields are interpolated in its library, and on its device.
     """
 
-    def __init__(self, shape: tuple[int, ...], faces: Sequence[Any]) -> None:
+    def __init__(self, shape: tuple[int, ...], faces: Sequence[Any], like: Array) -> None:
         from kolmo.kernels import septic
 
-        self.shape, self.dim, self._kernels = shape, len(shape), septic
+        self.shape, self.dim, self.like, self._kernels = shape, len(shape), like, kernels.of("septic", like)
+        self.one = as_like(np.ones(1), like)
         missing = 3 - self.dim
         self._counts = np.array([*(1,) * missing, *shape], dtype=np.int64)
         self._ends = np.zeros((3, 2), dtype=np.int64)
-        self.lower, self.upper = np.full(self.dim, -np.inf), np.full(self.dim, np.inf)
+        lower, upper = np.full(self.dim, -np.inf), np.full(self.dim, np.inf)
         for i, pair in enumerate(faces):
             for side, face in enumerate(pair):
                 self._ends[missing + i, side] = {Periodic: septic.WRAP, Open: septic.LINEAR}.get(
@@ -60,46 +64,43 @@ class Lattice:
                 if not isinstance(face, Periodic):
                     # beyond an open face characteristics are followed over one more box at most
                     more = shape[i] if isinstance(face, Open) else 0
-                    bound = self.lower if side == 0 else self.upper
+                    bound = lower if side == 0 else upper
                     bound[i] = -more if side == 0 else shape[i] - 1 + more
+        self.lower, self.upper = Held(lower), Held(upper)
         self._filters = [
             septic.prefilter(n, isinstance(pair[0], Periodic)) for n, pair in zip(shape, faces, strict=True)
         ]
         self._full = (*(1,) * missing, *(f.size for f in self._filters))
-        self._last: tuple[Array, np.ndarray] | None = None
+        self._last: tuple[Array, Array] | None = None
 
-    def nodes(self) -> np.ndarray:
-        """Positions of the nodes, shape (size, d)."""
-        return np.stack(np.unravel_index(np.arange(math.prod(self.shape)), self.shape), -1).astype(float)
-
-    def coefficients(self, u: Array) -> np.ndarray:
+    def coefficients(self, u: Array) -> Array:
         """Spline coefficients of a field (size, k); those of the field asked for last are kept."""
         if self._last is None or self._last[0] is not u:
-            block = as_numpy(u).reshape(*self.shape, u.shape[1])
+            block = self._own(u).reshape(*self.shape, u.shape[1])
             for axis, known in enumerate(self._filters):
                 block = _along(known.apply, block, axis)
-            self._last = (u, np.ascontiguousarray(block).reshape(*self._full, u.shape[1]))
+            self._last = (u, contiguous(block).reshape(*self._full, u.shape[1]))
         return self._last[1]
 
-    def average(self, u: Array, feet: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def average(self, u: Array, feet: Array, weights: Array) -> Array:
         """``Σ_q weights[q] u(feet[q, i])`` for u of shape (size, k) and feet (q, points, d)."""
-        out = np.empty((feet.shape[1], u.shape[1]))
+        out = empty((feet.shape[1], u.shape[1]), self.like)
         self._kernels.average(self.coefficients(u), self._counts, self._ends, self._padded(feet), weights, out)
         return out
 
-    def spread(self, p: np.ndarray, feet: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def spread(self, p: Array, feet: Array, weights: Array) -> Array:
         """Transpose of ``average``."""
-        out = np.zeros((*self._full, p.shape[1]))
-        self._kernels.spread(np.ascontiguousarray(p), self._counts, self._ends, self._padded(feet), weights, out)
+        out = zeros((*self._full, p.shape[1]), self.like)
+        self._kernels.spread(contiguous(self._own(p)), self._counts, self._ends, self._padded(feet), weights, out)
         block = out.reshape(*(f.size for f in self._filters), p.shape[1])
         for axis, known in enumerate(self._filters):
             block = _along(known.apply_transposed, block, axis)
-        return np.ascontiguousarray(block).reshape(-1, p.shape[1])
+        return contiguous(block).reshape(-1, p.shape[1])
 
-    def slopes(self, u: Array, p: np.ndarray, feet: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def slopes(self, u: Array, p: Array, feet: Array, weights: Array) -> Array:
         """Derivative of ⟨p, average⟩ with respect to the feet, shape (q, points, d)."""
-        out = np.empty((*feet.shape[:2], 3))
-        parts = (self.coefficients(u), np.ascontiguousarray(p), self._counts, self._ends, self._padded(feet), weights)
+        out = empty((*feet.shape[:2], 3), self.like)
+        parts = (self.coefficients(u), contiguous(self._own(p)), self._counts, self._ends, self._padded(feet), weights)
         self._kernels.slopes(*parts, out)
         return out[..., 3 - self.dim :]
 
@@ -108,21 +109,41 @@ class Lattice:
         if is_tensor(positions) or is_tensor(field):
             flat = _sampling().apply(self, field, positions.reshape(-1, self.dim))
         else:
-            flat = self.average(field, positions.reshape(1, -1, self.dim), np.ones(1))
+            flat = self.average(field, positions.reshape(1, -1, self.dim), self.one)
         return flat.reshape(*positions.shape[:-1], field.shape[1])
 
-    @staticmethod
-    def _padded(feet: np.ndarray) -> np.ndarray:
-        padded = np.zeros((*feet.shape[:-1], 3))
-        padded[..., 3 - feet.shape[-1] :] = feet
+    def _own(self, v: Array) -> Array:
+        """An array in the library of the lattice, without gradients."""
+        return as_like(detached(v), self.like)
+
+    def _padded(self, feet: Array) -> Array:
+        padded = zeros((*feet.shape[:-1], 3), self.like)
+        padded[..., 3 - self.dim :] = self._own(feet)
         return padded
 
 
-def _along(apply: Callable[[np.ndarray], np.ndarray], block: np.ndarray, axis: int) -> np.ndarray:
+def _along(apply: Callable[[Array], Array], block: Array, axis: int) -> Array:
     """Apply a map of columns along an axis of a block."""
-    moved = np.moveaxis(block, axis, 0)
-    result = apply(np.ascontiguousarray(moved).reshape(len(moved), -1))
-    return np.moveaxis(result.reshape(-1, *moved.shape[1:]), 0, axis)
+    xp = namespace(block)
+    moved = xp.moveaxis(block, axis, 0)
+    result = apply(contiguous(moved).reshape(len(moved), -1))
+    return xp.moveaxis(result.reshape(-1, *moved.shape[1:]), 0, axis)
+
+
+@lru_cache(maxsize=2)
+def _nodes(shape: tuple[int, ...]) -> Held:
+    """Positions of the nodes, shape (size, d)."""
+    return Held(np.stack(np.unravel_index(np.arange(math.prod(shape)), shape), -1).astype(float))
+
+
+@lru_cache(maxsize=64)
+def _extension(n: int, low: bool, high: bool) -> LineOperator:
+    """Replaces the values at ends by the parabola through the next three nodes."""
+    matrix = np.eye(n)
+    for end, inward in [(0, 1)] * low + [(n - 1, -1)] * high:
+        matrix[end] = 0.0
+        matrix[end, [end + inward, end + 2 * inward, end + 3 * inward]] = [3.0, -3.0, 1.0]
+    return LineOperator(matrix)
 
 
 @lru_cache(maxsize=1)
@@ -135,16 +156,16 @@ def _sampling() -> Any:
 
         @staticmethod
         def forward(ctx: Any, lattice: Lattice, field: Any, positions: Any) -> Any:
-            ctx.lattice, ctx.field, ctx.feet = lattice, field, as_numpy(positions)[None]
-            return torch.from_numpy(lattice.average(field, ctx.feet, np.ones(1)))
+            ctx.lattice, ctx.field, ctx.feet = lattice, field, positions[None]
+            return as_like(lattice.average(field, ctx.feet, lattice.one), positions)
 
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(ctx: Any, *gradients: Any) -> Any:
-            p, one = gradients[0].numpy(), np.ones(1)
-            spread = ctx.lattice.spread(p, ctx.feet, one)
-            slopes = ctx.lattice.slopes(ctx.field, p, ctx.feet, one)
-            return None, torch.from_numpy(spread), torch.from_numpy(slopes[0])
+            p, lattice = gradients[0], ctx.lattice
+            spread = lattice.spread(p, ctx.feet, lattice.one)
+            slopes = lattice.slopes(ctx.field, p, ctx.feet, lattice.one)
+            return None, as_like(spread, p), as_like(slopes[0], p)
 
     return Sampling
 
@@ -156,7 +177,7 @@ class Characteristics:
     of the columns of √Σ (Ninomiya & Victoir 2008), the drift is that of Stratonovich's equation.
     """
 
-    def __init__(self, stencil: Any, dt: float) -> None:
+    def __init__(self, stencil: Any, dt: float, like: Array) -> None:
         if not hasattr(stencil, "coefficients"):
             raise InputError("stepper", "'semi-lagrangian' with a scheme that is not central", "a central scheme")
         for i, pair in enumerate(stencil.faces):
@@ -171,34 +192,22 @@ class Characteristics:
                         "use stepper='radau5', 'mcs3' or 'rk4'",
                     )
         self.stencil, self.dt = stencil, dt
-        self.lattice = Lattice(stencil.shape, stencil.faces)
+        self.lattice = Lattice(stencil.shape, stencil.faces, like)
         self.dim = self.lattice.dim
-        self._extensions = [self._extension(i, pair) for i, pair in enumerate(stencil.faces)]
+        self._open = [[isinstance(face, Open) for face in pair] for pair in stencil.faces]
         self._walls = [[isinstance(face, Reflecting) for face in pair] for pair in stencil.faces]
-
-    def _extension(self, axis: int, pair: Any) -> LineOperator | None:
-        """Replaces the values on open faces by the parabola through the next three nodes."""
-        n = self.stencil.shape[axis]
-        matrix = np.eye(n)
-        for side, face in enumerate(pair):
-            if isinstance(face, Open):
-                end = 0 if side == 0 else n - 1
-                matrix[end] = 0.0
-                matrix[end, [1, 2, 3] if side == 0 else [n - 2, n - 3, n - 4]] = [3.0, -3.0, 1.0]
-        return LineOperator(matrix) if any(isinstance(face, Open) for face in pair) else None
 
     def coefficients(self, a: Array) -> tuple[Array, Array, Array]:
         """Killing rate, drift and covariance rate at the nodes, with noise across open faces put back."""
         c, A, S = self.stencil.coefficients(a)
         flat = S.reshape(len(S), -1)
-        for axis, extension in enumerate(self._extensions):
-            if extension is not None:
-                flat = extension.apply(
-                    flat if is_tensor(flat) else np.ascontiguousarray(flat), self.stencil.shape, axis
-                )
+        for axis, ends in enumerate(self._open):
+            if any(ends):
+                extension = _extension(self.stencil.shape[axis], *ends)
+                flat = extension.apply(contiguous(flat), self.stencil.shape, axis)
         return c, A, flat.reshape(-1, self.dim, self.dim)
 
-    def feet(self, numbers: Sequence[Array], general: bool) -> tuple[list[Array], list[np.ndarray]]:
+    def feet(self, numbers: Sequence[Array], general: bool) -> tuple[list[Array], list[Array]]:
         """Feet (q, size, d) and their weights of the one or two interpolations of a step, the last first.
 
         ``numbers`` are those at the start, in the middle and at the end of the step. ``general``: do not make use of
@@ -206,18 +215,17 @@ class Characteristics:
         """
         known = {id(a): self.coefficients(a)[1:] for a in numbers}
         fields = [known[id(a)] for a in numbers]
-        like, origin = numbers[0], self.lattice.nodes()
-        S = fields[1][1]
+        origin = _nodes(self.stencil.shape).like(numbers[0])[None]
+        S, one = fields[1][1], self.lattice.one
         noisy = [j for j in range(self.dim) if any(bool((s[:, j, j] > 0).any()) for _, s in fields)]
-        one = np.ones(1)
         if not noisy:
             drift = self._in_time([A for A, _ in fields])
-            return [self._flow(drift, as_like(origin, like)[None], 1.0, 0.0)], [one]
+            return [self._flow(drift, origin, 1.0, 0.0)], [one]
         corrected = {id(A): A - self._correction(s) for A, s in fields}
         drift = self._in_time([corrected[id(A)] for A, _ in fields])
-        middle = self._flow(drift, as_like(origin, like)[None], 1.0, 0.5)
+        middle = self._flow(drift, origin, 1.0, 0.5)
         first, weights = self._noise(S, middle, noisy, general)
-        return [first, self._flow(drift, as_like(origin, like)[None], 0.5, 0.0)], [weights, one]
+        return [first, self._flow(drift, origin, 0.5, 0.0)], [as_like(weights, self.lattice.like), one]
 
     def _correction(self, S: Array) -> Array:
         """Itô minus Stratonovich drift, ½ Σ_j (V_j·∇)V_j."""
@@ -230,8 +238,7 @@ class Characteristics:
 
     def _derivative(self, field: Array, axis: int) -> Array:
         """Derivative along an axis, per node."""
-        column = field[:, None] if is_tensor(field) else np.ascontiguousarray(field[:, None])
-        return self.stencil.operators[axis]["cross"].apply(column, self.stencil.shape, axis)[:, 0]
+        return self.stencil.operators[axis]["cross"].apply(contiguous(field[:, None]), self.stencil.shape, axis)[:, 0]
 
     @staticmethod
     def _in_time(fields: list[Array]) -> Callable[[float], Array]:
@@ -265,15 +272,15 @@ class Characteristics:
 
     def _steepness(self, A: Array) -> float:
         """Largest ‖∇A‖ between neighbouring nodes."""
-        block = as_numpy(A).reshape(*self.stencil.shape, self.dim)
-        changes = [np.abs(np.diff(block, axis=i)).reshape(-1, self.dim).max(0) for i in range(self.dim)]
-        return float(np.sum(changes, 0).max())
+        xp, block = namespace(A), detached(A).reshape(*self.stencil.shape, self.dim)
+        lines = [xp.moveaxis(block, i, 0) for i in range(self.dim)]
+        changes = [xp.amax(abs(line[1:] - line[:-1]).reshape(-1, self.dim), 0) for line in lines]
+        return float(sum(changes).max())
 
     def _inside(self, z: Array) -> Array:
         """Positions moved back to the faces."""
-        return namespace(z).minimum(
-            namespace(z).maximum(z, as_like(self.lattice.lower, z)), as_like(self.lattice.upper, z)
-        )
+        xp = namespace(z)
+        return xp.minimum(xp.maximum(z, self.lattice.lower.like(z)), self.lattice.upper.like(z))
 
     def _noise(self, S: Array, z: Array, noisy: list[int], general: bool) -> tuple[Array, np.ndarray]:
         """Positions after noise over the whole step from positions (1, size, d), and their weights."""
@@ -333,7 +340,7 @@ def _columns(S: Array) -> list[Array]:
 
 def _largest(field: Array) -> float:
     """Largest modulus, as a plain number."""
-    return float(np.abs(as_numpy(field)).max())
+    return float(abs(detached(field)).max())
 
 
 def _columns_of(entries: list[list[Array]], scale: float) -> list[Array]:
@@ -356,14 +363,13 @@ class TransportStep(Repeated):
     """One step: half the killing and load, interpolation at the feet, half the killing and load."""
 
     def __init__(self, operators: Sequence[Operator], dt: float) -> None:
-        if any(is_tensor(op.a) for op in operators):
-            raise InputError("stepper", "'semi-lagrangian' with tensors", "backend 'numba'", "or stepper='rk4'")
         self.operators, self.dt = operators, dt
-        self.traced = Characteristics(operators[0].stencil, dt)
+        self.traced = Characteristics(operators[0].stencil, dt, operators[0].a)
         self.lattice = self.traced.lattice
         self.feet, self.weights = self.traced.feet([op.a for op in operators], general=False)
+        xp = namespace(operators[0].a)
         self._before, self._after = (
-            np.exp(-0.5 * dt * self.traced.coefficients(op.a)[0])[:, None] for op in (operators[0], operators[2])
+            xp.exp(-0.5 * dt * self.traced.coefficients(op.a)[0])[:, None] for op in (operators[0], operators[2])
         )
 
     def _states(self, u: Array, loads: Sequence[Array]) -> list[Array]:
@@ -391,7 +397,7 @@ class TransportStep(Repeated):
 
     def _back(self, adjoints: list[Array], p: Array) -> tuple[Array, list[Array]]:
         back = self._before * adjoints[-1]
-        return back, [(0.5 * self.dt) * back, np.zeros(p.shape), (0.5 * self.dt) * p]
+        return back, [(0.5 * self.dt) * back, namespace(p).zeros_like(p), (0.5 * self.dt) * p]
 
     def pullback(self, u: Array, loads: Sequence[Array], p: Array) -> tuple[Array, list[Array], list[Array]]:
         """Derivatives with respect to state, loads and stencil numbers: the feet are traced again in torch."""
@@ -399,23 +405,21 @@ class TransportStep(Repeated):
 
         states, adjoints = self._states(u, loads), self._adjoints(p)
         back, load_adjoints = self._back(adjoints, p)
-        leaves = {id(op): torch.tensor(op.a, requires_grad=True) for op in self.operators}
+        leaves = {id(op): torch.as_tensor(fresh(op.a)).requires_grad_() for op in self.operators}
         numbers = [leaves[id(op)] for op in self.operators]
         with torch.enable_grad():
             feet, weights = self.traced.feet(numbers, general=True)
             before, after = (self.traced.coefficients(a)[0] for a in (numbers[0], numbers[2]))
-        slopes = [
-            self.lattice.slopes(v, q, as_numpy(f), w)
-            for v, q, f, w in zip(states, adjoints, feet, weights, strict=False)
-        ]
+        slopes = [self.lattice.slopes(v, q, f, w) for v, q, f, w in zip(states, adjoints, feet, weights, strict=False)]
         last = self._after * self.lattice.average(states[0], self.feet[0], self.weights[0])
         slopes += [-0.5 * self.dt * (states[-1] * adjoints[-1]).sum(-1), -0.5 * self.dt * (last * p).sum(-1)]
-        torch.autograd.backward([*feet, before, after], [torch.from_numpy(np.ascontiguousarray(s)) for s in slopes])
+        torch.autograd.backward([*feet, before, after], [as_like(s, before) for s in slopes])
         derivatives: list[Array] = []
         for op in self.operators:
             leaf = leaves.pop(id(op), None)
             # an operator that serves several nodes is counted once
-            derivatives.append(np.zeros(op.a.shape) if leaf is None or leaf.grad is None else leaf.grad.numpy())
+            found = None if leaf is None else leaf.grad
+            derivatives.append(namespace(op.a).zeros_like(op.a) if found is None else as_like(found, op.a))
         return back, load_adjoints, derivatives
 
 
