@@ -1,6 +1,7 @@
 """Direct solution of sparse linear systems and their transposes: banded LAPACK or SuperLU."""
 
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -108,14 +109,46 @@ class LineSolver:
         from kolmo.kernels import splitting
 
         splitting.factor_bands(matrices, below)
-        self.factors = matrices, below, math.prod(shape[axis + 1 :])
-        """What the kernels need: factors, number of sub-diagonals, stride of the axis."""
+        along, stride = (3 - len(shape) + axis, below, matrices.shape[1] - 1 - below, 0.0), math.prod(shape[axis + 1 :])
+        self.kernel: tuple[Any, ...] = matrices, stride, along, np.zeros(0)
+        """What the kernels need: factors and stride of the axis; the rest only where there are no factors."""
 
     def solve(self, b: np.ndarray, transposed: bool = False) -> np.ndarray:
         """Solve along every line for fields b of shape (size, k)."""
         from kolmo.kernels import splitting
 
-        columns = np.array(b.T, order="C")
-        for column in columns:
-            splitting.solve_lines(self.factors, column, transposed)
-        return np.ascontiguousarray(columns.T)
+        matrices, stride, (_, below, *_), _ = self.kernel
+        return _by_column(b, lambda column: splitting.solve_lines((matrices, below, stride), column, transposed))
+
+
+class RenewedLineSolver:
+    """The same for I − scale × a part of an operator, with factors made anew in every solve: they take no memory.
+
+    Parameters
+    ----------
+    part : (table, numbers)
+        For the kernels.
+    along : (axis, sub-diagonals, super-diagonals, scale)
+        Axis counted among three.
+    free : ndarray
+        Empty, or zero at fixed nodes and one elsewhere.
+    """
+
+    def __init__(self, part: tuple[Any, Any], along: tuple[int, int, int, float], free: np.ndarray) -> None:
+        self._part = part
+        self.kernel: tuple[Any, ...] = np.zeros((0, 0, 0)), 0, along, free
+
+    def solve(self, b: np.ndarray, transposed: bool = False) -> np.ndarray:
+        """Solve along every line for fields b of shape (size, k)."""
+        from kolmo.kernels import splitting
+
+        _, _, along, free = self.kernel
+        return _by_column(b, lambda column: splitting.solve_renewed(self._part, along, free, column, transposed))
+
+
+def _by_column(b: np.ndarray, solve: Callable[[np.ndarray], None]) -> np.ndarray:
+    """Let the kernel solve for every column, in place."""
+    columns = np.array(b.T, order="C")
+    for column in columns:
+        solve(column)
+    return np.ascontiguousarray(columns.T)

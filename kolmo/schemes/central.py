@@ -146,16 +146,32 @@ class TensorStencil:
             band[:, fixed] = 0.0
         return band, below, above
 
+    @cached_property
+    def _groups(self) -> list[list[int]]:
+        """The terms that couple axes, then those along each axis; −c is among all of these."""
+        owners = [tuple(i for i, name in enumerate(key) if name is not None) for key in self.terms]
+        groups = [[m for m, o in enumerate(owners) if len(o) > 1]]
+        return groups + [[m for m, o in enumerate(owners) if o in ((axis,), ())] for axis in range(len(self.shape))]
+
+    def together(self, a: np.ndarray, stencils: "list[TensorStencil]") -> tuple[tuple[Any, ...], np.ndarray]:
+        """Tables of the stencils of ``split``, and the numbers they share: all terms, an axis' share of −c, zeros."""
+        terms = len(self.terms)
+        rows = [[m if any(self.terms[m]) else terms for m in group] for group in self._groups]
+        own = np.flatnonzero([not any(key) for key in self.terms])
+        more = np.zeros((2, a.shape[1]))
+        more[0] = a[own].sum(0) * (1.0 / len(self.shape))
+        tables = tuple(s.fused.table_with(mine, terms + 1) for s, mine in zip(stencils, rows, strict=True))
+        return tables, np.concatenate([a, more])
+
     def split(self, a: Array) -> "tuple[list[TensorStencil], list[Array], Callable[[int, Array], Array]]":
         """Split by direction: the terms that couple axes, then those along each axis with their share of −c.
 
         Returns the stencils, their numbers, and the transpose of the splitting: (part, derivative) → derivative of a.
         """
-        d = len(self.shape)
-        owners = [tuple(i for i, name in enumerate(key) if name is not None) for key in self.terms]
-        groups = [[m for m, o in enumerate(owners) if len(o) > 1]]
-        groups += [[m for m, o in enumerate(owners) if o in ((axis,), ())] for axis in range(d)]
-        share = np.array([1.0 / d if o == () else 1.0 for o in owners])[:, None]
+        groups, share = (
+            self._groups,
+            np.array([1.0 if any(key) else 1.0 / len(self.shape) for key in self.terms])[:, None],
+        )
         stencils = [TensorStencil(self.shape, self.operators, [self.terms[m] for m in group]) for group in groups]
 
         def spread(part: int, derivative: Array) -> Array:
@@ -165,11 +181,20 @@ class TensorStencil:
 
         return stencils, [a[group] * share[group] for group in groups], spread
 
+    def _along(self, axis: int) -> list[LineOperator]:
+        """What every term does along an axis."""
+        n, operators = self.shape[axis], self.operators[axis]
+        return [_identity(n) if key[axis] is None else operators[key[axis] or ""] for key in self.terms]
+
+    def widths(self, axis: int) -> tuple[int, int]:
+        """Diagonals below and above the main one on the lines of an axis."""
+        below, above = zip(*(M.width for M in self._along(axis)), strict=True)
+        return max(below), max(above)
+
     def bands(self, a: np.ndarray, axis: int, free: np.ndarray | None) -> tuple[np.ndarray, int]:
         """Band storage (n, width, lines) of the operator on each line of an axis, and its number of sub-diagonals."""
-        n = self.shape[axis]
-        matrices = [_identity(n) if key[axis] is None else self.operators[axis][key[axis] or ""] for key in self.terms]
-        below, above = (max(widths) for widths in zip(*(M.width for M in matrices), strict=True))
+        n, (below, above) = self.shape[axis], self.widths(axis)
+        matrices = self._along(axis)
         lines = [np.moveaxis(w.reshape(self.shape), axis, 0).reshape(n, -1) for w in a]
         band = np.zeros((n, below + above + 1, lines[0].shape[1]))
         for M, w in zip(matrices, lines, strict=True):
@@ -222,14 +247,14 @@ class Central:
             low, high = (CLOSURES[type(face)] for face in box.faces[i])
             elastic = isinstance(box.faces[i][0], Robin), isinstance(box.faces[i][1], Robin)
             ops, ends = _along_axis(axis.n, self.order, low, high, elastic)
-            slopes.update({(i, side): (grid.along(i, f), grid.along(i, s)) for side, (f, s) in ends.items()})
+            slopes.update({(i, side): weights for side, weights in ends.items()})
             operators.append(ops)
         return CentralStencil.of(grid, box, operators, slopes, sample)
 
     def assemble(self, stencil: "CentralStencil", local: Local, faces: FaceData, metric: Metric) -> Assembly:
         """Stencil numbers from local coefficients."""
         A, S, xp = local.A, local.S, namespace(local.A, local.S, local.c)
-        keep = [as_like(m, A) for m in stencil.keep]
+        keep = [_mask(m, A) for m in stencil.keep]
         numbers = [-local.c]
         d = A.shape[1]
         for i in range(d):
@@ -251,7 +276,7 @@ class Central:
                 factor = weight * (sign * as_like(metric.density[wall, i], A) / safe)
                 numbers.append(-factor * kappa[lookup])
                 load = load + factor[:, None] * value[lookup]
-        free = as_like(stencil.free, A)
+        free = _mask(stencil.free, A)
         active = np.array([bool(getattr(n, "requires_grad", False)) for n in numbers])
         a = xp.stack(numbers, 0)
         a *= free  # in place: these are the largest arrays of a large problem
@@ -271,6 +296,11 @@ class Central:
             real += float(np.abs(slopes[:, side]).max() * np.max(np.abs(kappa) * density))
         walls = any(isinstance(face, (Reflecting, Robin)) for pair in box.faces for face in pair)
         return real * (1.0 + WALL_MARGIN * _correlation(local.S) * walls), imaginary
+
+
+def _mask(mask: np.ndarray, like: Array) -> Array:
+    """A mask to multiply with: in NumPy as it is, a byte a node."""
+    return as_like(mask, like) if is_tensor(like) else mask
 
 
 @lru_cache(maxsize=64)
@@ -346,7 +376,10 @@ class CentralStencil(TensorStencil):
 
     @classmethod
     def of(cls, grid: Grid, box: Box, operators: Any, slopes: Any, sample: Local) -> "CentralStencil":
-        """Lay out the terms for a grid; mixed terms only where the sample covariance has them."""
+        """Lay out the terms for a grid; mixed terms only where the sample covariance has them.
+
+        ``slopes``: per face where the slope is known, its weights in the two differences along the axis.
+        """
         d = grid.dim
 
         def key(**names: str) -> Key:
@@ -361,26 +394,31 @@ class CentralStencil(TensorStencil):
         # without walls the mixed derivatives use the first differences that are there anyway
         once = ["cross" if (i, 0) in slopes or (i, 1) in slopes else "first" for i in range(d)]
         terms += [key(**{f"x{i}": once[i], f"x{j}": once[j]}) for i, j in pairs]
-        tilted = {}
+        tilted, sloping = {}, []
         for i, side in slopes:
             tilted[i, side] = [j for j in range(d) if (min(i, j), max(i, j)) in mixed]
             terms += [key(**{f"x{i}": f"pick{side}", f"x{j}": once[j]}) for j in tilted[i, side]]
-            if isinstance(box.faces[i][side], Robin):
+            elastic = isinstance(box.faces[i][side], Robin)
+            if elastic:
                 terms.append(key(**{f"x{i}": f"pick{side}"}))
+            if elastic or tilted[i, side]:
+                sloping.append((i, side))
         stencil = cls(grid.shape, operators, terms)
-        stencil.pairs, stencil.slopes, stencil.tilted = pairs, slopes, tilted
+        stencil.pairs, stencil.tilted = pairs, tilted
+        # at other faces the slope is zero
+        stencil.slopes = {face: tuple(grid.along(face[0], w) for w in slopes[face]) for face in sloping}  # type: ignore[misc]
         stencil.faces = tuple((low, high) for low, high in box.faces)
-        stencil.walls = {face: wall_of(grid, *face) for face in slopes}
+        stencil.walls = {face: wall_of(grid, *face) for face in sloping}
         stencil.wall_positions = {
-            face: np.searchsorted(wall_nodes(grid, *face), stencil.walls[face]) for face in slopes
+            face: np.searchsorted(wall_nodes(grid, *face), stencil.walls[face]) for face in sloping
         }
-        stencil.free = np.ones(grid.size)
-        stencil.keep = [np.ones(grid.size) for _ in range(d)]
+        stencil.free = np.ones(grid.size, dtype=bool)
+        stencil.keep = [np.ones(grid.size, dtype=bool) for _ in range(d)]
         for i, side in ((i, s) for i in range(d) for s in (0, 1)):
             if isinstance(box.faces[i][side], Absorbing):
-                stencil.free[on_face(grid, i, side)] = 0.0
+                stencil.free[on_face(grid, i, side)] = False
             if isinstance(box.faces[i][side], Open):
-                stencil.keep[i][on_face(grid, i, side)] = 0.0
+                stencil.keep[i][on_face(grid, i, side)] = False
         return stencil
 
 

@@ -173,19 +173,11 @@ class Characteristics:
         self.stencil, self.dt = stencil, dt
         self.lattice = Lattice(stencil.shape, stencil.faces)
         self.dim = self.lattice.dim
-        self._extensions = [self._extension(i, pair) for i, pair in enumerate(stencil.faces)]
+        self._extensions = [
+            _extension(n, *(isinstance(face, Open) for face in pair))
+            for n, pair in zip(stencil.shape, stencil.faces, strict=True)
+        ]
         self._walls = [[isinstance(face, Reflecting) for face in pair] for pair in stencil.faces]
-
-    def _extension(self, axis: int, pair: Any) -> LineOperator | None:
-        """Replaces the values on open faces by the parabola through the next three nodes."""
-        n = self.stencil.shape[axis]
-        matrix = np.eye(n)
-        for side, face in enumerate(pair):
-            if isinstance(face, Open):
-                end = 0 if side == 0 else n - 1
-                matrix[end] = 0.0
-                matrix[end, [1, 2, 3] if side == 0 else [n - 2, n - 3, n - 4]] = [3.0, -3.0, 1.0]
-        return LineOperator(matrix) if any(isinstance(face, Open) for face in pair) else None
 
     def coefficients(self, a: Array) -> tuple[Array, Array, Array]:
         """Killing rate, drift and covariance rate at the nodes, with noise across open faces put back."""
@@ -216,8 +208,11 @@ class Characteristics:
         corrected = {id(A): A - self._correction(s) for A, s in fields}
         drift = self._in_time([corrected[id(A)] for A, _ in fields])
         middle = self._flow(drift, as_like(origin, like)[None], 1.0, 0.5)
+        # along a steady drift the second half is the first
+        steady = numbers[0] is numbers[1] and numbers[1] is numbers[2]
+        last = middle if steady else self._flow(drift, as_like(origin, like)[None], 0.5, 0.0)
         first, weights = self._noise(S, middle, noisy, general)
-        return [first, self._flow(drift, as_like(origin, like)[None], 0.5, 0.0)], [weights, one]
+        return [first, last], [weights, one]
 
     def _correction(self, S: Array) -> Array:
         """Itô minus Stratonovich drift, ½ Σ_j (V_j·∇)V_j."""
@@ -323,6 +318,16 @@ class Characteristics:
             x = abs(x) if low else x
             axes.append(top - abs(top - x) if high else x)
         return xp.stack(axes, -1)
+
+
+@lru_cache(maxsize=64)
+def _extension(n: int, low: bool, high: bool) -> LineOperator | None:
+    """Replaces the values at the low and high end of an axis by the parabola through the next three nodes."""
+    matrix = np.eye(n)
+    for end, inwards in ((0, [1, 2, 3]),) * low + ((n - 1, [n - 2, n - 3, n - 4]),) * high:
+        matrix[end] = 0.0
+        matrix[end, inwards] = [3.0, -3.0, 1.0]
+    return LineOperator(matrix) if low or high else None
 
 
 def _columns(S: Array) -> list[Array]:
