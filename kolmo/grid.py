@@ -1,5 +1,6 @@
 """Grids: nodes, dual cells, and interpolation from the nodes with its transpose."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -149,7 +150,7 @@ class Grid:
     @property
     def size(self) -> int:
         """Number of nodes."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     @property
     def nodes(self) -> tuple[np.ndarray, ...]:

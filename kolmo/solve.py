@@ -197,9 +197,9 @@ def _by_tolerance(
         lead = tuple(as_points(at, problem.dim, "at").shape[:-1])
         estimate = np.broadcast_to(estimate, lead + (() if columns is None else (columns,)))
     return _solution(
-        problem,
         outcome.level.discretization,
         outcome.level.run,
+        columns,
         np.array(estimate),
         outcome.status,
         outcome.message,
@@ -233,7 +233,7 @@ def _fixed(
     status = "interrupted" if run.interrupted else "fixed"
     message = "interrupted: values at the last time reached" if run.interrupted else "solved as given"
     stats = {"cells": recipe.grid.size, "steps": recipe.steps, "seconds": time.perf_counter() - begun}
-    return _solution(problem, recipe, run, None, status, message, stats)
+    return _solution(recipe, run, march.generator.columns, None, status, message, stats)
 
 
 def _columns(problem: KolmogorovProblem, recipe: Discretization) -> int | None:
@@ -243,9 +243,9 @@ def _columns(problem: KolmogorovProblem, recipe: Discretization) -> int | None:
 
 
 def _solution(
-    problem: KolmogorovProblem,
     recipe: Discretization,
     run: Run,
+    columns: int | None,
     estimate: np.ndarray | None,
     status: str,
     message: str,
@@ -254,7 +254,6 @@ def _solution(
     """Pack the states of a run, in increasing time."""
     states: list[tuple[float, Array]] = [(run.time, run.state)]
     states += [(t, u) for t, u in reversed(run.saved) if not np.isclose(t, run.time, rtol=0, atol=1e-12)]
-    columns = _columns(problem, recipe)
     stacked = namespace(run.state).stack([u for _, u in states], 0)
     stacked = stacked[..., 0] if columns is None else stacked
     shape = (len(states), *recipe.grid.shape) + (() if columns is None else (columns,))

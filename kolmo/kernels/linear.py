@@ -1,6 +1,7 @@
 """Direct solution of sparse linear systems and their transposes: banded LAPACK or SuperLU."""
 
 import math
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -108,9 +109,40 @@ class LineSolver:
 
     def __init__(self, matrices: Array, below: int, shape: tuple[int, ...], axis: int) -> None:
         self._kernels = kernels.of("splitting", matrices)
-        self.factors = self._kernels.factor_lines(matrices, below, math.prod(shape[axis + 1 :]))
-        """What the kernels need."""
+        self._factors = self._kernels.factor_lines(matrices, below, math.prod(shape[axis + 1 :]))
+        self._along = 3 - len(shape) + axis, below, matrices.shape[1] - 1 - below, 0.0
+
+    @cached_property
+    def kernel(self) -> tuple[Any, ...]:
+        """What the compiled step needs: factors and stride of the axis; the rest only where there are no factors."""
+        matrices, _, stride = self._factors
+        return matrices, stride, self._along, np.zeros(0)
 
     def solve(self, b: Array, transposed: bool = False) -> Array:
         """Solve along every line for fields b of shape (size, k)."""
-        return self._kernels.solve_fields(self.factors, b, transposed)
+        return self._kernels.solve_fields(self._factors, b, transposed)
+
+
+class RenewedLineSolver:
+    """The same for I − scale × a part of an operator, with factors made anew in every solve: they take no memory.
+
+    Parameters
+    ----------
+    part : (table, numbers)
+        For the kernels.
+    along : (axis, sub-diagonals, super-diagonals, scale)
+        Axis counted among three.
+    free : ndarray
+        Empty, or zero at fixed nodes and one elsewhere.
+    """
+
+    def __init__(self, part: tuple[Any, Any], along: tuple[int, int, int, float], free: np.ndarray) -> None:
+        self._part = part
+        self.kernel: tuple[Any, ...] = np.zeros((0, 0, 0)), 0, along, free
+
+    def solve(self, b: np.ndarray, transposed: bool = False) -> np.ndarray:
+        """Solve along every line for fields b of shape (size, k)."""
+        from kolmo.kernels import splitting
+
+        _, _, along, free = self.kernel
+        return splitting.solve_fields_renewed(self._part, along, free, b, transposed)

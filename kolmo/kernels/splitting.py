@@ -1,11 +1,15 @@
 """Alternating directions: band matrices along the lines of a grid, and whole split steps."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
 
-from kolmo.kernels.fused import stage
+from kolmo.kernels.fused import FIRST, IDENTITY, POINTER, SECOND, stage
+
+# Lines that are factorised together where factors are not kept: a few cache lines' worth.
+TOGETHER = 16
 
 _jit: Any = numba.njit(cache=True, error_model="numpy", nogil=True)
 
@@ -99,25 +103,105 @@ def factor_lines(matrices: np.ndarray, below: int, stride: int) -> tuple[np.ndar
     return matrices, below, stride
 
 
+@_jit
+def solve_renewed(part: Any, along: Any, free: Any, y: Any, transposed: bool) -> None:
+    """As ``solve_lines`` for I − scale × a part along an axis, whose factors are made for some lines at a time.
+
+    Parameters
+    ----------
+    part : (table, numbers)
+        Of the part.
+    along : (axis, sub-diagonals, super-diagonals, scale)
+        Axis counted among three.
+    free : ndarray
+        Empty, or zero at fixed nodes and one elsewhere.
+    """
+    (table, a), (axis, below, above, scale) = part, along
+    layout, pointer, index, weights, _, _ = table
+    n: Any = np.int64(layout[axis])
+    start, stride = np.int64(layout[POINTER + axis]), np.int64(1)
+    for later in range(axis + 1, 3):
+        stride *= np.int64(layout[later])
+    own, first, second = a[layout[IDENTITY]], a[layout[FIRST + axis]], a[layout[SECOND + axis]]
+    # neighbouring lines begin so far apart, and so many lie in a block
+    hop, lines_ = n, len(y) // n
+    if stride > 1:
+        hop, lines_ = 1, stride
+    band, x = np.empty((n, below + above + 1, TOGETHER)), np.empty((n, TOGETHER))
+    for base in range(0, len(y), n * lines_):
+        for line in range(0, lines_, TOGETHER):
+            begin, count = base + line * hop, min(TOGETHER, lines_ - line)
+            band[:] = 0.0
+            for i in range(n):
+                at = begin + i * stride
+                for k in range(count):
+                    band[i, below, k] = own[at + k * hop]
+                    x[i, k] = y[at + k * hop]
+                for k in range(count, TOGETHER):
+                    x[i, k] = 0.0
+                for e in range(pointer[start + i], pointer[start + i + 1]):
+                    c, wf, ws = below + np.int64(index[e]) - i, weights[0, e], weights[1, e]
+                    if wf != 0.0 or ws != 0.0:
+                        for k in range(count):
+                            band[i, c, k] = band[i, c, k] + wf * first[at + k * hop] + ws * second[at + k * hop]
+                for c in range(max(0, below - i), min(below + above + 1, n + below - i)):
+                    if len(free) > 0:
+                        for k in range(count):
+                            band[i, c, k] *= free[at + (c - below) * stride + k * hop]
+                    for k in range(TOGETHER):
+                        band[i, c, k] *= -scale
+                for k in range(TOGETHER):
+                    band[i, below, k] += 1.0
+            factor_bands(band, below)
+            _solve(band, below, x, transposed)
+            for i in range(n):
+                at = begin + i * stride
+                for k in range(count):
+                    y[at + k * hop] = x[i, k]
+
+
 def solve_fields(factors: tuple[np.ndarray, int, int], b: np.ndarray, transposed: bool) -> np.ndarray:
-    """Solve along every line of the axis for fields (size, k)."""
+    """Solve with the factors along every line of the axis for fields (size, k)."""
+    return _by_column(lambda column: solve_lines(factors, column, transposed), b)
+
+
+def solve_fields_renewed(part: Any, along: Any, free: np.ndarray, b: np.ndarray, transposed: bool) -> np.ndarray:
+    """The same with factors made anew."""
+    return _by_column(lambda column: solve_renewed(part, along, free, column, transposed), b)
+
+
+def _by_column(solve: Callable[[np.ndarray], None], b: np.ndarray) -> np.ndarray:
+    """Let a kernel solve for every column, in place."""
     columns = np.array(b.T, order="C")
     for column in columns:
-        solve_lines(factors, column, transposed)
+        solve(column)
     return np.ascontiguousarray(columns.T)
 
 
 @_jit
-def _parts(operator: Any, u: Any, load: Any, f: Any, total: Any) -> None:
-    """Parts of Q u, the first with the load, and their sum."""
-    tables, numbers = operator
-    zero, rest = np.zeros(len(u)), np.empty(len(u))
+def solve_along(part: Any, solver: Any, y: Any, transposed: bool) -> None:
+    """Solve along every line of an axis in place, with the factors kept or, where there are none, with new ones.
+
+    ``solver`` = (factors or an empty array, stride of the axis, what ``solve_renewed`` takes: along, free).
+    """
+    band, stride, along, free = solver
+    if len(band) > 0:
+        solve_lines((band, along[1], stride), y, transposed)
+    else:
+        solve_renewed(part, along, free, y, transposed)
+
+
+@_jit
+def _parts(operator: Any, u: Any, load: Any, spaces: Any, parts: Any, total: Any) -> None:
+    """Parts of Q u, the first with the load, of which the first ``len(parts)`` are kept, and their sum."""
+    (tables, numbers), (zero, rest) = operator, spaces
     for j in range(len(tables)):
-        stage(tables[j], numbers[j], u, (0.0, 1.0, True), (load if j == 0 else zero, zero, rest, f[j]))
-    for k in range(len(u)):
-        total[k] = f[0, k]
-        for j in range(1, len(f)):
-            total[k] += f[j, k]
+        if j >= len(parts):
+            stage(tables[j], numbers, u, (0.0, 1.0, False), (zero, zero, rest, total))
+            continue
+        stage(tables[j], numbers, u, (0.0, 1.0, True), (load if j == 0 else zero, zero, rest, parts[j]))
+        for k in range(len(u)):
+            total[k] = parts[j, k] + (total[k] if j > 0 else 0.0)
 
 
 @_jit
@@ -127,31 +211,35 @@ def split_step(operators: Any, solvers: Any, loads: Any, rule: Any, u: Any, stat
     Parameters
     ----------
     operators : (start, end)
-        Each the tables and the numbers of the parts of Q: mixed derivatives, then those along each axis.
+        Each the tables of the parts of Q (mixed derivatives, then those along each axis) and their common numbers.
     solvers : tuple
-        Of I − θ dt Q_j for each axis, as ``solve_lines`` takes them.
+        Of I − θ dt Q_j for each axis, as ``solve_along`` takes them.
     loads : (start, end)
         Fields.
     rule : (dt, theta)
         Length of the step and weight of what is implicit.
     u : ndarray, shape (size,)
         The state before the step.
-    states : ndarray, shape (2, d, size)
-        Gets the states after each solve of both sweeps.
+    states : ndarray, shape (2, d, size) or (1, 1, size)
+        Gets the states after each solve of both sweeps, or the last of them.
     """
     (start, end), (dt, theta) = operators, rule
-    n, d = len(u), len(solvers)
-    f, g = np.empty((d + 1, n)), np.empty((d + 1, n))
-    total, after = np.empty(n), np.empty(n)
-    _parts(start, u, loads[0], f, total)
-    before = u + dt * total
+    n, d, every = len(u), len(solvers), len(states) > 1
+    zero, rest, f, g = np.zeros(n), np.empty(n), np.empty((d + 1, n)), np.empty((1, n))
+    before, total, after = np.empty(n), np.empty(n), np.empty(n)
+    _parts(start, u, loads[0], (zero, rest), f, total)
+    for k in range(n):
+        before[k] = u[k] + dt * total[k]
     for sweep in range(2):
+        y, last = states[0, 0], before
         for j in range(d):
-            y, last = states[sweep, j], before if j == 0 else states[sweep, j - 1]
+            if every:
+                y = states[sweep, j]
             for k in range(n):
                 y[k] = last[k] - theta * dt * f[j + 1, k]
-            solve_lines(solvers[j], y, False)
+            solve_along((end[0][j + 1], end[1]), solvers[j], y, False)
+            last = y
         if sweep == 0:
-            _parts(end, states[0, d - 1], loads[1], g, after)
+            _parts(end, y, loads[1], (zero, rest), g, after)
             for k in range(n):
                 before[k] += theta * dt * (g[0, k] - f[0, k]) + (0.5 - theta) * dt * (after[k] - total[k])

@@ -156,6 +156,17 @@ class Fused:
         """What the kernels need to apply the stencil."""
         return self._table(transposed=False)
 
+    def table_with(self, rows: Sequence[int], absent: int) -> tuple[Any, ...]:
+        """The table for numbers that hold the terms in other rows, and zeros in the row ``absent``."""
+        from kolmo.kernels import fused
+
+        layout, *rest, walls = self.table
+        places, known = np.append(rows, absent).astype(np.int64), self._slots != fused.ABSENT
+        slots = self._slots.copy()
+        slots[known] = places[slots[known].astype(np.int64)]
+        layout = np.concatenate([layout[: -len(slots)], slots])
+        return (layout, *rest, (places[walls[0]], *walls[1:]))
+
     @cached_property
     def back(self) -> tuple[Any, ...]:
         """What they need to apply its transpose."""

@@ -146,16 +146,29 @@ class TensorStencil:
             band[:, fixed] = 0.0
         return band, below, above
 
+    @cached_property
+    def _groups(self) -> list[list[int]]:
+        """The terms that couple axes, then those along each axis; −c is among all of these."""
+        owners = [tuple(i for i, name in enumerate(key) if name is not None) for key in self.terms]
+        groups = [[m for m, o in enumerate(owners) if len(o) > 1]]
+        return groups + [[m for m, o in enumerate(owners) if o in ((axis,), ())] for axis in range(len(self.shape))]
+
+    def together(self, a: np.ndarray, stencils: "list[TensorStencil]") -> tuple[tuple[Any, ...], np.ndarray]:
+        """Tables of the stencils of ``split``, and the numbers they share: all terms, an axis' share of −c, zeros."""
+        terms = len(self.terms)
+        rows = [[m if any(self.terms[m]) else terms for m in group] for group in self._groups]
+        own = np.flatnonzero([not any(key) for key in self.terms])
+        more = np.zeros((2, a.shape[1]))
+        more[0] = a[own].sum(0) * (1.0 / len(self.shape))
+        tables = tuple(s.fused.table_with(mine, terms + 1) for s, mine in zip(stencils, rows, strict=True))
+        return tables, np.concatenate([a, more])
+
     def split(self, a: Array) -> "tuple[list[TensorStencil], list[Array], Callable[[int, Array], Array]]":
         """Split by direction: the terms that couple axes, then those along each axis with their share of −c.
 
         Returns the stencils, their numbers, and the transpose of the splitting: (part, derivative) → derivative of a.
         """
-        d = len(self.shape)
-        owners = [tuple(i for i, name in enumerate(key) if name is not None) for key in self.terms]
-        groups = [[m for m, o in enumerate(owners) if len(o) > 1]]
-        groups += [[m for m, o in enumerate(owners) if o in ((axis,), ())] for axis in range(d)]
-        share = [1.0 / d if o == () else 1.0 for o in owners]
+        groups, share = self._groups, [1.0 if any(key) else 1.0 / len(self.shape) for key in self.terms]
         stencils = [TensorStencil(self.shape, self.operators, [self.terms[m] for m in group]) for group in groups]
 
         def spread(part: int, derivative: Array) -> Array:
@@ -172,16 +185,24 @@ class TensorStencil:
 
         return stencils, [gathered(group) for group in groups], spread
 
+    def _along(self, axis: int) -> list[LineOperator]:
+        """What every term does along an axis."""
+        n, operators = self.shape[axis], self.operators[axis]
+        return [_identity(n) if key[axis] is None else operators[key[axis] or ""] for key in self.terms]
+
+    def widths(self, axis: int) -> tuple[int, int]:
+        """Diagonals below and above the main one on the lines of an axis."""
+        below, above = zip(*(M.width for M in self._along(axis)), strict=True)
+        return max(below), max(above)
+
     def bands(self, a: Array, axis: int, free: Array | None) -> tuple[Array, int]:
         """Band storage (n, width, lines) of the operator on each line of an axis, and its number of sub-diagonals.
 
         ``free`` is one at free nodes and zero at fixed ones, whose columns are left out.
         """
-        n = self.shape[axis]
-        matrices = [_identity(n) if key[axis] is None else self.operators[axis][key[axis] or ""] for key in self.terms]
-        below, above = (max(widths) for widths in zip(*(M.width for M in matrices), strict=True))
+        n, (below, above) = self.shape[axis], self.widths(axis)
         band = zeros((n, below + above + 1, a.shape[1] // n), a)
-        for M, w in zip(matrices, a, strict=True):
+        for M, w in zip(self._along(axis), a, strict=True):
             M.add_to_bands(band, below, self._lines(w, axis))
         if free is not None:
             kept = self._lines(free, axis)
@@ -234,7 +255,7 @@ class Central:
             low, high = (CLOSURES[type(face)] for face in box.faces[i])
             elastic = isinstance(box.faces[i][0], Robin), isinstance(box.faces[i][1], Robin)
             ops, ends = _along_axis(axis.n, self.order, low, high, elastic)
-            slopes.update({(i, side): tuple(Held(grid.along(i, w)) for w in pair) for side, pair in ends.items()})
+            slopes.update({(i, side): weights for side, weights in ends.items()})
             operators.append(ops)
         return CentralStencil.of(grid, box, operators, slopes, sample)
 
@@ -358,7 +379,10 @@ class CentralStencil(TensorStencil):
 
     @classmethod
     def of(cls, grid: Grid, box: Box, operators: Any, slopes: Any, sample: Local) -> "CentralStencil":
-        """Lay out the terms for a grid; mixed terms only where the sample covariance has them."""
+        """Lay out the terms for a grid; mixed terms only where the sample covariance has them.
+
+        ``slopes``: per face where the slope is known, its weights in the two differences along the axis.
+        """
         d = grid.dim
 
         def key(**names: str) -> Key:
@@ -373,26 +397,32 @@ class CentralStencil(TensorStencil):
         # without walls the mixed derivatives use the first differences that are there anyway
         once = ["cross" if (i, 0) in slopes or (i, 1) in slopes else "first" for i in range(d)]
         terms += [key(**{f"x{i}": once[i], f"x{j}": once[j]}) for i, j in pairs]
-        tilted = {}
+        tilted, sloping = {}, []
         for i, side in slopes:
             tilted[i, side] = [j for j in range(d) if (min(i, j), max(i, j)) in mixed]
             terms += [key(**{f"x{i}": f"pick{side}", f"x{j}": once[j]}) for j in tilted[i, side]]
-            if isinstance(box.faces[i][side], Robin):
+            elastic = isinstance(box.faces[i][side], Robin)
+            if elastic:
                 terms.append(key(**{f"x{i}": f"pick{side}"}))
+            if elastic or tilted[i, side]:
+                sloping.append((i, side))
         stencil = cls(grid.shape, operators, terms)
-        stencil.pairs, stencil.slopes, stencil.tilted = pairs, slopes, tilted
+        stencil.pairs, stencil.tilted = pairs, tilted
+        # at other faces the slope is zero
+        stencil.slopes = {face: tuple(Held(grid.along(face[0], w)) for w in slopes[face]) for face in sloping}  # type: ignore[misc]
         stencil.faces = tuple((low, high) for low, high in box.faces)
-        walls = {face: wall_of(grid, *face).copy() for face in slopes}
+        walls = {face: wall_of(grid, *face).copy() for face in sloping}
         stencil.walls = {face: Held(wall) for face, wall in walls.items()}
         stencil.wall_positions = {
             face: Held(np.searchsorted(wall_nodes(grid, *face), wall)) for face, wall in walls.items()
         }
-        free, keep = np.ones(grid.size), [np.ones(grid.size) for _ in range(d)]
+        free = np.ones(grid.size, dtype=bool)
+        keep = [np.ones(grid.size, dtype=bool) for _ in range(d)]
         for i, side in ((i, s) for i in range(d) for s in (0, 1)):
             if isinstance(box.faces[i][side], Absorbing):
-                free[on_face(grid, i, side)] = 0.0
+                free[on_face(grid, i, side)] = False
             if isinstance(box.faces[i][side], Open):
-                keep[i][on_face(grid, i, side)] = 0.0
+                keep[i][on_face(grid, i, side)] = False
         stencil.free, stencil.keep = Held(free), [Held(mask) for mask in keep]
         return stencil
 

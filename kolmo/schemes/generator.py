@@ -127,11 +127,13 @@ class Generator:
         locals_ = [self._local(t, self.grid.points) for t in times]
         if len(times) == 1:
             self._evaluated[times[0]] = locals_[0]
+        if len(locals_) == 1:
+            return locals_[0]
         pick = [
             max(items, key=lambda v: float(np.abs(v).max()))
             for items in zip(*[(s.A, s.c) for s in locals_], strict=True)
         ]
-        S = np.max([np.abs(s.S) for s in locals_], axis=0) if len(locals_) > 1 else locals_[0].S
+        S = np.max([np.abs(s.S) for s in locals_], axis=0)
         return Local(pick[0], S, pick[1], locals_[0].g)
 
     def _sample_times(self) -> list[float]:
@@ -158,10 +160,10 @@ class Generator:
         functions = self._functions(sde=sde)
         for a, b in self.intervals() if functions else ():
             seen: list[Any] = []
-            for f in PROBES:
-                t = a + f * (b - a)
+            for fraction in PROBES:
+                t = a + fraction * (b - a)
                 now = [as_numpy(f(t, x)) for f in functions]
-                if seen and any(not np.array_equal(p, q, equal_nan=True) for p, q in zip(seen, now, strict=True)):
+                if seen and not all(map(_same, seen, now)):
                     return False
                 seen = now
         return True
@@ -195,7 +197,14 @@ class Generator:
         if self.scheme.monotone and self.grid.dim > 1 and not (self.autonomous and len(self.intervals()) == 1):
             stencil = self.scheme.stencil(self.grid, self.box, local)
         assembly = self.scheme.assemble(stencil, local, self._face_data(t, x), self.metric)
+        if self.autonomous and len(self.intervals()) == 1:
+            self._release()
         return Semi(stencil, assembly.a, assembly.load, self.boundary(t, x), assembly.active)
+
+    def _release(self) -> None:
+        """Let go of what only serves to assemble (it is made again if asked for): on a large grid it counts."""
+        for name in ("sample", "metric"):
+            self.__dict__.pop(name, None)
 
     def _face_data(self, t: float, x: Array) -> FaceData:
         robin = {}
@@ -275,6 +284,11 @@ class Generator:
                     "a drift that does not point out of a natural face",
                     "use 'open' where the state space goes on",
                 )
+
+
+def _same(p: np.ndarray, q: np.ndarray) -> bool:
+    """Whether two arrays hold the same numbers, NaN in the same places (which there rarely are)."""
+    return np.array_equal(p, q) or np.array_equal(p, q, equal_nan=True)
 
 
 def discretize(problem: KolmogorovProblem, grid: Grid | int | Sequence[int], scheme: str = "auto") -> Generator:

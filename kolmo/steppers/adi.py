@@ -1,5 +1,6 @@
 """Alternating directions with mixed derivatives: the modified Craig–Sneyd scheme."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,9 +10,12 @@ import numpy as np
 
 from kolmo.arrays import Array, is_tensor, namespace
 from kolmo.errors import InputError
-from kolmo.kernels.linear import Factorization, LineSolver
+from kolmo.kernels.linear import Factorization, LineSolver, RenewedLineSolver
 from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step
 from kolmo.steppers.dual import DualOperator, DualStencil, NestedFactors, halves
+
+# Bytes of an axis' factors up to which they are kept: read from memory they are hardly faster than made anew.
+FACTORS_KEPT = 16_000_000
 
 
 class SplitStep(Repeated):
@@ -34,17 +38,21 @@ class SplitStep(Repeated):
         """States of the two sweeps."""
         if is_tensor(u) or isinstance(self.end.operator, DualOperator):
             return self._swept(u, loads)
+        first, second = np.moveaxis(self._states(u, loads, (2, len(self.axes))), 0, -1)
+        return list(first), list(second)
+
+    def _states(self, u: Array, loads: Sequence[Array], kept: tuple[int, int]) -> np.ndarray:
+        """States of the two sweeps after each axis, shape (k, 2, d, size), or only the last one, kept = (1, 1)."""
         from kolmo.kernels.splitting import split_step
 
         size, count = u.shape
-        states = np.empty((count, 2, len(self.axes), size))
+        states = np.empty((count, *kept, size))
         operators, rule = (self.start.kernel, self.end.kernel), (self.dt, self.theta)
-        solvers = tuple(self._solvers[j].factors for j in self.axes)
+        solvers = tuple(self._solvers[j].kernel for j in self.axes)
         for m in range(count):
             mine = tuple(np.ascontiguousarray(load[:, m]) for load in loads)
             split_step(operators, solvers, mine, rule, np.ascontiguousarray(u[:, m]), states[m])
-        first, second = np.moveaxis(states, 0, -1)
-        return list(first), list(second)
+        return states
 
     def _swept(self, u: Array, loads: Sequence[Array]) -> tuple[list[Array], list[Array]]:
         """The same in torch and for dual numbers, part by part."""
@@ -61,7 +69,9 @@ class SplitStep(Repeated):
 
     def apply(self, u: Array, loads: Sequence[Array]) -> Array:
         """The state after the step."""
-        return self._run(u, loads)[1][-1]
+        if is_tensor(u) or isinstance(self.end.operator, DualOperator):
+            return self._swept(u, loads)[1][-1]
+        return np.ascontiguousarray(self._states(u, loads, (1, 1))[:, 0, 0].T)
 
     def _sweep_back(self, z: Array, df: list[Array]) -> tuple[Array, list[Array]]:
         """Transpose of a sweep; adds to the derivatives of f and returns those of the solves."""
@@ -111,13 +121,17 @@ class _Parts:
         if not hasattr(operator.stencil, "split"):
             raise InputError("stepper", "'mcs' with a scheme that does not split by axis", "a central scheme")
         self.operator = operator
-        self.stencils, self.numbers, self._spread = operator.stencil.split(operator.a)
+        self.stencils, _, self._spread = operator.stencil.split(operator.a)
 
     @cached_property
     def kernel(self) -> tuple[Any, ...]:
-        """Tables and numbers for the compiled step."""
-        fused = [s.fused for s in self.stencils]
-        return tuple(f.table for f in fused), tuple(f.numbers(a) for f, a in zip(fused, self.numbers, strict=True))
+        """Tables and their common numbers for the compiled step."""
+        return self.operator.stencil.together(self.operator.a, self.stencils)  # type: ignore[no-any-return]
+
+    @cached_property
+    def numbers(self) -> list[Array]:
+        """Numbers of each part, as large as those of the operator: only where they are asked for."""
+        return self.operator.stencil.split(self.operator.a)[1]  # type: ignore[no-any-return]
 
     def apply(self, u: Array) -> list[Array]:
         return [s.apply(a, u) for s, a in zip(self.stencils, self.numbers, strict=True)]
@@ -135,13 +149,21 @@ class _Parts:
 
     def line_solver(self, axis: int, scale: float) -> Factorization:
         """Factors of I − scale × the part along an axis."""
-        stencil, numbers = self.stencils[axis + 1], self.numbers[axis + 1]
+        stencil = self.stencils[axis + 1]
         free, fixed = self.operator.free, self.operator.fixed
         if isinstance(stencil, DualStencil):
             free, fixed = (None if v is None else halves(v)[0] for v in (free, fixed))
+            numbers = self.numbers[axis + 1]
             tangent = Operator(stencil.stencil, numbers[1], fixed).matrix
             return NestedFactors(_line_solver(stencil.stencil, numbers[0], axis, scale, free), -scale * tangent)
-        return _line_solver(stencil, numbers, axis, scale, free)
+        widths = stencil.widths(axis)
+        small = 8 * math.prod(stencil.shape) * (sum(widths) + 1) <= FACTORS_KEPT
+        # terms that act only at walls are not among what is made anew
+        if small or is_tensor(self.operator.a) or len(stencil.fused.table[-1][0]) > 0:
+            return _line_solver(stencil, self.numbers[axis + 1], axis, scale, free)
+        part = self.kernel[0][axis + 1], self.kernel[1]
+        mask = np.zeros(0) if free is None else free.ravel()
+        return RenewedLineSolver(part, (3 - len(stencil.shape) + axis, *widths, scale), mask)
 
 
 def _line_solver(stencil: Any, numbers: Array, axis: int, scale: float, free: Array | None) -> LineSolver:

@@ -1,6 +1,6 @@
 """What a stepper is: a linear map with three faces."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -58,12 +58,16 @@ class Operator:
         Q = self.stencil.matrix(np.asarray(self.a))
         return Q if self.fixed is None else sp.csr_matrix(Q @ sp.diags((~self.fixed).astype(float)))
 
+    @cached_property
+    def _band(self) -> tuple[np.ndarray, int, int] | None:
+        """Q in band storage, with room for factors and the numbers of its diagonals; None where that does not pay."""
+        return self.stencil.band(np.asarray(self.a), self.fixed) if hasattr(self.stencil, "band") else None
+
     def shifted(self, scale: complex) -> Factorization:
         """Factors of I − scale Q."""
-        banded = self.stencil.band(np.asarray(self.a), self.fixed) if hasattr(self.stencil, "band") else None
-        if banded is None:
+        if self._band is None:
             return self.system([self], [np.array([[scale]])])
-        band, below, above = banded
+        band, below, above = self._band
         band = -scale * band
         band[below + above] += 1.0
         return BandedLU(band, below, above)
@@ -119,15 +123,19 @@ class Step(Protocol):
 class Repeated:
     """Several equal steps, taken one by one."""
 
+    def loaded(self: Any, loads: Sequence[Array]) -> Callable[[Array], Array]:
+        """The step with these loads, as a function of the state: what does not depend on the state is done once."""
+        return lambda u: self.apply(u, loads)
+
     def apply_many(
-        self: Step, u: Array, loads: Sequence[Array], count: int, keep: list[Array] | None = None, stages: bool = False
+        self, u: Array, loads: Sequence[Array], count: int, keep: list[Array] | None = None, stages: bool = False
     ) -> Array:
         """The state after ``count`` steps; ``keep`` gets the states before them in one array."""
-        before = None if keep is None else empty((count, *u.shape), u)
+        before, advance = None if keep is None else empty((count, *u.shape), u), self.loaded(loads)
         for step in range(count):
             if before is not None:
                 before[step] = u
-            u = self.apply(u, loads)
+            u = advance(u)
         if keep is not None:
             keep.append(before)
         return u

@@ -1,15 +1,16 @@
 """Radau IIA: implicit, L-stable, stiffly accurate, of order 1, 3 and 5."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
 from kolmo.arrays import Array, is_tensor
 from kolmo.errors import InputError
+from kolmo.kernels.linear import Factorization
 from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step
 
 
@@ -64,48 +65,80 @@ class CollocationStep(Repeated, ABC):
         return back, adjoints, numbers
 
 
+@dataclass(frozen=True)
+class Mode:
+    """One solve of a step with one operator, in the direction of an eigenvector of A.
+
+    Attributes
+    ----------
+    weight : float
+        2 for a conjugate pair, of which one is solved; else 1.
+    scale : complex
+        Step length times the eigenvalue.
+    row, column : ndarray
+        The row of T⁻¹ and the column of T.
+    solver : Factorization
+        Of I − scale Q.
+    """
+
+    weight: float
+    scale: complex
+    row: np.ndarray
+    column: np.ndarray
+    solver: Factorization
+
+    @cached_property
+    def total(self) -> Any:
+        """Sum of the row."""
+        return self.row.sum().item()
+
+
 class ConstantStep(CollocationStep):
     """A Radau step with one operator: the stage system falls apart into one solve per eigenvalue of A."""
 
     def __init__(self, table: Tableau, operator: Operator, dt: float) -> None:
-        self.table, self.dt, self.operators = table, dt, [operator] * len(table.c)
-        # of each conjugate pair one is solved, and counted twice
-        self._pairs = [(i, 1.0 if v.imag == 0 else 2.0) for i, v in enumerate(table.eigenvalues) if v.imag >= 0]
-        self._solvers = []
-        for i, weight in self._pairs:
-            value = table.eigenvalues[i].real if weight == 1.0 else table.eigenvalues[i]
-            self._solvers.append(operator.shifted(dt * value))
+        self.dt, self.operators = dt, [operator] * len(table.c)
+        self._modes = []
+        for value, row, column in zip(table.eigenvalues, table.T_inverse, table.T.T, strict=True):
+            if value.imag == 0:
+                scale = dt * float(value.real)
+                self._modes.append(Mode(1.0, scale, row.real, column.real, operator.shifted(scale)))
+            elif value.imag > 0:
+                self._modes.append(Mode(2.0, dt * value, row, column, operator.shifted(dt * value)))
 
-    def _modes(self, u: Array, loads: Sequence[Array]) -> list[tuple[int, float, np.ndarray]]:
-        T, modes = self.table, []
-        for (i, weight), solver in zip(self._pairs, self._solvers, strict=True):
-            forcing = sum(T.T_inverse[i, j] * r for j, r in enumerate(loads))
-            right = T.T_inverse[i].sum() * u + self.dt * T.eigenvalues[i] * forcing
-            modes.append((i, weight, solver.solve(right.real.copy() if weight == 1.0 else right)))
-        return modes
+    def _forcing(self, loads: Sequence[Array]) -> list[Array]:
+        """What the loads add to the right side of each solve."""
+        return [m.scale * sum(w * r for w, r in zip(m.row, loads, strict=True)) for m in self._modes]
+
+    def _solutions(self, u: Array, forcing: list[Array]) -> list[Array]:
+        return [m.solver.solve(m.total * u + f) for m, f in zip(self._modes, forcing, strict=True)]
+
+    def _stage(self, j: int, solutions: list[Array]) -> Array:
+        """State of a stage, from the solutions."""
+        return sum(m.weight * np.real(m.column[j] * z) for m, z in zip(self._modes, solutions, strict=True))
 
     def stages(self, u: Array, loads: Sequence[Array]) -> list[Array]:
         """Stage states."""
-        modes = self._modes(u, loads)
-        return [
-            sum((w * np.real(self.table.T[j, i] * z) for i, w, z in modes), np.zeros(u.shape))
-            for j in range(len(self.table.c))
-        ]
+        solutions = self._solutions(u, self._forcing(loads))
+        return [self._stage(j, solutions) for j in range(len(self.operators))]
+
+    def loaded(self, loads: Sequence[Array]) -> Callable[[Array], Array]:
+        """The step with these loads, as a function of the state: the last stage."""
+        forcing = self._forcing(loads)
+        return lambda u: self._stage(-1, self._solutions(u, forcing))
 
     def apply(self, u: Array, loads: Sequence[Array]) -> Array:
-        """The state after the step: the last stage."""
-        return sum((w * np.real(self.table.T[-1, i] * z) for i, w, z in self._modes(u, loads)), np.zeros(u.shape))
+        """The state after the step."""
+        return self.loaded(loads)(u)
 
     def apply_transposed(self, p: Array) -> tuple[Array, list[Array]]:
         """Transposed step and the adjoints of the loads."""
-        T, back = self.table, np.zeros(p.shape)
-        loads = [np.zeros(p.shape) for _ in T.c]
-        for (i, weight), solver in zip(self._pairs, self._solvers, strict=True):
-            right = T.T[-1, i] * p
-            w = solver.solve(right.real.copy() if weight == 1.0 else right, transposed=True)
-            back = back + weight * np.real(T.T_inverse[i].sum() * w)
-            for j in range(len(T.c)):
-                loads[j] += weight * self.dt * np.real(T.eigenvalues[i] * T.T_inverse[i, j] * w)
+        back, loads = np.zeros(p.shape), [np.zeros(p.shape) for _ in self.operators]
+        for m in self._modes:
+            w = m.solver.solve(m.column[-1] * p, transposed=True)
+            back = back + m.weight * np.real(m.total * w)
+            for j, load in enumerate(loads):
+                load += m.weight * np.real(m.scale * m.row[j] * w)
         return back, loads
 
 
