@@ -107,6 +107,8 @@ def write_html(
             "xaxis_title": labels[0],
             "yaxis_title": labels[1],
             "zaxis": {"title": f"log₁₀ {height}" if log else height, "range": limits},
+            "aspectmode": "manual",  # the same box for every surface
+            "aspectratio": {"x": 1.0, "y": 1.0, "z": 0.8},
             "camera": {"eye": {"x": 1.5, "y": 1.5, "z": 1.1}, "center": {"x": 0.0, "y": 0.0, "z": -0.2}},
         },
         margin={"l": 20, "r": 20, "b": 40, "t": 50},

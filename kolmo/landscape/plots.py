@@ -62,7 +62,7 @@ def contour(
     if lines:
         shade = ["white" if filled.norm(value) < 0.6 else "black" for value in round_values]
         drawn = ax.contour(*surface.axes, field.T, round_values, colors=shade, linewidths=0.5, alpha=0.8)
-        ax.clabel(drawn, fmt=_short, fontsize=8)
+        _inside(ax, ax.clabel(drawn, fmt=_short, fontsize=8))
     bar = ax.figure.colorbar(filled, ax=ax, label=surface.name, ticks=round_values, format=lambda v, _: _short(v))
     bar.minorticks_off()
     _trajectory(ax, surface)
@@ -320,10 +320,21 @@ def _round(low: float, high: float, log: bool) -> np.ndarray:
     """Round numbers between two values, for lines and ticks; logarithmically 1, 2 and 5 in each decade."""
     from matplotlib.ticker import LogLocator, MaxNLocator
 
-    locator = LogLocator(subs=(1.0, 2.0, 5.0), numticks=100) if log else MaxNLocator(7)
-    found = np.asarray(locator.tick_values(low, high))
-    inside = found[(found >= low) & (found <= high)]
-    return inside if len(inside) > 1 else np.array([low, high])
+    locators = [LogLocator(subs=(1.0, 2.0, 5.0), numticks=100)] if log else []
+    for locator in (*locators, MaxNLocator(7)):
+        found = np.asarray(locator.tick_values(low, high))
+        inside = found[(found >= low) & (found <= high)]
+        if len(inside) > 2:
+            return inside
+    return np.array([low, high])
+
+
+def _inside(ax: Any, labels: Any) -> None:
+    """Take away labels that the frame would cut."""
+    for label in labels:
+        place = ax.transAxes.inverted().transform(ax.transData.transform(label.get_position()))
+        if place.min() < 0.05 or place.max() > 0.95:
+            label.remove()
 
 
 def _short(value: float) -> str:
