@@ -52,8 +52,9 @@ left.legend(frameon=False)
 # With depth the two approach each other at the order that was asked for.
 
 points = torch.tensor([[-1.0], [-0.2], [0.3], [1.0]], **DOUBLE)
-for order in (1, 2):
+for order, colour in ((1, "#0072b2"), (2, "#d55e00")):
     table = bridge.weak_error(make, [4, 8, 16], loss, points, order=order, rtol=1e-4)
     print(f"equation of order {order}\n{table}\n")
-    table.plot(right, label=f"equation of order {order}")
-right.set_ylabel("|network − equation|")
+    table.plot(right, label=f"equation of order {order}", color=colour)
+right.set(ylabel="largest |network − equation|", ylim=(2e-4, 6e-2))
+right.legend(frameon=False, loc="lower left")

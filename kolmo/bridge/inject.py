@@ -110,7 +110,7 @@ class Injection:
     ...         return self.shortcut(x) + self.fc(x)
     >>> model, x = nn.Sequential(Block(), Block()), torch.ones(1, 2)
     >>> before = model(x)
-    >>> with bridge.inject(model, bridge.Multiplicative(0.5)) as noise:
+    >>> with inject(model, bridge.Multiplicative(0.5)) as noise:
     ...     average = noise.mc(x, 100, rng=0)
     >>> bool((average.standard_error > 0).all()), torch.equal(model(x), before)
     (True, True)
