@@ -20,6 +20,7 @@ from kolmo.testing import manufactured
 STEPPERS_IN_TORCH = ("rk4", "mcs", "mcs3", "semi-lagrangian", "exponential")
 FACES = ["open", "natural", "reflecting", "absorbing", "robin", "periodic"]
 MOVING = ["open", "natural", "reflecting", "periodic"]
+TIMES = np.array([0.0, 5e-4, 1e-3])
 NODES = {1: (21,), 2: (11, 12), 3: (9, 10, 11)}
 # Numbers a step may send or fetch: what steers it, a handful, but no field.
 STEERING = 64
@@ -199,19 +200,18 @@ def test_a_step_stays_on_its_device(dim, stepper, device):
 @pytest.mark.parametrize("stepper", [s for s in STEPPERS_IN_TORCH if s != "exponential"])
 def test_a_march_with_coefficients_that_change_stays_on_its_device(stepper, device):
     problem = a_problem(2, {"semi-lagrangian": "reflecting"}.get(stepper, "robin"), stepper)
-    steps = 60 if stepper == "rk4" else 3
-    recipe = solve(problem, grid=NODES[2], steps=steps, scheme="central2", stepper=stepper).discretization
     like = torch.zeros((), dtype=torch.float64, device=device)
-    march = recipe.march(problem.handing("torch", device), like)
-    first = recipe.initial(march)
-    march.backward(first)
-    again = March(march.generator, march.stepper, march.times, like)
-    again.mask = march.mask  # a constant of the grid
+    state, generator = draw(problem, stepper)[0], discretize(problem.handing("torch", device), NODES[2], "central2")
+    marched = March(generator, STEPPERS[stepper], TIMES, like)
+    first = torch.as_tensor(state, device=device)
+    marched.backward(first)
+    again = March(generator, STEPPERS[stepper], TIMES, like)
+    again.mask = marched.mask  # a constant of the grid
     Elsewhere.sent.clear(), Elsewhere.fetched.clear()
     run = again.backward(first)
     assert max([*Elsewhere.sent, *Elsewhere.fetched, 0]) <= STEERING
-    plain = recipe.march(problem)
-    wanted = plain.backward(recipe.initial(plain)).state
+    plain = March(discretize(problem, NODES[2], "central2"), STEPPERS[stepper], TIMES)
+    wanted = plain.backward(state).state
     np.testing.assert_allclose(as_numpy(run.state), wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
 
 
@@ -225,22 +225,23 @@ def rotation(columns, k=None):
     def terminal(x):
         return x[..., :1] + (x[..., 1:] - 0.1 * x[..., :1]) ** 2 * as_like(np.linspace(0.5, 1.5, columns), x)
 
-    return KolmogorovProblem(SDE(drift, diffusion=0.4, dim=2), terminal, 0.3, Box([-3.0] * 2, [3.0] * 2))
+    return KolmogorovProblem(SDE(drift, diffusion=0.4, dim=2), terminal, 0.1, Box([-3.0] * 2, [3.0] * 2))
 
 
 @pytest.mark.parametrize("stepper", STEPPERS_IN_TORCH)
 def test_many_terminal_functions_on_a_given_grid(stepper, device):
-    methods = {"grid": 21, "steps": 24 if stepper == "rk4" else 3, "scheme": "central4", "stepper": stepper}
+    methods = {"grid": 15, "steps": 8 if stepper == "rk4" else 2, "scheme": "central4", "stepper": stepper}
     problem = rotation(columns=7)
-    wanted = solve(problem, save=[0.3], **methods).values
+    wanted = solve(problem, save=[0.1], **methods).values
     at = torch.zeros(1, 2, dtype=torch.float64, device=device)
-    found = solve(problem, at=at, save=[0.3], backend="torch", **methods)
+    found = solve(problem, at=at, save=[0.1], backend="torch", **methods)
     assert found.values.device.type == device.type
     np.testing.assert_allclose(as_numpy(found.values), wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
     assert found(at).device.type == device.type
 
 
-@pytest.mark.parametrize("noise", [0.4, 0.02])
+@pytest.mark.parametrize("noise", [0.4, pytest.param(0.02, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True)
 def test_by_tolerance_torch_takes_the_same_steps(noise, device):
     problem = rotation(columns=2)
     problem.sde = SDE(problem.sde.given["drift"], diffusion=noise, dim=2)
@@ -262,8 +263,8 @@ def test_values_and_gradients_of_control(stepper, device, monkeypatch):
         assert u.device == x.device
         return [u.detach(), *torch.autograd.grad((u * u).sum(), [k, x])]
 
-    steps = 24 if stepper == "rk4" else 2
-    recipe = solve(rotation(2), grid=15, steps=steps, scheme="central4", stepper=stepper).discretization
+    steps = 8 if stepper == "rk4" else 2
+    recipe = solve(rotation(2), grid=13, steps=steps, scheme="central4", stepper=stepper).discretization
     found = both(device)
     monkeypatch.undo()
     for one, other in zip(found, both("cpu"), strict=True):
@@ -272,7 +273,7 @@ def test_values_and_gradients_of_control(stepper, device, monkeypatch):
 
 def test_solve_in_torch_records_no_gradients():
     k = torch.tensor(1.1, dtype=torch.float64, requires_grad=True)
-    assert not solve(rotation(2, k), grid=11, steps=24, backend="torch", stepper="mcs").values.requires_grad
+    assert not solve(rotation(2, k), grid=11, steps=2, backend="torch", stepper="mcs").values.requires_grad
 
 
 @pytest.mark.parametrize("stepper", ["radau5", "implicit-euler"])
