@@ -9,9 +9,9 @@ from pathlib import Path
 
 from kolmo.errors import InputError
 
-# Bytes of a cell, a column and a saved time. Measured by benchmarks.scale with explicit steps: 280 a cell in two
-# dimensions, 370 in three; split steps take 745 and 1040.
-PER_CELL, PER_COLUMN, PER_SAVED = 140, 140, 8
+# Bytes of a cell, a column and a saved time. Measured by benchmarks.scale: 226 a cell in two dimensions and 298 in
+# three with explicit steps, 257 and 288 with split ones; four more columns take 344 in two dimensions.
+PER_CELL, PER_COLUMN, PER_SAVED = 140, 85, 8
 
 
 def predicted(shape: Sequence[int], *, columns: int = 1, saved: int = 0) -> int:
@@ -29,7 +29,7 @@ def predicted(shape: Sequence[int], *, columns: int = 1, saved: int = 0) -> int:
     Examples
     --------
     >>> predicted((100, 100, 100)) // 10**6
-    280
+    225
     """
     cells = math.prod(int(n) for n in shape)
     return cells * (PER_CELL + columns * (PER_COLUMN + PER_SAVED * saved))
