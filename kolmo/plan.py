@@ -27,7 +27,7 @@ SCHEME, ROBUST = "central6", "monotone"
 IMPLICIT, SPLIT, EXPLICIT, TRANSPORT = "radau5", "mcs3", "rk4", "semi-lagrangian"
 
 # Nodes per axis of the first level, and implicit steps there, by dimension.
-FIRST_NODES = {1: 41, 2: 25, 3: 17}
+FIRST_NODES = {1: 41, 2: 21, 3: 15}
 FIRST_STEPS = 8
 # Growth of the number of nodes from level to level.
 GROWTH = {1: 1.5, 2: 1.35, 3: 1.25}
@@ -36,8 +36,9 @@ MAX_GROWTH = {1: 2.0, 2: 1.8, 3: 1.6}
 EXPLICIT_PER_SPLIT = 10
 # First number of split steps, and its growth with the resolution (space has order 6, the splitting 3).
 FIRST_SPLIT_STEPS, SPLIT_GROWTH = 8, 1.7
-# Level after which fewer split steps are tried, the parts of that number tried, and how much worse these may be.
-FIRST_PACE, PACES, PACE_SLACK = 3, (0.5, 0.25, 0.125), 1.05
+# Steps along characteristics that are tried first, as a part of the split ones: where the splitting is exact, as for a
+# rotation, few are enough. Doublings of the steps at most, and the least part taken of the fewest that were tried.
+CARRIED_PACE, DOUBLINGS, LEAST_PACE = 0.125, 12, 0.25
 # Mean drift on the coarsest grid, in nodes a unit of time, over the largest covariance there, from which on steps
 # follow the characteristics.
 CARRIED = 20.0
@@ -47,6 +48,9 @@ EXPLICIT_PER_CARRIED = 5
 RUNAWAY = 10.0
 # Order that the estimate counts on where the breaks of φ are sampled only.
 SAMPLED_ORDER = 2.0
+TINY = 1e-300
+# Part of the tolerance that the next level aims at.
+AIM = 0.7
 # Least proportion between the axes' numbers of nodes.
 LEAST_SHARE = 0.4
 MAX_CELLS = {1: 40_000, 2: 700_000, 3: 4_000_000}
@@ -54,7 +58,7 @@ MAX_SECONDS = 120.0
 # Share of the tolerance left to the effect of the cut.
 CUT_SHARE = 0.2
 CUT_TRIES = 12
-# Level at which the cut is measured first: coarse enough to be cheap, fine enough to see the tails.
+# Number of levels after which the cut is looked at even if there are finer ones to come.
 FIRST_CUT = 4
 # Points at most that get witnesses, and how far beside them these lie, as a part of the nodes of an axis.
 WITNESSES, WITNESS_SHIFT = 8, 0.02
@@ -261,7 +265,8 @@ class _Search:
         self._measured: Level | None = None
         self._beside: np.ndarray | None = None
         self._carried: bool | None = None
-        self._pace = 1.0
+        self._pace, self._slowest, self._growth = 1.0, 0.0, GROWTH[problem.dim]
+        self._autonomous: bool | None = None
         self.started = clock()
 
     def run(self, max_cells: int, max_seconds: float) -> Outcome:
@@ -272,6 +277,7 @@ class _Search:
         for self.scheme, self.stepper in ways:
             self.order, self.guarded = SCHEMES[self.scheme].order, (self.scheme, self.stepper) != ways[-1]
             self.levels, self.cut, self._measured, self._pace = [], np.zeros(1), None, 1.0
+            self._growth = GROWTH[self.problem.dim]
             with contextlib.suppress(_RanAwayError):
                 return self._refine(max_cells, max_seconds)
         raise AssertionError("the last way is not guarded")
@@ -281,8 +287,13 @@ class _Search:
         d = self.problem.dim
         layout = first_layout(self.problem, self.points, max(1e-2 * self.rtol, 1e-12))
         n = float(FIRST_NODES[d])
-        if self._along_characteristics(layout.grid(n, SCHEMES[self.scheme].minimum_nodes)):
-            layout = layout.evened()
+        if d > 1 and not self.problem.stationary:
+            generator = self._generator(layout.grid(n, SCHEMES[self.scheme].minimum_nodes))
+            # steps that are long for the drift may agree, and be wrong
+            self._slowest = (self.problem.horizon or 0.0) * _rate(generator) / FIRST_SPLIT_STEPS
+            self._pace = max(1.0, self._slowest)
+            if self._along_characteristics(generator):
+                layout, self._pace, self._slowest = layout.evened(), CARRIED_PACE, 0.0
         try:
             while True:
                 self.levels.append(self._solve(layout, n))
@@ -290,8 +301,6 @@ class _Search:
                     return self._outcome("interrupted", "interrupted by the callback or Ctrl-C")
                 if d > 1 and len(self.levels) == 1:
                     layout = self._proportioned(layout, n)
-                if len(self.levels) == FIRST_PACE and not self._enough():
-                    self._set_pace()
                 settled = False
                 if len(self.levels) == FIRST_CUT or self._enough():
                     layout, settled = self._settle_cut(layout)
@@ -331,11 +340,10 @@ class _Search:
         As long as there are finer levels to come it may take up the whole tolerance: they cost less in the smaller box.
         """
         share = CUT_SHARE if self._enough() else 1.0
-        if len(self.levels) >= FIRST_CUT and self._enough():
-            # it depends little on the resolution, and costs less one level before
-            self._measure_cut(layout, self.levels[-2])
-            if self._cut_fits(share):
-                return layout, True
+        # it depends little on the resolution, and costs less on a coarse level
+        self._measure_cut(layout, self.levels[max(1, len(self.levels) - 3)])
+        if self._cut_fits(share):
+            return layout, True
         for _ in range(CUT_TRIES):
             wider = self._measure_cut(layout, self.levels[-1])
             if self._cut_fits(share):
@@ -378,10 +386,10 @@ class _Search:
         return Outcome(best, estimate, status, message, stats)
 
     def _time_share(self) -> np.ndarray:
-        """Share of the time steps in the difference of two coarse levels: the coarser grid with the finer steps."""
+        """Share of the time steps in the difference of the coarsest levels: the coarser grid with the finer steps."""
         if self.problem.stationary or len(self.levels) < 3:
             return np.zeros(self.levels[-1].values.shape[1])
-        coarse, fine = self.levels[-3], self.levels[-2]
+        coarse, fine = self.levels[:2]
         mixed = self._solve_on(coarse.discretization.grid, fine.effort, coarse.n)
         by_time = np.abs(mixed.values - coarse.values).max(0)
         by_space = np.abs(fine.values - mixed.values).max(0)
@@ -422,9 +430,9 @@ class _Search:
         """Resolution of the next level, from the estimate and the order."""
         d = self.problem.dim
         if len(self.levels) < 3:
-            return n * GROWTH[d]
+            return n * self._growth
         tolerance = self._tolerance()
-        excess = float(np.max(self._estimate() / np.maximum(0.7 * (tolerance - self.cut), 0.1 * tolerance)))
+        excess = float(np.max(self._estimate() / np.maximum(AIM * (tolerance - self.cut), 0.1 * tolerance)))
         least = 1.0 + 0.5 * (GROWTH[d] - 1.0)
         return float(n * min(max(excess ** (1.0 / self.order), least), MAX_GROWTH[d]))
 
@@ -434,7 +442,7 @@ class _Search:
 
     def _solve_on(self, grid: Grid, steps: int, n: float, stepper: str = "") -> Level:
         begun = clock()
-        generator = Generator(self.problem, grid, SCHEMES[self.scheme])
+        generator = self._generator(grid)
         if self.problem.stationary:
             recipe = Discretization(grid, (), self.scheme, IMPLICIT, None)
             march = March(generator, STEPPERS[IMPLICIT], np.zeros(0))
@@ -447,7 +455,7 @@ class _Search:
             march = March(generator, STEPPERS[stepper], times, self.like)
             first = recipe.initial(march)
             run = march.backward(first, save=self.save, callback=self.callback, progress=self.progress)
-            self._check_growth(recipe, generator, as_numpy(first), as_numpy(run.state))
+            self._check_growth(recipe, march, as_numpy(first), as_numpy(run.state))
         if not np.isfinite(as_numpy(run.state)).all():
             raise NotConvergedError(
                 f"the solution became infinite on {grid!r} with {recipe.stepper} and {recipe.steps} steps; "
@@ -458,57 +466,62 @@ class _Search:
         witnessed = witnessed.reshape(len(everywhere), -1)
         return Level(recipe, run, witnessed[: len(self.points)], witnessed, clock() - begun, n, steps)
 
-    def _check_growth(self, recipe: Discretization, generator: Generator, first: np.ndarray, last: np.ndarray) -> None:
+    def _check_growth(self, recipe: Discretization, march: March, first: np.ndarray, last: np.ndarray) -> None:
         """Values do not grow tenfold beyond what the data and the level before allow, unless steps are unstable."""
         if not self.guarded or recipe.stepper not in (SPLIT, EXPLICIT):
             return
-        seen, allowed = np.abs(recipe.grid.interpolate(last, self.points, recipe.width)).max(), np.inf
-        if self.levels:
-            load = (self.problem.horizon or 0.0) * generator.load(0.0)
-            allowed = max(float(np.abs(v).max()) for v in (as_numpy(self.levels[-1].run.state), first, load))
-        if not (np.isfinite(last).all() and seen <= RUNAWAY * allowed):
+        if not np.isfinite(last).all():
             raise _RanAwayError
+        if self.levels:
+            load = (self.problem.horizon or 0.0) * as_numpy(march.ingredients(march.plans[-1].instants[-1])[0].load)
+            allowed = max(float(np.abs(v).max()) for v in (as_numpy(self.levels[-1].run.state), first, load))
+            if np.abs(recipe.grid.interpolate(last, self.points, recipe.width)).max() > RUNAWAY * allowed:
+                raise _RanAwayError
+
+    def _generator(self, grid: Grid) -> Generator:
+        """The problem on a grid; whether it depends on time is looked at once."""
+        generator = Generator(self.problem, grid, SCHEMES[self.scheme], self._autonomous)
+        self._autonomous = generator.autonomous
+        return generator
 
     def _proportioned(self, layout: Layout, n: float) -> Layout:
-        """Give each axis nodes in proportion to the error that it causes, seen by refining it alone."""
-        base, gains = self.levels[-1], []
-        for i in range(self.problem.dim):
+        """Give each axis nodes, and time steps, in proportion to the error they cause, seen by refining one alone."""
+        base, gains, d = self.levels[-1], [], self.problem.dim
+        for i in range(d):
             shares = tuple(share * (1.4 if j == i else 1.0) for j, share in enumerate(layout.shares))
             grid = replace(layout, shares=shares).grid(n, SCHEMES[self.scheme].minimum_nodes)
-            level = self._solve_on(grid, base.effort, n)
-            gains.append(float(np.max(np.abs(level.values - base.values) / (1e-300 + np.abs(base.values).max(0)))))
+            gains.append(_change(base, self._solve_on(grid, base.effort, n)))
         worst = max(gains)
-        if worst <= 0:
-            return layout
-        shares = tuple(max((g / worst) ** (1.0 / self.order), LEAST_SHARE) for g in gains)
+        shares = tuple(max((g / (worst + TINY)) ** (1.0 / self.order), LEAST_SHARE) for g in gains)
         # the same number of cells, differently shaped
         scale = math.prod(shares) ** (-1.0 / len(shares))
-        return replace(layout, shares=tuple(scale * share for share in shares))
+        by_space = worst * scale**-self.order
+        self._set_pace(by_space)
+        # of the three levels that it takes at least, the last shall meet the tolerance; estimates are twice the error
+        allowed = float(np.min(AIM * self._tolerance() / _size(base)))
+        excess = 2.0 * d * by_space / max(allowed, TINY)
+        self._growth = min(max(excess ** (0.5 / self.order), GROWTH[d]), MAX_GROWTH[d])
+        return replace(layout, shares=tuple(scale * share for share in shares)) if worst > 0 else layout
 
-    def _set_pace(self) -> None:
-        """Take fewer split steps where the level before is no worse with fewer, and go over the levels again.
+    def _set_pace(self, by_space: float) -> None:
+        """Take as many steps as keep the error in time at that in space: a grid does not know how long the horizon is.
 
-        Steps along characteristics interpolate each time: where the splitting is exact, as for a rotation, fewer steps
-        are better.
+        The steps of the first level are doubled until that changes it no more than refining its axes does.
         """
-        if self.levels[-1].discretization.stepper not in (TRANSPORT, SPLIT) or self.problem.sde.noiseless:
-            return
-        before, last = self.levels[-2], self.levels[-1]
-        allowed = PACE_SLACK * np.abs(before.values - last.values).max(0)
-        pace = self._pace
-        for self._pace in PACES:
-            fewer = self._again(before)
-            if (np.abs(fewer.values - last.values).max(0) > allowed).any():
-                break
-            pace = self._pace
-        self._pace = pace
-        if pace < 1.0:
-            self.levels = [self._again(level) for level in self.levels]
-
-    def _again(self, level: Level) -> Level:
-        """A level with the pace that is set now."""
-        recipe = level.discretization
-        return self._solve_on(recipe.grid, level.effort, level.n, recipe.stepper)
+        wanted = max(by_space, CUT_SHARE * float(np.min(self._tolerance() / _size(self.levels[-1]))))
+        for _ in range(DOUBLINGS):
+            level = self.levels[-1]
+            if level.discretization.stepper not in (TRANSPORT, SPLIT, "mcs") or self.problem.sde.noiseless:
+                return
+            self._pace *= 2.0
+            self.levels[-1] = self._solve_on(level.discretization.grid, level.effort, level.n)
+            change = _change(level, self.levels[-1])
+            if change <= wanted:
+                order = STEPPERS[level.discretization.stepper].order
+                self._pace *= 0.5 * max((change / wanted) ** (1.0 / order), LEAST_PACE)
+                self._pace = max(self._pace, self._slowest)
+                self.levels[-1] = level
+                return
 
     def _witnesses(self, grid: Grid) -> np.ndarray:
         """Points beside those that matter: two levels may agree at a few points by accident, hardly at all of these."""
@@ -520,11 +533,10 @@ class _Search:
             self._beside = np.stack([a.grading(xi[:, i]) for i, a in enumerate(grid.axes)], -1)
         return self._beside
 
-    def _along_characteristics(self, grid: Grid) -> bool:
+    def _along_characteristics(self, generator: Generator) -> bool:
         """Whether steps follow characteristics through noise: cheap to trace where it is the same at all nodes."""
-        if self.problem.dim == 1 or self.problem.stationary or self.problem.sde.noiseless:
+        if self.problem.sde.noiseless:
             return False
-        generator = Generator(self.problem, grid, SCHEMES[self.scheme])
         return self._choose_stepper(generator, FIRST_STEPS, self.stepper)[0] == TRANSPORT
 
     def _choose_stepper(self, generator: Generator, steps: int, name: str) -> tuple[str, int]:
@@ -543,6 +555,27 @@ class _Search:
         if name == EXPLICIT:
             return name, max(explicit, steps)
         return name, split if name in (SPLIT, "mcs") else steps
+
+
+def _size(level: Level) -> np.ndarray:
+    """Largest modulus per column at the points, never zero."""
+    return np.asarray(TINY + np.abs(level.values).max(0))
+
+
+def _change(level: Level, other: Level) -> float:
+    """Largest difference of two levels at the points, relative to each column's size."""
+    return float(np.max(np.abs(other.values - level.values) / _size(level)))
+
+
+def _rate(generator: Generator) -> float:
+    """Rate at which the drift draws neighbours on an axis together, or apart, at half of the nodes."""
+    problem, grid = generator.problem, generator.grid
+    b = as_numpy(problem.sde.drift(0.5 * (problem.horizon or 0.0), grid.points)).reshape(*grid.shape, grid.dim)
+    slopes = [
+        np.diff(b[..., i], axis=i) / np.diff(grid.along(i, grid.nodes[i]).reshape(grid.shape), axis=i)
+        for i in range(grid.dim)
+    ]
+    return max(float(np.median(np.abs(slope))) for slope in slopes)
 
 
 def _carried(generator: Generator) -> bool:

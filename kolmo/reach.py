@@ -13,6 +13,8 @@ PATHS = 128
 STEPS = 64
 # Steps from one look at the paths to the next: order statistics cost more than the step.
 BETWEEN = 4
+# Quantile of two standard deviations.
+FAR = 0.977
 
 
 @dataclass(frozen=True)
@@ -67,17 +69,22 @@ def reach(sde: Any, points: Any, horizon: float, *, within: Any = None, seed: in
     low, high = starts.min(0), starts.max(0)
     below, above = np.zeros(dim), np.zeros(dim)
     dt = horizon / STEPS
-    lower, upper = (np.full(dim, -np.inf), np.full(dim, np.inf)) if within is None else (within.lower, within.upper)
+    steady = not (sde.noiseless or callable(sde.given["covariance"]))
+    root = _root(as_numpy(sde.covariance(0.0, starts[:1]))) if steady else None
+    ends = None if within is None else (np.array(within.lower), np.array(within.upper))
     for n in range(STEPS):
-        t = (n + 0.5) * dt
-        x = _step(sde, t, x, dt, normals[n])
-        x = np.clip(np.nan_to_num(x, nan=0.0, posinf=1e12, neginf=-1e12), lower, upper)
+        x = _step(sde, (n + 0.5) * dt, x, dt, normals[n], root)
+        if not np.isfinite(x).all():
+            x = np.nan_to_num(x, nan=0.0, posinf=1e12, neginf=-1e12)
+        if ends is not None:
+            x = np.minimum(np.maximum(x, ends[0]), ends[1])
         if (n + 1) % BETWEEN:
             continue
-        centre = np.median(x, axis=1)
+        ordered = np.sort(x, axis=1)
+        centre = _quantile(ordered, 0.5)
         low, high = np.minimum(low, centre.min(0)), np.maximum(high, centre.max(0))
-        below = np.maximum(below, _spread(centre[:, None] - x))
-        above = np.maximum(above, _spread(x - centre[:, None]))
+        below = np.maximum(below, _spread(centre - _quantile(ordered, 1.0 - FAR), centre[:, None] - ordered))
+        above = np.maximum(above, _spread(_quantile(ordered, FAR) - centre, ordered - centre[:, None]))
     return Reach(low, high, below, above)
 
 
@@ -95,21 +102,27 @@ def _extremes(points: np.ndarray) -> np.ndarray:
     return points[sorted(int(i) for i in chosen)]
 
 
-def _step(sde: Any, t: float, x: np.ndarray, dt: float, normals: np.ndarray) -> np.ndarray:
-    """One step with the drift at its middle: Euler's would spiral out of a rotation."""
+def _step(sde: Any, t: float, x: np.ndarray, dt: float, normals: np.ndarray, root: np.ndarray | None) -> np.ndarray:
+    """One step with the drift at its middle: Euler's would spiral out of a rotation; ``root`` of a constant Σ."""
     middle = x + 0.5 * dt * _tamed(as_numpy(sde.drift(t, x)), x, dt)
-    b = _tamed(as_numpy(sde.drift(t, middle)), x, dt)
-    noise = 0.0
-    if not sde.noiseless:
-        S = as_numpy(sde.covariance(t, x))
-        noise = np.einsum("...ij,...j->...i", _root(S), np.broadcast_to(normals, x.shape))
-    return np.asarray(x + b * dt + math.sqrt(dt) * noise)
+    moved = x + dt * _tamed(as_numpy(sde.drift(t, middle)), x, dt)
+    if sde.noiseless:
+        return np.asarray(moved)
+    root = _root(as_numpy(sde.covariance(t, x))) if root is None else root
+    return np.asarray(moved + math.sqrt(dt) * np.einsum("...ij,...j->...i", root, normals))
 
 
 def _tamed(b: np.ndarray, x: np.ndarray, dt: float) -> np.ndarray:
     """Superlinear drifts, bounded so that they do not explode."""
-    size = np.abs(b).max(-1, keepdims=True) * dt
-    return np.asarray(b / (1.0 + size / (1.0 + np.abs(x).max(-1, keepdims=True))))
+    return np.asarray(b / (1.0 + dt * _size(b) / (1.0 + _size(x))))
+
+
+def _size(v: np.ndarray) -> np.ndarray:
+    """Largest modulus along the last, short axis, which is kept."""
+    size = np.abs(v[..., :1])
+    for i in range(1, v.shape[-1]):
+        size = np.maximum(size, np.abs(v[..., i : i + 1]))
+    return np.asarray(size)
 
 
 def _root(S: np.ndarray) -> np.ndarray:
@@ -121,9 +134,15 @@ def _root(S: np.ndarray) -> np.ndarray:
     return np.asarray((vectors * np.sqrt(np.maximum(values, 0.0))[..., None, :]) @ np.swapaxes(vectors, -1, -2))
 
 
-def _spread(deviation: np.ndarray) -> np.ndarray:
-    """One-sided standard deviation: the larger of the root mean square and the 97.7 % quantile over two."""
-    positive = np.maximum(deviation, 0.0)
-    rms = np.sqrt(2.0 * np.mean(positive**2, axis=1))
-    quantile = np.quantile(positive, 0.977, axis=1) / 2.0
-    return np.asarray(np.maximum(np.minimum(rms, 2 * quantile + 1e-300), quantile).max(0))
+def _quantile(ordered: np.ndarray, part: float) -> np.ndarray:
+    """Quantile of values in increasing order along axis 1, linear between them."""
+    place = part * (ordered.shape[1] - 1)
+    before = min(int(place), ordered.shape[1] - 2)
+    return np.asarray(ordered[:, before] + (place - before) * (ordered[:, before + 1] - ordered[:, before]))
+
+
+def _spread(far: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """One-sided standard deviation: the larger of the root mean square and half of the far quantile."""
+    positive, half = np.maximum(deviation, 0.0), 0.5 * far
+    rms = np.sqrt(2.0 * np.einsum("ij...,ij...->i...", positive, positive) / positive.shape[1])
+    return np.asarray(np.maximum(np.minimum(rms, 2 * half + 1e-300), half).max(0))

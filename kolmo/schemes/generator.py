@@ -57,6 +57,8 @@ class Generator:
         The nodes.
     scheme : str or Scheme
         Name of the scheme, see ``kolmo.schemes.SCHEMES``.
+    autonomous : bool, optional
+        Whether coefficients, source and face data are constant in time, where that is known from another grid.
 
     Examples
     --------
@@ -69,8 +71,8 @@ class Generator:
     True
     """
 
-    def __init__(self, problem: KolmogorovProblem, grid: Grid, scheme: Scheme) -> None:
-        self.problem, self.grid, self.scheme = problem, grid, scheme
+    def __init__(self, problem: KolmogorovProblem, grid: Grid, scheme: Scheme, autonomous: bool | None = None) -> None:
+        self.problem, self.grid, self.scheme, self._known = problem, grid, scheme, autonomous
         low, high = grid.box
         self.box: Box = problem.box.replace(low, high)
         self._evaluated: dict[float, Local] = {}
@@ -150,6 +152,8 @@ class Generator:
     @cached_property
     def autonomous(self) -> bool:
         """Whether coefficients, source and face data are constant in time between breakpoints."""
+        if self._known is not None:
+            return self._known
         if self.problem.stationary or self.problem.sde.autonomous is not None:
             return self.problem.stationary or (bool(self.problem.sde.autonomous) and self._same_over_time(sde=False))
         return self._same_over_time(sde=True)

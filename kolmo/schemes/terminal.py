@@ -29,6 +29,8 @@ LINE_PANELS, LINE_POINTS = 2, 3
 # A square in which breaks meet is told from others by what a polynomial of this degree cannot follow, and is divided
 # into so many parts a side, so many times; not more squares at a time than these (the worst).
 FOLLOWED, MEETING, PARTS, DEPTH, WORST = 5, 1e-5, 4, 3, 40
+# Distance from the faces of a cell, as a part of it, from which on a break counts as inside.
+MARGIN = 0.01
 # Bisections that locate a jump to rounding.
 BISECTIONS = 28
 # Times that one looks closer at a kink to locate it.
@@ -200,13 +202,14 @@ def _multiply_along(matrix: sp.csr_matrix, values: Array, shape: list[int], axis
 def rough_places(problem: KolmogorovProblem, grid: Grid, i: int) -> np.ndarray:
     """Middles of the cells of axis i in which φ has a kink or jump along that axis."""
     axis = grid.axes[i]
-    cells = np.flatnonzero(_rough_along(problem, grid, i).any(axis=tuple(j for j in range(grid.dim) if j != i)))
+    flagged = _rough_along(problem, grid, i, _at_nodes(problem, grid))
+    cells = np.flatnonzero(flagged.any(axis=tuple(j for j in range(grid.dim) if j != i)))
     return np.asarray(axis.grading(axis.xi[cells] + 0.5 * axis.h))
 
 
 def common_break(problem: KolmogorovProblem, grid: Grid, i: int) -> float | None:
     """Where φ has its one kink or jump along axis i, if it is at the same place on every line that has one."""
-    flagged = np.moveaxis(_rough_along(problem, grid, i), i, 0)
+    flagged = np.moveaxis(_rough_along(problem, grid, i, _at_nodes(problem, grid)), i, 0)
     others, columns = np.argwhere(flagged.any(0)), flagged[:, flagged.any(0)]
     if len(others) == 0:
         return None
@@ -231,18 +234,25 @@ def plan_terminal(problem: KolmogorovProblem, grid: Grid, box: Box, order: int) 
     rough = _rough_cells(problem, grid)
     if order not in CORRECTIONS or not rough.any():
         return TerminalRule.point_values(grid, order)
-    touched = np.flatnonzero(_near(rough, grid, support(order)).reshape(-1))
+    near = _near(rough, grid, support(order))
+    touched = np.flatnonzero(near.reshape(-1))
     gauss = 0.5 * (legendre.leggauss(order)[0] + 1.0)
-    lattice, smoothing = [], []
+    lattice, smoothing, kept = [], [], []
     for i, axis in enumerate(grid.axes):
         position = (np.arange(rough.shape[i])[:, None] + gauss).reshape(-1)
         ends = [] if axis.periodic else [0.0, float(axis.n - 1)]
-        lattice.append(np.asarray(axis.grading(np.concatenate([position, ends]) * axis.h)))
-        smoothing.append(_smoothing(rough.shape[i], box, i, order, grid))
+        matrix = _smoothing(rough.shape[i], box, i, order, grid)
+        # only what the touched nodes see: φ is evaluated there
+        rows = near.any(axis=tuple(j for j in range(grid.dim) if j != i))
+        seen = np.unique(matrix[rows].indices) if grid.dim > 1 else np.arange(matrix.shape[1])
+        lattice.append(np.asarray(axis.grading(np.concatenate([position, ends])[seen] * axis.h)))
+        smoothing.append(matrix[:, seen] if grid.dim > 1 else matrix)
+        kept.append(seen)
     # in three dimensions the lattice itself has to do: projecting every rough cell would cost more than it gains
     cells = np.stack(np.nonzero(rough if grid.dim < 3 else np.zeros_like(rough)), -1)
+    cells = cells[_broken(problem, grid, cells)]
     owner, points, weights = _samples(problem, grid, cells, order)
-    index = _lattice_index(cells, [len(v) for v in lattice], order)
+    index = _lattice_index(cells, kept, order)
     return TerminalRule(grid, order, touched, tuple(lattice), tuple(smoothing), index, owner, points, weights)
 
 
@@ -252,9 +262,9 @@ def _cells(grid: Grid) -> tuple[int, ...]:
 
 def _rough_cells(problem: KolmogorovProblem, grid: Grid) -> np.ndarray:
     """Mask of the cells in which φ is not smooth on the scale of the grid, along any axis."""
-    rough = np.zeros(_cells(grid), dtype=bool)
+    rough, values = np.zeros(_cells(grid), dtype=bool), _at_nodes(problem, grid)
     for i in range(grid.dim):
-        flagged = _rough_along(problem, grid, i)
+        flagged = _rough_along(problem, grid, i, values)
         # a cell belongs to 2^(d-1) lines of nodes: it is rough if one of them is
         for j in range(grid.dim):
             if j != i:
@@ -266,10 +276,14 @@ def _rough_cells(problem: KolmogorovProblem, grid: Grid) -> np.ndarray:
     return rough
 
 
-def _rough_along(problem: KolmogorovProblem, grid: Grid, i: int) -> np.ndarray:
-    """Mask of (cells of axis i) × (nodes of the others) between whose nodes φ is not smooth."""
+def _at_nodes(problem: KolmogorovProblem, grid: Grid) -> np.ndarray:
+    """Values of φ at the nodes, the shape of the grid and one axis of columns."""
+    return np.asarray(as_numpy(problem.final(grid.points)).reshape(*grid.shape, -1))
+
+
+def _rough_along(problem: KolmogorovProblem, grid: Grid, i: int, values: np.ndarray) -> np.ndarray:
+    """Mask of (cells of axis i) × (nodes of the others) between whose nodes, with these values, φ is not smooth."""
     axis = grid.axes[i]
-    values = as_numpy(problem.final(grid.points)).reshape(*grid.shape, -1)
     scale = np.abs(values).max(axis=tuple(range(grid.dim))) + 1e-300
     middle = np.asarray(axis.grading(axis.xi[: _cells(grid)[i]] + 0.5 * axis.h))
     nodes = [middle if j == i else a.nodes for j, a in enumerate(grid.axes)]
@@ -292,19 +306,23 @@ def _flag(values: np.ndarray, halves: np.ndarray, scale: np.ndarray, periodic: b
         )
     else:
         wide = values
-    fine_difference = np.abs(np.diff(fine, 4, axis=0) / scale).max(-1)
-    coarse_difference = np.abs(np.diff(wide, 4, axis=0) / scale).max(-1)
-    rough = np.zeros((cells, *values.shape[1:-1]), dtype=bool)
-    for cell in range(cells):
-        # windows of half steps that lie in this cell and its neighbours, and windows of full steps around them
-        at = 2 * cell + (pad if periodic else 0)
-        small = fine_difference[max(at - 2, 0) : at + 1]
-        node = cell + (pad if periodic else 0)
-        large = coarse_difference[max(node - 5, 0) : node + 3]
-        if len(small) and len(large):
-            peak = small.max(0)
-            rough[cell] = (peak > SHRINK * large.max(0)) & (peak > FLOOR)
-    return rough
+    small = np.abs(np.diff(fine, 4, axis=0) / scale).max(-1)
+    large = np.abs(np.diff(wide, 4, axis=0) / scale).max(-1)
+    if not (len(small) and len(large)):
+        return np.zeros((cells, *values.shape[1:-1]), dtype=bool)
+    # windows of half steps that lie in a cell and its neighbours, and windows of full steps around them
+    first = pad if periodic else 0
+    peak = _largest(small, first - 2, 3, 2, cells)
+    return np.asarray((peak > SHRINK * _largest(large, first - 5, 8, 1, cells)) & (peak > FLOOR))
+
+
+def _largest(values: np.ndarray, first: int, width: int, stride: int, count: int) -> np.ndarray:
+    """Maxima along the first axis over windows, the first of which begins at ``first``; nothing lies outside."""
+    before, last = max(-first, 0), first + (count - 1) * stride + width
+    outside = [np.full((n, *values.shape[1:]), -np.inf) for n in (before, max(last - len(values), 0))]
+    padded = np.concatenate([outside[0], values, outside[1]])[first + before :]
+    windows = [padded[j : j + (count - 1) * stride + 1 : stride] for j in range(width)]
+    return np.asarray(np.maximum.reduce(windows))
 
 
 def _near(rough: np.ndarray, grid: Grid, reach: int) -> np.ndarray:
@@ -352,14 +370,31 @@ def _smoothing(cells: int, box: Box, axis: int, order: int, grid: Grid) -> sp.cs
     return sp.csr_matrix(sp.hstack([inner, sp.csr_matrix(ends)]))
 
 
-def _lattice_index(cells: np.ndarray, shape: list[int], q: int) -> np.ndarray:
-    """Flat lattice indices of the Gauss points of cells, shape (cells, q^d)."""
+def _broken(problem: KolmogorovProblem, grid: Grid, cells: np.ndarray) -> np.ndarray:
+    """Mask of the cells inside which φ has a kink or jump: where it lies on their faces the lattice's points do."""
+    along = np.linspace(MARGIN, 1.0 - MARGIN, 9)
+    mesh = np.stack(np.meshgrid(*[along] * grid.dim, indexing="ij"), -1)
+    if len(cells) == 0:
+        return np.zeros(0, dtype=bool)
+    values = _final(problem, grid, cells.reshape(-1, *[1] * grid.dim, grid.dim) + mesh)
+    values = np.moveaxis(values / (np.abs(values).max(axis=tuple(range(grid.dim + 1))) + 1e-300), 0, -1)
+    broken = np.zeros(len(cells), dtype=bool)
+    for i in range(grid.dim):
+        line = np.moveaxis(values, i, 0)
+        # lines beside each other: all but the cells, which are last, go into the maximum
+        small, large = (np.abs(np.diff(v, 4, axis=0)).max(tuple(range(grid.dim + 1))) for v in (line, line[::2]))
+        broken |= (small > SHRINK * large) & (small > FLOOR)
+    return broken
+
+
+def _lattice_index(cells: np.ndarray, kept: list[np.ndarray], q: int) -> np.ndarray:
+    """Flat indices of the Gauss points of cells among the lattice points kept of each axis, shape (cells, q^d)."""
     index = np.zeros((len(cells), 1), dtype=int)
     size = 1
-    for i, n in enumerate(shape):
+    for i, seen in enumerate(kept):
         size *= q
-        along = cells[:, i, None] * q + np.arange(q)
-        index = (index[:, :, None] * n + along[:, None, :]).reshape(len(cells), size)
+        along = np.searchsorted(seen, cells[:, i, None] * q + np.arange(q))
+        index = (index[:, :, None] * len(seen) + along[:, None, :]).reshape(len(cells), size)
     return index
 
 
@@ -367,11 +402,11 @@ def _samples(
     problem: KolmogorovProblem, grid: Grid, cells: np.ndarray, q: int
 ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
     """Samples in rough cells, one row or several a cell: the row's cell, points, factors of the projection."""
-    if grid.dim == 1:
+    if len(cells) == 0:
+        owner, local, weight = np.zeros(0, dtype=int), np.zeros((0, 1, grid.dim)), np.zeros((0, 1))
+    elif grid.dim == 1:
         local, weight = _lines(problem, grid, cells, 1.0, 0, np.zeros((len(cells), 1, 1)), deep=True)
         owner, local, weight = np.arange(len(cells)), local[:, 0], weight[:, 0]
-    elif len(cells) == 0:
-        owner, local, weight = np.zeros(0, dtype=int), np.zeros((0, 1, grid.dim)), np.zeros((0, 1))
     else:
         owner, local, weight = _divided(problem, grid, cells)
     gauss = legendre.leggauss(q)[0]
