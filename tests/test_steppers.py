@@ -9,6 +9,7 @@ import scipy.linalg
 from kolmo import SDE, Box, Grid, KolmogorovProblem, control, discretize, solve
 from kolmo.errors import InputError
 from kolmo.grading import Sinh
+from kolmo.steppers import adi
 from kolmo.steppers.base import STEPPERS, Operator
 from kolmo.steppers.exponential import Exponential
 from kolmo.testing import duality_gap, manufactured, order_of_accuracy, taylor_test
@@ -85,6 +86,24 @@ def test_several_steps_at_once_are_those_steps_one_by_one(name, columns, rng):
     np.testing.assert_allclose(together[0], back, rtol=0, atol=1e-12 * np.abs(back).max())
     np.testing.assert_allclose(together[1], adjoints, rtol=0, atol=1e-12 * np.abs(adjoints).max())
     np.testing.assert_allclose(sum(together[2]), numbers, rtol=0, atol=1e-12 * np.abs(numbers).max())
+
+
+@pytest.mark.parametrize("shape", [(11, 20), (7, 8, 9)])
+@pytest.mark.parametrize("face", ["open", "absorbing"])
+def test_factors_made_anew_are_those_that_would_be_kept(face, shape, rng, monkeypatch):
+    d = len(shape)
+    sde = SDE(lambda t, x: np.roll(x, 1, -1) - x, covariance=0.1 + 0.3 * np.eye(d), dim=d)
+    box = Box([-1.0] * d, [1.0] * d, face)
+    problem = KolmogorovProblem(sde, lambda x: x[..., 0], 0.1, box, killing=lambda t, x: x[..., 0] ** 2)
+    ops = operators(problem, shape, [0.1, 0.05, 0.0])
+    u, p, *loads = draw(rng, ops[0], 5)
+    found = []
+    for limit in (adi.FACTORS_KEPT, 0):
+        monkeypatch.setattr(adi, "FACTORS_KEPT", limit)
+        step = STEPPERS["mcs3"].prepare(ops, 1e-2)
+        found.append([step.apply(u, loads), *step.pullback(u, loads, p)])
+    for kept, renewed in zip(*found, strict=True):
+        np.testing.assert_array_equal(kept, renewed)
 
 
 @pytest.mark.parametrize("word", MOVING)
