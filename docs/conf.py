@@ -38,7 +38,6 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
     "download_all_examples": False,
     "show_signature": False,
-    "parallel": 2,
 }
 
 html_theme = "furo"
