@@ -1,8 +1,5 @@
 """torchsde and xarray: what goes out and comes back is the same process, the same numbers."""
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -134,15 +131,3 @@ def test_an_xarray_has_the_values_with_their_places():
     assert u.sel(t=0.5, column=1).interp(x1=0.5, x2=1.25).item() == pytest.approx(sol([0.5, 1.25], 0.5)[1], abs=1e-3)
     assert np.array_equal(u.values, sol.values)
     assert u.attrs["status"] == "fixed"
-
-
-def test_the_documented_lightning_module_trains(monkeypatch, tmp_path):
-    lightning = pytest.importorskip("lightning")
-    monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[1] / "docs" / "interoperability.md").read_text(encoding="utf-8")
-    losses = []
-    monkeypatch.setattr(lightning.LightningModule, "log", lambda self, name, value: losses.append(float(value)))
-    lightning.seed_everything(0)
-    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {"__name__": "example"})
-    assert len(losses) == 6
-    assert losses[-1] < losses[0]
