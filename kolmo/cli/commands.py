@@ -9,7 +9,7 @@ import click
 
 import kolmo as package
 from kolmo import experiments
-from kolmo.cli import equation, kinds, perform
+from kolmo.cli import equation, perform
 from kolmo.cli.text import readable
 from kolmo.errors import InputError
 from kolmo.runs import Run, environment
@@ -311,7 +311,9 @@ def report(run: Path, as_json: bool) -> None:
 
     Example: kolmo report runs/demo-20260101-120000
     """
-    path = str(kinds.report(Run.open(run)))
+    from kolmo.cli import reports
+
+    path = str(reports.rewrite(Run.open(run)))
     click.echo(json.dumps({"report": path}) if as_json else path)
 
 
