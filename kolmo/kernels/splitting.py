@@ -8,6 +8,9 @@ import numpy as np
 
 from kolmo.kernels.fused import FIRST, IDENTITY, POINTER, SECOND, stage
 
+# Signed with unsigned indices would give floats.
+_signed: Any = np.int64
+
 # Lines that are factorised together where factors are not kept: a few cache lines' worth.
 TOGETHER = 16
 
@@ -118,10 +121,9 @@ def solve_renewed(part: Any, along: Any, free: Any, y: Any, transposed: bool) ->
     """
     (table, a), (axis, below, above, scale) = part, along
     layout, pointer, index, weights, _, _ = table
-    n: Any = np.int64(layout[axis])
-    start, stride = np.int64(layout[POINTER + axis]), np.int64(1)
+    n, start, stride = _signed(layout[axis]), _signed(layout[POINTER + axis]), 1
     for later in range(axis + 1, 3):
-        stride *= np.int64(layout[later])
+        stride *= _signed(layout[later])
     own, first, second = a[layout[IDENTITY]], a[layout[FIRST + axis]], a[layout[SECOND + axis]]
     # neighbouring lines begin so far apart, and so many lie in a block
     hop, lines_ = n, len(y) // n
@@ -140,7 +142,7 @@ def solve_renewed(part: Any, along: Any, free: Any, y: Any, transposed: bool) ->
                 for k in range(count, TOGETHER):
                     x[i, k] = 0.0
                 for e in range(pointer[start + i], pointer[start + i + 1]):
-                    c, wf, ws = below + np.int64(index[e]) - i, weights[0, e], weights[1, e]
+                    c, wf, ws = below + _signed(index[e]) - i, weights[0, e], weights[1, e]
                     if wf != 0.0 or ws != 0.0:
                         for k in range(count):
                             band[i, c, k] = band[i, c, k] + wf * first[at + k * hop] + ws * second[at + k * hop]

@@ -1,7 +1,7 @@
 """Terminal data on the grid: point values where they are smooth, a smoothing kernel where they have kinks or jumps."""
 
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -138,11 +138,12 @@ class TerminalRule:
         for factor in factors:
             product = (product[..., :, None] * factor[..., None, :]).reshape(rows, m, -1)
         projected = (product.swapaxes(1, 2) @ samples.reshape(rows, m, -1)).reshape(rows, -1)
-        gathered = _multiply_along(self._gather(), projected, [rows], 0)
+        gathered = _multiply_along(self._gather, projected, [rows], 0)
         position = np.arange(len(mesh))
         position[self.rough.reshape(-1)] = len(mesh) + np.arange(self.rough.size)
         return xp.concatenate([values, gathered.reshape(self.rough.size, -1)])[position]
 
+    @cached_property
     def _gather(self) -> sp.csr_matrix:
         """Sums the rows of every rough cell."""
         rows = np.arange(len(self.owner))
