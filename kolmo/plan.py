@@ -37,8 +37,8 @@ EXPLICIT_PER_SPLIT = 10
 # First number of split steps, and its growth with the resolution (space has order 6, the splitting 3).
 FIRST_SPLIT_STEPS, SPLIT_GROWTH = 8, 1.7
 # Steps along characteristics that are tried first, as a part of the split ones: where the splitting is exact, as for a
-# rotation, few are enough. Doublings of the steps at most, and the least part taken of the fewest that were tried.
-CARRIED_PACE, DOUBLINGS, LEAST_PACE = 0.125, 12, 0.25
+# rotation, few are enough. Steps on the first level at most, and the least part taken of the fewest that were tried.
+CARRIED_PACE, MOST_STEPS, LEAST_PACE = 0.125, 4000, 0.25
 # Mean drift on the coarsest grid, in nodes a unit of time, over the largest covariance there, from which on steps
 # follow the characteristics.
 CARRIED = 20.0
@@ -267,6 +267,7 @@ class _Search:
         self._carried: bool | None = None
         self._pace, self._slowest, self._growth = 1.0, 0.0, GROWTH[problem.dim]
         self._autonomous: bool | None = None
+        self._hurried = False
         self.started = clock()
 
     def run(self, max_cells: int, max_seconds: float) -> Outcome:
@@ -290,15 +291,20 @@ class _Search:
         if d > 1 and not self.problem.stationary:
             generator = self._generator(layout.grid(n, SCHEMES[self.scheme].minimum_nodes))
             # steps that are long for the drift may agree, and be wrong
-            self._slowest = (self.problem.horizon or 0.0) * _rate(generator) / FIRST_SPLIT_STEPS
+            wanted = (self.problem.horizon or 0.0) * _rate(generator)
+            self._hurried = wanted > MOST_STEPS
+            self._slowest = 0.0 if self._hurried else wanted / FIRST_SPLIT_STEPS
             self._pace = max(1.0, self._slowest)
             if self._along_characteristics(generator):
-                layout, self._pace, self._slowest = layout.evened(), CARRIED_PACE, 0.0
+                layout, self._pace = layout.evened(), max(CARRIED_PACE, self._slowest)
         try:
             while True:
                 self.levels.append(self._solve(layout, n))
                 if self.levels[-1].run.interrupted:
                     return self._outcome("interrupted", "interrupted by the callback or Ctrl-C")
+                if self._hurried and self._splits(self.levels[-1]):
+                    told = f"the horizon is longer than {MOST_STEPS} split steps that are short enough for the drift"
+                    return self._outcome("tolerance_not_met", told)
                 if d > 1 and len(self.levels) == 1:
                     layout = self._proportioned(layout, n)
                 settled = False
@@ -374,7 +380,7 @@ class _Search:
         recipe = best.discretization
         time_part = np.where(np.isfinite(parts), parts, 0.0) * self._time_share()
         recipe.estimate.update(
-            space=(parts - time_part).tolist(), time=time_part.tolist(), cut=(self.cut + 0.0 * parts).tolist()
+            space=(parts - time_part).tolist(), time=time_part.tolist(), cut=(self.cut + np.zeros(len(parts))).tolist()
         )
         stats = {
             "cells": recipe.grid.size,
@@ -509,9 +515,9 @@ class _Search:
         The steps of the first level are doubled until that changes it no more than refining its axes does.
         """
         wanted = max(by_space, CUT_SHARE * float(np.min(self._tolerance() / _size(self.levels[-1]))))
-        for _ in range(DOUBLINGS):
+        while self._pace * FIRST_SPLIT_STEPS <= MOST_STEPS:
             level = self.levels[-1]
-            if level.discretization.stepper not in (TRANSPORT, SPLIT, "mcs") or self.problem.sde.noiseless:
+            if not self._splits(level):
                 return
             self._pace *= 2.0
             self.levels[-1] = self._solve_on(level.discretization.grid, level.effort, level.n)
@@ -522,6 +528,10 @@ class _Search:
                 self._pace = max(self._pace, self._slowest)
                 self.levels[-1] = level
                 return
+
+    def _splits(self, level: Level) -> bool:
+        """Whether the steps of a level treat parts of the equation in turn: any number of them can be taken."""
+        return level.discretization.stepper in (TRANSPORT, SPLIT, "mcs") and not self.problem.sde.noiseless
 
     def _witnesses(self, grid: Grid) -> np.ndarray:
         """Points beside those that matter: two levels may agree at a few points by accident, hardly at all of these."""
@@ -571,10 +581,9 @@ def _rate(generator: Generator) -> float:
     """Rate at which the drift draws neighbours on an axis together, or apart, at half of the nodes."""
     problem, grid = generator.problem, generator.grid
     b = as_numpy(problem.sde.drift(0.5 * (problem.horizon or 0.0), grid.points)).reshape(*grid.shape, grid.dim)
-    slopes = [
-        np.diff(b[..., i], axis=i) / np.diff(grid.along(i, grid.nodes[i]).reshape(grid.shape), axis=i)
-        for i in range(grid.dim)
-    ]
+    x = grid.points.reshape(b.shape)
+    with np.errstate(invalid="ignore"):  # what is not finite is told where coefficients are checked
+        slopes = [np.diff(b[..., i], axis=i) / np.diff(x[..., i], axis=i) for i in range(grid.dim)]
     return max(float(np.median(np.abs(slope))) for slope in slopes)
 
 

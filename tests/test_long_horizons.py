@@ -54,3 +54,11 @@ def test_split_steps_are_no_longer_than_the_drift_allows():
     recipe = kolmo.plan(problem, at=points, rtol=1e-2)
     assert not np.isfinite(STEPPERS[recipe.stepper].largest_step(1.0, 1.0))
     assert recipe.steps >= rate * horizon
+
+
+def test_horizons_too_long_for_split_steps_are_told():
+    problem, points, _ = bent_ornstein_uhlenbeck(1.0, 1e6)
+    with pytest.warns(kolmo.errors.ToleranceWarning, match="short enough for the drift"):
+        sol = kolmo.solve(problem, at=points, rtol=1e-2)
+    assert sol.status == "tolerance_not_met"
+    assert not np.isfinite(sol.error_estimate).any()

@@ -30,7 +30,7 @@ LINE_PANELS, LINE_POINTS = 2, 3
 # into so many parts a side, so many times; not more squares at a time than these (the worst).
 FOLLOWED, MEETING, PARTS, DEPTH, WORST = 5, 1e-5, 4, 3, 40
 # Distance from the faces of a cell, as a part of it, from which on a break counts as inside.
-MARGIN = 0.01
+MARGIN = 1e-6
 # Bisections that locate a jump to rounding.
 BISECTIONS = 28
 # Times that one looks closer at a kink to locate it.
@@ -251,7 +251,8 @@ def plan_terminal(problem: KolmogorovProblem, grid: Grid, box: Box, order: int) 
         kept.append(seen)
     # in three dimensions the lattice itself has to do: projecting every rough cell would cost more than it gains
     cells = np.stack(np.nonzero(rough if grid.dim < 3 else np.zeros_like(rough)), -1)
-    cells = cells[_broken(problem, grid, cells)]
+    if not _crossed(problem, grid, cells):
+        cells = cells[:0]
     owner, points, weights = _samples(problem, grid, cells, order)
     index = _lattice_index(cells, kept, order)
     return TerminalRule(grid, order, touched, tuple(lattice), tuple(smoothing), index, owner, points, weights)
@@ -371,21 +372,21 @@ def _smoothing(cells: int, box: Box, axis: int, order: int, grid: Grid) -> sp.cs
     return sp.csr_matrix(sp.hstack([inner, sp.csr_matrix(ends)]))
 
 
-def _broken(problem: KolmogorovProblem, grid: Grid, cells: np.ndarray) -> np.ndarray:
-    """Mask of the cells inside which φ has a kink or jump: where it lies on their faces the lattice's points do."""
+def _crossed(problem: KolmogorovProblem, grid: Grid, cells: np.ndarray) -> bool:
+    """Whether φ breaks inside one of the cells: where it does on their faces only, the lattice's points do."""
+    if len(cells) == 0:
+        return False
     along = np.linspace(MARGIN, 1.0 - MARGIN, 9)
     mesh = np.stack(np.meshgrid(*[along] * grid.dim, indexing="ij"), -1)
-    if len(cells) == 0:
-        return np.zeros(0, dtype=bool)
     values = _final(problem, grid, cells.reshape(-1, *[1] * grid.dim, grid.dim) + mesh)
     values = np.moveaxis(values / (np.abs(values).max(axis=tuple(range(grid.dim + 1))) + 1e-300), 0, -1)
-    broken = np.zeros(len(cells), dtype=bool)
     for i in range(grid.dim):
         line = np.moveaxis(values, i, 0)
         # lines beside each other: all but the cells, which are last, go into the maximum
         small, large = (np.abs(np.diff(v, 4, axis=0)).max(tuple(range(grid.dim + 1))) for v in (line, line[::2]))
-        broken |= (small > SHRINK * large) & (small > FLOOR)
-    return broken
+        if ((small > SHRINK * large) & (small > FLOOR)).any():
+            return True
+    return False
 
 
 def _lattice_index(cells: np.ndarray, kept: list[np.ndarray], q: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step
 from kolmo.steppers.dual import DualOperator
 
 # Gauss–Hermite points per direction of noise, by dimension.
-POINTS = {1: 5, 2: 3, 3: 3}
+POINTS = {1: 5, 2: 5, 3: 3}
 # Substeps of a characteristic: time over which the drift may change direction, in units of 1/‖∇A‖, and their limit.
 SUBSTEP, MOST_SUBSTEPS = 0.25, 64
 
