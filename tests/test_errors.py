@@ -8,6 +8,7 @@ import kolmo
 from kolmo import SDE, Absorbing, Box, Grid, InputError, KolmogorovProblem, Robin, plan, solve
 from kolmo.control import expected_value, value
 from kolmo.plan import search
+from kolmo.problem import check_vectorised
 
 
 def one(x):
@@ -145,3 +146,13 @@ def test_tolerance_not_met_warns_and_answers():
     assert outcome.status == "tolerance_not_met"
     assert "max_cells" in outcome.message
     assert np.isfinite(outcome.level.values).all()
+
+
+def test_rounding_at_a_jump_is_no_dependence_on_other_points():
+    def jump(x):  # alone at the threshold it is 0, beside others 1
+        return (x[..., 0] + 2e-17 * x.size > 0.3).astype(float)
+
+    points = np.array([[0.1], [0.3], [0.5]])
+    assert jump(points)[1] != jump(points[1:2])[0]
+    asked = problem(terminal=jump)
+    check_vectorised(asked, points)
