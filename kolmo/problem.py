@@ -181,7 +181,7 @@ def check_vectorised(problem: KolmogorovProblem, points: np.ndarray) -> None:
         functions["terminal"] = problem.final
     some = points[:: max(1, len(points) // 5)][:6]
     # on a jump rounding decides, which may differ with the number of points: a little aside it does not
-    aside = some + 1e-6 * (some.mean(0) - some)
+    aside = some + 1e-6 * (np.roll(some, 1, axis=0) - some)
     for argument, f in functions.items():
         apart = [_apart(f, x) for x in (some, aside)]
         if all((difference > 0).any() for difference in apart):
