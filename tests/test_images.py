@@ -212,7 +212,7 @@ def test_processes_of_torchrun_train_the_network_of_one_process(folder):
     path, _ = folder
     options = small(path, epochs=2, augment=True, batch=24)
     found = torchrun(path, path / "run", options, processes=3)
-    assert found.wait(120) == 0, found.stderr.read()
+    assert found.wait(600) == 0, found.stderr.read()
     assert checkpoints(path / "run") == serial(path, options, parts=3)
     assert len(checkpoints(path / "run")) == 1
 
@@ -235,7 +235,7 @@ def test_a_killed_torchrun_goes_on_to_the_same_networks_and_results(folder):
     assert 0 < sum(done.values()) < 2 * 40
 
     second = torchrun(path, run, options)
-    assert second.wait(120) == 0, second.stderr.read()
+    assert second.wait(600) == 0, second.stderr.read()
     assert checkpoints(run) == serial(path, options, parts=2)
 
     sets = [word for key, value in {**options, "parts": 2}.items() for word in ("--set", f"{key}={value}")]
