@@ -310,6 +310,8 @@ def _curvatures(laws: dict[str, Any]) -> Figure:
         values = {law: _array(one[name]) for law, one in laws.items() if name in one}
         _dots(ax, values, lambda v: np.std(v, ddof=1))
         ax.set_xlabel(name)
+        ax.locator_params(axis="x", nbins=4)
+        ax.ticklabel_format(axis="x", scilimits=(-2, 4))
     return figure
 
 
