@@ -199,7 +199,7 @@ def _apart(f: Callable[[np.ndarray], Array], x: np.ndarray) -> np.ndarray:
     together, alone = as_numpy(f(x)), np.stack([as_numpy(f(one[None]))[0] for one in x])
     same = np.isclose(together, alone, rtol=1e-7, atol=1e-12, equal_nan=True)
     difference = np.nan_to_num(np.abs(together - alone), nan=np.inf)
-    return np.where(same, 0.0, difference).reshape(len(x), -1).max(1)
+    return np.asarray(np.where(same, 0.0, difference).reshape(len(x), -1).max(1))
 
 
 def check_finite(value: Array, x: Array, t: float, argument: str) -> Array:
