@@ -34,7 +34,7 @@ solution.save(Path("u.npz"))
 loaded: kolmo.Solution = kolmo.load("u.npz")
 check = kolmo.monte_carlo(problem, [0.5], paths=100, steps=4, rng=0)
 mean: float = float(check.mean)
-density = kolmo.stationary_density(sde, box)
+density = kolmo.stationary_density(problem, rtol=1e-3)
 try:
     kolmo.solve(problem, rtol=-1.0)
 except kolmo.InputError as error:
@@ -44,7 +44,7 @@ parameter = torch.tensor(0.5, requires_grad=True)
 best = control.minimize(lambda: control.value(problem, [0.5]).sum(), [parameter])
 iterations: int = best.nit
 game = control.ControlProblem(
-    lambda t, x, a: a, 1.0, controls=control.Interval([-1.0], [1.0]), terminal=lambda x: x[..., 0], horizon=1.0
+    lambda t, x, a: a, 1.0, controls=control.Interval(-1.0, 1.0), terminal=lambda x: x[..., 0], horizon=1.0
 )
 
 net = bridge.NoisyResNet([bridge.MLPBranch.create(2, 8)] * 4, bridge.Additive(0.1))
@@ -53,7 +53,7 @@ estimate = classifier.expected_loss(torch.zeros(5, 4), torch.zeros(5, dtype=torc
 
 model = torch.nn.Linear(2, 1)
 plane = landscape.random_plane(model, seed=0)
-surface: landscape.Surface = landscape.surface(lambda f: f.weight.square().sum(), model, plane, points=5)
+surface: landscape.Surface = landscape.surface(lambda f: f(torch.ones(3, 2)).square().mean(), model, plane, points=5)
 numbers = {name: quantity.value for name, quantity in landscape.summary(surface).quantities.items()}
 
 equation = read("file.toml", {"k": 1.0})
