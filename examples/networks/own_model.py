@@ -109,7 +109,7 @@ print(
 
 figure = plt.figure(figsize=(10, 3.4), layout="constrained")
 axes = figure.subplots(1, 3)
-levels = torch.logspace(-1, 0.8, 19).numpy()
+levels = torch.logspace(-1, 1, 21).numpy()
 for ax, (name, one) in zip(axes, {"without noise": plain, "keep 0.9": noisy}.items(), strict=False):
     one.plot(ax=ax, levels=levels, log=True)
     ax.set_title(name)
