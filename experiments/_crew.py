@@ -14,6 +14,10 @@ from tqdm import tqdm
 
 from kolmo.runs import Run
 
+# Products of matrices on a GPU have a deterministic order only with a workspace of a fixed size, chosen before its
+# first use.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
 """A function that can be imported by name, and its arguments."""
 

@@ -172,6 +172,7 @@ def train(
     parts = range(recipe.parts) if world == 1 else range(rank, rank + 1)
     device = torch.device(recipe.device)
     model.to(device).train()
+    x, y = x.to(device), y.to(device)
     optimizer = torch.optim.SGD(
         _groups(model, recipe.weight_decay), lr=recipe.rate, momentum=recipe.momentum, nesterov=True
     )
@@ -180,7 +181,7 @@ def train(
     share = recipe.batch // recipe.parts
     steps = len(x) // recipe.batch
     for epoch in range(len(history), recipe.epochs):
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).to(device)
         streams = {part: _Stream((seed * 1_000_003 + epoch) * 997 + part, device) for part in parts}
         totals = torch.zeros(recipe.parts, device=device)
         for step in range(steps):
@@ -188,7 +189,7 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             for part, stream in streams.items():
                 chosen = order[step * recipe.batch + part * share :][:share]
-                inputs, labels = x[chosen].to(device), y[chosen].to(device)
+                inputs, labels = x[chosen], y[chosen]
                 with stream, torch.autocast(device.type, torch.bfloat16, enabled=recipe.mixed):
                     if recipe.augment:
                         inputs = shifted(inputs, reflect=inputs.shape[1] == 3)

@@ -27,7 +27,6 @@ import torch
 from kolmo.experiments._crew import Crew, steadily
 from matplotlib.figure import Figure
 from torch.nn import functional
-from tqdm import tqdm
 
 from kolmo import experiments, images, landscape
 from kolmo.errors import InputError, KolmoError
@@ -78,7 +77,7 @@ class Config:
     measured_images: int = 500  # training images that landscapes are over
     points: int = 21
     draws: int = 4  # noisy passes, where noise is on
-    workers: int = 2  # processes on a CPU; the numbers do not depend on it
+    workers: int = 2  # processes, on one device; the numbers do not depend on it
 
 
 def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
@@ -86,12 +85,8 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
         raise InputError("device", repr(config.device), "a device that is here", "device=cpu")
     images.load(config.dataset, config.data)  # what is wrong with the files is said before anything starts
     tasks = {_key(job): (network, (config, str(run.folder), job)) for job in jobs(config)}
-    if config.device == "cpu":
-        with Crew(run, config.workers, units=len(tasks), progress=progress) as crew:
-            done = crew.do(tasks)
-    else:  # one process, whose kernels are the device's own
-        bar = tqdm(tasks.items(), disable=not progress, unit="network")
-        done = {key: run.unit(key, lambda task=task: task[0](*task[1])) for key, task in bar}
+    with Crew(run, config.workers, units=len(tasks), progress=progress) as crew:
+        done = crew.do(tasks)
     for job in jobs(config):
         _checkpoint(run.folder, job).unlink(missing_ok=True)
     return _results(config, {job: done[_key(job)] for job in jobs(config)})
@@ -148,7 +143,10 @@ def network(config: Config, folder: str, job: Job) -> dict[str, Any]:
     p = nets.probabilities(model, test_x, config.device)
     seen = x[: min(config.train_images or len(x), 10_000)]
     own = nets.probabilities(model, seen, config.device)
-    measured = _measure(config, model, x[: config.measured_images], y[: config.measured_images], seed)
+    with torch.backends.cudnn.flags(
+        enabled=True, deterministic=True, allow_tf32=False
+    ):  # differences of losses need all digits
+        measured = _measure(config, model, x[: config.measured_images], y[: config.measured_images], seed)
     return {
         "state": nets.weights(model),
         "history": history,
@@ -480,8 +478,7 @@ def train_parallel(folder: Path, assignments: list[str]) -> None:
         x, y, _, _ = _data(config.dataset, config.data)
         for job in jobs(config):
             if not run.finished(_key(job)):
-                arguments = config, folder, job, x, y
-                steadily(_trained, *arguments) if config.device == "cpu" else _trained(*arguments)
+                steadily(_trained, config, folder, job, x, y)
 
 
 def _held(folder: Path, values: dict[str, str], world: int) -> Run:

@@ -1,6 +1,7 @@
 """NumPy or torch: the few things that differ, so that assembly is written once for both."""
 
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -85,6 +86,31 @@ class Held:
 
             self._copies[like.device] = torch.as_tensor(self.array, device=like.device)
         return self._copies[like.device]
+
+
+class Spread:
+    """One vector per axis of a grid, each spread over all nodes, shape (size, d); on a device they are spread there.
+
+    Parameters
+    ----------
+    vectors : sequence of ndarray
+        Numbers along each axis; not to be changed.
+    """
+
+    def __init__(self, vectors: Sequence[np.ndarray]) -> None:
+        self.vectors = tuple(vectors)
+        self._copies: dict[Any, Array] = {}
+
+    def like(self, like: Array) -> Array:
+        """The numbers at all nodes in the library (and on the device) of ``like``."""
+        key = like.device if is_tensor(like) else None
+        if key not in self._copies:
+            d = len(self.vectors)
+            result = empty((*map(len, self.vectors), d), as_like(0.0, like))
+            for i, vector in enumerate(self.vectors):
+                result[..., i] = as_like(vector.reshape([-1 if j == i else 1 for j in range(d)]), like)
+            self._copies[key] = result.reshape(-1, d)
+        return self._copies[key]
 
 
 def as_numpy(value: object) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kolmo import files, grading
-from kolmo.arrays import Array, as_like
+from kolmo.arrays import Array
 from kolmo.errors import InputError
 from kolmo.grid import Axis, Grid
 from kolmo.march import March
@@ -98,7 +98,7 @@ class Discretization:
     def initial(self, march: March) -> Array:
         """Terminal data on the grid, shape (size, k), with absorbing values put in."""
         problem, grid = march.generator.problem, self.grid
-        x = as_like(grid.points, march.like)
+        x = march.generator.nodes(march.like)
         rule = self.terminal or TerminalRule.point_values(grid)
         return march.with_boundary(rule.apply(problem, x), problem.horizon or 0.0)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from kolmo.arrays import Array, as_like, as_numpy, as_points, namespace
+from kolmo.arrays import Array, Spread, as_like, as_numpy, as_points, namespace
 from kolmo.box import Box
 from kolmo.errors import InputError
 from kolmo.grading import Grading, Uniform
@@ -160,7 +160,7 @@ class Grid:
     @cached_property
     def points(self) -> np.ndarray:
         """All nodes in C order, shape (size, d)."""
-        return np.stack(np.meshgrid(*self.nodes, indexing="ij"), -1).reshape(-1, self.dim)
+        return np.asarray(Spread(self.nodes).like(np.empty(0)))
 
     @cached_property
     def volumes(self) -> np.ndarray:

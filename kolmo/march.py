@@ -183,7 +183,7 @@ class March:
 
     def boundary(self, t: float) -> Array:
         """Values at absorbing nodes at a time."""
-        return self.generator.boundary(t, self.generator.places.like(self.like))
+        return self.generator.boundary(t, self.generator.nodes(self.like))
 
     def without_boundary(self, u: Array) -> Array:
         """The state with zeros at absorbing nodes."""

@@ -1,6 +1,7 @@
 """Image files and the networks trained on them: checksums, formats, and training that resumes to the same bytes."""
 
 import contextlib
+import functools
 import gzip
 import hashlib
 import importlib
@@ -24,6 +25,10 @@ from kolmo.files import FileError
 
 nets = importlib.import_module("kolmo.experiments._resnets")
 experiment = importlib.import_module("kolmo.experiments.images")
+steadily = importlib.import_module("kolmo.experiments._crew").steadily
+
+no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, no_gpu])]
 
 
 def idx(array):
@@ -77,16 +82,17 @@ def test_cifar_rows():
 @pytest.mark.parametrize(
     ("law", "mixed"), [("gaussian-0.3", False), ("shake-shake", False), ("stochastic-depth-0.8", True)]
 )
-def test_interrupted_training_resumes_to_the_same_bytes(tmp_path, law, mixed):
+@pytest.mark.parametrize("device", DEVICES)
+def test_interrupted_training_resumes_to_the_same_bytes(tmp_path, law, mixed, device):
     x, y = torch.randn(48, 1, 12, 12), torch.randint(0, 10, (48,))
     config = experiment.Config(width=4, blocks=1)
-    recipe = nets.Recipe(epochs=3, batch=16, augment=True, mixed=mixed)
+    recipe = nets.Recipe(epochs=3, batch=16, augment=True, mixed=mixed, device=device)
 
     def train(path, after_epoch=None):
         torch.manual_seed(5)
         model = experiment.built(config, law, 1)
         torch.manual_seed(np.random.default_rng().integers(1000))  # what happened before must not matter
-        return nets.train(model, x, y, recipe, 1, checkpoint=path, after_epoch=after_epoch)
+        return steadily(functools.partial(nets.train, checkpoint=path, after_epoch=after_epoch), model, x, y, recipe, 1)
 
     def stop(epoch):
         raise KeyboardInterrupt
@@ -135,7 +141,8 @@ def test_effects_against_depth_are_paired_with_no_noise_of_the_same_depth_and_se
     np.testing.assert_allclose(traces, 10.0)
 
 
-def test_the_experiment_runs_small(folder):
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_experiment_runs_small(folder, device):
     from kolmo.cli import main
 
     path, _ = folder
@@ -150,6 +157,8 @@ def test_the_experiment_runs_small(folder):
         "measured_images": "16",
         "points": "5",
         "draws": "2",
+        "device": device,
+        "mixed": str(device != "cpu"),
         "workers": "1",  # files of this test, which the processes of others would not accept
     }
     sets = [word for key, value in options.items() for word in ("--set", f"{key}={value}")]

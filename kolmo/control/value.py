@@ -219,7 +219,7 @@ def grid_value(
             warn_of_jumps(problem.final, discretization.grid)
         state = Sweep(march, checkpoints)(terminal)
     if march.fixed is not None:
-        state = state + generator.boundary(0.0, generator.places.like(like))
+        state = state + generator.boundary(0.0, generator.nodes(like))
     return state
 
 

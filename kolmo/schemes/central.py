@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from kolmo.arrays import Array, Held, as_like, empty, is_tensor, namespace, zeros
+from kolmo.arrays import Array, Held, as_like, detached, empty, is_tensor, namespace, zeros
 from kolmo.box import Absorbing, Box, Face, Natural, Open, Periodic, Reflecting, Robin
 from kolmo.errors import InputError
 from kolmo.grid import Grid
@@ -388,8 +388,9 @@ class CentralStencil(TensorStencil):
         def key(**names: str) -> Key:
             return tuple(names.get(f"x{i}") for i in range(d))
 
-        scale = np.abs(sample.S).max(initial=0.0)
-        mixed = {(i, j) for i, j in combinations(range(d), 2) if np.abs(sample.S[:, i, j]).max() > 1e-14 * scale}
+        S = detached(sample.S)
+        scale = float(abs(S).max())
+        mixed = {(i, j) for i, j in combinations(range(d), 2) if float(abs(S[:, i, j]).max()) > 1e-14 * scale}
         terms = [key()]
         for i in range(d):
             terms += [key(**{f"x{i}": "first"}), key(**{f"x{i}": "second"})]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from kolmo.arrays import Array, Held, as_like, as_numpy, zeros
+from kolmo.arrays import Array, Held, Spread, as_like, as_numpy, is_tensor, zeros
 from kolmo.box import Absorbing, Box, Natural, Robin
 from kolmo.errors import InputError
 from kolmo.grid import Grid
@@ -80,14 +80,17 @@ class Generator:
         self._check_natural()
 
     @cached_property
-    def places(self) -> Held:
-        """The nodes, shape (size, d)."""
-        return Held(self.grid.points)
+    def _spread(self) -> Spread:
+        return Spread(self.grid.nodes)
+
+    def nodes(self, like: Array | None) -> Array:
+        """The nodes, shape (size, d), in the library (and on the device) of ``like``."""
+        return self._spread.like(like) if is_tensor(like) else self.grid.points
 
     @cached_property
     def metric(self) -> Metric:
         """The grid's map at its nodes."""
-        return Metric.of(self.grid)
+        return Metric(self.grid)
 
     @property
     def volumes(self) -> np.ndarray:
@@ -193,17 +196,24 @@ class Generator:
 
     def at(self, t: float, like: Array | None = None) -> Semi:
         """Stencil numbers, load and boundary values at time t; ``like`` a tensor: in torch, with gradients."""
-        x = self.places.like(self.grid.points if like is None else like)
-        stencil = self.stencil
-        # what the layout was made for serves the march too, once
+        x = self.nodes(like)
+        # what the layout was made for serves the march too, once, or the other way round
         local = self._evaluated.pop(t, None) if like is None else None
         local = self._local(t, x) if local is None else local
+        if like is not None and self._sample_times() == [t] and not self.scheme.monotone and not self._laid_out:
+            self.__dict__["stencil"] = self.scheme.stencil(self.grid, self.box, local)
+        stencil = self.stencil
         if self.scheme.monotone and self.grid.dim > 1 and not (self.autonomous and len(self.intervals()) == 1):
             stencil = self.scheme.stencil(self.grid, self.box, local)
         assembly = self.scheme.assemble(stencil, local, self._face_data(t, x), self.metric)
         if self.autonomous and len(self.intervals()) == 1:
             self._release()
         return Semi(stencil, assembly.a, assembly.load, self.boundary(t, x), assembly.active)
+
+    @property
+    def _laid_out(self) -> bool:
+        """Whether there are stencils already, or the coefficients that they are to be made for."""
+        return not {"stencil", "sample"}.isdisjoint(self.__dict__)
 
     def _release(self) -> None:
         """Let go of what only serves to assemble (it is made again if asked for): on a large grid it counts."""

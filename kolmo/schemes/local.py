@@ -1,12 +1,11 @@
 """Coefficients of the equation at the nodes, in index units: the grid's spacing and map are divided out."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from kolmo.arrays import Array, Held, as_like, namespace
+from kolmo.arrays import Array, Spread, as_like, namespace
 from kolmo.grid import Grid
 from kolmo.problem import KolmogorovProblem, check_covariance, check_finite
 
@@ -33,31 +32,35 @@ class Local:
     g: Array
 
 
-@dataclass(frozen=True)
 class Metric:
-    """The grid's map at its nodes, shape (size, d) each: nodes per unit length, and the bend that drifts."""
+    """The grid's map at its nodes, shape (size, d) each: nodes per unit length, and the bend that drifts.
 
-    density: np.ndarray
-    bend: np.ndarray
+    Parameters
+    ----------
+    grid : Grid
+        The grid.
+    """
 
-    @classmethod
-    def of(cls, grid: Grid) -> "Metric":
-        """Metric of a grid."""
-        density, bend = np.empty((grid.size, grid.dim)), np.empty((grid.size, grid.dim))
-        for i, axis in enumerate(grid.axes):
-            slope = np.asarray(axis.grading.slope(axis.xi))
-            density[:, i] = grid.along(i, 1.0 / (slope * axis.h))
-            bend[:, i] = grid.along(i, np.asarray(axis.grading.bend(axis.xi)) / (slope**3 * axis.h))
-        return cls(density, bend)
+    def __init__(self, grid: Grid) -> None:
+        slopes = [np.asarray(axis.grading.slope(axis.xi)) for axis in grid.axes]
+        bends = [np.asarray(axis.grading.bend(axis.xi)) for axis in grid.axes]
+        spacings = [axis.h for axis in grid.axes]
+        self._density = Spread([1.0 / (s * h) for s, h in zip(slopes, spacings, strict=True)])
+        self._bend = Spread([b / (s**3 * h) for b, s, h in zip(bends, slopes, spacings, strict=True)])
 
-    @cached_property
-    def _held(self) -> tuple[Held, Held]:
-        return Held(self.density), Held(self.bend)
+    @property
+    def density(self) -> np.ndarray:
+        """Nodes per unit length."""
+        return np.asarray(self._density.like(np.empty(0)))
+
+    @property
+    def bend(self) -> np.ndarray:
+        """What the map's second derivative adds to the drift, for each unit of noise."""
+        return np.asarray(self._bend.like(np.empty(0)))
 
     def like(self, like: Array) -> tuple[Array, Array]:
         """Density and bend in the library (and on the device) of ``like``."""
-        density, bend = self._held
-        return density.like(like), bend.like(like)
+        return self._density.like(like), self._bend.like(like)
 
 
 def local_coefficients(problem: KolmogorovProblem, grid: Grid, metric: Metric, t: float, x: Array, k: int) -> Local:
