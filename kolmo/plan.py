@@ -346,10 +346,11 @@ class _Search:
         As long as there are finer levels to come it may take up the whole tolerance: they cost less in the smaller box.
         """
         share = CUT_SHARE if self._enough() else 1.0
-        # it depends little on the resolution, and costs less on a coarse level
-        self._measure_cut(layout, self.levels[max(1, len(self.levels) - 3)])
-        if self._cut_fits(share):
-            return layout, True
+        # it depends little on the resolution, and costs less on a coarse level; too coarse a one shows too much
+        for level in self.levels[max(1, len(self.levels) - 3) : -1]:
+            self._measure_cut(layout, level)
+            if self._cut_fits(share):
+                return layout, True
         for _ in range(CUT_TRIES):
             wider = self._measure_cut(layout, self.levels[-1])
             if self._cut_fits(share):
@@ -396,6 +397,8 @@ class _Search:
         if self.problem.stationary or len(self.levels) < 3:
             return np.zeros(self.levels[-1].values.shape[1])
         coarse, fine = self.levels[:2]
+        if coarse.discretization.stepper == EXPLICIT and fine.effort <= coarse.discretization.steps:
+            return np.zeros(coarse.values.shape[1])  # stability asks for more steps than accuracy
         mixed = self._solve_on(coarse.discretization.grid, fine.effort, coarse.n)
         by_time = np.abs(mixed.values - coarse.values).max(0)
         by_space = np.abs(fine.values - mixed.values).max(0)

@@ -15,6 +15,7 @@ STEPS = 64
 BETWEEN = 4
 # Quantile of two standard deviations.
 FAR = 0.977
+TINY = 1e-300
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,10 @@ def _root(S: np.ndarray) -> np.ndarray:
     """Symmetric square root of positive semidefinite matrices."""
     if S.shape[-1] == 1:
         return np.asarray(np.sqrt(np.maximum(S, 0.0)))
+    if S.shape[-1] == 2:  # by Cayley and Hamilton: many eigenvalue problems would take most of the time
+        root = np.sqrt(np.maximum(S[..., 0, 0] * S[..., 1, 1] - S[..., 0, 1] * S[..., 1, 0], 0.0))
+        trace = np.sqrt(np.maximum(S[..., 0, 0] + S[..., 1, 1] + 2.0 * root, TINY))
+        return np.asarray((S + root[..., None, None] * np.eye(2)) / trace[..., None, None])
     one = S.reshape(-1, *S.shape[-2:])[:1]
     values, vectors = np.linalg.eigh(one if (one == S).all() else S)
     return np.asarray((vectors * np.sqrt(np.maximum(values, 0.0))[..., None, :]) @ np.swapaxes(vectors, -1, -2))

@@ -31,10 +31,10 @@ LINE_PANELS, LINE_POINTS = 2, 3
 FOLLOWED, MEETING, PARTS, DEPTH, WORST = 5, 1e-5, 4, 3, 40
 # Distance from the faces of a cell, as a part of it, from which on a break counts as inside.
 MARGIN = 1e-6
-# Bisections that locate a jump to rounding.
-BISECTIONS = 28
-# Times that one looks closer at a kink to locate it.
-CLOSER = 5
+# Divisions of an interval into four that locate a jump to rounding.
+DIVISIONS = 14
+# Times at most that one looks closer at a kink to locate it, and the change, in cells, at which it is found.
+CLOSER, FOUND = 5, 1e-9
 
 
 @lru_cache(maxsize=8)
@@ -59,6 +59,12 @@ def kernel(order: int) -> BSpline:
     start = order - 1
     coefficients[start : start + len(filtered)] = filtered
     return BSpline(extended, coefficients, order - 1)
+
+
+@lru_cache(maxsize=16)
+def _gauss(q: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss points on [−1, 1] and their weights; not to be changed."""
+    return legendre.leggauss(q)
 
 
 def support(order: int) -> int:
@@ -222,8 +228,11 @@ def common_break(problem: KolmogorovProblem, grid: Grid, i: int) -> float | None
         return _final(problem, grid, np.insert(rest.astype(float), i, along, axis=-1))
 
     low, high = first.astype(float), last.astype(float)
-    for _ in range(CLOSER):  # a kink is found the better the closer one looks
-        place = low + _break(values, len(others)) * (high - low)
+    place = np.full(len(others), np.inf)
+    for _ in range(CLOSER):  # a kink is found the better the closer one looks, a jump at once
+        before, place = place, low + _break(values, len(others)) * (high - low)
+        if np.abs(place - before).max() < FOUND:
+            break
         low, high = np.maximum(place - 0.1 * (high - low), 0.0), np.minimum(place + 0.1 * (high - low), len(columns))
     if np.ptp(place) > 1e-4:
         return None
@@ -237,12 +246,13 @@ def plan_terminal(problem: KolmogorovProblem, grid: Grid, box: Box, order: int) 
         return TerminalRule.point_values(grid, order)
     near = _near(rough, grid, support(order))
     touched = np.flatnonzero(near.reshape(-1))
-    gauss = 0.5 * (legendre.leggauss(order)[0] + 1.0)
+    gauss = 0.5 * (_gauss(order)[0] + 1.0)
     lattice, smoothing, kept = [], [], []
     for i, axis in enumerate(grid.axes):
         position = (np.arange(rough.shape[i])[:, None] + gauss).reshape(-1)
         ends = [] if axis.periodic else [0.0, float(axis.n - 1)]
-        matrix = _smoothing(rough.shape[i], box, i, order, grid)
+        odd = tuple(not isinstance(face, (Reflecting, Robin)) for face in box.faces[i])
+        matrix = _smoothing(axis.n, axis.periodic, odd, order)
         # only what the touched nodes see: φ is evaluated there
         rows = near.any(axis=tuple(j for j in range(grid.dim) if j != i))
         seen = np.unique(matrix[rows].indices) if grid.dim > 1 else np.arange(matrix.shape[1])
@@ -334,32 +344,33 @@ def _near(rough: np.ndarray, grid: Grid, reach: int) -> np.ndarray:
         spread = np.zeros([axis.n if j == i else s for j, s in enumerate(near.shape)], dtype=bool)
         moved = np.moveaxis(spread, i, 0)
         source = np.moveaxis(near, i, 0)
-        for cell in range(len(source)):
-            # node j sees cells j − reach … j + reach − 1
-            ends = np.arange(cell - reach + 1, cell + reach + 1)
-            ends = ends % axis.n if axis.periodic else ends[(ends >= 0) & (ends < axis.n)]
-            moved[ends] |= source[cell]
+        for r in range(-reach, reach):  # node j sees cells j − reach … j + reach − 1
+            if axis.periodic:
+                moved |= np.roll(source, -r, axis=0)
+            else:
+                first, last = max(0, -r), min(axis.n, len(source) - r)
+                moved[first:last] |= source[first + r : last + r]
         near = spread
     return near
 
 
-def _smoothing(cells: int, box: Box, axis: int, order: int, grid: Grid) -> sp.csr_matrix:
-    """Kernel × Gauss weights from the lattice of one axis to its nodes, folded back at the ends.
+@lru_cache(maxsize=64)
+def _smoothing(n: int, periodic: bool, odd: tuple[bool, bool], order: int) -> sp.csr_matrix:
+    """Kernel × Gauss weights from the lattice of one axis to its n nodes, folded back at the ends; not to be changed.
 
-    φ is extended evenly beyond walls, where the slope vanishes, and oddly about its value at the face elsewhere.
+    φ is extended oddly about its value at the faces, or evenly beyond walls, where the slope vanishes.
     """
-    reach, n, q = support(order), grid.axes[axis].n, order
-    s, w = legendre.leggauss(q)
+    reach, q, cells = support(order), order, n if periodic else n - 1
+    s, w = _gauss(q)
     relative = np.arange(-reach, reach)
     weights = 0.5 * w * kernel(order)(relative[:, None] + 0.5 * (s + 1.0))
     cell = np.arange(n)[:, None] + relative
     below, above = cell < 0, cell >= cells
     data = np.broadcast_to(weights, (n, 2 * reach, q)).copy()
     point = np.broadcast_to(np.arange(q), data.shape).copy()
-    if grid.axes[axis].periodic:
+    if periodic:
         columns = (cell % cells)[:, :, None] * q + point
         return sp.csr_matrix((data.reshape(-1), (np.repeat(np.arange(n), 2 * reach * q), columns.reshape(-1))))
-    odd = [not isinstance(face, (Reflecting, Robin)) for face in box.faces[axis]]
     mass = weights.sum(1)
     ends = np.stack([2.0 * (outside * mass).sum(1) * o for outside, o in zip((below, above), odd, strict=True)], 1)
     data[(below & odd[0]) | (above & odd[1])] *= -1.0
@@ -411,7 +422,7 @@ def _samples(
         owner, local, weight = np.arange(len(cells)), local[:, 0], weight[:, 0]
     else:
         owner, local, weight = _divided(problem, grid, cells)
-    gauss = legendre.leggauss(q)[0]
+    gauss = _gauss(q)[0]
     to_gauss = legendre.legvander(gauss, q - 1).T
     factors = []
     for i in range(grid.dim):
@@ -465,7 +476,7 @@ def _integrated(
 
 def _composite(edges: np.ndarray, q: int) -> tuple[np.ndarray, np.ndarray]:
     """Composite Gauss points and weights for rows of panel edges (…, panels + 1)."""
-    gauss, w = legendre.leggauss(q)
+    gauss, w = _gauss(q)
     widths = np.diff(edges, axis=-1)
     s = edges[..., :-1, None] + 0.5 * widths[..., None] * (gauss + 1.0)
     return s.reshape(*edges.shape[:-1], -1), (0.5 * widths[..., None] * w).reshape(*edges.shape[:-1], -1)
@@ -563,11 +574,11 @@ def _lines(
 
 
 def _break(values: Any, count: int) -> np.ndarray:
-    """Where functions on [0, 1] jump or bend most, shape (count,): bracketed by samples, closed in by bisection.
+    """Where functions on [0, 1] jump or bend most, shape (count,): bracketed by samples, closed in by division.
 
     ``values(s, rows)`` gives the functions of the given rows at points s (rows, m).
     """
-    samples = np.linspace(0.0, 1.0, 14)
+    samples, quarters = np.linspace(0.0, 1.0, 14), np.linspace(0.0, 1.0, 5)
     f = values(np.broadcast_to(samples, (count, len(samples))), np.arange(count))
     steps = np.abs(np.diff(f, axis=1)).sum(-1)
     bends = np.abs(np.diff(f, 2, axis=1)).sum(-1)
@@ -588,12 +599,11 @@ def _break(values: Any, count: int) -> np.ndarray:
         rows, fine, g, peak = rows[sharp], fine[sharp], g[sharp], parts.argmax(1)[sharp]
         every = np.arange(len(rows))
         a, b, fa, fb = fine[every, peak], fine[every, peak + 1], g[every, peak], g[every, peak + 1]
-    for _ in range(BISECTIONS if len(rows) else 0):
-        middle = 0.5 * (a + b)
-        fm = values(middle[:, None], rows)[:, 0]
-        lower = np.abs(fm - fa).sum(-1) <= np.abs(fm - fb).sum(-1)
-        a, b = np.where(lower, middle, a), np.where(lower, b, middle)
-        fa, fb = np.where(lower[:, None], fm, fa), np.where(lower[:, None], fb, fm)
+    for _ in range(DIVISIONS if len(rows) else 0):
+        fine = a[:, None] + (b - a)[:, None] * quarters
+        g = np.concatenate([fa[:, None], values(fine[:, 1:-1], rows), fb[:, None]], 1)
+        peak = np.abs(np.diff(g, axis=1)).sum(-1).argmax(1)
+        a, b, fa, fb = fine[every, peak], fine[every, peak + 1], g[every, peak], g[every, peak + 1]
     split[rows] = 0.5 * (a + b)
     return np.asarray(np.clip(split, 1e-12, 1.0 - 1e-12))
 
