@@ -10,7 +10,8 @@ from scipy.special import ndtri
 from kolmo.arrays import as_numpy, as_points
 
 PATHS = 128
-STEPS = 64
+# Steps: so many in the time in which the drift draws points together, or apart, by a factor e; at least, at most.
+STEPS, LEAST, MOST = 8, 24, 256
 # Steps from one look at the paths to the next: order statistics cost more than the step.
 BETWEEN = 4
 # Quantile of two standard deviations.
@@ -63,21 +64,24 @@ def reach(sde: Any, points: Any, horizon: float, *, within: Any = None, seed: in
     dim = sde.dim if sde.dim is not None else within.dim
     starts = _extremes(as_numpy(as_points(points, dim, "points")).reshape(-1, dim))
     rng = np.random.default_rng(seed)
-    half = rng.standard_normal((STEPS, max(PATHS // 2, 1), dim))
+    everywhere = np.full(dim, -np.inf), np.full(dim, np.inf)
+    ends = everywhere if within is None else (np.array(within.lower), np.array(within.upper))
+    steps = min(max(STEPS * horizon * _rate(sde, starts, horizon, ends), LEAST), MOST)
+    steps = BETWEEN * math.ceil(steps / BETWEEN)  # the last look is at the end
+    half = rng.standard_normal((steps, PATHS // 2, dim))
     normals = np.concatenate([half, -half], 1)
     count = normals.shape[1]
     x = np.repeat(starts[:, None, :], count, 1)
     low, high = starts.min(0), starts.max(0)
     below, above = np.zeros(dim), np.zeros(dim)
-    dt = horizon / STEPS
+    dt = horizon / steps
     steady = not (sde.noiseless or callable(sde.given["covariance"]))
     root = _root(as_numpy(sde.covariance(0.0, starts[:1]))) if steady else None
-    ends = None if within is None else (np.array(within.lower), np.array(within.upper))
-    for n in range(STEPS):
+    for n in range(steps):
         x = _step(sde, (n + 0.5) * dt, x, dt, normals[n], root)
         if not np.isfinite(x).all():
             x = np.nan_to_num(x, nan=0.0, posinf=1e12, neginf=-1e12)
-        if ends is not None:
+        if within is not None:
             x = np.minimum(np.maximum(x, ends[0]), ends[1])
         if (n + 1) % BETWEEN:
             continue
@@ -101,6 +105,19 @@ def _extremes(points: np.ndarray) -> np.ndarray:
         set(scores.argmax(0)) | set(scores.argmin(0)) | {int(np.abs(points - np.median(points, 0)).sum(1).argmin())}
     )
     return points[sorted(int(i) for i in chosen)]
+
+
+def _rate(sde: Any, x: np.ndarray, horizon: float, ends: tuple[np.ndarray, np.ndarray]) -> float:
+    """Rate at which the drift draws points together or apart: the largest row sum of |∂b| at some times."""
+    d = x.shape[1]
+    shift = 1e-4 * (1.0 + np.abs(x).max())
+    moves = np.concatenate([shift * np.eye(d), -shift * np.eye(d)])
+    beside = np.clip(x + moves[:, None], *ends).reshape(-1, d)
+    rates = [0.0]
+    for t in np.array([0.0, 0.5, 1.0 - 1e-9]) * horizon:
+        forth, back = np.split(as_numpy(sde.drift(float(t), beside)).reshape(2 * d, -1, d), 2)
+        rates.append(float(np.abs(forth - back).sum(0).max() / (2.0 * shift)))
+    return max(rate for rate in rates if math.isfinite(rate))
 
 
 def _step(sde: Any, t: float, x: np.ndarray, dt: float, normals: np.ndarray, root: np.ndarray | None) -> np.ndarray:

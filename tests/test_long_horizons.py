@@ -62,3 +62,9 @@ def test_horizons_too_long_for_split_steps_are_told():
         sol = kolmo.solve(problem, at=points, rtol=1e-2)
     assert sol.status == "tolerance_not_met"
     assert not np.isfinite(sol.error_estimate).any()
+
+
+def test_boxes_do_not_grow_once_the_process_has_forgotten():
+    ou = kolmo.SDE(lambda t, x: -x, diffusion=1.0, dim=1)
+    widths = [np.ptp([box.lower, box.upper]) for box in (kolmo.Box.covering(ou, [0.0, 1.0], T) for T in (20.0, 200.0))]
+    assert widths[1] < 1.5 * widths[0]
