@@ -418,15 +418,22 @@ class _Search:
         ratio = nodes[-1] / nodes[-2]
         if len(values) < 3:
             return np.asarray(last)
-        before = np.abs(values[-2] - values[-3]).max(0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            observed = np.log(before / last) / math.log(nodes[-2] / nodes[-3])
+        observed = self._observed()
         # faster than the scheme can be: one part of the error dies while another has not shown itself yet
         surprised = 1.0 if len(values) == 3 else 0.5 * self.order
         trusted = np.where(observed > self.order + 1.0, surprised, 0.8 * observed)
         order = np.clip(np.nan_to_num(trusted, nan=1.0), 1.0, self._trust)
         floor = 4e-15 * (1.0 + np.abs(values[-1]).max(0)) * math.sqrt(self.levels[-1].discretization.grid.size)
         return np.asarray(last / (ratio**order - 1.0) + floor)
+
+    def _observed(self) -> np.ndarray:
+        """Order of convergence per column that the last three levels show."""
+        first, second, third = self.levels[-3:]
+        before, last = (
+            np.abs(fine.witnessed - coarse.witnessed).max(0) for coarse, fine in ((first, second), (second, third))
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(np.log(before / last) / math.log(second.n / first.n))
 
     @property
     def _trust(self) -> float:
@@ -440,6 +447,8 @@ class _Search:
         d = self.problem.dim
         if len(self.levels) < 3:
             return n * self._growth
+        if len(self.levels) == 3 and (self._observed() > self.order + 1.0).any():
+            return n * GROWTH[d]  # what is left of the error is not known: a level near by shows it
         tolerance = self._tolerance()
         excess = float(np.max(self._estimate() / np.maximum(AIM * (tolerance - self.cut), 0.1 * tolerance)))
         least = 1.0 + 0.5 * (GROWTH[d] - 1.0)

@@ -9,7 +9,7 @@ from scipy.special import ndtri
 
 from kolmo.arrays import as_numpy, as_points
 
-PATHS = 128
+PATHS = 256
 # Steps: so many in the time in which the drift draws points together, or apart, by a factor e; at least, at most.
 STEPS, LEAST, MOST = 8, 24, 256
 # Steps from one look at the paths to the next: order statistics cost more than the step.
