@@ -1,11 +1,14 @@
 """Static figures of landscapes, fit for a paper: every function takes ``ax=None`` and returns the Axes."""
 
 import os
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kolmo import files
 from kolmo.errors import InputError
 
 if TYPE_CHECKING:
@@ -284,7 +287,12 @@ def animate(
         ticks = _round(*limits, log=False)
         figure.colorbar(ax.collections[0], ax=ax, label=f"{_SYMBOLS[kind]}(t, x), class {column}", ticks=ticks)
     movie = FuncAnimation(figure, draw, frames=frames)
-    movie.save(os.fspath(path), writer=PillowWriter(fps=max(round(frames / seconds), 1)))
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # Pillow writes in pieces: the file is to be there whole or not at all
+        whole = Path(folder) / "movie.gif"
+        movie.save(whole, writer=PillowWriter(fps=max(round(frames / seconds), 1)))
+        files.write_bytes(Path(path), whole.read_bytes())
 
 
 def _new(ax: Any) -> Any:
