@@ -289,7 +289,7 @@ def animate(
     movie = FuncAnimation(figure, draw, frames=frames)
     with (
         tempfile.TemporaryDirectory() as folder
-    ):  # Pillow writes in pieces: the file is to be there whole or not at all
+    ):  # Pillow writes in pieces; the file is to be whole
         whole = Path(folder) / "movie.gif"
         movie.save(whole, writer=PillowWriter(fps=max(round(frames / seconds), 1)))
         files.write_bytes(Path(path), whole.read_bytes())
