@@ -70,7 +70,9 @@ def sweep(
         click.echo(f"kolmo: interrupted. Go on with: {going_on(run)}", err=True)
         return 1
     answer = {"run": str(run.folder), "report": str(run.folder / "report.html"), "results": run.results}
-    click.echo(json.dumps(answer, indent=2) if as_json else f"{readable(run.results)}\nreport: {answer['report']}")
+    click.echo(
+        json.dumps(answer, indent=2) if as_json else f"{readable(_shown(run.results))}\nreport: {answer['report']}"
+    )
     return 0
 
 
@@ -86,11 +88,8 @@ def _averaged(run: Run, tasks: dict[str, dict[str, str]]) -> dict[str, Any]:
 def report(run: Run) -> Path:
     """Write the report of a sweep from its results."""
     name = run.name.removeprefix("sweep-")
-    rows = [
-        [group, number, found["mean"] if found["standard_error"] is None else Measured(**_as_measured(found))]
-        for group, numbers in run.results.items()
-        for number, found in numbers.items()
-    ]
+    shown = _shown(run.results)
+    rows = [[group, number, found] for group, numbers in shown.items() for number, found in numbers.items()]
     table = Table(["settings", "quantity", "mean ± standard error"], rows, "Over the seeds of each setting.")
     words = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in run.config["set"].items()]
     words += [f"--vary {shlex.quote(f'{key}={v}')}" for key, values in run.config["vary"].items() for v in values]
@@ -98,5 +97,10 @@ def report(run: Run) -> Path:
     return write_report(run, [Section("Results", [table])], title=f"Sweep of {name}", command=command)
 
 
-def _as_measured(found: dict[str, float]) -> dict[str, float]:
-    return {"value": found["mean"], "error": found["standard_error"]}
+def _shown(results: dict[str, Any]) -> dict[str, dict[str, Measured | float]]:
+    """Each mean with its standard error as one number; a single seed has none."""
+
+    def number(mean: float, standard_error: float | None) -> Measured | float:
+        return mean if standard_error is None else Measured(mean, standard_error)
+
+    return {group: {name: number(**found) for name, found in numbers.items()} for group, numbers in results.items()}
