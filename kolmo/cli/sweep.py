@@ -10,9 +10,9 @@ import click
 from kolmo import experiments
 from kolmo import sweep as sweeps
 from kolmo.cli.kinds import going_on
-from kolmo.cli.text import readable
+from kolmo.cli.text import averaged, readable
 from kolmo.errors import InputError, KolmoError
-from kolmo.report import Measured, Section, Table, write_report
+from kolmo.report import Section, Table, write_report
 from kolmo.runs import Run
 
 __all__ = ["report", "sweep"]
@@ -70,9 +70,7 @@ def sweep(
         click.echo(f"kolmo: interrupted. Go on with: {going_on(run)}", err=True)
         return 1
     answer = {"run": str(run.folder), "report": str(run.folder / "report.html"), "results": run.results}
-    click.echo(
-        json.dumps(answer, indent=2) if as_json else f"{readable(_shown(run.results))}\nreport: {answer['report']}"
-    )
+    click.echo(json.dumps(answer, indent=2) if as_json else f"{readable(run.results)}\nreport: {answer['report']}")
     return 0
 
 
@@ -88,19 +86,13 @@ def _averaged(run: Run, tasks: dict[str, dict[str, str]]) -> dict[str, Any]:
 def report(run: Run) -> Path:
     """Write the report of a sweep from its results."""
     name = run.name.removeprefix("sweep-")
-    shown = _shown(run.results)
-    rows = [[group, number, found] for group, numbers in shown.items() for number, found in numbers.items()]
+    rows = [
+        [group, number, averaged(**found)]
+        for group, numbers in run.results.items()
+        for number, found in numbers.items()
+    ]
     table = Table(["settings", "quantity", "mean ± standard error"], rows, "Over the seeds of each setting.")
     words = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in run.config["set"].items()]
     words += [f"--vary {shlex.quote(f'{key}={v}')}" for key, values in run.config["vary"].items() for v in values]
     command = " ".join(["kolmo sweep", name, *words])
     return write_report(run, [Section("Results", [table])], title=f"Sweep of {name}", command=command)
-
-
-def _shown(results: dict[str, Any]) -> dict[str, dict[str, Measured | float]]:
-    """Each mean with its standard error as one number; a single seed has none."""
-
-    def number(mean: float, standard_error: float | None) -> Measured | float:
-        return mean if standard_error is None else Measured(mean, standard_error)
-
-    return {group: {name: number(**found) for name, found in numbers.items()} for group, numbers in results.items()}
