@@ -218,6 +218,8 @@ def averages(results: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float 
     --------
     >>> averages([{"a": {"b": 1.0}}, {"a": {"b": 3.0}}])
     {'a.b': {'mean': 2.0, 'standard_error': 1.0}}
+    >>> averages([{"a": 0.1}] * 3)
+    {'a': {'mean': 0.1, 'standard_error': 0.0}}
     """
     flat = [dict(_numbers(result)) for result in results]
     if not flat:
@@ -225,9 +227,10 @@ def averages(results: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float 
     shared = [name for name in flat[0] if all(name in other for other in flat)]
     found = {}
     for name in shared:
-        values = np.array([one[name] for one in flat])
-        error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
-        found[name] = {"mean": float(values.mean()), "standard_error": error}
+        first = flat[0][name]
+        moved = np.array([one[name] for one in flat]) - first  # equal numbers have no error, not even one of rounding
+        error = float(moved.std(ddof=1) / math.sqrt(len(moved))) if len(moved) > 1 else None
+        found[name] = {"mean": float(first + moved.mean()), "standard_error": error}
     return found
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kolmo.errors import InputError, KolmoError
 from kolmo.report import Code, Figure, Measured, Relief, Section, Table, write_html
 
-VOID = {"meta", "link", "img", "input"}
+VOID = {"meta", "link", "img", "input", "wbr"}
 
 
 class Reader(html.parser.HTMLParser):
@@ -122,6 +122,13 @@ def test_numbers_stand_at_the_right_and_words_at_the_left(tmp_path):
     for cell in ("<td>a</td>", ">0.1235</td>", ">1.000 ± 0.020</td>", ">–</td>", ">7</td>"):
         assert cell in text
     assert text.count('<td class="number">') == 4
+
+
+def test_names_in_a_table_break_where_they_are_joined_and_numbers_do_not(tmp_path):
+    table = Table(["quantity", "value"], [["by_tolerance.0.01.standard_error", 0.125]])
+    text = write_html(tmp_path / "r.html", "R", [Section("S", [table])]).read_text()
+    assert "by_<wbr>tolerance.<wbr>0.01.standard_<wbr>error" in text
+    assert "0.125</td>" in text
 
 
 def test_mistakes_are_named(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -116,6 +117,16 @@ def test_a_sweep_averages_over_its_seeds(toy, capsys):
     (toy / "run" / "report.html").unlink()
     assert main(["report", "run"]) == 0
     assert (toy / "run" / "report.html").read_text() == page
+
+
+def test_a_sweep_prints_a_line_for_each_number(toy, capsys):
+    arguments = ["sweep", "toy_sweep", "--vary", "scale=0", "--vary", "scale=2", "--workers", "0", "--quiet"]
+    assert main([*arguments, "--seeds", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["scale=0", "  sum  0 ± 0"]
+    assert re.fullmatch(r"  sum  -?\d\.\d+ ± \d\.\d+", lines[3])
+    assert main([*arguments, "--seeds", "1"]) == 0
+    assert "±" not in capsys.readouterr().out
 
 
 def test_what_is_done_is_not_done_again(toy, capsys):

@@ -60,7 +60,9 @@ def report(run: Run) -> Path:
     """Write the report of a run that has results."""
     chosen = experiments.load(run.name)
     sections = chosen.report(run) if hasattr(chosen, "report") else _plain_report(run)
-    return write_report(run, sections, title=experiments.describe(run.name), command=_command(run, chosen))
+    return write_report(
+        run, sections, title=experiments.describe(run.name).removesuffix("."), command=_command(run, chosen)
+    )
 
 
 def _start(name: str, chosen: Experiment, values: dict[str, str], out: Path | None) -> tuple[Run, Any]:

@@ -10,9 +10,9 @@ import click
 from kolmo import experiments
 from kolmo import sweep as sweeps
 from kolmo.cli.kinds import going_on
-from kolmo.cli.text import readable
+from kolmo.cli.text import averaged, readable
 from kolmo.errors import InputError, KolmoError
-from kolmo.report import Measured, Section, Table, write_report
+from kolmo.report import Section, Table, write_report
 from kolmo.runs import Run
 
 __all__ = ["report", "sweep"]
@@ -87,7 +87,7 @@ def report(run: Run) -> Path:
     """Write the report of a sweep from its results."""
     name = run.name.removeprefix("sweep-")
     rows = [
-        [group, number, found["mean"] if found["standard_error"] is None else Measured(**_as_measured(found))]
+        [group, number, averaged(**found)]
         for group, numbers in run.results.items()
         for number, found in numbers.items()
     ]
@@ -96,7 +96,3 @@ def report(run: Run) -> Path:
     words += [f"--vary {shlex.quote(f'{key}={v}')}" for key, values in run.config["vary"].items() for v in values]
     command = " ".join(["kolmo sweep", name, *words])
     return write_report(run, [Section("Results", [table])], title=f"Sweep of {name}", command=command)
-
-
-def _as_measured(found: dict[str, float]) -> dict[str, float]:
-    return {"value": found["mean"], "error": found["standard_error"]}

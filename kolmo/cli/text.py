@@ -3,7 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["readable"]
+from kolmo.report import Measured
+
+__all__ = ["averaged", "readable"]
+
+
+def averaged(mean: float, standard_error: float | None, values: object = None) -> Measured | float:
+    """Return a mean over seeds and its standard error, as results hold them, as one number; one seed has no error."""
+    return mean if standard_error is None else Measured(mean, standard_error)
 
 
 def readable(value: Any, indent: int = 0) -> str:
@@ -12,7 +19,7 @@ def readable(value: Any, indent: int = 0) -> str:
     Parameters
     ----------
     value : object
-        Numbers, strings, None, and dictionaries and lists of them.
+        Numbers, strings, None, and dictionaries and lists of them; a mean over seeds takes one line.
     indent : int, default 0
         Columns before each line.
 
@@ -23,13 +30,21 @@ def readable(value: Any, indent: int = 0) -> str:
     depths    8,16
     loss
       mean  0.5
+    >>> print(readable({"loss": {"mean": 0.5, "standard_error": 0.012, "values": [0.488, 0.512]}}))
+    loss  0.500 ± 0.012
     """
     if not isinstance(value, Mapping):
         return _inline(value)
     width = max((len(str(key)) for key in value), default=0)
     lines = []
     for key, item in value.items():
-        if isinstance(item, Mapping) and item:
+        if isinstance(item, Mapping) and {"mean", "standard_error"} <= item.keys() <= {
+            "mean",
+            "standard_error",
+            "values",
+        }:
+            lines.append(f"{'':{indent}}{key:{width}}  {_inline(averaged(**item))}")
+        elif isinstance(item, Mapping) and item:
             lines.append(f"{'':{indent}}{key}\n{readable(item, indent + 2)}")
         elif isinstance(item, list) and any(isinstance(entry, Mapping) for entry in item):
             lines.append(f"{'':{indent}}{key}")

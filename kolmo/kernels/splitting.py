@@ -198,10 +198,12 @@ def _parts(operator: Any, u: Any, load: Any, spaces: Any, parts: Any, total: Any
     """Parts of Q u, the first with the load, of which the first ``len(parts)`` are kept, and their sum."""
     (tables, numbers), (zero, rest) = operator, spaces
     for j in range(len(tables)):
-        if j >= len(parts):
-            stage(tables[j], numbers, u, (0.0, 1.0, False), (zero, zero, rest, total))
+        # A flag written as True or False would be a type of its own, and stage compiled once more for each.
+        kept = j < len(parts)
+        if not kept:
+            stage(tables[j], numbers, u, (0.0, 1.0, kept), (zero, zero, rest, total))
             continue
-        stage(tables[j], numbers, u, (0.0, 1.0, True), (load if j == 0 else zero, zero, rest, parts[j]))
+        stage(tables[j], numbers, u, (0.0, 1.0, kept), (load if j == 0 else zero, zero, rest, parts[j]))
         for k in range(len(u)):
             total[k] = parts[j, k] + (total[k] if j > 0 else 0.0)
 

@@ -194,7 +194,12 @@ def _rounded(values: np.ndarray[Any, Any]) -> Any:
 def _cell(tag: str, content: object, right: bool) -> str:
     scope = ' scope="col"' if tag == "th" else ""
     align = ' class="number"' if right else ""
-    return f"<{tag}{scope}{align}>{_text(_shown(content))}</{tag}>"
+    return f"<{tag}{scope}{align}>{_breakable(_text(_shown(content)))}</{tag}>"
+
+
+def _breakable(text: str) -> str:
+    """Names such as a.long_name may break after their dots and underscores, so that tables fit a phone."""
+    return re.sub(r"(?<=[a-z])([._])(?=\w)", r"\1<wbr>", text)
 
 
 def _is_number(cell: object) -> bool:

@@ -35,6 +35,7 @@ def write_report(run: Run, sections: Sequence[Section], *, title: str, command: 
 
 def _reproduce(run: Run, command: str) -> Section:
     made = run.environment
+    drawn = ", its figures in `figures/` beside it, each also as PDF" if any((run.folder / "figures").glob("*")) else ""
     versions = ", ".join(f"{name} {version}" for name, version in made["packages"].items() if version)
     facts = [
         ["Python", made["python"]],
@@ -47,7 +48,7 @@ def _reproduce(run: Run, command: str) -> Section:
     return Section(
         "How to reproduce",
         [
-            "The numbers of this report are in `results.json`, its figures in `figures/` beside it, each also as PDF.",
+            f"The numbers of this report are in `results.json`{drawn}.",
             Code(command),
             Table(
                 ["option", "value"], [[key, _shown(value)] for key, value in run.config.items()], "The configuration."
@@ -58,4 +59,6 @@ def _reproduce(run: Run, command: str) -> Section:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{key}={_shown(item)}" for key, item in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
