@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from scipy.optimize import brentq
 
 from kolmo.arrays import Array, namespace
 
@@ -132,6 +131,8 @@ class Sinh:
         low, high = self.centre - 1.5 * cell, self.centre + 1.5 * cell
         if (offset(low) - node) * (offset(high) - node) > 0:
             return self
+        from scipy.optimize import brentq  # not with the package: it takes long to import
+
         centre = brentq(lambda c: offset(c) - node, low, high, xtol=1e-15 * (self.upper - self.lower))
         return Sinh(self.lower, self.upper, float(centre), self.width)
 
