@@ -295,6 +295,32 @@ def test_control_fits_the_parameters_that_made_the_values(tmp_path, capsys):
     assert abs(answer["parameters"]["kappa"] - 0.8) < 1e-3
     assert abs(answer["parameters"]["mu"] - 2.0) < 1e-3
     assert answer["objective"] < 1e-6 < answer["objective_before"]
+    np.testing.assert_allclose(answer["values"], targets, atol=1e-3)
+    assert answer["history"][0] == answer["objective_before"]
+    assert answer["message"] != answer["message"].upper()  # words, not SciPy's code
+
+
+def test_the_report_of_a_fit_shows_its_course_and_what_was_matched(tmp_path):
+    text = """
+    [parameters]
+    pull = 0.5
+    [equation]
+    drift = "-pull * x[0]"
+    diffusion = 0.5
+    terminal = "x[0]"
+    horizon = 1.0
+    [solve]
+    at = [1.0, 2.0]
+    [fit]
+    parameters = ["pull"]
+    """
+    for name, more in (("matched", "targets = [0.5, 1.0]"), ("least", "bounds = { pull = [0.0, 2.0] }")):
+        out = tmp_path / name
+        assert main(["control", written(tmp_path, text + more), "--out", str(out), "--quiet"]) == 0
+        page = (out / "report.html").read_text()
+        assert (out / "figures" / "fit.png").exists()
+        assert "iteration by iteration" in page
+        assert ("target" in page) == (name == "matched")
 
 
 MISTAKES = [

@@ -110,9 +110,16 @@ def _fitted(equation: Equation, quiet: bool) -> dict[str, Any]:
 
     found = minimize(objective, list(free.values()), bounds=list(fit.bounds), maxiter=fit.maxiter, progress=not quiet)
     history = found.history["objective"]
+    with torch.no_grad():
+        values = value(problem, equation.at, rtol=equation.rtol, atol=equation.atol)
     return {
         "status": found.status,
         "message": found.message,
+        "at": equation.at,
+        "values": values.numpy(),
+        "targets": fit.targets,
+        "weights": fit.weights,
+        "history": history,
         "parameters": {name: float(parameter.detach()) for name, parameter in free.items()},
         "objective": float(found.fun),
         "objective_before": float(history[0]) if len(history) else float(found.fun),

@@ -58,15 +58,35 @@ def keep(run: Run, answer: dict[str, Any], solution: "Solution | ControlSolution
         else:
             ax.plot(at[:, 0], at[:, 1], "o", color="#d55e00", markeredgecolor="white")
         run.save_figure("solution", canvas)
+    if "history" in answer:
+        run.save_figure("fit", _drawn_fit(answer))
     run.save_results(answer)
     report(run)
+
+
+def _drawn_fit(answer: dict[str, Any]) -> Any:
+    """The objective over the iterations, and beside it the fitted values over their targets where there are any."""
+    from matplotlib.figure import Figure as Canvas
+
+    matched = answer["targets"] is not None
+    canvas = Canvas(figsize=(8.4 if matched else 5.2, 3.8), layout="constrained")
+    axes = canvas.subplots(1, 2) if matched else [canvas.subplots()]
+    history = np.asarray(answer["history"], dtype=float)
+    axes[0].plot(history, "o-", ms=3)
+    axes[0].set(xlabel="iteration", ylabel="objective", yscale="log" if (history > 0).all() else "linear")
+    if matched:
+        targets, values = np.asarray(answer["targets"]), np.asarray(answer["values"])
+        axes[1].axline((float(targets.mean()),) * 2, slope=1.0, color="0.6", lw=0.8)
+        axes[1].plot(targets, values, "o", color="#d55e00")
+        axes[1].set(xlabel="target", ylabel="u(0, x), fitted")
+    return canvas
 
 
 def report(run: Run) -> Path:
     """Write the report from what the folder holds."""
     answer = run.results
     found: list[Block] = [f"{answer['status'].capitalize()}: {answer['message']}."]
-    found += _fitted(answer) if "objective" in answer else _values(run, answer)
+    found += _fitted(run, answer) if "objective" in answer else _values(run, answer)
     text = _text(run.folder / "equation.toml")
     words = [f"--set {shlex.quote(f'{name}={value!r}')}" for name, value in run.config["parameters"].items()]
     command = " ".join([f"kolmo {run.name} equation.toml", *words])
@@ -81,9 +101,7 @@ def _values(run: Run, answer: dict[str, Any]) -> list[Block]:
     )
     header = ["x" if at.shape[1] == 1 else ", ".join(f"x[{i}]" for i in range(at.shape[1]))]
     header += ["u(0, x)"] if values.shape[1] == 1 else [f"u{j}(0, x)" for j in range(values.shape[1])]
-    rows: list[list[object]] = [
-        [", ".join(f"{c:g}" for c in x), *map(Measured, v, e)] for x, v, e in zip(at, values, errors, strict=True)
-    ]
+    rows: list[list[object]] = [[_point(x), *map(Measured, v, e)] for x, v, e in zip(at, values, errors, strict=True)]
     if "policy" in answer:
         header.append("control")
         for row, a in zip(rows, answer["policy"], strict=True):
@@ -94,10 +112,23 @@ def _values(run: Run, answer: dict[str, Any]) -> list[Block]:
     return [*blocks, Figure(drawn, "The solution at t = 0", "u(0, ·), and the points.")] if drawn.exists() else blocks
 
 
-def _fitted(answer: dict[str, Any]) -> list[Block]:
+def _fitted(run: Run, answer: dict[str, Any]) -> list[Block]:
     rows = [[name, f"{value:.10g}"] for name, value in answer["parameters"].items()]
     caption = f"Objective {answer['objective']:.4g}, before {answer['objective_before']:.4g}."
-    return [Table(["parameter", "value"], rows, f"{caption} {answer['iterations']} iterations.")]
+    blocks: list[Block] = [Table(["parameter", "value"], rows, f"{caption} {answer['iterations']} iterations.")]
+    drawn = run.figure("fit")
+    if not drawn.exists():
+        return blocks
+    blocks.append(Figure(drawn, "The objective over the iterations", "The fit, iteration by iteration."))
+    header = ["x", "u(0, x)", "weight"]
+    columns = [[_point(x) for x in answer["at"]], answer["values"], answer["weights"]]
+    if answer["targets"] is not None:
+        header, columns = [*header, "target"], [*columns, answer["targets"]]
+    return [*blocks, Table(header, [list(row) for row in zip(*columns, strict=True)], "At the points of the fit.")]
+
+
+def _point(x: Any) -> str:
+    return ", ".join(f"{c:g}" for c in np.atleast_1d(x))
 
 
 def _text(path: Path) -> str:

@@ -24,6 +24,11 @@ LEARNING_RATE = 0.05
 DIVERGED = 1e10
 # A line search that cannot go on has arrived, where the gradient is below this (relative to 1 + |objective|).
 FLAT = 1e-6
+# What SciPy says of L-BFGS-B, in words.
+_SAID = {
+    "CONVERGENCE: RELATIVE REDUCTION OF F <= FACTR*EPSMCH": "the objective falls no more",
+    "CONVERGENCE: NORM OF PROJECTED GRADIENT <= PGTOL": "the gradient vanishes",
+}
 # How often the plan may be renewed at the parameters found.
 ROUNDS = 3
 
@@ -308,9 +313,8 @@ class _Loop:
                 callback=self.iteration,
                 options={"gtol": 1e-8 * scale, "maxiter": left + 1},
             )
-        if found.success or self._arrived():
-            return "converged", str(found.message)
-        return "failed", str(found.message)
+        message = _SAID.get(str(found.message), str(found.message))
+        return ("converged" if found.success or self._arrived() else "failed"), message
 
     def _arrived(self) -> bool:
         """Whether the projected gradient at the best point is at rounding level."""

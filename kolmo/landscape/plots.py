@@ -287,9 +287,7 @@ def animate(
         ticks = _round(*limits, log=False)
         figure.colorbar(ax.collections[0], ax=ax, label=f"{_SYMBOLS[kind]}(t, x), class {column}", ticks=ticks)
     movie = FuncAnimation(figure, draw, frames=frames)
-    with (
-        tempfile.TemporaryDirectory() as folder
-    ):  # Pillow writes in pieces; the file is to be whole
+    with tempfile.TemporaryDirectory() as folder:  # Pillow writes in pieces; the file is to be whole
         whole = Path(folder) / "movie.gif"
         movie.save(whole, writer=PillowWriter(fps=max(round(frames / seconds), 1)))
         files.write_bytes(Path(path), whole.read_bytes())
