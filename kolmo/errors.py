@@ -1,5 +1,8 @@
 """Errors and warnings of kolmo: what was given, what is needed, what to do about it."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class KolmoError(Exception):
     """Base class of every error that kolmo raises on purpose.
@@ -13,6 +16,10 @@ class KolmoError(Exception):
     ...     print(error)
     lower, upper: got [1.0] and [0.0]; needed lower < upper on every axis. Fix: swap them.
     """
+
+
+def _sentence(words: str) -> str:
+    return words if words.endswith(("?", ".")) else f"{words}."
 
 
 class InputError(KolmoError, ValueError):
@@ -39,7 +46,19 @@ class InputError(KolmoError, ValueError):
 
     def __init__(self, argument: str, given: object, needed: str, fix: str = "") -> None:
         self.argument, self.given, self.needed, self.fix = argument, given, needed, fix
-        super().__init__(f"{argument}: got {given}; needed {needed}." + (f" Fix: {fix}." if fix else ""))
+        super().__init__(f"{argument}: got {given}; needed {needed}." + (f" Fix: {_sentence(fix)}" if fix else ""))
+
+
+def did_you_mean(name: object, known: Iterable[object]) -> str:
+    """Suggest the known name that is most like one that is not known, as the fix of an `InputError`; or nothing.
+
+    Examples
+    --------
+    >>> did_you_mean("dirft", ["drift", "diffusion"])
+    "did you mean 'drift'?"
+    """
+    near = difflib.get_close_matches(str(name), list(map(str, known)), n=1)
+    return f"did you mean {near[0]!r}?" if near else ""
 
 
 class NotConvergedError(KolmoError, RuntimeError):

@@ -20,15 +20,14 @@ This room may import ``kolmo.errors``, ``kolmo.runs`` and ``kolmo.report``.
 
 import ast
 import dataclasses
-import difflib
 import importlib
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
-from kolmo.errors import InputError, KolmoError
+from kolmo.errors import InputError, KolmoError, did_you_mean
 from kolmo.runs import Run
 
 if TYPE_CHECKING:
@@ -100,7 +99,7 @@ def load(name: str) -> Experiment:
     kolmo.errors.InputError: experiment: got 'no such thing'; needed one of ...
     """
     if name not in names():
-        raise InputError("experiment", repr(name), f"one of {', '.join(names())}", _near(name, names()))
+        raise InputError("experiment", repr(name), f"one of {', '.join(names())}", did_you_mean(name, names()))
     module = importlib.import_module(f"{__name__}.{name}")
     for attribute in ("Config", "run"):
         if not hasattr(module, attribute):
@@ -126,7 +125,7 @@ def networks(run: Run, only: Sequence[str] = ()) -> "dict[str, Network]":
     found = dict(chosen.networks(run))
     for name in only:
         if name not in found:
-            raise InputError("network", repr(name), f"one of {', '.join(found)}", _near(name, found))
+            raise InputError("network", repr(name), f"one of {', '.join(found)}", did_you_mean(name, found))
     return {name: network for name, network in found.items() if not only or name in only}
 
 
@@ -170,7 +169,7 @@ def configure(config: type[Any], values: Mapping[str, Any]) -> Any:
     known = [field.name for field in dataclasses.fields(config)]
     for key in values:
         if key not in known:
-            raise InputError(key, f"an unknown option {key!r}", f"one of {', '.join(known)}", _near(key, known))
+            raise InputError(key, f"an unknown option {key!r}", f"one of {', '.join(known)}", did_you_mean(key, known))
     return config(**{key: _parse(key, hints[key], value) for key, value in values.items()})
 
 
@@ -194,11 +193,6 @@ def seeds(config: Any) -> list[int]:
     return [] if first is None else list(range(first, first + count))
 
 
-def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]!r}" if near else ""
-
-
 def _default(field: "dataclasses.Field[Any]") -> Any:
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
 
@@ -218,7 +212,9 @@ def _parse(key: str, hint: Any, value: Any) -> Any:
         return tuple(_parse(key, arguments[0], item) for item in items)
     if origin is Literal:
         if value not in arguments:
-            raise InputError(key, repr(value), f"one of {', '.join(map(str, arguments))}", _near(str(value), arguments))
+            raise InputError(
+                key, repr(value), f"one of {', '.join(map(str, arguments))}", did_you_mean(str(value), arguments)
+            )
         return value
     return _parse_scalar(key, hint, value)
 

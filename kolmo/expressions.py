@@ -7,7 +7,6 @@ This room may import ``kolmo.arrays`` and ``kolmo.errors``.
 """
 
 import ast
-import difflib
 import functools
 import math
 import operator
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from kolmo.arrays import Array, as_like, is_tensor
-from kolmo.errors import InputError
+from kolmo.errors import InputError, did_you_mean
 
 __all__ = ["CONSTANTS", "FUNCTIONS", "Expression"]
 
@@ -259,8 +258,7 @@ class _Reader:
     def near(self, name: str) -> str:
         """Suggest a name like the one that was not found."""
         known = [*self.scalars, *self.vectors, *CONSTANTS, *FUNCTIONS]
-        found = difflib.get_close_matches(name, known, n=1)
-        return f"did you mean '{found[0]}'" if found else ""
+        return did_you_mean(name, known)
 
     def shown(self, tree: ast.expr) -> str:
         """A part of the formula as text."""

@@ -1,10 +1,9 @@
 """Methods found by name: one registry per kind (scheme, stepper, ...)."""
 
-import difflib
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
-from kolmo.errors import InputError
+from kolmo.errors import InputError, did_you_mean
 
 T = TypeVar("T")
 
@@ -27,7 +26,7 @@ class Registry(Generic[T]):
     >>> colours["rad"]
     Traceback (most recent call last):
     ...
-    kolmo.errors.InputError: colour: got 'rad'; needed one of red. Fix: did you mean 'red'?.
+    kolmo.errors.InputError: colour: got 'rad'; needed one of red. Fix: did you mean 'red'?
     """
 
     def __init__(self, kind: str) -> None:
@@ -50,9 +49,7 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if name not in self._known:
-            near = difflib.get_close_matches(str(name), self._known, n=1)
-            fix = f"did you mean {near[0]!r}?" if near else ""
-            raise InputError(self.kind, repr(name), "one of " + ", ".join(self._known), fix)
+            raise InputError(self.kind, repr(name), "one of " + ", ".join(self._known), did_you_mean(name, self._known))
         return self._known[name]
 
     def __iter__(self) -> Iterator[str]:

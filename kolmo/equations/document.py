@@ -3,16 +3,15 @@
 This room may import ``kolmo.errors`` and ``kolmo.expressions``.
 """
 
-import difflib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from kolmo.errors import InputError
+from kolmo.errors import InputError, did_you_mean
 from kolmo.expressions import CONSTANTS, FUNCTIONS
 
 MAX_BYTES = 32_768
@@ -41,12 +40,14 @@ class Document:
         known = ["parameters", *KEYS]
         for name, table in self.tables.items():
             if name not in known:
-                self.refuse(name, "", "an unknown table", f"one of {', '.join(known)}", near(name, known))
+                self.refuse(name, "", "an unknown table", f"one of {', '.join(known)}", did_you_mean(name, known))
             if not isinstance(table, dict):
                 self.refuse(name, "", repr(table), f"a table: a line [{name}] and keys below it")
             for key in table if name in KEYS else ():
                 if key not in KEYS[name]:
-                    self.refuse(name, key, "an unknown key", f"one of {', '.join(KEYS[name])}", near(key, KEYS[name]))
+                    self.refuse(
+                        name, key, "an unknown key", f"one of {', '.join(KEYS[name])}", did_you_mean(key, KEYS[name])
+                    )
         self.table("equation")
         if "equation" not in self.tables:
             self.refuse("equation", "", "nothing", "a table [equation]")
@@ -174,12 +175,6 @@ def _text(path: Path) -> str:
         raise InputError(str(path), "bytes that are not UTF-8", "a TOML file") from None
     except (OSError, ValueError) as error:
         raise InputError(str(path), getattr(error, "strerror", None) or error, "a file that can be read") from None
-
-
-def near(name: str, known: Sequence[str]) -> str:
-    """Suggest a name like the one that was not found."""
-    found = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean '{found[0]}'" if found else ""
 
 
 def is_number(value: Any) -> bool:
