@@ -193,7 +193,7 @@ def report(run: Run) -> list[Section]:
     ]
     caption = (
         "At fixed weights. ± standard error over the noise draws (and the probes, for trace and negative fraction); "
-        "a dash where there is none. One network: differences between trainings are another matter."
+        "zero where there are none. One network: differences between trainings are another matter."
     )
 
     def shown(name: str, text: str) -> Shown:

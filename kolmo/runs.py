@@ -11,6 +11,7 @@ A run owns one folder::
     arrays/NAME.npz    arrays beside them
     figures/NAME.png   figures, each with a vector copy NAME.pdf
     log.txt            what happened when
+    lock               held by the process that writes to the folder; empty
 
 Every file is written beside its place and moved there in one step, so a reader sees the old file or the new one,
 never a half. The only file that grows is ``metrics.jsonl``; a line cut short by a kill is dropped when the run
