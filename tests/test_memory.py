@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import kolmo
@@ -71,3 +72,43 @@ def test_a_long_axis_takes_memory_in_proportion():
     # three dense matrices of difference weights would take 60 GB
     fine, coarse = (kolmo.solve(problem(1), grid=n, steps=8, stepper="radau5")(0.5) for n in (50_001, 201))
     assert abs(float(fine) - float(coarse)) < 1e-5
+
+
+@pytest.mark.parametrize("stepper", ["rk4", "mcs3", "semi-lagrangian"])
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+def test_coefficients_are_evaluated_on_the_grid_once(stepper, backend):
+    calls = []
+
+    def drift(t, x):
+        calls.append(len(x))
+        return -x
+
+    sde = kolmo.SDE(drift, covariance=0.1 * np.eye(2), dim=2)
+    start = kolmo.KolmogorovProblem(sde, lambda x: x[..., 0] ** 2, 0.01, kolmo.Box([-1.0, -1.0], [1.0, 1.0]))
+    recipe = kolmo.solve(start, grid=41, steps=8, stepper=stepper).discretization
+    calls.clear()
+    kolmo.solve(start, discretization=recipe, backend=backend)
+    assert calls.count(41 * 41) == 1
+
+
+PEAK = """
+import re, numpy as np, kolmo
+dim, n = {dim}, {n}
+sde = kolmo.SDE(lambda t, x: -x, covariance=0.1 * np.eye(dim), dim=dim)
+box = kolmo.Box([-1.0] * dim, [1.0] * dim)
+problem = kolmo.KolmogorovProblem(sde, lambda x: np.exp(-(x**2).sum(-1)), 1e-4, box)
+peak = lambda: 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
+kolmo.solve(problem, grid=12, steps=10, stepper="rk4")
+before = peak()
+kolmo.solve(problem, grid=n, steps=10, stepper="rk4")
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+@pytest.mark.parametrize(("dim", "n"), [(2, 600), (3, 100)])
+def test_a_node_takes_no_more_than_200_bytes_beyond_its_coefficients(dim, n):
+    command = [sys.executable, "-c", PEAK.format(dim=dim, n=n)]
+    used = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert used / n**dim - 8 * (2 * dim + dim * dim + 2) <= 200

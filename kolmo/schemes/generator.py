@@ -197,12 +197,15 @@ class Generator:
     def at(self, t: float, like: Array | None = None) -> Semi:
         """Stencil numbers, load and boundary values at time t; ``like`` a tensor: in torch, with gradients."""
         x = self.nodes(like)
-        # what the layout was made for serves the march too, once, or the other way round
-        local = self._evaluated.pop(t, None) if like is None else None
-        local = self._local(t, x) if local is None else local
-        if like is not None and self._sample_times() == [t] and not self.scheme.monotone and not self._laid_out:
-            self.__dict__["stencil"] = self.scheme.stencil(self.grid, self.box, local)
-        stencil = self.stencil
+        if like is None:
+            stencil = self.stencil
+            local = self._evaluated.pop(t, None)  # what the layout was made for serves the march too, once
+            local = self._local(t, x) if local is None else local
+        else:
+            local = self._local(t, x)
+            if self._sample_times() == [t] and not self.scheme.monotone and not self._laid_out:
+                self.__dict__["stencil"] = self.scheme.stencil(self.grid, self.box, local)
+            stencil = self.stencil
         if self.scheme.monotone and self.grid.dim > 1 and not (self.autonomous and len(self.intervals()) == 1):
             stencil = self.scheme.stencil(self.grid, self.box, local)
         assembly = self.scheme.assemble(stencil, local, self._face_data(t, x), self.metric)

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.polynomial import legendre
 
-from kolmo.arrays import Array, as_like, as_numpy, is_tensor, namespace
+from kolmo.arrays import Array, Spread, as_like, as_numpy, is_tensor, namespace
 from kolmo.box import Box, Reflecting, Robin
 from kolmo.grid import Grid
 from kolmo.problem import KolmogorovProblem, check_finite
@@ -137,8 +137,7 @@ class TerminalRule:
         return values[:, None] if values.ndim == 1 else values
 
     def _lattice_values(self, problem: KolmogorovProblem, like: Array) -> Array:
-        mesh = np.stack(np.meshgrid(*self.lattice, indexing="ij"), -1).reshape(-1, self.grid.dim)
-        values = self._evaluate(problem, as_like(mesh, like))
+        values = self._evaluate(problem, Spread(self.lattice).like(like))
         if self.rough.size == 0:
             return values
         rows, m = self.points.shape[:2]
@@ -149,8 +148,8 @@ class TerminalRule:
             product = (product[..., :, None] * factor[..., None, :]).reshape(rows, m, -1)
         projected = (product.swapaxes(1, 2) @ samples.reshape(rows, m, -1)).reshape(rows, -1)
         gathered = _multiply_along(self._gather, projected, [rows], 0)
-        position = np.arange(len(mesh))
-        position[self.rough.reshape(-1)] = len(mesh) + np.arange(self.rough.size)
+        position = np.arange(len(values))
+        position[self.rough.reshape(-1)] = len(values) + np.arange(self.rough.size)
         return xp.concatenate([values, gathered.reshape(self.rough.size, -1)])[position]
 
     @cached_property
@@ -303,7 +302,7 @@ def _rough_along(problem: KolmogorovProblem, grid: Grid, i: int, values: np.ndar
     scale = np.abs(values).max(axis=tuple(range(grid.dim))) + 1e-300
     middle = np.asarray(axis.grading(axis.xi[: _cells(grid)[i]] + 0.5 * axis.h))
     nodes = [middle if j == i else a.nodes for j, a in enumerate(grid.axes)]
-    x = np.stack(np.meshgrid(*nodes, indexing="ij"), -1).reshape(-1, grid.dim)
+    x = Spread(nodes).like(values)
     halves = as_numpy(problem.final(x)).reshape(*[len(v) for v in nodes], -1)
     flagged = _flag(np.moveaxis(values, i, 0), np.moveaxis(halves, i, 0), scale, axis.periodic)
     return np.moveaxis(flagged, 0, i)
@@ -338,7 +337,10 @@ def _largest(values: np.ndarray, first: int, width: int, stride: int, count: int
     outside = [np.full((n, *values.shape[1:]), -np.inf) for n in (before, max(last - len(values), 0))]
     padded = np.concatenate([outside[0], values, outside[1]])[first + before :]
     windows = [padded[j : j + (count - 1) * stride + 1 : stride] for j in range(width)]
-    return np.asarray(np.maximum.reduce(windows))
+    largest = windows[0].copy()
+    for window in windows[1:]:  # one after the other: together they would be the largest array there is
+        np.maximum(largest, window, out=largest)
+    return largest
 
 
 def _near(rough: np.ndarray, grid: Grid, reach: int) -> np.ndarray:
