@@ -113,7 +113,7 @@ class Run:
         if not is_file(self.folder / "config.json"):
             raise InputError("run", self.folder, "a run folder (one with a config.json)", _known_runs(self.folder))
         stored = self._read_json("config.json")
-        if not isinstance(stored, dict) or not {"name", "config"} <= set(stored):
+        if not {"name", "config"} <= set(stored):
             raise FileError(f"{self.folder / 'config.json'} is damaged: it has no name and configuration.")
         self.name: str = stored["name"]
         self.config: dict[str, Any] = stored["config"]
@@ -313,14 +313,12 @@ class Run:
     @property
     def environment(self) -> dict[str, Any]:
         """What the run was made with."""
-        stored: dict[str, Any] = self._read_json("environment.json")
-        return stored
+        return self._read_json("environment.json")
 
     @property
     def results(self) -> dict[str, Any]:
         """The numbers in ``results.json``."""
-        stored: dict[str, Any] = self._read_json("results.json")
-        return stored
+        return self._read_json("results.json")
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -342,8 +340,11 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------- inside
 
-    def _read_json(self, name: str) -> Any:
-        return read_json(self.folder / name)
+    def _read_json(self, name: str) -> dict[str, Any]:
+        stored = read_json(self.folder / name)
+        if not isinstance(stored, dict):
+            raise FileError(f"{self.folder / name} is damaged: it holds no table of names and values.")
+        return stored
 
     def _set_status(self, state: str, message: str = "") -> None:
         write_json(self.folder / "status.json", {"state": state, "message": message, "time": _now()})
@@ -355,12 +356,17 @@ class Run:
             return
         lines = path.read_text(encoding="utf-8").split("\n")
         for number, line in enumerate(lines, start=1):
+            if not line:
+                continue
             try:
-                if line:
-                    yield json.loads(line)
+                found = json.loads(line)
             except ValueError:
-                if number < len(lines):  # only the last line may have been cut short
-                    raise FileError(f"{path} is damaged in line {number}.") from None
+                if number == len(lines):  # the last line may have been cut short
+                    return
+                found = None
+            if not isinstance(found, dict) or not isinstance(found.get("unit", 0), str | None):
+                raise FileError(f"{path} is damaged in line {number}.")
+            yield found
 
     def _forget_unfinished_metrics(self) -> None:
         # Lines outside any unit go as well: the code that wrote them runs again.

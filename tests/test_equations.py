@@ -300,6 +300,23 @@ def test_control_fits_the_parameters_that_made_the_values(tmp_path, capsys):
     assert answer["message"] != answer["message"].upper()  # words, not SciPy's code
 
 
+def test_a_terminal_payment_that_is_the_same_everywhere(tmp_path, capsys):
+    text = """
+    [equation]
+    drift = "a[0]"
+    diffusion = 1.0
+    terminal = "2.0"
+    running_cost = "0.5 * a[0]**2"
+    horizon = 0.2
+    [controls]
+    unbounded = 1
+    [solve]
+    at = [0.5]
+    """
+    assert main(["control", written(tmp_path, text), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["values"] == pytest.approx([2.0])
+
+
 def test_the_report_of_a_fit_shows_its_course_and_what_was_matched(tmp_path):
     text = """
     [parameters]

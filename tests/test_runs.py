@@ -320,10 +320,18 @@ def test_pickles_are_never_loaded(finished):
     assert not (finished.folder / "exploded").exists()
 
 
-def test_damaged_metrics_name_the_line(finished):
-    (finished.folder / "metrics.jsonl").write_text('{"unit": null}\n{"unit\n{"unit": null}\n')
+@pytest.mark.parametrize("line", ['{"unit', "null", "[1]", '{"unit": 3}'])
+def test_damaged_metrics_name_the_line(finished, line):
+    (finished.folder / "metrics.jsonl").write_text(f'{{"unit": null}}\n{line}\n{{"unit": null}}\n')
     with pytest.raises(FileError, match="line 2"):
         _ = finished.metrics
+
+
+@pytest.mark.parametrize("name", ["results", "environment", "status"])
+def test_json_that_is_no_table_is_damage(finished, name):
+    (finished.folder / f"{name}.json").write_text("[1, 2]")
+    with pytest.raises(FileError, match=f"{name}.json is damaged"):
+        getattr(finished, name)
 
 
 # --------------------------------------------------------------------------------------------------- environment

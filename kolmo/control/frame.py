@@ -86,7 +86,7 @@ class Frame:
 def _jumps(terminal: Callable[..., Any], low: float, high: float) -> np.ndarray:
     """Where terminal data jump: differences that do not shrink with the spacing."""
     x = np.linspace(low, high, 8001)[:, None]
-    values = np.asarray(torch.as_tensor(terminal(torch.as_tensor(x))).detach().numpy(), dtype=float).reshape(len(x))
+    values = torch.as_tensor(terminal(torch.as_tensor(x))).detach().double().reshape(-1).expand(len(x)).numpy()
     if not np.isfinite(values).all():
         return np.zeros(0)
     step = np.abs(np.diff(values))
