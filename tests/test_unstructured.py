@@ -7,7 +7,10 @@ import kolmo
 import kolmo.fipy
 from kolmo.errors import InputError
 
-gmsh = pytest.importorskip("gmsh")
+try:
+    gmsh = pytest.importorskip("gmsh")
+except OSError as error:  # the package is there, a system library that it needs is not
+    pytest.skip(f"gmsh needs {error}", allow_module_level=True)
 
 POINTS = np.array([[0.0, 0.0], [0.3, 0.4], [0.55, -0.6], [-0.2, 0.7]])
 
