@@ -23,6 +23,10 @@ __all__ = ["averages", "perform", "settings", "spread"]
 
 Task = tuple[Callable[..., Any], tuple[Any, ...]]
 
+# Dask's workers give memory back to the system as soon as they can; large arrays that come and go then cost most of the
+# time in page faults. None: as in any other process.
+TRIMMING = "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_"
+
 
 def settings(name: str, fixed: Mapping[str, str], varied: Mapping[str, Sequence[str]]) -> dict[str, dict[str, str]]:
     """All combinations of settings of an experiment, checked, by the name of their task.
@@ -164,7 +168,8 @@ def _client(scheduler: str | None, workers: int) -> Iterator[Any]:
     distributed = _distributed()
     if scheduler is None:
         options = {"threads_per_worker": 1, "dashboard_address": None, "silence_logs": "ERROR"}
-        cluster = distributed.LocalCluster(n_workers=max(1, workers), **options)
+        with importlib.import_module("dask").config.set({TRIMMING: None}):
+            cluster = distributed.LocalCluster(n_workers=max(1, workers), **options)
         with cluster, distributed.Client(cluster) as client:
             yield client
         return
