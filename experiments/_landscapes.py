@@ -171,3 +171,8 @@ def comparison_table(found: dict[str, Any], names: tuple[str, str], caption: str
         if one["difference"] is not None and one["standard_error"] is not None
     ]
     return Table(["quantity", *names, "paired difference", "p"], rows, caption)
+
+
+def plane_seed(config: Any, seed: int) -> int:
+    """Seed of the random plane of a network: the option ``plane``, so that sweeps may go over planes, or its own."""
+    return seed if config.plane is None else int(config.plane)

@@ -76,6 +76,7 @@ class Config:
     mixed: bool = False  # bfloat16
     measured_images: int = 500  # training images that landscapes are over
     points: int = 21
+    plane: int | None = None  # seed of the random plane; None: that of the network
     draws: int = 4  # noisy passes, where noise is on
     workers: int = 2  # processes, on one device; the numbers do not depend on it
 
@@ -182,7 +183,7 @@ def _trained(
 def _measure(config: Config, model: nets.ResNet, x: torch.Tensor, y: torch.Tensor, seed: int) -> dict[str, Any]:
     """Landscape and curvature of the mean network, and the change that its own noise makes to the loss."""
     loss = _loss(x.to(config.device), y.to(config.device))
-    plane = landscape.random_plane(model, seed=seed)
+    plane = landscape.random_plane(model, seed=lab.plane_seed(config, seed))
     over = landscape.surface(loss, model, plane, points=config.points, rtol=1e-2, noisy=False)
     curv = landscape.curvature(
         loss, model, rtol=1e-2, probes=10, density_probes=2, density_steps=12, noisy=False, name="loss"

@@ -25,6 +25,7 @@ QUANTITIES = ("doubling radius", "largest eigenvalue", "trace", "random sharpnes
 class Config:
     seeds: int = 5
     seed: int = 0
+    plane: int | None = None  # seed of the random plane; None: that of the network
     laws: tuple[str, ...] = ("gaussian-0.3", "dropout-0.7", "stochastic-depth-0.5", "bernoulli-0.8")
     images: int = 400  # training digits that the loss is over
     points: int = 31
@@ -65,7 +66,7 @@ def shown(config: Config, name: str, state: dict[str, np.ndarray]) -> dict[str, 
     """Surface and curvature of the first seed, for the figures."""
     model = lab.restored(plan(config), "none", state)
     loss = lab.losses(*lab.data(plan(config), config.seed, config.images))
-    plane = landscape.random_plane(model, seed=config.seed)
+    plane = landscape.random_plane(model, seed=lab.plane_seed(config, config.seed))
     over = landscape.surface(loss, model, plane, points=config.points, rtol=1e-2)
     curv = landscape.curvature(loss, model, rtol=1e-2, density_steps=30)
     return {"surface": over.record(), "curvature": curv.record()}

@@ -25,6 +25,7 @@ from kolmo.runs import Run
 @dataclasses.dataclass(frozen=True)
 class Config:
     seed: int = 0
+    plane: int | None = None  # seed of the random plane; None: that of the network
     noise: tuple[float, ...] = (0.1, 0.3, 0.6)  # s of the additive Gaussian noise; none is always there too
     draws: int = 8  # noisy passes at every point
     images: int = 400  # training digits that the loss is over
@@ -70,7 +71,7 @@ def level(config: Config, name: str, trained: dict[str, Any]) -> dict[str, Any]:
     loss = lab.losses(*lab.data(plan(config), config.seed, config.images))
     options = {"draws": config.draws if name != "none" else 1, "seed": config.seed, "noisy": True}
     planes = {
-        "random": landscape.random_plane(model, seed=config.seed),
+        "random": landscape.random_plane(model, seed=lab.plane_seed(config, config.seed)),
         "path": landscape.pca_plane(model, trained["checkpoints"]),
         "hessian": landscape.hessian_plane(loss, model, **options),
     }

@@ -22,6 +22,7 @@ from kolmo.runs import Run
 @dataclasses.dataclass(frozen=True)
 class Config:
     seed: int = 0
+    plane: int | None = None  # seed of the random plane; None: that of the network
     law: str = "gaussian-0.3"
     span: float = 0.5
     points: int = 9
@@ -73,7 +74,7 @@ def plan(config: Config) -> lab.Classifier:
 def row(config: Config, i: int, state: dict[str, np.ndarray]) -> dict[str, Any]:
     """One row of the plane: a line through it."""
     model = lab.restored(plan(config), config.law, state)
-    plane = landscape.random_plane(model, seed=config.seed)
+    plane = landscape.random_plane(model, seed=lab.plane_seed(config, config.seed))
     alpha = np.linspace(-config.span, config.span, config.points)[i]
     line = dataclasses.replace(plane, origin=plane.weights(alpha, 0.0), directions=plane.directions[1:])
     x, y = lab.data(plan(config), config.seed, config.images)

@@ -1,5 +1,6 @@
 """Sweeps: the same results on any workers; a killed worker costs its task; an unfinished sweep goes on."""
 
+import importlib
 import json
 import os
 import re
@@ -166,3 +167,11 @@ def test_mistakes_are_explained(toy, capsys, arguments, message, monkeypatch):
 def test_settings_are_checked_before_anything_runs(toy):
     with pytest.raises(InputError, match="scale"):
         sweep.settings("toy_sweep", {}, {"seed": ["0"], "scale": ["1", "x"]})
+
+
+@pytest.mark.parametrize("name", ["landscape_laws", "landscape_noise", "landscape_pde", "images"])
+def test_sweeps_go_over_planes(name):
+    assert len(sweep.settings(name, {}, {"plane": ["1", "2"]})) == 2
+    lab = importlib.import_module("kolmo.experiments._landscapes")
+    config = importlib.import_module(f"kolmo.experiments.{name}").Config
+    assert [lab.plane_seed(config(plane=plane), 7) for plane in (None, 0, 3)] == [7, 0, 3]
