@@ -1,6 +1,5 @@
 """Units of work of a run, several at a time."""
 
-import contextlib
 import multiprocessing
 import os
 import threading
@@ -8,18 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from typing import Any, Self
 
-import torch
-from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from kolmo.runs import Run
+from kolmo.sweep import Task, steadily
 
 # Products of matrices on a GPU have a deterministic order only with a workspace of a fixed size, chosen before its
 # first use.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-Task = tuple[Callable[..., Any], tuple[Any, ...]]
-"""A function that can be imported by name, and its arguments."""
 
 
 class Crew:
@@ -92,23 +87,3 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def steadily(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function on one thread with deterministic kernels."""
-    with _single_threaded():
-        return function(*arguments)
-
-
-@contextlib.contextmanager
-def _single_threaded() -> Iterator[None]:
-    """One thread and deterministic kernels; for tensors as small as these more threads are no faster."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)

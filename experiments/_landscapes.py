@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kolmo import bridge, landscape
+from kolmo.errors import InputError
 from kolmo.experiments import _digits as digits
 from kolmo.landscape import Quantity, Summary
 from kolmo.report import Measured, Table
@@ -41,8 +42,6 @@ def law(name: str) -> bridge.NoiseLaw:
     """Noise law from a name such as ``none``, ``gaussian-0.3`` or ``stochastic-depth-0.5``."""
     kind, _, strength = name.rpartition("-") if name != "none" else ("none", "", "0")
     if kind not in LAWS:
-        from kolmo.errors import InputError
-
         raise InputError(
             "laws", repr(name), "names such as " + ", ".join(f"{kind}-0.5" for kind in LAWS if kind != "none")
         )
@@ -176,3 +175,10 @@ def comparison_table(found: dict[str, Any], names: tuple[str, str], caption: str
 def plane_seed(config: Any, seed: int) -> int:
     """Seed of the random plane of a network: the option ``plane``, so that sweeps may go over planes, or its own."""
     return seed if config.plane is None else int(config.plane)
+
+
+def paired_seeds(config: Any) -> range:
+    """Seeds of an experiment that compares over them: with one there would be no standard error."""
+    if config.seeds < 2:
+        raise InputError("seeds", config.seeds, "at least two, to have a standard error", "seeds=5")
+    return range(config.seed, config.seed + config.seeds)

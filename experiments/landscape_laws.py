@@ -35,7 +35,7 @@ class Config:
 
 
 def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
-    seeds, names = range(config.seed, config.seed + config.seeds), ["none", *config.laws]
+    seeds, names = lab.paired_seeds(config), ["none", *config.laws]
     with Crew(run, config.workers, units=2 * len(seeds) * len(names) + len(names), progress=progress) as crew:
         trained = crew.do({f"train-{s}-{n}": (lab.train, (plan(config), n, s)) for s in seeds for n in names})
         states = {key: one["state"] for key, one in trained.items()}

@@ -194,7 +194,7 @@ def report(run: Run) -> list[Section]:
     ]
     caption = (
         "At fixed weights. ± standard error over the noise draws (and the probes, for trace and negative fraction); "
-        "zero where there are none. One network: differences between trainings are another matter."
+        "none, or ± 0, where nothing is random. One network: differences between trainings are another matter."
     )
 
     def shown(name: str, text: str) -> Shown:

@@ -33,7 +33,7 @@ class Config:
 
 
 def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
-    seeds = range(config.seed, config.seed + config.seeds)
+    seeds = lab.paired_seeds(config)
     names = ("none", config.law)
     with Crew(run, config.workers, units=len(seeds) * 7, progress=progress) as crew:
         trained = crew.do({f"train-{s}-{n}": (lab.train, (plan(config), n, s)) for s in seeds for n in names})

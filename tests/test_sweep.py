@@ -175,3 +175,9 @@ def test_sweeps_go_over_planes(name):
     lab = importlib.import_module("kolmo.experiments._landscapes")
     config = importlib.import_module(f"kolmo.experiments.{name}").Config
     assert [lab.plane_seed(config(plane=plane), 7) for plane in (None, 0, 3)] == [7, 0, 3]
+
+
+@pytest.mark.parametrize("name", ["landscape_laws", "landscape_trained"])
+def test_comparisons_over_seeds_refuse_one_seed_before_they_start(name, tmp_path, capsys):
+    assert main(["experiment", name, "--seeds", "1", "--quiet", "--out", str(tmp_path / "run")]) == 2
+    assert "at least two" in capsys.readouterr().err
