@@ -324,6 +324,7 @@ def processes(device: str) -> Iterator[tuple[int, int]]:
     torch.distributed.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
         yield _rank()
+        torch.distributed.barrier()  # none leaves while another still waits for it
     finally:
         torch.distributed.destroy_process_group()
 
