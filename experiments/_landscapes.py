@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional
 
@@ -170,6 +171,14 @@ def comparison_table(found: dict[str, Any], names: tuple[str, str], caption: str
         if one["difference"] is not None and one["standard_error"] is not None
     ]
     return Table(["quantity", *names, "paired difference", "p"], rows, caption)
+
+
+def side_by_side(surfaces: dict[str, landscape.Surface], columns: int = 3, **options: Any) -> Figure:
+    """Figure of `landscape.plots.panels`: surfaces on one scale."""
+    across = min(columns, len(surfaces))
+    figure = Figure(figsize=(0.9 + 3.6 * across, 3.5 * -(-len(surfaces) // across)), layout="constrained")
+    landscape.plots.panels(surfaces, figure, columns=columns, **options)
+    return figure
 
 
 def plane_seed(config: Any, seed: int) -> int:

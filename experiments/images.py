@@ -283,7 +283,7 @@ def _figures(config: Config, found: dict[Job, dict[str, Any]], results: dict[str
     drawn = {
         "errors": _errors(results["laws"]),
         "curvature": _curvatures(results["laws"]),
-        "planes": _planes({law: Surface.from_record(one["surface"]) for law, one in first.items()}),
+        "planes": lab.side_by_side({law: Surface.from_record(one["surface"]) for law, one in first.items()}, columns=4),
         "spectra": spectra,
         "history": _history({law: one["history"] for law, one in first.items()}),
     }
@@ -325,22 +325,6 @@ def _dots(ax: Any, values: dict[str, np.ndarray], error: Callable[[np.ndarray], 
     ax.grid(alpha=0.3)
 
 
-def _planes(surfaces: dict[str, Surface]) -> Figure:
-    """All planes on the same levels."""
-    lowest, highest = min(s.mean.min() for s in surfaces.values()), max(s.mean.max() for s in surfaces.values())
-    levels = np.geomspace(lowest, highest, 21)
-    columns = min(4, len(surfaces))
-    rows = math.ceil(len(surfaces) / columns)
-    figure = Figure(figsize=(4.0 * columns, 3.5 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for ax, (law, one) in zip(grid, surfaces.items(), strict=False):
-        one.plot(ax=ax, levels=levels, log=True)
-        ax.set_title(law)
-    for ax in grid[len(surfaces) :]:
-        ax.set_axis_off()
-    return figure
-
-
 def _history(losses: dict[str, list[float]]) -> Figure:
     figure = Figure(figsize=(6.0, 4.0), layout="constrained")
     ax = figure.subplots()
@@ -357,9 +341,11 @@ def _deepening(sweep: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(12.0, 4.0), layout="constrained")
     panels = figure.subplots(1, 3)
     for ax, (label, rows) in zip(panels, _effects(sweep).items(), strict=True):
-        for colour, (law, gaps) in zip(landscape.plots.COLOURS, rows.items(), strict=False):
+        for k, (law, gaps) in enumerate(rows.items()):
             means, errors = [gap.mean() for gap in gaps], [_error(gap) for gap in gaps]
-            ax.errorbar([int(b) for b in depths], means, errors, color=colour, marker="o", capsize=3, label=law)
+            beside = [int(b) * 1.04 ** (k - (len(rows) - 1) / 2) for b in depths]  # bars side by side can be told apart
+            colour = landscape.plots.COLOURS[k % len(landscape.plots.COLOURS)]
+            ax.errorbar(beside, means, errors, color=colour, marker="o", capsize=3, label=law)
         ax.axhline(0.0, color="0.6", lw=0.8)
         ax.set(xlabel="blocks in each stage", ylabel=label, xscale="log")
         ax.set_xticks([int(b) for b in depths], depths)

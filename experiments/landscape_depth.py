@@ -37,7 +37,7 @@ class Config:
 
 
 def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
-    seeds = range(config.seed, config.seed + config.seeds)
+    seeds = lab.paired_seeds(config)
     with Crew(run, config.workers, units=len(seeds) * (1 + len(config.laws)), progress=progress) as crew:
         trained = crew.do({f"train-{s}": (lab.train, (plan(config), "none", s)) for s in seeds})
         found = crew.do(
@@ -75,8 +75,7 @@ def deepened(config: Config, name: str, seed: int, state: dict[str, np.ndarray])
 
 def over_seeds(changes: list[list[float]]) -> dict[str, Any]:
     table = np.array(changes)
-    error = table.std(0, ddof=1) / np.sqrt(len(table)) if len(table) > 1 else np.zeros(table.shape[1])
-    return {"mean": table.mean(0), "standard_error": error}
+    return {"mean": table.mean(0), "standard_error": table.std(0, ddof=1) / np.sqrt(len(table))}
 
 
 def _draw(depths: tuple[int, ...], results: dict[str, Any]) -> Figure:

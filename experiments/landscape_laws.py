@@ -45,7 +45,7 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
         }
         found = crew.do({**first, **units})
     seen = {n: found[f"shown-{n}"] for n in names}
-    run.save_figure("planes", _planes({n: Surface.from_record(one["surface"]) for n, one in seen.items()}))
+    run.save_figure("planes", lab.side_by_side({n: Surface.from_record(one["surface"]) for n, one in seen.items()}))
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     landscape.plots.spectrum(
         {n: Curvature.from_record(one["curvature"]) for n, one in seen.items()}, ax=figure.subplots()
@@ -77,22 +77,6 @@ def measure(config: Config, seed: int, state: dict[str, np.ndarray]) -> dict[str
     model = lab.restored(plan(config), "none", state)
     x, y = lab.data(plan(config), seed, config.images)
     return lab.summarised(model, x, y, noisy=False, draws=1, seed=seed, points=config.points)
-
-
-def _planes(surfaces: dict[str, Surface]) -> Figure:
-    """All planes on the same levels."""
-    lowest, highest = min(s.mean.min() for s in surfaces.values()), max(s.mean.max() for s in surfaces.values())
-    levels = np.geomspace(lowest, highest, 21)
-    columns = min(3, len(surfaces))
-    rows = -(-len(surfaces) // columns)
-    figure = Figure(figsize=(4.4 * columns, 3.8 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for ax, (name, one) in zip(grid, surfaces.items(), strict=False):
-        one.plot(ax=ax, levels=levels, log=True)
-        ax.set_title(name)
-    for ax in grid[len(surfaces) :]:
-        ax.set_axis_off()
-    return figure
 
 
 def report(run: Run) -> list[Section]:

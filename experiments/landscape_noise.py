@@ -30,7 +30,7 @@ class Config:
     draws: int = 8  # noisy passes at every point
     images: int = 400  # training digits that the loss is over
     points: int = 31
-    rtol: float = 1e-2  # interpolation error of the surfaces
+    rtol: float | None = None  # interpolation error of the surfaces; None: every point, as differences need it
     frames: int = 9  # times of the animation
     digit: int = 8  # class of the feature landscape
     epochs: int = 120
@@ -114,12 +114,13 @@ def draw(config: Config, run: Run, measured: dict[str, Any], seen: FeatureLandsc
     )
     curvatures = {name: Curvature.from_record(one["curvature"]) for name, one in measured.items()}
     last = list(surfaces)[-1]
-    run.save_figure("planes", panels(surfaces, "contour"))
-    run.save_figure("reliefs", panels({name: surfaces[name] for name in ("none", last)}, "surface"))
-    run.save_figure("trajectory", panels({name: paths[name] for name in ("none", last)}, "contour"))
-    run.save_figure("eigenvectors", panels({name: eigen[name] for name in ("none", last)}, "contour"))
+    extremes = ("none", last)
+    run.save_figure("planes", lab.side_by_side(surfaces, columns=2))
+    run.save_figure("reliefs", lab.side_by_side({name: surfaces[name] for name in extremes}, kind="surface"))
+    run.save_figure("trajectory", lab.side_by_side({name: paths[name] for name in extremes}))
+    run.save_figure("eigenvectors", lab.side_by_side({name: eigen[name] for name in extremes}))
     gap = surfaces[last].difference(surfaces["none"])
-    run.save_figure("difference", panels({f"{last} − none": gap}, "contour", log=False))
+    run.save_figure("difference", lab.side_by_side({f"{last} − none": gap}, log=False))
     run.save_figure("cuts", alone(plots.cut, surfaces))
     run.save_figure("spectra", alone(plots.spectrum, curvatures))
     run.save_figure("features", feature_panels(seen, config.digit))
@@ -132,21 +133,6 @@ def draw(config: Config, run: Run, measured: dict[str, Any], seen: FeatureLandsc
         )
     except MissingExtraError as error:
         run.log(f"no interactive figures: {error}")
-
-
-def panels(surfaces: dict[str, Surface], kind: str, **style: Any) -> Figure:
-    """Surfaces side by side, two in a row."""
-    columns = min(2, len(surfaces))
-    rows = -(-len(surfaces) // columns)
-    figure = Figure(figsize=(4.8 * columns, 4.0 * rows), layout="constrained")
-    projection = {"projection": "3d"} if kind == "surface" else {}
-    axes = figure.subplots(rows, columns, squeeze=False, subplot_kw=projection).ravel()
-    for ax, (name, one) in zip(axes, surfaces.items(), strict=False):
-        one.plot(kind, ax=ax, **style)
-        ax.set_title(name)
-    for ax in axes[len(surfaces) :]:
-        ax.set_axis_off()
-    return figure
 
 
 def alone(plot: Any, content: Any) -> Figure:

@@ -25,7 +25,7 @@ class Config:
     plane: int | None = None  # seed of the random plane; None: that of the network
     law: str = "gaussian-0.3"
     span: float = 0.5
-    points: int = 9
+    points: int = 17
     images: int = 200  # training digits that the loss is over
     draws: int = 4  # each of so many paths for every digit
     paths: int = 16
@@ -41,10 +41,10 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
         rows = crew.do({f"row-{i}": (row, (config, i, trained["state"])) for i in range(config.points)})
     over = joined([Surface.from_record(one) for one in rows.values()], config.span)
     network, pde, gap = (over.select(name) for name in ("network", "pde", "difference"))
-    figure = Figure(figsize=(14.0, 4.0), layout="constrained")
-    for ax, one in zip(figure.subplots(1, 3), (network, pde, gap), strict=True):
-        one.plot(ax=ax)
-        ax.set_title(one.name)
+    figure = Figure(figsize=(13.0, 3.8), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1.8, 1.0))
+    landscape.plots.panels({"network": network, "PDE": pde}, left, label="expected loss")
+    landscape.plots.panels({"network − PDE": gap}, right)
     run.save_figure("planes", figure)
     figure = Figure(figsize=(9.6, 4.0), layout="constrained")
     axes = figure.subplots(1, 2)

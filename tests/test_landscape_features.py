@@ -108,6 +108,26 @@ def test_plots_draw_into_the_axes_given(surfaces, plane, tmp_path):
         one.plot("heat")
 
 
+def test_panels_share_one_scale(surfaces):
+    low, high = (one(surface.mean.ravel().tolist()[0] for surface in surfaces.values()) for one in (min, max))
+    assert low < high  # so that a scale of its own would show
+    panels = landscape.plots.panels(surfaces, plt.figure(), label="averaged")
+    assert [ax.get_title() for ax in panels] == list(surfaces)
+    limits = {ax.collections[0].get_clim() for ax in panels}
+    everything = np.concatenate([one.mean.ravel() for one in surfaces.values()])
+    assert len(limits) == 1
+    np.testing.assert_allclose(limits.pop(), (everything.min(), everything.max()))
+    bars = [ax for ax in panels[0].figure.axes if ax not in panels]
+    assert [bar.get_ylabel() for bar in bars] == ["averaged"]
+    solid = landscape.plots.panels(surfaces, plt.figure(), kind="surface", columns=1)
+    assert len({ax.get_zlim() for ax in solid}) == 1
+    assert {ax.collections[0].get_clim() for ax in solid} == {solid[0].get_zlim()}
+    plt.close("all")
+    for bad, name in (({}, "surfaces"), (surfaces, "kind")):
+        with pytest.raises(InputError, match=name):
+            landscape.plots.panels(bad, kind="heat")
+
+
 def test_the_page_is_self_contained(surfaces, plane, tmp_path):
     pytest.importorskip("plotly")
     landscape.write_html(surfaces, tmp_path / "s.html")

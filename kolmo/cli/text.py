@@ -32,17 +32,17 @@ def readable(value: Any, indent: int = 0) -> str:
       mean  0.5
     >>> print(readable({"loss": {"mean": 0.5, "standard_error": 0.012, "values": [0.488, 0.512]}}))
     loss  0.500 ± 0.012
+    >>> print(readable({"loss": {"mean": [0.5, 0.2], "standard_error": [0.012, 0.1]}}))
+    loss
+      mean            0.5,0.2
+      standard_error  0.012,0.1
     """
     if not isinstance(value, Mapping):
         return _inline(value)
     width = max((len(str(key)) for key in value), default=0)
     lines = []
     for key, item in value.items():
-        if isinstance(item, Mapping) and {"mean", "standard_error"} <= item.keys() <= {
-            "mean",
-            "standard_error",
-            "values",
-        }:
+        if _is_average(item):
             lines.append(f"{'':{indent}}{key:{width}}  {_inline(averaged(**item))}")
         elif isinstance(item, Mapping) and item:
             lines.append(f"{'':{indent}}{key}\n{readable(item, indent + 2)}")
@@ -52,6 +52,17 @@ def readable(value: Any, indent: int = 0) -> str:
         else:
             lines.append(f"{'':{indent}}{key:{width}}  {_inline(item)}")
     return "\n".join(lines)
+
+
+def _is_average(item: Any) -> bool:
+    """Whether this is one mean over seeds with its error; a list of them is shown as two lists."""
+    if not isinstance(item, Mapping) or not {"mean", "standard_error"} <= item.keys() <= {
+        "mean",
+        "standard_error",
+        "values",
+    }:
+        return False
+    return isinstance(item["mean"], int | float) and isinstance(item["standard_error"], int | float | None)
 
 
 def _inline(value: Any) -> str:

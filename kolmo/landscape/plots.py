@@ -53,23 +53,12 @@ def contour(
     -------
     matplotlib.axes.Axes
     """
-    from matplotlib.colors import LogNorm
-
     ax = _new(ax)
     field = _plane(surface)
     log = _is_wide(field) if log is None else log
     chosen = _levels(field, levels, log)
-    given = {"cmap": MAP, "extend": "neither"} | ({"norm": LogNorm()} if log else {}) | style
-    filled = ax.contourf(*surface.axes, field.T, chosen, **given)
-    round_values = _round(chosen[0], chosen[-1], log)
-    if lines:
-        shade = ["white" if filled.norm(value) < 0.6 else "black" for value in round_values]
-        drawn = ax.contour(*surface.axes, field.T, round_values, colors=shade, linewidths=0.5, alpha=0.8)
-        _inside(ax, ax.clabel(drawn, fmt=_short, fontsize=8))
-    bar = ax.figure.colorbar(filled, ax=ax, label=surface.name, ticks=round_values, format=lambda v, _: _short(v))
-    bar.minorticks_off()
-    _trajectory(ax, surface)
-    ax.set(xlabel=_direction(surface, 0), ylabel=_direction(surface, 1))
+    filled = _filled(ax, surface, chosen, log, lines, style)
+    _bar(filled, ax, surface.name, chosen, log)
     return ax
 
 
@@ -103,6 +92,88 @@ def relief(surface: "Surface", ax: Any = None, *, log: bool | None = None, **sty
     label = f"log₁₀ {surface.name}" if log else surface.name
     ax.set(xlabel=_direction(surface, 0), ylabel=_direction(surface, 1), zlabel=label)
     return ax
+
+
+def panels(
+    surfaces: "Mapping[str, Surface]",
+    figure: Any = None,
+    *,
+    kind: str = "contour",
+    columns: int = 3,
+    levels: Any = _LEVELS,
+    log: bool | None = None,
+    label: str | None = None,
+    **style: Any,
+) -> np.ndarray:
+    """Surfaces over planes side by side, to be compared: all on one scale.
+
+    Parameters
+    ----------
+    surfaces : dict of str to Surface
+        Surfaces of one quantity, by name.
+    figure : matplotlib Figure, optional
+        Where to draw; None: a new figure.
+    kind : {"contour", "surface"}
+        Filled contours, or surfaces in three dimensions.
+    columns : int
+        Panels in a row, at most.
+    levels, log
+        See `contour`; they are those of all surfaces together.
+    label : str, optional
+        Of the colour bar, or of the height; None: the name of the quantity.
+    **style
+        See `contour` and `relief`.
+
+    Returns
+    -------
+    ndarray of matplotlib Axes
+        One for each surface.
+
+    Raises
+    ------
+    InputError
+        Without any surface, for lines, or for another kind.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from matplotlib.figure import Figure
+    >>> from kolmo import landscape
+    >>> model = torch.nn.Linear(2, 1)
+    >>> loss = lambda f: f.weight.square().sum()
+    >>> found = landscape.surface(loss, model, landscape.random_plane(model), points=5)
+    >>> landscape.plots.panels({"first": found, "second": found.rise()}, Figure()).shape
+    (2,)
+    """
+    if not surfaces:
+        raise InputError("surfaces", "none", "at least one surface, by name")
+    if kind not in ("contour", "surface"):
+        raise InputError("kind", repr(kind), "'contour' or 'surface'")
+    fields = np.concatenate([_plane(one).ravel() for one in surfaces.values()])
+    log = _is_wide(fields) if log is None else log
+    label = next(iter(surfaces.values())).name if label is None else label
+    columns = min(columns, len(surfaces))
+    rows = -(-len(surfaces) // columns)
+    if figure is None:
+        import matplotlib.pyplot as plt
+
+        figure = plt.figure(figsize=(0.9 + 3.6 * columns, 3.5 * rows), layout="constrained")
+    if kind == "surface":
+        axes = _grid(figure, rows, columns, len(surfaces), subplot_kw={"projection": "3d"})
+        height = np.log10(fields) if log else fields
+        low, high = float(np.nanmin(height)), float(np.nanmax(height))
+        for ax, one in zip(axes, surfaces.values(), strict=True):
+            relief(one, ax, log=log, **({"vmin": low, "vmax": high} | style))
+            ax.set(zlim=(low, high), zlabel=f"log₁₀ {label}" if log else label)
+    else:
+        axes = _grid(figure, rows, columns, len(surfaces))
+        chosen = _levels(fields, levels, log)
+        for ax, one in zip(axes, surfaces.values(), strict=True):
+            filled = _filled(ax, one, chosen, log, True, style)
+        _bar(filled, list(axes), label, chosen, log)
+    for ax, name in zip(axes, surfaces, strict=True):
+        ax.set_title(name)
+    return axes
 
 
 def cut(surfaces: "Surface | Mapping[str, Surface]", ax: Any = None, *, band: float = 2.0, **style: Any) -> Any:
@@ -305,6 +376,38 @@ def _plane(surface: "Surface") -> np.ndarray:
     if len(surface.axes) != 2:
         raise InputError("surface", "a line", "a surface over a plane", "landscape.plots.cut draws lines")
     return np.where(np.isfinite(surface.mean), surface.mean, np.nan)
+
+
+def _filled(ax: Any, surface: "Surface", levels: np.ndarray, log: bool, lines: bool, style: dict[str, Any]) -> Any:
+    """Filled contours of a surface on given levels, with lines, labels and trajectory; return what was filled."""
+    from matplotlib.colors import LogNorm
+
+    field = _plane(surface)
+    given = {"cmap": MAP, "extend": "neither"} | ({"norm": LogNorm()} if log else {}) | style
+    filled = ax.contourf(*surface.axes, field.T, levels, **given)
+    values = _round(levels[0], levels[-1], log)
+    if lines:
+        shade = ["white" if filled.norm(value) < 0.6 else "black" for value in values]
+        drawn = ax.contour(*surface.axes, field.T, values, colors=shade, linewidths=0.5, alpha=0.8)
+        _inside(ax, ax.clabel(drawn, fmt=_short, fontsize=8))
+    _trajectory(ax, surface)
+    ax.set(xlabel=_direction(surface, 0), ylabel=_direction(surface, 1))
+    return filled
+
+
+def _bar(filled: Any, ax: Any, label: str, levels: np.ndarray, log: bool) -> None:
+    """Colour bar with round numbers, of one Axes or of several."""
+    ticks = _round(levels[0], levels[-1], log)
+    figure = (ax[0] if isinstance(ax, list) else ax).figure
+    figure.colorbar(filled, ax=ax, label=label, ticks=ticks, format=lambda v, _: _short(v)).minorticks_off()
+
+
+def _grid(figure: Any, rows: int, columns: int, count: int, **options: Any) -> np.ndarray:
+    """So many axes of a grid; what is left of it is removed."""
+    axes = figure.subplots(rows, columns, squeeze=False, **options).ravel()
+    for ax in axes[count:]:
+        ax.remove()
+    return np.asarray(axes[:count])
 
 
 def _is_wide(field: np.ndarray) -> bool:
