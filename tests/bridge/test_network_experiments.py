@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kolmo import experiments
+from kolmo.cli.text import readable
 from kolmo.runs import Run
 
 weak_orders, depth_consistency, trainings = map(experiments.load, ("weak_orders", "depth_consistency", "trainings"))
@@ -21,6 +22,10 @@ def test_depth_consistency(tmp_path):
     config = depth_consistency.Config(seeds=1, seed=1, depths=(8, 16), width=4, rtol=0.05, workers=1)
     with Run.create("depth_consistency", dataclasses.asdict(config), out=tmp_path / "run") as run:
         found = depth_consistency.run(config, run, progress=False)
+        run.save_results(found)
+    finished = Run.open(run.folder)
+    assert depth_consistency.report(finished)
+    assert readable(finished.results)  # what the terminal shows
     slopes = [r["slope"] for r in found.values()]
     np.testing.assert_allclose(slopes, [-1, -1, 0], atol=0.1)
 

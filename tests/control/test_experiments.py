@@ -3,6 +3,8 @@
 import pytest
 
 from kolmo import experiments
+from kolmo.cli.perform import report
+from kolmo.cli.text import readable
 from kolmo.runs import Run
 
 
@@ -12,6 +14,10 @@ def small(name, tmp_path, **options):
     with Run.create(name, {}, root=tmp_path) as run:
         results = experiment.run(config, run, False)
         figures = sorted(path.stem for path in (run.folder / "figures").glob("*.png"))
+        run.save_results(results)
+    finished = Run.open(run.folder)
+    assert report(finished).exists()
+    assert readable(finished.results)  # what the terminal shows
     return results, figures
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from kolmo import experiments
+from kolmo.cli.text import readable
 from kolmo.runs import Run
 
 bang_bang, uncertain, put, moons, spirals = (
@@ -19,7 +20,9 @@ def small(experiment, tmp_path, **options):
         results = experiment.run(config, run, False)
         assert list((run.folder / "figures").glob("*.png"))
         run.save_results(results)
-    assert experiment.report(Run.open(run.folder))
+    finished = Run.open(run.folder)
+    assert experiment.report(finished)
+    assert readable(finished.results)  # what the terminal shows
     return results
 
 
