@@ -30,6 +30,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from kolmo import images, landscape
+from kolmo.experiments import _laws as laws
 from kolmo.experiments import _resnets as nets
 
 POINTS, IMAGES, TOP, RESIDUAL, STARTS = 51, 1000, 5, 1e-2, 3
@@ -42,7 +43,7 @@ Data = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 def trained(data: Data, width: int, used: int, epochs: int, checkpoint: Path | None = None) -> nn.Module:
     """A ResNet of two stages trained on the first images, in evaluation mode."""
     torch.manual_seed(0)
-    model = nets.ResNet(nets.law("none", 0.0), width=width)
+    model = nets.ResNet(laws.of_stage("none"), width=width)
     with tqdm(total=epochs, desc=f"training, width {width}", unit="epoch") as bar:
         recipe = nets.Recipe(epochs)
         nets.train(

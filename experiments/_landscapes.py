@@ -13,16 +13,9 @@ from torch.nn import functional
 from kolmo import bridge, landscape
 from kolmo.errors import InputError
 from kolmo.experiments import _digits as digits
+from kolmo.experiments import _laws as laws
 from kolmo.landscape import Quantity, Summary
 from kolmo.report import Measured, Table
-
-LAWS: dict[str, Callable[[float], bridge.NoiseLaw]] = {
-    "none": lambda _: bridge.Additive(0.0),
-    "gaussian": bridge.Additive,
-    "dropout": bridge.BranchDropout,
-    "stochastic-depth": bridge.StochasticDepth,
-    "bernoulli": bridge.CentredBernoulli,
-}
 
 
 @dataclass(frozen=True)
@@ -39,26 +32,21 @@ class Classifier:
     kinetic: float = 0.02
 
 
-def law(name: str) -> bridge.NoiseLaw:
-    """Noise law from a name such as ``none``, ``gaussian-0.3`` or ``stochastic-depth-0.5``."""
-    kind, _, strength = name.rpartition("-") if name != "none" else ("none", "", "0")
-    if kind not in LAWS:
-        raise InputError(
-            "laws", repr(name), "names such as " + ", ".join(f"{kind}-0.5" for kind in LAWS if kind != "none")
-        )
-    return LAWS[kind](float(strength))
+def plan(config: Any) -> Classifier:
+    """The classifier of an experiment's options."""
+    return Classifier(depth=config.depth, epochs=config.epochs)
 
 
 def built(plan: Classifier, name: str, seed: int) -> bridge.FlowClassifier:
     """Untrained classifier with a noise law."""
-    return digits.classifier(law(name), plan.depth, seed, encoder_width=plan.encoder_width, width=plan.width)
+    return digits.classifier(laws.of_flow(name), plan.depth, seed, encoder_width=plan.encoder_width, width=plan.width)
 
 
 def train(plan: Classifier, name: str, seed: int) -> dict[str, Any]:
-    """Train a classifier with some noise; return weights, a trajectory of weights, and held-out scores."""
+    """Train a classifier with some noise; return weights, their trajectory from the start, and held-out scores."""
     model = built(plan, name, seed)
     training, held_out = digits.split(seed, plan.held_out)
-    checkpoints: list[dict[str, np.ndarray]] = []
+    checkpoints = [arrays(model)]
     pieces = 8
     history = digits.train(
         model,
@@ -103,6 +91,13 @@ def restored(
     return model.double().eval()
 
 
+def known(names: Sequence[str]) -> list[str]:
+    """The names, if all are laws of a flow; said before anything is trained."""
+    for name in names:
+        laws.of_flow(name)
+    return list(names)
+
+
 def data(plan: Classifier, seed: int, count: int | None = None) -> tuple[Tensor, Tensor]:
     """Training digits, the first `count` of them, in double precision."""
     training, _ = digits.split(seed, plan.held_out)
@@ -127,9 +122,9 @@ def summarised(model: Any, x: Tensor, y: Tensor, *, noisy: bool, draws: int, see
     loss = losses(x, y)
     options = {"draws": draws, "seed": seed, "noisy": noisy}
     plane = landscape.random_plane(model, seed=seed)
-    over = landscape.surface(loss, model, plane, points=points, rtol=1e-2, **options)
+    over = landscape.surface(loss, model, plane, points=points, **options)
     curv = landscape.curvature(loss, model, rtol=1e-2, probes=12, density_probes=3, density_steps=20, **options)
-    sharp = landscape.sharpness(loss, model, perturbations=12, **options)
+    sharp = landscape.sharpness(loss, model, pairs=8, **options)
     return plain(landscape.summary(over, curv, sharp))
 
 

@@ -99,25 +99,6 @@ def _pair(width: int) -> tuple[Branch, Branch]:
     return Branch(width, width // 2), Branch(width, width // 2)
 
 
-def laws(strengths: dict[str, float]) -> dict[str, Callable[[int], bridge.NoiseLaw]]:
-    """Noise laws by name, as functions of the depth of a stage."""
-    return {
-        "none": lambda depth: bridge.Additive(0.0),
-        "gaussian": lambda depth: bridge.Additive(strengths["gaussian"]),
-        "dropout": lambda depth: bridge.BranchDropout(strengths["dropout"]),
-        "stochastic-depth": lambda depth: bridge.StochasticDepth(
-            bridge.linear_decay(strengths["stochastic-depth"], depth)
-        ),
-        "shake-shake": lambda depth: bridge.ShakeShake(),
-        "bernoulli": lambda depth: bridge.CentredBernoulli(strengths["bernoulli"]),
-    }
-
-
-def law(name: str, strength: float) -> Callable[[int], bridge.NoiseLaw]:
-    """One noise law as a function of the depth of a stage."""
-    return laws(dict.fromkeys(("gaussian", "dropout", "stochastic-depth", "bernoulli"), strength))[name]
-
-
 # ---------------------------------------------------------------------------------------------------------- training
 
 

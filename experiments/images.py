@@ -1,7 +1,8 @@
 """Noise laws on real images: small residual networks on Fashion-MNIST, MNIST or CIFAR-10, paired over seeds.
 
-Every law trains the same network from the same weights on the same batches for the same number of epochs; what is
-reported is the last epoch, never the best. Weight decay is a baseline of its own: "none" has it, "no decay" has not.
+Every law trains the same network from the same weights on the same batches for the same number of epochs (shake-shake
+alone has weights of its own: pairs of branches of half the width); what is reported is the last epoch, never the best.
+Weight decay is a baseline of its own: "none" has it, "no decay" has not.
 The official files are read from the folder ``data``; nothing is downloaded.
 
 To train data-parallel, on N processes of a machine::
@@ -31,6 +32,7 @@ from torch.nn import functional
 from kolmo import experiments, images, landscape
 from kolmo.errors import InputError, KolmoError
 from kolmo.experiments import _landscapes as lab
+from kolmo.experiments import _laws as laws
 from kolmo.experiments import _resnets as nets
 from kolmo.landscape import Curvature, Surface
 from kolmo.report import Figure as Shown
@@ -82,15 +84,33 @@ class Config:
 
 
 def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
-    if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError("device", repr(config.device), "a device that is here", "device=cpu")
-    images.load(config.dataset, config.data)  # what is wrong with the files is said before anything starts
+    check(config)
     tasks = {_key(job): (network, (config, str(run.folder), job)) for job in jobs(config)}
     with Crew(run, config.workers, units=len(tasks), progress=progress) as crew:
         done = crew.do(tasks)
     for job in jobs(config):
         _checkpoint(run.folder, job).unlink(missing_ok=True)
     return _results(config, {job: done[_key(job)] for job in jobs(config)})
+
+
+def check(config: Config) -> None:
+    """Say what is wrong with options or files before anything is trained."""
+    try:
+        torch.empty(0, device=config.device)
+    except (RuntimeError, AssertionError):
+        raise InputError("device", repr(config.device), "a device that is here", "device=cpu") from None
+    count = len(images.load(config.dataset, config.data).train_x)
+    used = count if config.train_images is None else config.train_images
+    for name, value, most in (
+        ("train_images", used, count),
+        ("batch", config.batch, used),
+        ("measured_images", config.measured_images, count),
+        ("epochs", config.epochs, None),
+    ):
+        if value < 1 or (most is not None and value > most):
+            raise InputError(name, value, "at least 1" + ("" if most is None else f", and at most {most}"))
+    for law in config.laws:
+        built(config, law, config.blocks)
 
 
 def jobs(config: Config) -> list[Job]:
@@ -119,12 +139,8 @@ def _data(dataset: str, folder: str) -> tuple[torch.Tensor, ...]:
 
 def built(config: Config, law: str, blocks: int) -> nets.ResNet:
     """Untrained network with a law."""
-    name, _, strength = law.rpartition("-")
-    chosen = ("none", 0.0) if law in ("none", NO_DECAY) else ("shake-shake", 0.0) if law == "shake-shake" else None
-    if chosen is None:
-        chosen = name, float(strength)
     return nets.ResNet(
-        nets.law(*chosen),
+        laws.of_stage("none" if law == NO_DECAY else law),
         channels=3 if config.dataset == "cifar10" else 1,
         width=config.width,
         blocks=blocks,
@@ -188,15 +204,17 @@ def _measure(config: Config, model: nets.ResNet, x: torch.Tensor, y: torch.Tenso
     curv = landscape.curvature(
         loss, model, rtol=1e-2, probes=10, density_probes=2, density_steps=12, noisy=False, name="loss"
     )
-    sharp = landscape.sharpness(loss, model, perturbations=8, noisy=False)
+    sharp = landscape.sharpness(loss, model, pairs=8, noisy=False)
     here = landscape.random_plane(model, seed=seed, directions=1)
-    noisy = landscape.surface(loss, model, here, span=1e-3, points=3, draws=config.draws, noisy=True)
+    noisy, mean = (
+        landscape.surface(loss, model, here, span=1e-3, points=3, draws=draws, noisy=on)
+        for draws, on in ((config.draws, True), (1, False))
+    )
     return {
         "surface": over.record(),
         "curvature": {**curv.record(), "eigenvectors": []},
         "summary": lab.plain(landscape.summary(over, curv, sharp)),
-        "noise_effect": float(noisy.mean[1] - over.mean[over.centre]),
-        "noise_effect_error": float(noisy.standard_error[1]),
+        "noise_effect": float(noisy.difference(mean).mean[1]),
     }
 
 
@@ -471,6 +489,7 @@ def train_parallel(folder: Path, assignments: list[str]) -> None:
 def _held(folder: Path, values: dict[str, str], world: int) -> Run:
     """A new run, or the one that is there if it was started with the same options; others cannot write to it."""
     config = experiments.configure(Config, {"parts": str(world), **values})
+    check(config)
     if not folder.exists():
         return Run.create("images", dataclasses.asdict(config), out=folder, seeds=experiments.seeds(config))
     run = Run.resume(folder)

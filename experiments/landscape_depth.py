@@ -38,8 +38,9 @@ class Config:
 
 def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
     seeds = lab.paired_seeds(config)
+    lab.known(config.laws)
     with Crew(run, config.workers, units=len(seeds) * (1 + len(config.laws)), progress=progress) as crew:
-        trained = crew.do({f"train-{s}": (lab.train, (plan(config), "none", s)) for s in seeds})
+        trained = crew.do({f"train-{s}": (lab.train, (lab.plan(config), "none", s)) for s in seeds})
         found = crew.do(
             {
                 f"depths-{s}-{n}": (deepened, (config, n, s, trained[f"train-{s}"]["state"]))
@@ -55,17 +56,13 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
     return {"depths": config.depths, "laws": results, "seeds": len(seeds)}
 
 
-def plan(config: Config) -> lab.Classifier:
-    return lab.Classifier(depth=config.depth, epochs=config.epochs)
-
-
 def deepened(config: Config, name: str, seed: int, state: dict[str, np.ndarray]) -> dict[str, Any]:
     """Noisy minus mean network, for every depth of the same flow."""
-    loss = lab.losses(*lab.data(plan(config), seed, config.images))
+    loss = lab.losses(*lab.data(lab.plan(config), seed, config.images))
     changes: dict[str, list[float]] = {key: [] for key in MEASURES}
     few = {"top": 1, "probes": 0, "density_probes": 0, "rtol": 1e-2, "seed": seed}
     for depth in config.depths:
-        model = lab.restored(plan(config), name, state, depth)
+        model = lab.restored(lab.plan(config), name, state, depth)
         noisy = landscape.curvature(loss, model, noisy=True, draws=config.draws, **few)
         mean = landscape.curvature(loss, model, noisy=False, **few)
         changes["loss"].append(noisy.loss - mean.loss)

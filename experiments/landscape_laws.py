@@ -35,9 +35,9 @@ class Config:
 
 
 def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
-    seeds, names = lab.paired_seeds(config), ["none", *config.laws]
+    seeds, names = lab.paired_seeds(config), lab.known(["none", *config.laws])
     with Crew(run, config.workers, units=2 * len(seeds) * len(names) + len(names), progress=progress) as crew:
-        trained = crew.do({f"train-{s}-{n}": (lab.train, (plan(config), n, s)) for s in seeds for n in names})
+        trained = crew.do({f"train-{s}-{n}": (lab.train, (lab.plan(config), n, s)) for s in seeds for n in names})
         states = {key: one["state"] for key, one in trained.items()}
         first = {f"shown-{n}": (shown, (config, n, states[f"train-{config.seed}-{n}"])) for n in names}
         units: dict[str, Any] = {
@@ -58,14 +58,10 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
     }
 
 
-def plan(config: Config) -> lab.Classifier:
-    return lab.Classifier(depth=config.depth, epochs=config.epochs)
-
-
 def shown(config: Config, name: str, state: dict[str, np.ndarray]) -> dict[str, Any]:
     """Surface and curvature of the first seed, for the figures."""
-    model = lab.restored(plan(config), "none", state)
-    loss = lab.losses(*lab.data(plan(config), config.seed, config.images))
+    model = lab.restored(lab.plan(config), "none", state)
+    loss = lab.losses(*lab.data(lab.plan(config), config.seed, config.images))
     plane = landscape.random_plane(model, seed=lab.plane_seed(config, config.seed))
     over = landscape.surface(loss, model, plane, points=config.points, rtol=1e-2)
     curv = landscape.curvature(loss, model, rtol=1e-2, density_steps=30)
@@ -74,8 +70,8 @@ def shown(config: Config, name: str, state: dict[str, np.ndarray]) -> dict[str, 
 
 def measure(config: Config, seed: int, state: dict[str, np.ndarray]) -> dict[str, Any]:
     """Summary of one mean network."""
-    model = lab.restored(plan(config), "none", state)
-    x, y = lab.data(plan(config), seed, config.images)
+    model = lab.restored(lab.plan(config), "none", state)
+    x, y = lab.data(lab.plan(config), seed, config.images)
     return lab.summarised(model, x, y, noisy=False, draws=1, seed=seed, points=config.points)
 
 

@@ -7,8 +7,10 @@ loss, and u(0, ·) over the plane of features.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from kolmo.experiments._crew import Crew
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -16,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from kolmo import landscape
 from kolmo.errors import MissingExtraError
 from kolmo.experiments import _landscapes as lab
+from kolmo.experiments import _laws as laws
 from kolmo.landscape import Curvature, FeatureLandscape, Surface, plots
 from kolmo.report import Figure as Shown
 from kolmo.report import Measured, Relief, Section, Table
@@ -31,7 +34,7 @@ class Config:
     images: int = 400  # training digits that the loss is over
     points: int = 31
     rtol: float | None = None  # interpolation error of the surfaces; None: every point, as differences need it
-    frames: int = 9  # times of the animation
+    frames: int = 9  # of the animations, over time and over the noise
     digit: int = 8  # class of the feature landscape
     epochs: int = 120
     depth: int = 16
@@ -40,15 +43,17 @@ class Config:
 
 def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
     names = levels(config)
-    with Crew(run, config.workers, units=2 + len(names), progress=progress) as crew:
-        trained = crew.do({"train": (lab.train, (plan(config), "none", config.seed))})["train"]
+    with Crew(run, config.workers, units=3 + len(names), progress=progress) as crew:
+        trained = crew.do({"train": (lab.train, (lab.plan(config), "none", config.seed))})["train"]
         units = {f"level-{name}": (level, (config, name, trained)) for name in names}
-        found = crew.do({"features": (features, (config, trained)), **units})
+        found = crew.do({"features": (features, (config, trained)), "growing": (growing, (config, trained)), **units})
     measured = {name: found[f"level-{name}"] for name in names}
-    seen = FeatureLandscape.from_record(found["features"])
-    draw(config, run, measured, seen)
+    seen, grown = (FeatureLandscape.from_record(found[name]) for name in ("features", "growing"))
+    draw(config, run, measured, seen, grown)
     return {
         "accuracy": trained["accuracy"],
+        "out_of_plane": measured["none"]["out_of_plane"],
+        "difference_standard_error": float(_gap(measured).standard_error.max()),
         "levels": {name: one["numbers"] for name, one in measured.items()},
         "feature_slope": {
             name: {"loss": float(slope[..., :10].max()), "probability": float(slope[..., 10:].max())}
@@ -57,18 +62,14 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
     }
 
 
-def plan(config: Config) -> lab.Classifier:
-    return lab.Classifier(depth=config.depth, epochs=config.epochs)
-
-
 def levels(config: Config) -> list[str]:
     return ["none", *(f"gaussian-{s:g}" for s in config.noise)]
 
 
 def level(config: Config, name: str, trained: dict[str, Any]) -> dict[str, Any]:
     """Surfaces over three planes and curvature, with noise of one level switched on."""
-    model = lab.restored(plan(config), name, trained["state"])
-    loss = lab.losses(*lab.data(plan(config), config.seed, config.images))
+    model = lab.restored(lab.plan(config), name, trained["state"])
+    loss = lab.losses(*lab.data(lab.plan(config), config.seed, config.images))
     options = {"draws": config.draws if name != "none" else 1, "seed": config.seed, "noisy": True}
     planes = {
         "random": landscape.random_plane(model, seed=lab.plane_seed(config, config.seed)),
@@ -84,31 +85,51 @@ def level(config: Config, name: str, trained: dict[str, Any]) -> dict[str, Any]:
     return {
         **{key: one.record() for key, one in surfaces.items()},
         "curvature": curv.record(),
+        "out_of_plane": float(planes["path"].distance.max()),
         "numbers": {
             "loss": float(over.mean[over.centre]),
             "loss_standard_error": float(over.standard_error[over.centre]),
-            "evaluated_share": float(over.evaluated.mean()),
-            "out_of_plane": float(planes["path"].distance.max()),
             "summary": lab.plain(landscape.summary(over, curv)),
         },
     }
 
 
 def features(config: Config, trained: dict[str, Any]) -> dict[str, Any]:
-    """Expected class losses and probabilities over the plane of features, from weak noise to strong."""
-    model = lab.restored(plan(config), "none", trained["state"])
-    x, y = lab.data(plan(config), config.seed, 60)
-    laws = {name: lab.law(name) for name in levels(config)[1:]}
-    times = [model.net.horizon * k / config.frames for k in range(config.frames)]
+    """Expected class losses and probabilities over the plane of features, through time, for every noise level."""
+    times = [k / config.frames for k in range(config.frames)]
+    return _over_features(config, trained, levels(config)[1:], times)
+
+
+def growing(config: Config, trained: dict[str, Any]) -> dict[str, Any]:
+    """The same at t = 0, in small steps from the weakest noise to the strongest."""
+    strengths = np.geomspace(min(config.noise), max(config.noise), config.frames)
+    return _over_features(config, trained, [f"gaussian-{s:.2g}" for s in strengths], [0.0])
+
+
+def _over_features(config: Config, trained: dict[str, Any], names: list[str], times: Sequence[float]) -> dict[str, Any]:
+    model = lab.restored(lab.plan(config), "none", trained["state"])
     return landscape.feature_landscape(
-        model, laws, data=(x, y), window=[(-2.0, 2.0)] * 2, points=61, times=times, rtol=3e-3, seed=config.seed
+        model,
+        {name: laws.of_flow(name) for name in names},
+        data=lab.data(lab.plan(config), config.seed, 60),
+        window=[(-2.0, 2.0)] * 2,
+        points=61,
+        times=[model.net.horizon * t for t in times],
+        rtol=3e-3,
+        seed=config.seed,
     ).record()
+
+
+def _gap(measured: dict[str, Any]) -> Surface:
+    """Paired difference of the strongest noise to none."""
+    first, last = (Surface.from_record(measured[name]["random"]) for name in (next(iter(measured)), list(measured)[-1]))
+    return last.difference(first)
 
 
 # ----------------------------------------------------------------------------------------------------------- figures
 
 
-def draw(config: Config, run: Run, measured: dict[str, Any], seen: FeatureLandscape) -> None:
+def draw(config: Config, run: Run, measured: dict[str, Any], seen: FeatureLandscape, grown: FeatureLandscape) -> None:
     surfaces, paths, eigen = (
         {name: Surface.from_record(one[key]) for name, one in measured.items()} for key in ("random", "path", "hessian")
     )
@@ -119,12 +140,13 @@ def draw(config: Config, run: Run, measured: dict[str, Any], seen: FeatureLandsc
     run.save_figure("reliefs", lab.side_by_side({name: surfaces[name] for name in extremes}, kind="surface"))
     run.save_figure("trajectory", lab.side_by_side({name: paths[name] for name in extremes}))
     run.save_figure("eigenvectors", lab.side_by_side({name: eigen[name] for name in extremes}))
-    gap = surfaces[last].difference(surfaces["none"])
-    run.save_figure("difference", lab.side_by_side({f"{last} − none": gap}, log=False))
+    accurate = {name: surfaces[name].select("accuracy") for name in extremes}
+    run.save_figure("accuracy", lab.side_by_side(accurate, log=False))
+    run.save_figure("difference", lab.side_by_side({f"{last} − none": _gap(measured)}, log=False))
     run.save_figure("cuts", alone(plots.cut, surfaces))
     run.save_figure("spectra", alone(plots.spectrum, curvatures))
     run.save_figure("features", feature_panels(seen, config.digit))
-    plots.animate(seen, run.folder / "figures" / "noise.gif", over="noise", column=config.digit, kind="probability")
+    plots.animate(grown, run.folder / "figures" / "noise.gif", over="noise", column=config.digit, kind="probability")
     plots.animate(seen, run.folder / "figures" / "time.gif", over="time", column=config.digit)
     try:
         landscape.write_html(surfaces, run.folder / "figures" / "planes.html", title="Loss under growing noise")
@@ -201,9 +223,18 @@ def report(run: Run) -> list[Section]:
                 turning,
                 shown("planes", "Averaged loss over a random filter-normalised plane, logarithmic levels."),
                 shown("reliefs", "The same, without noise and with the strongest."),
-                shown("difference", "Paired difference: strongest noise minus none, the same plane."),
+                shown("accuracy", "Accuracy on the same plane, without noise and with the strongest."),
+                shown(
+                    "difference",
+                    "Paired difference: strongest noise minus none, the same plane; standard error over the draws at "
+                    f"most {results['difference_standard_error']:.2g}.",
+                ),
                 shown("cuts", "Along the first direction; bands are two standard errors over the draws."),
-                shown("trajectory", "Plane of the two leading principal components of the training trajectory."),
+                shown(
+                    "trajectory",
+                    "Plane of the two leading principal components of the training trajectory; the checkpoints are up "
+                    f"to {results['out_of_plane']:.2g} away from it.",
+                ),
                 shown("eigenvectors", "Plane of the two leading eigenvectors of the Hessian, of unit length."),
                 shown("spectra", "Spectral density of the Hessian of the averaged loss; ticks: leading eigenvalues."),
             ],

@@ -37,7 +37,7 @@ class Config:
 
 def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
     with Crew(run, config.workers, units=2 + config.points, progress=progress) as crew:
-        trained = crew.do({"train": (lab.train, (plan(config), config.law, config.seed))})["train"]
+        trained = crew.do({"train": (lab.train, (lab.plan(config), config.law, config.seed))})["train"]
         rows = crew.do({f"row-{i}": (row, (config, i, trained["state"])) for i in range(config.points)})
     over = joined([Surface.from_record(one) for one in rows.values()], config.span)
     network, pde, gap = (over.select(name) for name in ("network", "pde", "difference"))
@@ -67,17 +67,13 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
     }
 
 
-def plan(config: Config) -> lab.Classifier:
-    return lab.Classifier(depth=config.depth, epochs=config.epochs)
-
-
 def row(config: Config, i: int, state: dict[str, np.ndarray]) -> dict[str, Any]:
     """One row of the plane: a line through it."""
-    model = lab.restored(plan(config), config.law, state)
+    model = lab.restored(lab.plan(config), config.law, state)
     plane = landscape.random_plane(model, seed=lab.plane_seed(config, config.seed))
     alpha = np.linspace(-config.span, config.span, config.points)[i]
     line = dataclasses.replace(plane, origin=plane.weights(alpha, 0.0), directions=plane.directions[1:])
-    x, y = lab.data(plan(config), config.seed, config.images)
+    x, y = lab.data(lab.plan(config), config.seed, config.images)
     loss = landscape.FlowLoss(x, y, paths=config.paths, rtol=config.rtol, atol=config.rtol)
     return landscape.surface(
         loss, model, line, span=config.span, points=config.points, draws=config.draws, seed=config.seed

@@ -34,9 +34,9 @@ class Config:
 
 def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
     seeds = lab.paired_seeds(config)
-    names = ("none", config.law)
+    names = lab.known(["none", config.law])
     with Crew(run, config.workers, units=len(seeds) * 7, progress=progress) as crew:
-        trained = crew.do({f"train-{s}-{n}": (lab.train, (plan(config), n, s)) for s in seeds for n in names})
+        trained = crew.do({f"train-{s}-{n}": (lab.train, (lab.plan(config), n, s)) for s in seeds for n in names})
         units: dict[str, Any] = {
             f"measure-{s}-{n}-{mode}": (measure, (config, n, s, trained[f"train-{s}-{n}"]["state"], mode))
             for s in seeds
@@ -47,11 +47,14 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
         found = crew.do({**units, **{f"line-{s}": (between, (config, s, *pairs[s])) for s in seeds}})
     lines = {s: Surface.from_record(found[f"line-{s}"]) for s in seeds}
     run.save_figure("lines", _draw(lines))
+    summaries = {
+        (n, mode): [found[f"measure-{s}-{n}-{mode}"] for s in seeds] for n in names for mode in ("mean", "noisy")
+    }
     return {
         "law": config.law,
         "compared": {
-            mode: lab.compared(*[[found[f"measure-{s}-{n}-{mode}"] for s in seeds] for n in (config.law, "none")])
-            for mode in ("mean", "noisy")
+            **{mode: lab.compared(summaries[config.law, mode], summaries["none", mode]) for mode in ("mean", "noisy")},
+            "switched_on": lab.compared(summaries["none", "noisy"], summaries["none", "mean"]),
         },
         "scores": {
             key: {n: [trained[f"train-{s}-{n}"][key] for s in seeds] for n in names}
@@ -61,14 +64,10 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
     }
 
 
-def plan(config: Config) -> lab.Classifier:
-    return lab.Classifier(depth=config.depth, epochs=config.epochs)
-
-
 def measure(config: Config, name: str, seed: int, state: dict[str, np.ndarray], mode: str) -> dict[str, Any]:
     """Summary of one network: as the mean network, or with the noise of the experiment on."""
-    model = lab.restored(plan(config), config.law, state)
-    x, y = lab.data(plan(config), seed, config.images)
+    model = lab.restored(lab.plan(config), config.law, state)
+    x, y = lab.data(lab.plan(config), seed, config.images)
     noisy = mode == "noisy"
     draws = config.draws if noisy else 1
     return lab.summarised(model, x, y, noisy=noisy, draws=draws, seed=seed, points=config.points)
@@ -76,8 +75,8 @@ def measure(config: Config, name: str, seed: int, state: dict[str, np.ndarray], 
 
 def between(config: Config, seed: int, plain: dict[str, Any], noisy: dict[str, Any]) -> dict[str, Any]:
     """Loss of the mean network on the line between the two networks of one seed."""
-    first, second = (lab.restored(plan(config), "none", state) for state in (plain, noisy))
-    loss = lab.losses(*lab.data(plan(config), seed, config.images))
+    first, second = (lab.restored(lab.plan(config), "none", state) for state in (plain, noisy))
+    loss = lab.losses(*lab.data(lab.plan(config), seed, config.images))
     return landscape.surface(loss, first, landscape.line(first, second), points=61, noisy=False).record()
 
 
@@ -111,6 +110,16 @@ def report(run: Run) -> list[Section]:
         ),
         Section("Mean networks", [lab.comparison_table(results["compared"]["mean"], names, caption)]),
         Section("With the noise on", [lab.comparison_table(results["compared"]["noisy"], names, caption)]),
+        Section(
+            "The noise switched on at fixed weights",
+            [
+                lab.comparison_table(
+                    results["compared"]["switched_on"],
+                    ("with the noise on", "mean network"),
+                    f"Networks that were trained without noise. {caption}",
+                )
+            ],
+        ),
         Section(
             "Between them",
             [

@@ -106,12 +106,16 @@ def test_interrupted_training_resumes_to_the_same_bytes(tmp_path, law, mixed, de
 
 
 def test_laws_start_from_equal_weights_and_equal_budgets():
-    sizes = {}
+    sizes, first = {}, None
     for law in experiment.Config().laws:
         torch.manual_seed(0)
         model = experiment.built(experiment.Config(), law, 2)
         sizes[law] = sum(p.numel() for p in model.parameters())
         assert model.train()(torch.randn(2, 1, 28, 28)).shape == (2, 10)
+        weights = list(model.parameters())
+        first = first or weights
+        if law != "shake-shake":  # its branches are halves of those of the others
+            assert all(torch.equal(one, other) for one, other in zip(weights, first, strict=True))
     assert max(sizes.values()) < 100_000
     assert max(sizes.values()) < 1.02 * min(sizes.values())
 

@@ -167,3 +167,17 @@ def test_files_and_bad_input(tmp_path):
         landscape.curvature(lambda f: torch.zeros(()), model)
     with pytest.raises(InputError, match="probes"):
         landscape.curvature(loss, model, probes=1)
+    with pytest.raises(InputError, match="rtol"):
+        landscape.curvature(loss, model, rtol=0.0)
+    with pytest.raises(InputError, match="top"):
+        landscape.curvature(loss, model, top=1.5)
+    for measure in (landscape.curvature, landscape.sharpness):
+        with pytest.raises(InputError, match="finite"):
+            measure(lambda f: loss(f) * torch.nan, model)
+
+
+def test_no_eigenpairs_of_several_draws():
+    model, loss = network(4)
+    found = landscape.curvature(loss, model, top=0, draws=3, density_probes=0)
+    assert found.eigenvalues.shape == (0,)
+    assert np.isfinite(found.trace)

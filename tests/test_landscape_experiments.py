@@ -32,7 +32,7 @@ def test_growing_noise_fills_the_surface_up(small):
     assert list(results["levels"]) == ["none", "gaussian-0.3", "gaussian-1"]
     slopes = [one["probability"] for one in results["feature_slope"].values()]
     assert slopes == sorted(slopes, reverse=True)
-    drawn = "planes reliefs trajectory eigenvectors difference cuts spectra features"
+    drawn = "planes reliefs accuracy trajectory eigenvectors difference cuts spectra features"
     assert figures >= {f"{name}.png" for name in drawn.split()} | {"noise.gif", "time.gif"}
     assert "gaussian-1" in page
 
@@ -42,11 +42,13 @@ def test_trained_with_noise_is_compared_in_pairs(small):
     results, figures, page = small("landscape_trained", "points=5", "seeds=2", "draws=2")
     assert figures == {"lines.png"}
     assert len(results["barrier"]) == 2
-    for mode in ("mean", "noisy"):
+    for mode in ("mean", "noisy", "switched_on"):
         trace = results["compared"][mode]["trace"]
         assert trace["pairs"] == 2
         assert trace["difference"] == pytest.approx(trace["first"] - trace["second"])
     assert "With the noise on" in page
+    # The first is the second of the comparison of networks with the noise on: the same networks.
+    assert results["compared"]["switched_on"]["trace"]["first"] == results["compared"]["noisy"]["trace"]["second"]
 
 
 @pytest.mark.slow

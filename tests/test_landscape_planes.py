@@ -111,3 +111,20 @@ def test_bad_input_is_named():
         landscape.line(model, {"bias": torch.zeros(2)})
     with pytest.raises(InputError, match="same weights"):
         landscape.line(model, model)
+    other = nn.Linear(2, 3)
+    with pytest.raises(InputError, match="architecture"):
+        landscape.line(model, other)
+    with pytest.raises(InputError, match="architecture"):
+        landscape.pca_plane(model, [other] * 3)
+    with pytest.raises(InputError, match="at least two"):
+        landscape.hessian_plane(lambda f: f.weight.square().sum(), nn.Linear(1, 1, bias=False))
+
+
+def test_directions_that_move_nothing_are_refused():
+    with pytest.raises(InputError, match="one_dimensional='scale'"):
+        landscape.random_plane(nn.LayerNorm(4))
+    assert landscape.random_plane(nn.LayerNorm(4), one_dimensional="scale").gram[0, 0] > 0
+    zeros = nn.Linear(2, 2)
+    nn.init.zeros_(zeros.weight)
+    with pytest.raises(InputError, match="all zero"):
+        landscape.random_plane(zeros)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kolmo import files
 from kolmo.errors import InputError
-from kolmo.landscape.state import Evaluation, Loss, kept
+from kolmo.landscape.state import Evaluation, Loss, kept, whole
 
 _WHOLE = 48  # up to this many parameters the Krylov space is the whole space
 _BREAKDOWN = 100.0  # rounding units of the largest coefficient: the Krylov space is invariant
@@ -231,7 +231,8 @@ def curvature(
     top : int
         Number of eigenpairs with the largest eigenvalues.
     draws, seed, noisy, batchnorm, calibrate
-        As in `surface`; draw j is made after ``torch.manual_seed(seed + j)`` in every product.
+        As in `surface`; draw j is made after ``torch.manual_seed(seed + j)`` in every product. With "recalibrate", the
+        statistics are those at the weights of the model, and constants: what they would change is not differentiated.
     rtol : float
         Residuals wanted, ‖Hv − λv‖ relative to the largest eigenvalue found.
     max_products : int
@@ -273,20 +274,30 @@ def curvature(
     >>> bool(abs(curv.trace - 820) <= 3 * curv.trace_standard_error + 1e-2)
     True
     """
-    if top < 0 or probes < 0 or probes == 1 or density_probes < 0 or density_steps < 1 or max_products < 1:
-        raise InputError(
-            "top, probes, density_probes, density_steps, max_products",
-            (top, probes, density_probes, density_steps, max_products),
-            "whole numbers that are not negative, at least two probes (or none), one step and one product",
-        )
-    settings = {"draws": draws, "seed": seed, "noisy": noisy, "batchnorm": batchnorm}
+    top, probes, density_probes = (
+        whole("top", top, 0),
+        whole("probes", probes, 0),
+        whole("density_probes", density_probes, 0),
+    )
+    density_steps, max_products = whole("density_steps", density_steps, 1), whole("max_products", max_products, 1)
+    if probes == 1:
+        raise InputError("probes", probes, "none, or at least 2 to have a standard error")
+    if not rtol > 0:
+        raise InputError("rtol", rtol, "a positive number")
+    settings = {
+        "draws": whole("draws", draws, 1),
+        "seed": whole("seed", seed),
+        "noisy": None if noisy is None else bool(noisy),
+        "batchnorm": batchnorm,
+    }
     with kept(model) as snapshot:
         evaluation = Evaluation(
             loss, model, snapshot, draws=draws, seed=seed, noisy=noisy, batchnorm=batchnorm, calibrate=calibrate
         )
+        random = evaluation.probe()[1]
         evaluation.settle()
         with _bar(progress) as bar:
-            hessian = Hessian(evaluation, model, name, bar)
+            hessian = Hessian(evaluation, model, name, random, bar)
             generator = torch.Generator().manual_seed(seed)
             pairs = leading(hessian, min(top, hessian.size), rtol, max_products, generator)
             forms = _forms(hessian, pairs.vectors)
@@ -321,12 +332,15 @@ class Hessian:
         Its parameters that require gradients are the variables.
     name : str or None
         Which of the losses; None: the first.
+    random : bool
+        Whether different draws give different losses.
     bar : tqdm
         Counts the products.
     """
 
-    def __init__(self, evaluation: Evaluation, model: nn.Module, name: str | None, bar: Any) -> None:
+    def __init__(self, evaluation: Evaluation, model: nn.Module, name: str | None, random: bool, bar: Any) -> None:
         self._evaluation, self._name, self._bar = evaluation, name, bar
+        self.random = random
         named = {key: p for key, p in model.named_parameters() if p.requires_grad}
         if not named:
             raise InputError("model", "no parameter that requires a gradient", "a model with weights")
@@ -348,12 +362,10 @@ class Hessian:
                 self._kept = slopes
         self.loss = float(np.mean(losses))
         self.gradient_norm = float(gradient.norm())
-        self.random = len(set(losses)) > 1 or (self._evaluation.draws == 1 and self._differs(losses[0]))
-
-    def _differs(self, loss: float) -> bool:
-        """Whether another seed gives another loss."""
-        with torch.no_grad():
-            return float(self._value(1)) != loss
+        self.random |= len(set(losses)) > 1
+        if not math.isfinite(self.loss) or not math.isfinite(self.gradient_norm):
+            given = f"{self.loss:g} with a gradient of norm {self.gradient_norm:g} at the weights of the model"
+            raise InputError("loss", given, "a finite loss and gradient")
 
     def _value(self, j: int) -> Tensor:
         found = self._evaluation.draw(j)
@@ -529,13 +541,13 @@ def _forms(hessian: Hessian, vectors: Tensor) -> np.ndarray:
     """vᵀH_j v for every eigenvector and draw, shape (k, draws); one draw needs no products."""
     if hessian._evaluation.draws == 1:
         return np.zeros((len(vectors), 1))
-    return np.array([hessian(v)[1] for v in vectors]).reshape(len(vectors), -1)
+    return np.array([hessian(v)[1] for v in vectors]).reshape(len(vectors), hessian._evaluation.draws)
 
 
 def _over_draws(forms: np.ndarray, random: bool) -> np.ndarray:
     """Standard error over the draws (last axis)."""
     draws = forms.shape[-1]
-    if not random:
+    if not random and not np.ptp(forms, axis=-1).any():
         return np.zeros(forms.shape[:-1])
     if draws == 1:
         return np.full(forms.shape[:-1], np.nan)

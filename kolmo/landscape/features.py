@@ -302,7 +302,7 @@ class FlowLoss:
         if paths == 1 or paths < 0:
             raise InputError("paths", paths, "0, or at least 2")
         self._x, self._y, self._paths, self._control, self._order = x, y, paths, control, order
-        self._solved: tuple[bytes, Any] | None = None
+        self._solved: tuple[Any, list[Any], Any] = (None, [], None)
         self._tolerance: dict[str, Any] = (
             {"rtol": rtol, "atol": atol} if discretization is None else {"discretization": discretization}
         )
@@ -312,7 +312,7 @@ class FlowLoss:
         """Losses at the weights that the model now has; noise from torch's global generator."""
         rows, features = torch.arange(len(self._y)), model.encoder(self._x).double()
         sol = self._solution(model, features)
-        pde = torch.as_tensor(as_numpy(sol(features.cpu().numpy())))[rows, self._y]
+        pde = torch.as_tensor(as_numpy(sol(features.cpu().numpy())))[rows, self._y.cpu()]
         found = {"pde": float(pde.mean())}
         if self._paths:
             seed = int(torch.randint(2**62, ()))
@@ -323,17 +323,34 @@ class FlowLoss:
         return {**found, "accuracy": float((mean_scores.argmax(-1) == self._y).double().mean())}
 
     def _solution(self, model: FlowClassifier, features: Tensor) -> Any:
-        """Solution of the PDE at these weights; all draws at one point of a plane share it."""
+        """Solution of the PDE of this model as it now is; all draws at one point of a plane share it."""
         import kolmo
 
-        digest = hashlib.sha256()
-        for parameter in model.parameters():
-            digest.update(parameter.cpu().numpy().tobytes())
-        if self._solved is None or self._solved[0] != digest.digest():
-            net = model.net
+        net = model.net
+        key, parts = _state_of(model)
+        if self._solved[0] != key:
             problem = KolmogorovProblem(modified_sde(_shortest(net), self._order), model.class_losses, net.horizon)
             layers = [k * net.h for k in range(net.depth + 1)]
             saved: dict[str, Any] = {"save": layers} if self._paths and self._control else {}
             sol = kolmo.solve(problem, at=features.cpu().numpy(), **self._tolerance, **saved)
-            self._solved = digest.digest(), sol
-        return self._solved[1]
+            self._solved = key, parts, sol
+        return self._solved[2]
+
+
+def _state_of(model: FlowClassifier) -> tuple[list[Any], list[Any]]:
+    """What the equation of a model depends on, to be compared, and the objects whose identity stands for them."""
+    found: list[Any] = []
+    objects: list[Any] = list(model.modules())
+    tensors = list(model.state_dict().values())
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor | np.ndarray):
+                tensors.append(torch.as_tensor(value))
+            elif isinstance(value, int | float | str):
+                found.append(value if name != "training" else None)
+            elif not name.startswith("_"):
+                objects.append(value)
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return [digest.digest(), *found, *map(id, objects)], objects

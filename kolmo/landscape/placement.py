@@ -53,21 +53,24 @@ def place(
         first = next(iter(store.values))
         on_lines = {name: _restricted(value, lines) for name, value in store.values.items()}
         full = all(len(chosen) == len(axis) for chosen, axis in zip(lines, axes, strict=True))
-        if full or not np.isfinite(on_lines[first]).all():
+        if full or not all(np.isfinite(value).all() for value in on_lines.values()):
             wanted(np.ndindex(*store.done.shape))
             return store.values, dict.fromkeys(store.values, 0.0)
         spline = {name: interpolate(value, lines, axes, _DEGREE) for name, value in on_lines.items()}
         coarse = interpolate(on_lines[first].mean(-1)[..., None], lines, axes, 3)[..., 0]
         doubt = np.abs(spline[first].mean(-1) - coarse)
-        asked[_left_out(doubt, lines, generator)] = True
-        wanted(zip(*np.nonzero(asked), strict=True))
-        left_out = asked & ~_is_on(lines, asked.shape)
-        error = {
-            name: _SAFETY * float(np.abs(store.values[name].mean(-1) - spline[name].mean(-1))[left_out].max())
-            for name in spline
-        }
         scale = float(np.abs(spline[first].mean(-1)).max())
-        if error[first] <= rtol * scale:
+        for _ in range(2):  # what the first cells let pass, others must let pass too
+            asked[_left_out(doubt, asked, generator)] = True
+            wanted(zip(*np.nonzero(asked), strict=True))
+            left_out = asked & ~_is_on(lines, asked.shape)
+            error = {
+                name: _SAFETY * float(np.abs(store.values[name].mean(-1) - spline[name].mean(-1))[left_out].max())
+                for name in spline
+            }
+            if error[first] > rtol * scale:
+                break
+        else:
             merged = {name: np.where(asked[..., None], store.values[name], spline[name]) for name in store.values}
             return merged, error
         lines = _refined(on_lines[first].mean(-1), lines, axes)
@@ -100,9 +103,11 @@ def _is_on(lines: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
     return found
 
 
-def _left_out(doubt: np.ndarray, lines: list[np.ndarray], generator: np.random.Generator) -> tuple[np.ndarray, ...]:
-    """Cells off the lines, to check at: where the doubt is largest, and by chance."""
-    off = np.flatnonzero(~_is_on(lines, doubt.shape))
+def _left_out(doubt: np.ndarray, asked: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Cells not evaluated yet, to check at: where the doubt is largest, and by chance."""
+    off = np.flatnonzero(~asked)
+    if not len(off):
+        return np.nonzero(asked)
     worst = off[np.argsort(doubt.ravel()[off], kind="stable")[::-1]]
     spread = worst[: max(len(worst) // 4, 1)][:: max(len(worst) // 4 // (_CHECKS // 2), 1)][: _CHECKS // 2]
     chance = generator.choice(off, min(_CHECKS // 2, len(off)), replace=False)

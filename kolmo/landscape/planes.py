@@ -88,7 +88,7 @@ class Plane:
 
     def project(self, checkpoint: Any) -> tuple[np.ndarray, float]:
         """Coordinates of a checkpoint (a module or a state dictionary), and its distance from the plane."""
-        found = weights_of(checkpoint, list(self.origin), "checkpoint")
+        found = weights_of(checkpoint, self.origin, "checkpoint")
         step = {name: found[name].double() - self.origin[name].double() for name in self.origin}
         along = np.array([_dot(step, d) for d in self.directions])
         alpha = np.linalg.solve(self.gram, along)
@@ -179,6 +179,11 @@ def random_plane(
     ----------
     Li, Xu, Taylor, Studer & Goldstein (2018), Visualizing the loss landscape of neural nets.
 
+    Raises
+    ------
+    InputError
+        Bad settings, or weights that such a direction does not move: all zero, or all one-dimensional and not moved.
+
     Examples
     --------
     >>> model = nn.Linear(3, 2)
@@ -203,6 +208,9 @@ def random_plane(
         if one_dimensional == "zero":
             raw = {name: d if origin[name].ndim > 1 else torch.zeros_like(d) for name, d in raw.items()}
         found.append(_normalized(raw, origin, normalization))
+        if not any(bool(d.any()) for d in found[-1].values()):
+            still = "weights that are all zero, or one-dimensional and not moved: the direction is empty"
+            raise InputError("model", still, "weights to move", "one_dimensional='scale' or normalization='none'")
     record = {"seed": seed, "normalization": normalization, "one_dimensional": one_dimensional}
     return Plane(origin, tuple(found), "random", record, ((-1.0, 1.0),) * directions)
 
@@ -238,7 +246,7 @@ def pca_plane(model: nn.Module, checkpoints: Sequence[Any]) -> Plane:
     1.0
     """
     origin = _own_weights(model)
-    found = [weights_of(one, list(origin), "checkpoints") for one in checkpoints]
+    found = [weights_of(one, origin, "checkpoints") for one in checkpoints]
     if len(found) < 3:
         raise InputError("checkpoints", f"{len(found)} of them", "at least three")
     rows = torch.stack([torch.cat([one[name].double().reshape(-1) for name in origin]) for one in found])
@@ -289,6 +297,8 @@ def hessian_plane(
 
     options |= {"draws": draws, "seed": seed, "noisy": noisy, "rtol": rtol}
     found = curvature(loss, model, top=2, probes=0, density_probes=0, **options)
+    if len(found.eigenvectors) < 2:
+        raise InputError("model", f"{len(found.eigenvectors)} weight", "at least two, to span a plane")
     origin = _own_weights(model)
     directions = tuple(
         {name: found.eigenvectors[k].get(name, torch.zeros_like(value)) for name, value in origin.items()}
@@ -323,22 +333,27 @@ def line(model_a: Any, model_b: Any) -> Plane:
     True
     """
     origin = _own_weights(model_a)
-    end = weights_of(model_b, list(origin), "model_b")
+    end = weights_of(model_b, origin, "model_b")
     step = {name: end[name].to(value) - value for name, value in origin.items()}
     if not any(bool(value.any()) for value in step.values()):
         raise InputError("model_b", "the same weights as model_a", "other weights")
     return Plane(origin, (step,), "line", {}, ((-0.5, 1.5),))
 
 
-def weights_of(source: Any, names: Sequence[str], argument: str) -> Weights:
-    """Parameters of these names, from a module or a state dictionary, on the CPU."""
+def weights_of(source: Any, like: Weights, argument: str) -> Weights:
+    """Parameters of the same names and shapes, from a module or a state dictionary, on the CPU."""
     values = dict(source.named_parameters()) if isinstance(source, nn.Module) else source
     if not isinstance(values, Mapping):
         raise InputError(argument, type(source).__name__, "a module or a state dictionary")
-    missing = [name for name in names if name not in values]
+    missing = [name for name in like if name not in values]
     if missing:
         raise InputError(argument, f"weights without {missing[0]!r}", "the same architecture as the model's")
-    return {name: torch.as_tensor(values[name]).detach().cpu() for name in names}
+    found = {name: torch.as_tensor(values[name]).detach().cpu() for name in like}
+    for name, value in found.items():
+        if value.shape != like[name].shape:
+            given = f"{name!r} of shape {tuple(value.shape)}"
+            raise InputError(argument, given, f"shape {tuple(like[name].shape)}, that of the model's architecture")
+    return found
 
 
 def _own_weights(model: nn.Module) -> Weights:

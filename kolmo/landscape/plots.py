@@ -196,6 +196,8 @@ def cut(surfaces: "Surface | Mapping[str, Surface]", ax: Any = None, *, band: fl
     """
     ax = _new(ax)
     named = dict(surfaces) if isinstance(surfaces, Mapping) else {"": surfaces}
+    if not named:
+        raise InputError("surfaces", "none", "at least one surface, by name")
     for k, (name, one) in enumerate(named.items()):
         through: Any = (slice(None), *one.centre[1:])
         mean, error = one.mean[through], one.standard_error[through]
@@ -285,8 +287,16 @@ def features(
     -------
     matplotlib.axes.Axes
     """
+    fields = _shown(landscape, kind)
+    for argument, index, count in (
+        ("column", column, fields.shape[-1]),
+        ("level", level, len(landscape.levels)),
+        ("time", time, len(landscape.times)),
+    ):
+        if not -count <= index < count:
+            raise InputError(argument, index, f"an index below {count}")
     ax = _new(ax)
-    field = _shown(landscape, kind)[level, time if kind in ("loss", "probability") else 0, ..., column]
+    field = fields[level, time if kind in ("loss", "probability") else 0, ..., column]
     t = float(landscape.times[time]) if kind in ("loss", "probability") else 0.0
     label = f"{_SYMBOLS[kind]}({t:.3g}, x), class {column}"
     if len(landscape.axes) == 1:
@@ -375,7 +385,10 @@ def _new(ax: Any) -> Any:
 def _plane(surface: "Surface") -> np.ndarray:
     if len(surface.axes) != 2:
         raise InputError("surface", "a line", "a surface over a plane", "landscape.plots.cut draws lines")
-    return np.where(np.isfinite(surface.mean), surface.mean, np.nan)
+    field = np.where(np.isfinite(surface.mean), surface.mean, np.nan)
+    if np.isnan(field).all():
+        raise InputError("surface", "no finite value", "a loss that is finite somewhere on the plane")
+    return field
 
 
 def _filled(ax: Any, surface: "Surface", levels: np.ndarray, log: bool, lines: bool, style: dict[str, Any]) -> Any:

@@ -1,6 +1,8 @@
 """The state of a model, and of the random generators: kept, changed, and brought back bit for bit."""
 
 import contextlib
+import math
+import operator
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +17,11 @@ Loss = Callable[[nn.Module], Any]
 """The loss of a model: a scalar, or a dictionary of scalars by name."""
 
 BATCHNORM = ("freeze", "recalibrate", "batch")
+
+_REPEATED = 1e-4  # relative difference that a repeated draw may have: sums on a GPU come in any order
+_OTHERS = (
+    3  # draws that the first is compared with, to find out whether a loss is random: rare events are missed by one
+)
 
 
 class _Slot:
@@ -32,7 +39,7 @@ class _Slot:
 
 
 class Snapshot:
-    """Parameters, buffers, gradients and modes of a model.
+    """Parameters, buffers, gradients, which of them are wanted, and modes of a model.
 
     Parameters
     ----------
@@ -45,7 +52,10 @@ class Snapshot:
         self._modes = [(module, module.training) for module in modules]
         self._buffers = [_Slot(module._buffers, name) for module in modules for name in module._buffers]
         self._parameters = [_Slot(module._parameters, name) for module in modules for name in module._parameters]
-        self._gradients = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
+        self._gradients = [
+            (p, p.requires_grad, p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()
+        ]
+        self._names = [(table, set(table)) for m in modules for table in (m._parameters, m._buffers)]
 
     def restore_buffers(self) -> None:
         """Put the buffers back."""
@@ -56,9 +66,13 @@ class Snapshot:
         """Put everything back."""
         for module, training in self._modes:
             module.training = training
+        for table, names in self._names:
+            for added in set(table) - names:
+                del table[added]
         for slot in [*self._buffers, *self._parameters]:
             slot.restore()
-        for parameter, gradient, content in self._gradients:
+        for parameter, wanted, gradient, content in self._gradients:
+            parameter.requires_grad_(wanted)
             parameter.grad = gradient
             if gradient is not None and content is not None:
                 gradient.copy_(content)
@@ -152,12 +166,12 @@ class Evaluation:
         batchnorm: str,
         calibrate: Callable[[nn.Module], Any] | None,
     ) -> None:
-        check(draws, batchnorm, calibrate)
+        check(batchnorm, calibrate)
         self._loss, self._model, self._snapshot = loss, model, snapshot
-        self.draws, self._seed = draws, seed
+        self.draws, self._seed = whole("draws", draws, 1), whole("seed", seed)
         self._batchnorm, self._calibrate = batchnorm, calibrate
         if noisy is not None:
-            model.train(noisy)
+            model.train(bool(noisy))
         self._layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         for layer in self._layers:
             layer.train(batchnorm == "batch")
@@ -178,17 +192,37 @@ class Evaluation:
         return dict(found) if isinstance(found, dict) else {"loss": found}
 
     @torch.no_grad()
-    def random(self) -> bool:
-        """Whether two seeds give different losses at the weights that the model now has."""
+    def probe(self) -> tuple[dict[str, float], bool]:
+        """Losses of the first draw at the weights that the model now has, and whether other draws give other losses.
+
+        Raises
+        ------
+        InputError
+            If the same draw gives another loss when it is repeated.
+        """
+        first, again = self._once(0), self._once(0)
+        for name, value in first.items():
+            if name not in again or _differ(value, again[name], _REPEATED):
+                raise InputError(
+                    "loss",
+                    f"{value:.6g}, and then {again.get(name, math.nan):.6g}, for {name!r} with the same seed",
+                    "a loss that is fixed once torch.manual_seed has been called",
+                    "draw the noise from torch's global generator, not from NumPy or a generator of your own",
+                )
+        others = (self._once(j) for j in range(1, 1 + _OTHERS))
+        return first, any(_differ(first[name], other.get(name, math.nan)) for other in others for name in first)
+
+    def _once(self, j: int) -> dict[str, float]:
         self.settle()
-        one, other = ({n: as_float(n, value) for n, value in self.draw(j).items()} for j in (0, 1))
-        return any(one[n] != other[n] and not (np.isnan(one[n]) and np.isnan(other[n])) for n in one)
+        return {name: as_float(name, value) for name, value in self.draw(j).items()}
 
     @torch.no_grad()
     def values(self) -> dict[str, np.ndarray]:
         """Losses by name for all draws, each of shape (draws,)."""
         self.settle()
         found = [{name: as_float(name, value) for name, value in self.draw(j).items()} for j in range(self.draws)]
+        if any(one.keys() != found[0].keys() for one in found):
+            raise InputError("loss", "other names from draw to draw", "the same names always")
         return {name: np.array([one[name] for one in found]) for name in found[0]}
 
     def _recalibrate(self) -> None:
@@ -208,10 +242,20 @@ class Evaluation:
                 layer.eval()
 
 
-def check(draws: int, batchnorm: str, calibrate: Any) -> None:
+def whole(argument: str, value: Any, least: int | None = None) -> int:
+    """A whole number from whatever kind of integer was given, not below `least`."""
+    try:
+        found = operator.index(value)
+    except TypeError:
+        found = None
+    if found is None or (least is not None and found < least):
+        needed = "a whole number" if least is None else f"a whole number, at least {least}"
+        raise InputError(argument, repr(value), needed)
+    return found
+
+
+def check(batchnorm: str, calibrate: Any) -> None:
     """Refuse settings that mean nothing."""
-    if draws < 1:
-        raise InputError("draws", draws, "at least one")
     if batchnorm not in BATCHNORM:
         raise InputError("batchnorm", repr(batchnorm), "one of " + ", ".join(map(repr, BATCHNORM)))
     if (batchnorm == "recalibrate") != (calibrate is not None):
@@ -219,6 +263,13 @@ def check(draws: int, batchnorm: str, calibrate: Any) -> None:
         raise InputError(
             "calibrate", given, "batchnorm='recalibrate' together with calibrate(model), which passes data through it"
         )
+
+
+def _differ(one: float, other: float, rtol: float = 0.0) -> bool:
+    """Whether two numbers differ, NaN being equal to itself."""
+    if math.isnan(one) or math.isnan(other):
+        return math.isnan(one) != math.isnan(other)
+    return one != other and not abs(one - other) <= rtol * abs(one)
 
 
 def as_float(name: str, value: Any) -> float:

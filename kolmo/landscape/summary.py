@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kolmo.errors import InputError
 from kolmo.landscape.curvature import Curvature
-from kolmo.landscape.state import Evaluation, Loss, kept
+from kolmo.landscape.state import Evaluation, Loss, kept, whole
 from kolmo.landscape.surface import Surface
 
 _RAYS = 64  # directions along which the radius is measured
@@ -96,15 +96,16 @@ def summary(
     r"""Summarise a surface, a curvature, or both.
 
     Standard errors are over the noise draws: by the jackknife for what is computed from a surface; over draws and
-    probes for what comes from a curvature. Over independently trained networks, use `over_seeds` and `paired`.
+    probes for what comes from a curvature. Over independently trained networks, use `over_seeds` and `paired`. The
+    interpolation error of a surface that was evaluated by tolerance is not in them.
 
     Parameters
     ----------
     surface : Surface, optional
-        In a plane or on a line. Gives, with centre value L₀,
+        In a plane or on a line. Gives, with L₀ at the origin (NaN where some value of the surface is not finite),
 
-        - ``doubling radius``: mean over directions of the distance from the centre at which the loss reaches 2L₀, in
-          coordinates of the plane (∞ if it does not within the window, along some direction);
+        - ``doubling radius``: mean over directions of the distance from the origin at which the loss reaches 2L₀, in
+          coordinates of the plane (∞ if it does not within the window, along some direction; NaN without L₀ > 0);
         - ``least doubling radius``: the smallest over directions;
         - ``sharpness in the plane``: :math:`100\,(\max_{|\alpha|_\infty\le r} L(\alpha) - L_0)/(1 + L_0)`, the
           ε-sharpness of Keskar et al. (2017) restricted to the plane, at the given `radius`;
@@ -117,6 +118,9 @@ def summary(
           profile with one minimum has: 0 where every line falls once and rises once;
         - ``short-wave share``: share of the variance, after removal of a polynomial of degree 4, in waves shorter than
           a quarter of the window.
+
+        The first three need the origin among the points, as an odd number of them has it. Negative curvature, excess
+        variation and short-wave share need the full grid: an interpolation below its tolerance changes them.
     curvature : Curvature, optional
         Gives ``largest eigenvalue``, ``trace``, ``negative fraction`` (of the eigenvalues: those below −0.001 of the
         largest modulus; nearer to 0 the quadrature cannot tell signs), and ``indefiniteness`` −λ_min/λ_max (the ratio
@@ -164,7 +168,7 @@ def sharpness(
     rho: float = 0.05,
     adaptive_rho: float = 0.5,
     sigma: float = 0.01,
-    perturbations: int = 20,
+    pairs: int = 10,
     draws: int = 1,
     seed: int = 0,
     noisy: bool | None = None,
@@ -177,16 +181,17 @@ def sharpness(
     - ``adaptive SAM sharpness``: :math:`L(\theta + \rho'\, T^2 g/\|Tg\|) - L(\theta)`, T = diag|θ|, invariant to the
       scale of weights (Kwon et al., 2021);
     - ``random sharpness``: :math:`E\,L(\theta + \varepsilon) - L(\theta)`, ε normal with deviation σ|θᵢ| in each weight
-      (the expected sharpness of PAC-Bayes bounds, Neyshabur et al., 2017), its standard error over the perturbations.
+      (the expected sharpness of PAC-Bayes bounds, Neyshabur et al., 2017, with the magnitude-aware deviations of Jiang
+      et al., 2020), by pairs ±ε, whose means are free of the slope; its standard error is over the pairs.
 
     Parameters
     ----------
     loss, model, draws, seed, noisy, batchnorm, calibrate
-        As in `curvature`.
+        As in `curvature`; "recalibrate" holds for the losses, the gradient g is that of `curvature`.
     rho, adaptive_rho, sigma : float
         ρ, ρ' and σ.
-    perturbations : int
-        Random perturbations, at least 2.
+    pairs : int
+        Pairs of random perturbations, at least 2.
 
     Returns
     -------
@@ -200,17 +205,18 @@ def sharpness(
     >>> round(found["SAM sharpness"].value, 4)
     0.21
     """
-    if perturbations < 2:
-        raise InputError("perturbations", perturbations, "at least 2, to have a standard error")
+    pairs = whole("pairs", pairs, 2)
     with kept(model) as snapshot:
         evaluation = Evaluation(
             loss, model, snapshot, draws=draws, seed=seed, noisy=noisy, batchnorm=batchnorm, calibrate=calibrate
         )
         weights: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-        random = evaluation.random()
+        random = evaluation.probe()[1]
         origin = [p.detach().clone() for p in weights]
         slope = _slope(evaluation, weights)
         base = _losses(evaluation)
+        if not np.isfinite(base).all():
+            raise InputError("loss", f"{base.mean():g} at the weights of the model", "a finite loss")
 
         def rises(steps: list[Tensor]) -> np.ndarray:
             with torch.no_grad():
@@ -224,10 +230,10 @@ def sharpness(
         generator = torch.Generator().manual_seed(seed)
         along = rises([rho / norm * g for g in slope])
         relative = rises([adaptive_rho / _norm(scaled) * a for a in adaptive])
-        blurred = np.array(
-            [rises([sigma * p.abs() * _normal(p, generator) for p in origin]) for _ in range(perturbations)]
-        )
-    error = blurred.mean(1).std(ddof=1) / math.sqrt(perturbations)
+        blurred = []
+        for _ in range(pairs):
+            step = [sigma * p.abs() * _normal(p, generator) for p in origin]
+            blurred.append(0.5 * (rises(step).mean() + rises([-part for part in step]).mean()))
     return Summary(
         {
             "SAM sharpness": _over(along, random, f"L(θ + ρ g/|g|) − L(θ), ρ = {rho:g} (Foret et al., 2021)"),
@@ -235,8 +241,8 @@ def sharpness(
                 relative, random, f"L(θ + ρ T²g/|Tg|) − L(θ), T = |θ|, ρ = {adaptive_rho:g} (Kwon et al., 2021)"
             ),
             "random sharpness": Quantity(
-                float(blurred.mean()),
-                float(error),
+                float(np.mean(blurred)),
+                _standard_error(np.array(blurred)),
                 f"E L(θ + ε) − L(θ), ε normal with deviation {sigma:g} |θ| (Neyshabur et al., 2017)",
             ),
         }
@@ -360,7 +366,7 @@ def _sign_flips(gaps: np.ndarray) -> float:
 
 def _of_surface(surface: Surface, radius: float) -> dict[str, Quantity]:
     axes, spread = surface.axes, [axis[-1] - axis[0] for axis in surface.axes]
-    centred = all(axis[0] < 0 < axis[-1] for axis in axes)
+    centred = all(axis[0] < 0 < axis[-1] and np.abs(axis).min() < 1e-6 * (axis[1] - axis[0]) for axis in axes)
     found: dict[str, tuple[Callable[[np.ndarray], float], str]] = {}
     if centred:
         unit = "in coordinates of the plane"
@@ -383,21 +389,25 @@ def _of_surface(surface: Surface, radius: float) -> dict[str, Quantity]:
             "largest excess of the loss over the line between its ends (Entezari et al., 2022)",
         )
     found["mean slope"] = (lambda field: _mean_slope(axes, field), "total variation over area: mean |∇L|")
-    found["excess variation"] = (
-        _excess_variation,
-        "total variation over range, less that of a profile with one minimum, mean over grid lines",
-    )
-    if min(len(axis) for axis in axes) >= 5:
+    complete = bool(surface.evaluated.all())
+    if complete:
+        found["excess variation"] = (
+            _excess_variation,
+            "total variation over range, less that of a profile with one minimum, mean over grid lines",
+        )
+    if complete and min(len(axis) for axis in axes) >= 5:
         found["negative curvature in the plane"] = (
             lambda field: _bending_down(axes, field),
             "share of points where the surface bends down in some direction",
         )
-    if min(len(axis) for axis in axes) >= 16:
+    if complete and min(len(axis) for axis in axes) >= 16:
         found["short-wave share"] = (
             lambda field: _short_waves(axes, field),
             f"share of the variance in waves shorter than a quarter of the window ({min(spread) / 4:g})",
         )
     values = surface.values[surface.name]
+    if not np.isfinite(values).all():
+        return {name: Quantity(math.nan, math.nan, definition) for name, (_, definition) in found.items()}
     return {
         name: Quantity(function(values.mean(-1)), _jackknife(function, values, surface.random), definition)
         for name, (function, definition) in found.items()
@@ -419,20 +429,17 @@ def _jackknife(function: Callable[[np.ndarray], float], values: np.ndarray, rand
 
 
 def _spline(axes: tuple[np.ndarray, ...], field: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Interpolant at points (..., directions); values that are not finite are far above everything."""
-    finite = np.where(
-        np.isfinite(field), field, 1e3 * np.nanmax(np.abs(np.where(np.isfinite(field), field, 0.0))) + 1.0
-    )
+    """Interpolant at points (..., directions)."""
     if len(axes) == 1:
-        line = interpolate.make_interp_spline(axes[0], finite, k=min(3, len(axes[0]) - 1))
+        line = interpolate.make_interp_spline(axes[0], field, k=min(3, len(axes[0]) - 1))
         return lambda points: np.asarray(line(points[..., 0]))
     degrees = [min(3, len(axis) - 1) for axis in axes]
-    plane = interpolate.RectBivariateSpline(*axes, finite, kx=degrees[0], ky=degrees[1])
+    plane = interpolate.RectBivariateSpline(*axes, field, kx=degrees[0], ky=degrees[1])
     return lambda points: np.asarray(plane.ev(points[..., 0], points[..., 1]))
 
 
 def _radii(axes: tuple[np.ndarray, ...], field: np.ndarray) -> np.ndarray:
-    """Distance from the origin at which the loss doubles, along rays; infinite where it does not."""
+    """Distance from the origin at which the loss doubles, along rays; infinite where it does not, NaN without sense."""
     if len(axes) == 1:
         directions = np.array([[-1.0], [1.0]])
     else:
@@ -447,16 +454,17 @@ def _radii(axes: tuple[np.ndarray, ...], field: np.ndarray) -> np.ndarray:
         axis=0,
     )
     r = np.linspace(0.0, 1.0, _ALONG + 1)[:, None] * ends
-    along = value(r[..., None] * directions) - 2.0 * value(np.zeros((1, len(axes))))
+    centre = float(value(np.zeros((1, len(axes))))[0])
+    if centre <= 0:
+        return np.full(len(directions), np.nan)
+    along = value(r[..., None] * directions) - 2.0 * centre
     radii = np.full(len(directions), np.inf)
     for k, profile in enumerate(along.T):
         above = np.flatnonzero(profile >= 0)
-        if len(above) and above[0] > 0:
+        if len(above):
             i = above[0]
             share = profile[i - 1] / (profile[i - 1] - profile[i])
             radii[k] = r[i - 1, k] + share * (r[i, k] - r[i - 1, k])
-        elif len(above):
-            radii[k] = 0.0
     return radii
 
 
@@ -496,7 +504,6 @@ def _excess_variation(field: np.ndarray) -> float:
 def _bending_down(axes: tuple[np.ndarray, ...], field: np.ndarray) -> float:
     """Share of inner points whose matrix of second differences has a negative eigenvalue."""
     steps = [axis[1] - axis[0] for axis in axes]
-    inner = (slice(1, -1),) * len(axes)
     matrices = np.empty((*[n - 2 for n in field.shape], len(axes), len(axes)))
     for i, h in enumerate(steps):
         second = np.diff(field, 2, axis=i) / h**2
@@ -504,10 +511,9 @@ def _bending_down(axes: tuple[np.ndarray, ...], field: np.ndarray) -> float:
     if len(axes) == 2:
         mixed = (field[2:, 2:] - field[2:, :-2] - field[:-2, 2:] + field[:-2, :-2]) / (4 * steps[0] * steps[1])
         matrices[..., 0, 1] = matrices[..., 1, 0] = mixed
-    matrices = matrices[np.isfinite(field[inner]) & np.isfinite(matrices).all((-1, -2))]
     lowest = np.linalg.eigvalsh(matrices)[..., 0]
     # Rounding of a straight surface is no curvature.
-    small = 1e-7 * max(float(np.nanmax(np.abs(field))), 1e-300) / min(steps) ** 2
+    small = 1e-7 * max(float(np.abs(field).max()), 1e-300) / min(steps) ** 2
     return float(np.mean(lowest < -small))
 
 
@@ -579,6 +585,6 @@ def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
 
 def _over(rises: np.ndarray, random: bool, definition: str) -> Quantity:
     """Mean over the draws with its standard error."""
-    if not random:
+    if not random and not np.ptp(rises):
         return Quantity(float(rises[0]), 0.0, definition)
     return Quantity(float(rises.mean()), float(stats.sem(rises)) if len(rises) > 1 else math.nan, definition)

@@ -1,6 +1,7 @@
 """Loss surfaces over planes in weight space: noise-free and noise-averaged, with standard errors, by tolerance."""
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from kolmo import files
 from kolmo.errors import InputError
 from kolmo.landscape.placement import place
 from kolmo.landscape.planes import Plane
-from kolmo.landscape.state import Evaluation, Loss, kept
+from kolmo.landscape.state import Evaluation, Loss, kept, whole
 
 _SAVE_EVERY = 20.0  # seconds between two writings of what is there so far
 
@@ -36,12 +37,12 @@ class Surface:
     plane : dict
         How the plane was made, with Gram matrix, seed and fingerprint.
     settings : dict
-        Draws, seed, mode, treatment of batch normalisation, tolerance.
+        Draws, seed, mode, treatment of batch normalisation, tolerance, and the losses of the first draw at the origin.
     interpolation_error : dict of str to float
         For each quantity, 2.5 times the largest error at cells that were evaluated only to check the interpolation; 0
         on a full grid.
     random : bool
-        Whether different seeds gave different losses at the origin.
+        Whether different seeds gave different losses, at the origin or anywhere.
 
     Examples
     --------
@@ -266,7 +267,8 @@ def surface(
         first quantity, checked at cells that were left out, is below ``rtol`` times its largest absolute value.
     path : path, optional
         Where the finished surface is saved. What is there so far is saved too, so that the same call after an
-        interruption goes on and ends with the same bytes. The loss itself cannot be compared: give each its own path.
+        interruption goes on and ends with the same bytes. A file of another surface is refused; of the loss and the
+        noise only what they give at the origin is compared.
     progress : bool
         Whether to show progress on stderr.
 
@@ -293,19 +295,25 @@ def surface(
     True
     """
     axes = _axes(plane, span, points)
-    if rtol is not None and not rtol > 0:
+    if rtol is not None and not 0 < rtol < math.inf:
         raise InputError("rtol", rtol, "a positive number, or None for the full grid")
-    settings = {"draws": draws, "seed": seed, "noisy": noisy, "batchnorm": batchnorm, "rtol": rtol}
+    settings: dict[str, Any] = {
+        "draws": whole("draws", draws, 1),
+        "seed": whole("seed", seed),
+        "noisy": None if noisy is None else bool(noisy),
+        "batchnorm": batchnorm,
+        "rtol": None if rtol is None else float(rtol),
+    }
     with kept(model) as snapshot:
         evaluation = Evaluation(
             loss, model, snapshot, draws=draws, seed=seed, noisy=noisy, batchnorm=batchnorm, calibrate=calibrate
         )
         mover = _Mover(model, plane)
-        store = _Store(path, {**settings, "plane": plane.fingerprint, "axes": list(axes)}, axes, draws)
+        mover.to((0.0,) * len(axes))
+        settings["origin"], random = evaluation.probe()
+        store = _Store(path, {**settings, "plane": plane.fingerprint, "axes": list(axes)}, axes, evaluation.draws)
         if store.finished is not None:
             return store.finished
-        mover.to((0.0,) * len(axes))
-        random = evaluation.random()
 
         def evaluate(index: tuple[int, ...]) -> dict[str, np.ndarray]:
             mover.to([axis[i] for axis, i in zip(axes, index, strict=True)])
@@ -318,6 +326,7 @@ def surface(
                 values, error = store.values, dict.fromkeys(store.values, 0.0)
             else:
                 values, error = place(wanted, store, axes, rtol)
+    random = random or any(bool((one[store.done] != one[store.done][:, :1]).any()) for one in store.values.values())
     found = Surface(axes, values, store.done, plane.described(), settings, error, random)
     if path is not None:
         found.save(path)
@@ -362,26 +371,26 @@ class _Store:
 
     def __init__(self, path: Any, identity: dict[str, Any], axes: tuple[np.ndarray, ...], draws: int) -> None:
         self._path = None if path is None else Path(path)
-        self._identity = _digest(identity)
+        self._identity, self._origin = _digest(identity), identity["origin"]
         self._draws, self._saved = draws, time.monotonic()
         self.values: dict[str, np.ndarray] = {}
         self.done = np.zeros([len(axis) for axis in axes], bool)
         self.finished: Surface | None = None
         if self._path is not None and self._path.exists():
-            self._read(identity)
+            self._read()
 
-    def _read(self, identity: dict[str, Any]) -> None:
+    def _read(self) -> None:
         assert self._path is not None
         tree = files.read_tree(self._path)
         if "unfinished" in tree:
             tree = tree["unfinished"]
-            same = tree["identity"] == self._identity
+            same, origin = tree["identity"] == self._identity, tree["origin"]
             self.values, self.done = dict(tree["values"]), tree["done"]
         else:
             self.finished = found = Surface.load(self._path)
             kept_settings = {**found.settings, "plane": found.plane["fingerprint"], "axes": list(found.axes)}
-            same = _digest(kept_settings) == self._identity
-        if not same:
+            same, origin = _digest(kept_settings) == self._identity, found.settings.get("origin", {})
+        if not same or not _agree(origin, self._origin):
             raise InputError("path", self._path, "a new file, or one of this very surface", "delete or rename it")
 
     def evaluating(
@@ -400,6 +409,8 @@ class _Store:
     def _put(self, index: tuple[int, ...], found: dict[str, np.ndarray]) -> None:
         if not self.values:
             self.values = {name: np.full((*self.done.shape, self._draws), np.nan) for name in found}
+        if found.keys() != self.values.keys():
+            raise InputError("loss", f"the names {list(found)}", f"the same names always, {list(self.values)}")
         for name, value in found.items():
             self.values[name][index] = value
         self.done[index] = True
@@ -412,7 +423,7 @@ class _Store:
 
     def _write(self) -> None:
         if self._path is not None and self.values:
-            tree = {"identity": self._identity, "values": self.values, "done": self.done}
+            tree = {"identity": self._identity, "origin": self._origin, "values": self.values, "done": self.done}
             files.write_tree(self._path, {"unfinished": tree})
         self._saved = time.monotonic()
 
@@ -429,10 +440,17 @@ class _Saving:
             self._store._write()
 
 
+def _agree(one: dict[str, float], other: dict[str, float]) -> bool:
+    """Whether the losses at the origin are the same but for rounding, which another machine may do otherwise."""
+    return one.keys() == other.keys() and all(
+        np.isclose(one[name], other[name], rtol=1e-4, atol=0.0, equal_nan=True) for name in one
+    )
+
+
 def _digest(identity: dict[str, Any]) -> str:
     """Name of a surface: what it is of, but for the loss."""
     digest = hashlib.sha256()
-    for name, value in sorted(identity.items()):
+    for name, value in sorted((name, value) for name, value in identity.items() if name != "origin"):
         parts = value if name == "axes" else [value]
         digest.update(f"{name}:".encode())
         for part in parts:
@@ -443,24 +461,25 @@ def _digest(identity: dict[str, Any]) -> str:
 def _axes(plane: Plane, span: Any, points: int | Sequence[int]) -> tuple[np.ndarray, ...]:
     """Coordinates along each direction."""
     count = len(plane.directions)
-    numbers = [int(n) for n in np.broadcast_to(points, count)] if np.size(points) in (1, count) else []
-    if not numbers or min(numbers) < 2:
-        raise InputError("points", points, f"at least 2, or such a number for each of the {count} directions")
+    given = [points] * count if np.ndim(points) == 0 else list(points)  # type: ignore[arg-type]
+    if len(given) != count:
+        raise InputError("points", points, f"a number, or one for each of the {count} directions")
+    numbers = [whole("points", n, 2) for n in given]
     ranges = list(plane.span) if span is None else _ranges(span, count)
     return tuple(np.linspace(low, high, n) for (low, high), n in zip(ranges, numbers, strict=True))
 
 
 def _ranges(span: Any, count: int) -> list[tuple[float, float]]:
     """Pairs (low, high), one for each direction."""
-    needed = "a positive number, (low, high), or one of these for each direction"
-    given = [span] * count if np.ndim(span) == 0 or (np.shape(span) == (2,) and count == 1) else list(span)
-    if np.shape(span) == (2,) and count == 2 and span[0] < 0 < span[1]:
-        given = [tuple(span)] * count  # (low, high) for both; two positive numbers are one s for each
-    if len(given) != count:
-        raise InputError("span", span, needed)
-    pairs = [(-float(s), float(s)) if np.ndim(s) == 0 else (float(s[0]), float(s[1])) for s in given]
-    if not all(low < high for low, high in pairs):
-        raise InputError("span", span, needed)
+    try:
+        # (low, high) is for all directions; two positive numbers are one s for each
+        shared = np.ndim(span) == 0 or (np.shape(span) == (2,) and (count == 1 or span[0] < 0 < span[1]))
+        given = [span] * count if shared else list(span)
+        pairs = [(-float(s), float(s)) if np.ndim(s) == 0 else (float(s[0]), float(s[1])) for s in given]
+    except (TypeError, ValueError, IndexError):
+        pairs = []
+    if len(pairs) != count or not all(-math.inf < low < high < math.inf for low, high in pairs):
+        raise InputError("span", repr(span), "a positive number, (low, high), or one of these for each direction")
     return pairs
 
 
