@@ -178,6 +178,7 @@ def feature_panels(seen: FeatureLandscape, digit: int) -> Figure:
             ax.set_title(seen.levels[k] if i == 0 else "")
         ticks = [value for value in MaxNLocator(6).tick_values(low, high) if low <= value <= high]
         figure.colorbar(grid[i, 0].collections[0], ax=grid[i], label=f"{symbol}, class {digit}", ticks=ticks)
+    plots.labels(grid[0, 0], figure, loc="outside lower center", ncols=10)
     return figure
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from kolmo import files
 from kolmo.errors import InputError, MissingExtraError
+from kolmo.landscape import plots
 from kolmo.landscape.features import FeatureLandscape
 from kolmo.landscape.surface import Surface
 
@@ -65,7 +66,11 @@ def write_html(
         labels, height = ("feature 1", "feature 2"), f"{kind} of class {column}"
     else:
         names, axes, fields = _of_surfaces(content)
-        labels, height = ("direction 1", "direction 2"), next(iter(content.values())).name
+        first = next(iter(content.values()))
+        shared = len({one.plane.get("fingerprint") for one in content.values()}) == 1
+        one, other = (plots.direction(first, k) if shared else f"direction {k + 1}" for k in (0, 1))
+        labels = one, other
+        height = first.name
     stack = np.stack(fields)
     log = log and bool(np.nanmin(stack) > 0)
     shown = np.log10(stack) if log else stack

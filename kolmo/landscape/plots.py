@@ -90,7 +90,7 @@ def relief(surface: "Surface", ax: Any = None, *, log: bool | None = None, **sty
     grid = np.meshgrid(*surface.axes, indexing="ij")
     ax.plot_surface(*grid, height, **({"cmap": MAP, "linewidth": 0.1, "rcount": 80, "ccount": 80} | style))
     label = f"log₁₀ {surface.name}" if log else surface.name
-    ax.set(xlabel=_direction(surface, 0), ylabel=_direction(surface, 1), zlabel=label)
+    ax.set(xlabel=direction(surface, 0), ylabel=direction(surface, 1), zlabel=label)
     return ax
 
 
@@ -207,7 +207,7 @@ def cut(surfaces: "Surface | Mapping[str, Surface]", ax: Any = None, *, band: fl
             colour = drawn[0].get_color()
             ax.fill_between(one.axes[0], mean - band * error, mean + band * error, color=colour, alpha=0.25, lw=0)
     first = next(iter(named.values()))
-    label = "α (0: first, 1: second network)" if first.plane["kind"] == "line" else _direction(first, 0)
+    label = "α (0: first, 1: second network)" if first.plane["kind"] == "line" else direction(first, 0)
     ax.set(xlabel=label, ylabel=first.name)
     if len(named) > 1:
         ax.legend(frameon=False)
@@ -311,9 +311,33 @@ def features(
     if limits is None:
         ax.figure.colorbar(filled, ax=ax, label=label, ticks=_round(low, high, log=False))
     _paths(ax, landscape, level, paths)
+    if limits is None and paths and landscape.trajectories is not None:
+        labels(ax, loc="upper right", fontsize=7, ncols=2)
     ax.set(xlabel="feature 1", ylabel="feature 2", title=landscape.levels[level], aspect="equal")
     ax.set(xlim=landscape.axes[0][[0, -1]], ylim=landscape.axes[1][[0, -1]])
     return ax
+
+
+def labels(ax: Any, owner: Any = None, **style: Any) -> Any:
+    """Legend of the labels of the trajectories that `features` drew, in their order.
+
+    Parameters
+    ----------
+    ax : matplotlib Axes
+        Where the trajectories are.
+    owner : Axes or Figure, optional
+        Whose legend it is, for panels that share one; by default that of the Axes.
+    **style
+        Passed to ``legend``.
+
+    Returns
+    -------
+    matplotlib.legend.Legend
+    """
+    handles, names = ax.get_legend_handles_labels()
+    order = sorted(range(len(names)), key=lambda i: int(names[i]))
+    given = {"title": "label of the path", "frameon": False} | style
+    return (owner or ax).legend([handles[i] for i in order], [names[i] for i in order], **given)
 
 
 def animate(
@@ -404,7 +428,7 @@ def _filled(ax: Any, surface: "Surface", levels: np.ndarray, log: bool, lines: b
         drawn = ax.contour(*surface.axes, field.T, values, colors=shade, linewidths=0.5, alpha=0.8)
         _inside(ax, ax.clabel(drawn, fmt=_short, fontsize=8))
     _trajectory(ax, surface)
-    ax.set(xlabel=_direction(surface, 0), ylabel=_direction(surface, 1))
+    ax.set(xlabel=direction(surface, 0), ylabel=direction(surface, 1))
     return filled
 
 
@@ -463,7 +487,8 @@ def _short(value: float) -> str:
     return f"{value:.4g}".replace("-", "−")
 
 
-def _direction(surface: "Surface", k: int) -> str:
+def direction(surface: "Surface", k: int) -> str:
+    """Label of the axis along direction k: what it is, with its variance or its eigenvalue."""
     kind = surface.plane["kind"]
     if kind == "pca":
         return f"component {k + 1} ({100 * surface.plane['explained_variance'][k]:.0f} % of the variance)"
@@ -492,8 +517,13 @@ def _paths(ax: Any, landscape: "FeatureLandscape", level: int, count: int) -> No
     if not count or landscape.trajectories is None or landscape.labels is None:
         return
     from matplotlib import colormaps
+    from matplotlib.patheffects import Normal, Stroke
 
     colours = colormaps["tab10"]
+    edge = [Stroke(linewidth=1.8, foreground="white"), Normal()]  # seen on dark ground and on light
+    named: set[int] = set()
     for path, label in zip(landscape.trajectories[level].swapaxes(0, 1)[:count], landscape.labels, strict=False):
-        ax.plot(*path.T, color=colours(int(label) % 10), lw=0.8)
-        ax.plot(*path[-1], "o", color=colours(int(label) % 10), ms=3, markeredgecolor="white", markeredgewidth=0.4)
+        colour, name = colours(int(label) % 10), None if int(label) in named else str(int(label))
+        named.add(int(label))
+        ax.plot(*path.T, color=colour, lw=0.8, path_effects=edge, label=name)
+        ax.plot(*path[-1], "o", color=colour, ms=3, markeredgecolor="white", markeredgewidth=0.4)
