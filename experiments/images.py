@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from kolmo.experiments._crew import Crew, steadily
 from matplotlib.figure import Figure
+from scipy.stats import sem
 from torch.nn import functional
 
 from kolmo import experiments, images, landscape
@@ -287,7 +288,7 @@ def _paired(gap: np.ndarray) -> Any:
 
 
 def _error(gap: np.ndarray) -> float:
-    return float(gap.std(ddof=1) / np.sqrt(len(gap))) if len(gap) > 1 else 0.0
+    return float(sem(gap)) if len(gap) > 1 else 0.0
 
 
 # ----------------------------------------------------------------------------------------------------------- figures

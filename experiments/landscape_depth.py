@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from kolmo.experiments._crew import Crew
 from matplotlib.figure import Figure
+from scipy.stats import sem
 
 from kolmo import landscape
 from kolmo.experiments import _landscapes as lab
@@ -72,7 +73,7 @@ def deepened(config: Config, name: str, seed: int, state: dict[str, np.ndarray])
 
 def over_seeds(changes: list[list[float]]) -> dict[str, Any]:
     table = np.array(changes)
-    return {"mean": table.mean(0), "standard_error": table.std(0, ddof=1) / np.sqrt(len(table))}
+    return {"mean": table.mean(0), "standard_error": sem(table)}
 
 
 def _draw(depths: tuple[int, ...], results: dict[str, Any]) -> Figure:

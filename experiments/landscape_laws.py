@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from kolmo.experiments._crew import Crew
 from matplotlib.figure import Figure
+from scipy.stats import sem
 
 from kolmo import landscape
 from kolmo.experiments import _landscapes as lab
@@ -108,7 +109,7 @@ def report(run: Run) -> list[Section]:
 
 
 def _measured(gap: np.ndarray) -> Measured:
-    return Measured(float(gap.mean()), float(gap.std(ddof=1) / np.sqrt(len(gap))))
+    return Measured(float(gap.mean()), float(sem(gap)))
 
 
 def _difference(one: dict[str, Any] | None) -> Any:

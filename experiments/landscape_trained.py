@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from kolmo.experiments._crew import Crew
 from matplotlib.figure import Figure
+from scipy.stats import sem
 
 from kolmo import landscape
 from kolmo.experiments import _landscapes as lab
@@ -95,8 +96,8 @@ def report(run: Run) -> list[Section]:
     rows = []
     for key, by_law in scores.items():
         gap = np.subtract(by_law[law], by_law["none"])
-        error = gap.std(ddof=1) / np.sqrt(len(gap))
-        rows.append([key.replace("_", " "), *(_mean(by_law[n]) for n in (law, "none")), Measured(gap.mean(), error)])
+        difference = Measured(gap.mean(), float(sem(gap)))
+        rows.append([key.replace("_", " "), *(_mean(by_law[n]) for n in (law, "none")), difference])
     names = (f"with {law}", "without")
     barrier = np.array(results["barrier"])
     caption = (

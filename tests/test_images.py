@@ -174,6 +174,31 @@ def test_the_experiment_runs_small(folder, device):
     assert not list((out / "checkpoints").glob("*.npz"))
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"laws": "none,foo-0.3"}, "laws"),
+        ({"laws": "none,gaussian"}, "laws"),
+        ({"laws": "none,dropout-x"}, "laws"),
+        ({"train_images": 10}, "batch"),
+        ({"batch": 0}, "batch"),
+        ({"measured_images": 0}, "measured_images"),
+        ({"epochs": 0}, "epochs"),
+        ({"train_images": 65}, "train_images"),
+        ({"device": "xpu"}, "device"),
+        ({"device": "nonsense"}, "device"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_trained(folder, options, named, monkeypatch):
+    path, _ = folder
+    monkeypatch.setattr(experiment, "Crew", None)  # which would start the work
+    config = experiment.Config(**{"data": str(path), "batch": 16, "measured_images": 16, **options})
+    if isinstance(config.laws, str):
+        config = experiment.dataclasses.replace(config, laws=tuple(config.laws.split(",")))
+    with pytest.raises(InputError, match=named):
+        experiment.run(config, None, False)
+
+
 # --------------------------------------------------------------------------------------------- several processes
 
 # The experiment as torchrun starts it, with the sums of the small files.
