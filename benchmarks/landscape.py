@@ -1,12 +1,13 @@
 """Landscapes of a 17 k-parameter convolutional ResNet: time of a surface, evaluations saved, Hessian-vector products.
 
-    python -m benchmarks.landscape --data data/fashion-mnist --parts trace eigenpairs adaptive --json FILE
+    python -m benchmarks.landscape --data data/fashion-mnist --parts trace eigenpairs adaptive placement --json FILE
     python -m benchmarks.landscape --data data/fashion-mnist --parts time --json FILE
 
 Every figure is checked: the surface against a loop over the points written by hand, the adaptive one against the full
-grid, the eigenpairs by their residuals, the trace against a dense Hessian. The first three parts count, on however busy
-a machine; the last needs an idle one, and there the loop by hand and `landscape.surface` take turns row by row, so
-that what slows the machine down meets both. PyHessian runs beside where it is installed. What each part finds is added
+grid, the eigenpairs by their residuals, the trace against a dense Hessian. All parts but the last count, on however busy
+a machine; "placement" counts over many small networks how often a stated error holds. The last part needs an idle
+machine, and there the loop by hand and `landscape.surface` take turns row by row, so that what slows the machine down
+meets both. PyHessian runs beside where it is installed. What each part finds is added
 to the file when it ends.
 """
 
@@ -25,6 +26,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from kolmo.experiments._digits import Digits, split
 from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
@@ -36,6 +38,7 @@ from kolmo.experiments import _resnets as nets
 POINTS, IMAGES, TOP, RESIDUAL, STARTS = 51, 1000, 5, 1e-2, 3
 MOST = 300  # products of PyHessian for one eigenpair
 TRACES, TRACE_IMAGES, PROBES = 100, 50, 20
+TOLERANCES, NETWORKS = (1e-2, 5e-3, 2e-3), 14
 Loss = Callable[[nn.Module], dict[str, torch.Tensor]]
 Data = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -209,7 +212,7 @@ def adaptive(subject: Subject, points: int) -> list[dict[str, Any]]:
     full = landscape.surface(loss, subject.model, subject.plane, points=points, progress=True)
     scale = np.abs(full.mean).max()
     found = []
-    for rtol in (1e-2, 5e-3, 2e-3):
+    for rtol in TOLERANCES:
         quick = landscape.surface(loss, subject.model, subject.plane, points=points, rtol=rtol)
         count = int(quick.evaluated.sum())
         found.append(
@@ -245,6 +248,70 @@ def show_adaptive(found: list[dict[str, Any]]) -> None:
         print(
             f"  rtol={one['rtol']:g}: {one['evaluations']} evaluations ({one['times_fewer']:.1f} times fewer), "
             f"error {one['error']:.1e}, stated {one['stated']:.1e}"
+        )
+
+
+def small(seed: int, activation: type[nn.Module], digits: Digits) -> nn.Module:
+    """A network with one hidden layer and dropout, trained for sixty steps on some handwritten digits."""
+    torch.manual_seed(seed)
+    layers = nn.Linear(64, 16), activation(), nn.Dropout(0.2), nn.Linear(16, 10)
+    model = nn.Sequential(*layers).double()
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(digits.x), digits.y).backward()
+        optimizer.step()
+    return model
+
+
+def placement(points: int) -> list[dict[str, Any]]:
+    """How often the error stated by tolerance, and the tolerance, hold the true error, over many small networks."""
+    training = split(0, 450)[0]
+    digits = Digits(training.x[:120].double(), training.y[:120])
+    rows = []
+    for seed, activation in tqdm([(s, a) for s in range(NETWORKS) for a in (nn.ReLU, nn.Tanh)], unit="network"):
+        model = small(seed, activation, digits)
+        plane = landscape.random_plane(model, seed=seed)
+        for noisy, draws in ((False, 1), (True, 3)):
+
+            def measured(rtol: float | None, model=model, plane=plane, noisy=noisy, draws=draws) -> landscape.Surface:
+                def loss(f: nn.Module) -> torch.Tensor:
+                    return functional.cross_entropy(f(digits.x), digits.y)
+
+                return landscape.surface(loss, model, plane, points=points, draws=draws, noisy=noisy, rtol=rtol)
+
+            full = measured(None).mean
+            for rtol in TOLERANCES:
+                quick = measured(rtol)
+                error = float(np.abs(quick.mean - full).max())
+                stated = quick.interpolation_error["loss"]
+                share = error / stated if stated else 0.0
+                rows.append((rtol, share, error / (rtol * np.abs(full).max()), full.size / quick.evaluated.sum()))
+    table = np.array(rows)
+    found = []
+    for rtol in TOLERANCES:
+        _, of_stated, of_tolerance, fewer = table[table[:, 0] == rtol].T
+        found.append(
+            {
+                "points": points,
+                "rtol": rtol,
+                "surfaces": len(fewer),
+                "above_stated": int((of_stated > 1).sum()),
+                "largest_of_stated": float(of_stated.max()),
+                "above_tolerance": int((of_tolerance > 1).sum()),
+                "largest_of_tolerance": float(of_tolerance.max()),
+                "times_fewer": float(np.median(fewer)),
+            }
+        )
+    return found
+
+
+def show_placement(found: list[dict[str, Any]]) -> None:
+    for one in found:
+        print(
+            f"rtol={one['rtol']:g}, {one['surfaces']} surfaces, {one['times_fewer']:.1f} times fewer evaluations: true "
+            f"error above the stated one in {one['above_stated']} (at most {one['largest_of_stated']:.2f} of it), "
+            f"above the tolerance in {one['above_tolerance']} (at most {one['largest_of_tolerance']:.2f} of it)"
         )
 
 
@@ -315,6 +382,7 @@ SHOW: dict[str, Callable[[Any], None]] = {
     "trace": show_trace,
     "eigenpairs": show_eigenpairs,
     "adaptive": show_adaptive,
+    "placement": show_placement,
     "time": show_timed,
 }
 
@@ -342,6 +410,7 @@ def main() -> None:
         "trace": lambda: trace(data),
         "eigenpairs": lambda: eigenpairs(subject()),
         "adaptive": lambda: adaptive(subject(), given.points),
+        "placement": lambda: placement(given.points),
         "time": lambda: timed(subject(), given.points),
     }
     for name in given.parts:
