@@ -4,8 +4,8 @@
     python -m benchmarks.landscape --data data/fashion-mnist --parts time --json FILE
 
 Every figure is checked: the surface against a loop over the points written by hand, the adaptive one against the full
-grid, the eigenpairs by their residuals, the trace against a dense Hessian. All parts but the last count, on however busy
-a machine; "placement" counts over many small networks how often a stated error holds. The last part needs an idle
+grid, the eigenpairs by their residuals, the trace against a dense Hessian. All parts but the last count, on a machine
+however busy; "placement" counts over many small networks how often a stated error holds. The last part needs an idle
 machine, and there the loop by hand and `landscape.surface` take turns row by row, so that what slows the machine down
 meets both. PyHessian runs beside where it is installed. What each part finds is added
 to the file when it ends.
