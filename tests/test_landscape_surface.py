@@ -438,9 +438,14 @@ def test_a_second_quantity_that_is_not_finite_is_no_mistake():
         value = f.weight.square().sum()
         return {"loss": value, "odd": 1 / (value - value)}
 
-    found = landscape.surface(loss, model, landscape.random_plane(model), points=21, rtol=1e-2)
+    found = landscape.surface(loss, model, landscape.random_plane(model), points=21, rtol=1e-2, draws=2)
     assert found.evaluated.all()
     assert np.isinf(found.select("odd").mean).all()
+    assert not found.random
+    nowhere = landscape.surface(
+        lambda f: f.weight.sum() * torch.nan, model, landscape.random_plane(model), points=3, draws=2
+    )
+    assert not nowhere.random
 
 
 def test_what_a_loss_does_to_the_model_is_undone():

@@ -326,7 +326,7 @@ def surface(
                 values, error = store.values, dict.fromkeys(store.values, 0.0)
             else:
                 values, error = place(wanted, store, axes, rtol)
-    random = random or any(bool((one[store.done] != one[store.done][:, :1]).any()) for one in store.values.values())
+    random = random or any(_varies(one[store.done]) for one in store.values.values())
     found = Surface(axes, values, store.done, plane.described(), settings, error, random)
     if path is not None:
         found.save(path)
@@ -438,6 +438,12 @@ class _Saving:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self._store._write()
+
+
+def _varies(values: np.ndarray) -> bool:
+    """Whether any row holds different numbers; NaN is equal to itself."""
+    first = values[:, :1]
+    return bool(((values != first) & ~(np.isnan(values) & np.isnan(first))).any())
 
 
 def _agree(one: dict[str, float], other: dict[str, float]) -> bool:
