@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from torch import Tensor
 from torch.nn import functional
 
@@ -174,6 +175,25 @@ def side_by_side(surfaces: dict[str, landscape.Surface], columns: int = 3, **opt
     figure = Figure(figsize=(0.9 + 3.6 * across, 3.5 * -(-len(surfaces) // across)), layout="constrained")
     landscape.plots.panels(surfaces, figure, columns=columns, **options)
     return figure
+
+
+def against_depth(ax: Any, depths: Sequence[int], laws: dict[str, tuple[Any, Any]], xlabel: str, ylabel: str) -> None:
+    """Means with error bars of every law against depth; where they span a decade, a power of it is a straight line."""
+    for k, (law, (means, errors)) in enumerate(laws.items()):
+        beside = [depth * 1.04 ** (k - (len(laws) - 1) / 2) for depth in depths]  # so that bars can be told apart
+        colour = landscape.plots.COLOURS[k % len(landscape.plots.COLOURS)]
+        ax.errorbar(beside, means, errors, color=colour, marker="o", capsize=3, label=law)
+    ax.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
+    ax.set_xticks(depths, [str(depth) for depth in depths])
+    lowest = min(np.min(np.subtract(means, errors)) for means, errors in laws.values())
+    if 0 < 10 * lowest < max(np.max(means) for means, _ in laws.values()):
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    else:
+        ax.axhline(0.0, color="0.6", lw=0.8)
+    ax.minorticks_off()
+    ax.grid(alpha=0.3)
 
 
 def plane_seed(config: Any, seed: int) -> int:

@@ -356,20 +356,12 @@ def _history(losses: dict[str, list[float]]) -> Figure:
 
 def _deepening(sweep: dict[str, Any]) -> Figure:
     """What is left of the effect of every law as the network gets deeper."""
-    depths = list(next(iter(sweep.values())))
+    depths = [int(blocks) for blocks in next(iter(sweep.values()))]
     figure = Figure(figsize=(12.0, 4.0), layout="constrained")
     panels = figure.subplots(1, 3)
     for ax, (label, rows) in zip(panels, _effects(sweep).items(), strict=True):
-        for k, (law, gaps) in enumerate(rows.items()):
-            means, errors = [gap.mean() for gap in gaps], [_error(gap) for gap in gaps]
-            beside = [int(b) * 1.04 ** (k - (len(rows) - 1) / 2) for b in depths]  # bars side by side can be told apart
-            colour = landscape.plots.COLOURS[k % len(landscape.plots.COLOURS)]
-            ax.errorbar(beside, means, errors, color=colour, marker="o", capsize=3, label=law)
-        ax.axhline(0.0, color="0.6", lw=0.8)
-        ax.set(xlabel="blocks in each stage", ylabel=label, xscale="log")
-        ax.set_xticks([int(b) for b in depths], depths)
-        ax.minorticks_off()
-        ax.grid(alpha=0.3)
+        laws = {law: ([gap.mean() for gap in gaps], [_error(gap) for gap in gaps]) for law, gaps in rows.items()}
+        lab.against_depth(ax, depths, laws, "blocks in each stage", label)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 

@@ -16,7 +16,6 @@ from scipy.stats import sem
 
 from kolmo import landscape
 from kolmo.experiments import _landscapes as lab
-from kolmo.landscape.plots import COLOURS
 from kolmo.report import Figure as Shown
 from kolmo.report import Measured, Section, Table
 from kolmo.runs import Run
@@ -79,15 +78,8 @@ def over_seeds(changes: list[list[float]]) -> dict[str, Any]:
 def _draw(depths: tuple[int, ...], results: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(10.0, 4.0), layout="constrained")
     for ax, (key, label) in zip(figure.subplots(1, 2), MEASURES.items(), strict=True):
-        for colour, (name, one) in zip(COLOURS, results.items(), strict=False):
-            ax.errorbar(
-                depths, one[key]["mean"], one[key]["standard_error"], color=colour, marker="o", capsize=3, label=name
-            )
-        ax.axhline(0.0, color="0.6", lw=0.8)
-        ax.set(xlabel="depth $L$", ylabel=label, xscale="log")
-        ax.set_xticks(depths, [str(L) for L in depths])
-        ax.minorticks_off()
-        ax.grid(alpha=0.3)
+        laws = {name: (one[key]["mean"], one[key]["standard_error"]) for name, one in results.items()}
+        lab.against_depth(ax, depths, laws, "depth $L$", label)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 
