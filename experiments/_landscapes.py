@@ -1,5 +1,6 @@
 """Classifiers of handwritten digits for the landscape experiments, their losses, and tables of summaries."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -130,10 +131,11 @@ def summarised(model: Any, x: Tensor, y: Tensor, *, noisy: bool, draws: int, see
 
 
 def plain(summary: Summary) -> dict[str, Any]:
-    """A summary as a dictionary of numbers, to be stored."""
+    """A summary as a dictionary of numbers, to be stored: files know no NaN, and None stands for infinity."""
     return {
         name: {"value": q.value, "standard_error": q.standard_error, "definition": q.definition}
         for name, q in summary.quantities.items()
+        if not math.isnan(q.value)
     }
 
 

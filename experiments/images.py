@@ -96,10 +96,10 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
 
 def check(config: Config) -> None:
     """Say what is wrong with options or files before anything is trained."""
-    try:
-        torch.empty(0, device=config.device)
-    except (RuntimeError, AssertionError):
-        raise InputError("device", repr(config.device), "a device that is here", "device=cpu") from None
+    kind, _, index = config.device.partition(":")
+    devices = torch.cuda.device_count() if kind == "cuda" else 1
+    if kind not in ("cpu", "cuda") or not (index or "0").isdecimal() or int(index or 0) >= devices:
+        raise InputError("device", repr(config.device), "cpu, or a cuda device that is here", "device=cpu")
     count = len(images.load(config.dataset, config.data).train_x)
     used = count if config.train_images is None else config.train_images
     for name, value, most in (
@@ -239,7 +239,11 @@ def _results(config: Config, found: dict[Job, dict[str, Any]]) -> dict[str, Any]
         table[law] = {
             **{f"test_{key}": [one["test"][key] for one in ones] for key in ("error", "loss", "calibration_error")},
             "train_error": [one["train"]["error"] for one in ones],
-            **{name: [one["summary"][name]["value"] for one in ones] for name in ones[0]["summary"]},
+            **{
+                name: [one["summary"][name]["value"] for one in ones]
+                for name in ones[0]["summary"]
+                if all(name in one["summary"] for one in ones)
+            },
             "seconds": [one["seconds"] for one in ones],
             "parameters": ones[0]["parameters"],
         }
@@ -306,7 +310,12 @@ def _figures(config: Config, found: dict[Job, dict[str, Any]], results: dict[str
         "spectra": spectra,
         "history": _history({law: one["history"] for law, one in first.items()}),
     }
-    return drawn | ({"depth": _deepening(results["depth"])} if config.depths else {})
+    return drawn | ({"depth": _deepening(results["depth"])} if _deepens(config) else {})
+
+
+def _deepens(config: Config) -> bool:
+    """Whether there are effects to be shown against depth: of laws beside the one that they are compared with."""
+    return bool(config.depths) and len(config.laws) > 1
 
 
 def _errors(laws: dict[str, Any]) -> Figure:
@@ -395,7 +404,7 @@ def report(run: Run) -> list[Section]:
     for name, figure in _figures(config, found, results).items():
         run.save_figure(name, figure)
     sections = [_of_errors(config, run, results["laws"]), _of_landscapes(config, run, results["laws"])]
-    return [*sections, _of_depth(run, results["depth"])] if config.depths else sections
+    return [*sections, _of_depth(run, results["depth"])] if _deepens(config) else sections
 
 
 def _of_errors(config: Config, run: Run, laws: dict[str, Any]) -> Section:
@@ -467,6 +476,7 @@ def _of_depth(run: Run, sweep: dict[str, Any]) -> Section:
 def train_parallel(folder: Path, assignments: list[str]) -> None:
     """Train all networks of a run on the processes that torchrun started; rank 0 makes or resumes the run."""
     values = dict(assignment.split("=", 1) for assignment in assignments)
+    check(experiments.configure(Config, values))  # in every process, before they wait for each other
     with nets.processes(values.get("device", Config.device)) as (rank, world):
         held = _held(folder, values, world) if rank == 0 else None
         if world > 1:
@@ -482,7 +492,6 @@ def train_parallel(folder: Path, assignments: list[str]) -> None:
 def _held(folder: Path, values: dict[str, str], world: int) -> Run:
     """A new run, or the one that is there if it was started with the same options; others cannot write to it."""
     config = experiments.configure(Config, {"parts": str(world), **values})
-    check(config)
     if not folder.exists():
         return Run.create("images", dataclasses.asdict(config), out=folder, seeds=experiments.seeds(config))
     run = Run.resume(folder)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from kolmo import landscape
-from kolmo.errors import MissingExtraError
+from kolmo.errors import InputError, MissingExtraError
 from kolmo.experiments import _landscapes as lab
 from kolmo.experiments import _laws as laws
 from kolmo.landscape import Curvature, FeatureLandscape, Surface, plots
@@ -43,6 +43,8 @@ class Config:
 
 def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
     names = levels(config)
+    if not config.noise or min(config.noise) <= 0:
+        raise InputError("noise", config.noise, "positive strengths, the weakest first", "noise=0.1,0.3")
     with Crew(run, config.workers, units=3 + len(names), progress=progress) as crew:
         trained = crew.do({"train": (lab.train, (lab.plan(config), "none", config.seed))})["train"]
         units = {f"level-{name}": (level, (config, name, trained)) for name in names}
@@ -103,7 +105,7 @@ def features(config: Config, trained: dict[str, Any]) -> dict[str, Any]:
 def growing(config: Config, trained: dict[str, Any]) -> dict[str, Any]:
     """The same at t = 0, in small steps from the weakest noise to the strongest."""
     strengths = np.geomspace(min(config.noise), max(config.noise), config.frames)
-    return _over_features(config, trained, [f"gaussian-{s:.2g}" for s in strengths], [0.0])
+    return _over_features(config, trained, [f"gaussian-{s:.3g}" for s in strengths], [0.0])
 
 
 def _over_features(config: Config, trained: dict[str, Any], names: list[str], times: Sequence[float]) -> dict[str, Any]:
@@ -178,7 +180,8 @@ def feature_panels(seen: FeatureLandscape, digit: int) -> Figure:
             ax.set_title(seen.levels[k] if i == 0 else "")
         ticks = [value for value in MaxNLocator(6).tick_values(low, high) if low <= value <= high]
         figure.colorbar(grid[i, 0].collections[0], ax=grid[i], label=f"{symbol}, class {digit}", ticks=ticks)
-    plots.labels(grid[0, 0], figure, loc="outside lower center", ncols=10)
+    paths = grid[0, 0].get_legend_handles_labels()
+    figure.legend(*paths, loc="outside lower center", ncols=10, title="label of the path", frameon=False)
     return figure
 
 

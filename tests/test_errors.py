@@ -156,3 +156,25 @@ def test_rounding_at_a_jump_is_no_dependence_on_other_points():
     assert jump(points)[1] != jump(points[1:2])[0]
     asked = problem(terminal=jump)
     check_vectorised(asked, points)
+
+
+def test_dependence_on_other_points_is_seen_beside_larger_numbers_too():
+    def columns(x):
+        return np.stack([1e3 + x[..., 0], 1e-3 * (x[..., 0] - x[..., 0].mean())], -1)
+
+    with pytest.raises(InputError, match="depends on the other points"):
+        check_vectorised(problem(terminal=columns), np.array([[0.1], [0.3], [0.5]]))
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_rounding_of_a_network_in_single_precision_is_no_dependence_on_other_points(single):
+    def rounded(x):  # in another order of its sums where there are more points
+        value = np.sin(x[..., 0]) * (1 + 2e-7 * (x.size > 1)) + 1e-4
+        return value.astype(np.float32) if single else value
+
+    points = np.array([[0.1], [0.3], [0.5]])
+    if single:
+        check_vectorised(problem(terminal=rounded), points)
+    else:
+        with pytest.raises(InputError, match="depends on the other points"):
+            check_vectorised(problem(terminal=rounded), points)

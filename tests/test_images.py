@@ -145,6 +145,25 @@ def test_effects_against_depth_are_paired_with_no_noise_of_the_same_depth_and_se
     np.testing.assert_allclose(traces, 10.0)
 
 
+def test_numbers_that_only_some_surfaces_tell_are_left_out():
+    config = experiment.Config(laws=("none",), seeds=2)
+
+    def one(*names):
+        return {
+            "test": dict.fromkeys(("error", "loss", "calibration_error"), 0.1),
+            "train": {"error": 0.0},
+            "summary": {name: {"value": 1.0} for name in ("trace", *names)},
+            "noise_effect": 0.0,
+            "seconds": 1.0,
+            "parameters": 1,
+        }
+
+    found = {job: one(*names) for job, names in zip(experiment.jobs(config), [("excess variation",), ()], strict=True)}
+    laws = experiment._results(config, found)["laws"]
+    assert laws["none"]["trace"] == [1.0, 1.0]
+    assert "excess variation" not in laws["none"]
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_experiment_runs_small(folder, device):
     from kolmo.cli import main
@@ -229,8 +248,8 @@ def torchrun(path, run, options, processes=2):
 
 
 def small(path, **changes):
-    fixed = {"data": str(path), "seeds": 1, "batch": 16, "width": 4, "blocks": 1, "laws": "gaussian-0.3"}
-    return {**fixed, **changes}
+    fixed = {"data": str(path), "seeds": 1, "batch": 16, "width": 4, "blocks": 1, "measured_images": 16}
+    return {**fixed, "laws": "gaussian-0.3", **changes}
 
 
 def serial(path, options, parts):

@@ -181,3 +181,27 @@ def test_no_eigenpairs_of_several_draws():
     found = landscape.curvature(loss, model, top=0, draws=3, density_probes=0)
     assert found.eigenvalues.shape == (0,)
     assert np.isfinite(found.trace)
+
+
+def test_whether_the_loss_is_random_is_asked_of_that_loss_alone():
+    model = nn.Linear(3, 1)
+
+    def loss(f):
+        return {"loss": f.weight.square().sum(), "other": torch.rand(()) * f.weight.sum()}
+
+    for name in (None, "loss"):
+        found = landscape.curvature(loss, model, top=1, density_probes=0, name=name)
+        assert found.eigenvalue_standard_error.tolist() == [0.0]
+    other = landscape.curvature(loss, model, top=1, density_probes=0, name="other")
+    assert np.isnan(other.eigenvalue_standard_error).all()
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+def test_a_loss_may_use_gradients_within(draws):
+    model, x = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)), torch.randn(5, 2, requires_grad=True)
+
+    def loss(f):
+        (slope,) = torch.autograd.grad(f(x).sum(), x, create_graph=True)
+        return slope.square().sum()
+
+    assert landscape.curvature(loss, model, top=1, probes=0, density_probes=0, draws=draws).eigenvalues[0] > 0

@@ -37,6 +37,21 @@ def test_growing_noise_fills_the_surface_up(small):
     assert "gaussian-1" in page
 
 
+def test_noise_that_does_not_grow_is_refused_before_anything_is_trained(tmp_path, capsys):
+    for noise in ("0,0.3", "-0.1"):
+        arguments = [
+            "experiment",
+            "landscape_noise",
+            "--quiet",
+            "--out",
+            str(tmp_path / noise),
+            "--set",
+            f"noise={noise}",
+        ]
+        assert main(arguments) == 2
+        assert "positive strengths" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_trained_with_noise_is_compared_in_pairs(small):
     results, figures, page = small("landscape_trained", "points=5", "seeds=2", "draws=2")

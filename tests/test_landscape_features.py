@@ -123,9 +123,16 @@ def test_panels_share_one_scale(surfaces):
     assert len({ax.get_zlim() for ax in solid}) == 1
     assert {ax.collections[0].get_clim() for ax in solid} == {solid[0].get_zlim()}
     plt.close("all")
-    for bad, name in (({}, "surfaces"), (surfaces, "kind")):
+    one = next(iter(surfaces.values()))
+    for bad, options, name in (
+        ({}, {}, "surfaces"),
+        (surfaces, {"kind": "heat"}, "kind"),
+        (surfaces, {"columns": 0}, "columns"),
+        ({"below": one.rise()}, {"log": True}, "log"),
+        ({"one": one, "difference": one.difference(one)}, {}, "surfaces"),
+    ):
         with pytest.raises(InputError, match=name):
-            landscape.plots.panels(bad, kind="heat")
+            landscape.plots.panels(bad, **options)
 
 
 def test_the_page_is_self_contained(surfaces, plane, tmp_path):

@@ -448,17 +448,49 @@ def test_a_second_quantity_that_is_not_finite_is_no_mistake():
     assert not nowhere.random
 
 
+@pytest.mark.parametrize("odd", ["loss", "other"])
+def test_values_that_are_not_finite_between_the_first_lines_are_found(odd):
+    model = nn.Linear(2, 2).double()
+    plane = landscape.random_plane(model, directions=1)
+    x = plane.directions[0]["weight"]
+
+    def loss(f):
+        alpha = ((f.weight - plane.origin["weight"]) * x).sum() / x.square().sum()
+        hole = torch.nan if 0.03 < alpha < 0.21 else 1.0  # between the lines at 0 and 0.25
+        found = {"loss": 2 + alpha.sin(), "other": 2 + alpha.cos()}
+        return found | {odd: found[odd] * hole}
+
+    full, quick = (landscape.surface(loss, model, plane, points=65, rtol=rtol) for rtol in (None, 1e-2))
+    np.testing.assert_array_equal(quick.values[odd], full.values[odd])
+    assert np.isnan(full.values[odd]).any()
+
+
 def test_what_a_loss_does_to_the_model_is_undone():
     model = nn.Linear(2, 2)
 
     def loss(f):
         f.bias.requires_grad_(False)
         f.register_buffer("seen", torch.ones(()), persistent=False)
+        f.extra = nn.Linear(2, 2)
         return f.weight.square().sum()
 
     landscape.surface(loss, model, landscape.random_plane(model), points=3)
     assert model.bias.requires_grad
     assert not dict(model.named_buffers())
+    assert not model._non_persistent_buffers_set
+    assert list(model.modules()) == [model]
+
+
+def test_sums_in_another_order_are_no_noise():
+    model, calls = nn.Linear(2, 2), [0]
+
+    def loss(f):
+        calls[0] += 1
+        value = f.weight.square().sum() * (1 + 1e-7 * (calls[0] % 2))
+        return {"loss": value, "difference": value - f.weight.square().sum()}  # the second is rounding alone
+
+    found = landscape.surface(loss, model, landscape.random_plane(model), points=3)
+    assert not found.standard_error.any()
 
 
 def test_flow_loss_follows_the_law_of_the_model():

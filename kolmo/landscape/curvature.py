@@ -294,7 +294,8 @@ def curvature(
         evaluation = Evaluation(
             loss, model, snapshot, draws=draws, seed=seed, noisy=noisy, batchnorm=batchnorm, calibrate=calibrate
         )
-        random = evaluation.probe()[1]
+        first, varying = evaluation.probe(name, gradients=True)
+        random = varying[next(iter(first)) if name not in first else name]
         evaluation.settle()
         with _bar(progress) as bar:
             hessian = Hessian(evaluation, model, name, random, bar)

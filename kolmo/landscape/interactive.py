@@ -9,7 +9,6 @@ import numpy as np
 
 from kolmo import files
 from kolmo.errors import InputError, MissingExtraError
-from kolmo.landscape import plots
 from kolmo.landscape.features import FeatureLandscape
 from kolmo.landscape.surface import Surface
 
@@ -68,7 +67,7 @@ def write_html(
         names, axes, fields = _of_surfaces(content)
         first = next(iter(content.values()))
         shared = len({one.plane.get("fingerprint") for one in content.values()}) == 1
-        one, other = (plots.direction(first, k) if shared else f"direction {k + 1}" for k in (0, 1))
+        one, other = (first.label(k) if shared else f"direction {k + 1}" for k in (0, 1))
         labels = one, other
         height = first.name
     stack = np.stack(fields)

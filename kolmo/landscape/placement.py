@@ -41,7 +41,8 @@ def place(
     values : dict
         All quantities on the full grid; evaluated cells hold what was evaluated.
     error : dict
-        For each quantity, 2.5 times the largest error at the cells left out of the last interpolation.
+        For each quantity, 2.5 times the largest error at the cells left out of the last interpolation; 0 where every
+        point was evaluated, as it is where a value is not finite.
     """
     lines = [_first_lines(len(axis)) for axis in axes]
     generator = np.random.default_rng(0)
@@ -53,9 +54,8 @@ def place(
         first = next(iter(store.values))
         on_lines = {name: _restricted(value, lines) for name, value in store.values.items()}
         full = all(len(chosen) == len(axis) for chosen, axis in zip(lines, axes, strict=True))
-        if full or not all(np.isfinite(value).all() for value in on_lines.values()):
-            wanted(np.ndindex(*store.done.shape))
-            return store.values, dict.fromkeys(store.values, 0.0)
+        if full or not _finite(store, asked):
+            break
         spline = {name: interpolate(value, lines, axes, _DEGREE) for name, value in on_lines.items()}
         coarse = interpolate(on_lines[first].mean(-1)[..., None], lines, axes, 3)[..., 0]
         doubt = np.abs(spline[first].mean(-1) - coarse)
@@ -63,6 +63,8 @@ def place(
         for _ in range(2):  # what the first cells let pass, others must let pass too
             asked[_left_out(doubt, asked, generator)] = True
             wanted(zip(*np.nonzero(asked), strict=True))
+            if not _finite(store, asked):
+                break
             left_out = asked & ~_is_on(lines, asked.shape)
             error = {
                 name: _SAFETY * float(np.abs(store.values[name].mean(-1) - spline[name].mean(-1))[left_out].max())
@@ -73,7 +75,16 @@ def place(
         else:
             merged = {name: np.where(asked[..., None], store.values[name], spline[name]) for name in store.values}
             return merged, error
+        if not _finite(store, asked):
+            break
         lines = _refined(on_lines[first].mean(-1), lines, axes)
+    wanted(np.ndindex(*store.done.shape))
+    return store.values, dict.fromkeys(store.values, 0.0)
+
+
+def _finite(store: Values, asked: np.ndarray) -> bool:
+    """Whether everything that was asked for can be interpolated."""
+    return all(np.isfinite(value[asked]).all() for value in store.values.values())
 
 
 def interpolate(values: np.ndarray, lines: list[np.ndarray], axes: tuple[np.ndarray, ...], degree: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 
 from kolmo import files
 from kolmo.errors import InputError
+from kolmo.landscape.state import whole
 
 if TYPE_CHECKING:
     from kolmo.landscape.curvature import Curvature
@@ -90,7 +91,7 @@ def relief(surface: "Surface", ax: Any = None, *, log: bool | None = None, **sty
     grid = np.meshgrid(*surface.axes, indexing="ij")
     ax.plot_surface(*grid, height, **({"cmap": MAP, "linewidth": 0.1, "rcount": 80, "ccount": 80} | style))
     label = f"log₁₀ {surface.name}" if log else surface.name
-    ax.set(xlabel=direction(surface, 0), ylabel=direction(surface, 1), zlabel=label)
+    ax.set(xlabel=surface.label(0), ylabel=surface.label(1), zlabel=label)
     return ax
 
 
@@ -103,6 +104,7 @@ def panels(
     levels: Any = _LEVELS,
     log: bool | None = None,
     label: str | None = None,
+    lines: bool = True,
     **style: Any,
 ) -> np.ndarray:
     """Surfaces over planes side by side, to be compared: all on one scale.
@@ -117,12 +119,12 @@ def panels(
         Filled contours, or surfaces in three dimensions.
     columns : int
         Panels in a row, at most.
-    levels, log
-        See `contour`; they are those of all surfaces together.
+    levels, log, lines
+        See `contour`; levels and lines are for contours, and the levels are those of all surfaces together.
     label : str, optional
         Of the colour bar, or of the height; None: the name of the quantity.
     **style
-        See `contour` and `relief`.
+        Passed to ``Axes.contourf`` or ``Axes3D.plot_surface``.
 
     Returns
     -------
@@ -132,7 +134,8 @@ def panels(
     Raises
     ------
     InputError
-        Without any surface, for lines, or for another kind.
+        Without any surface, for surfaces over lines or of several quantities, for another kind, or for logarithmic
+        levels of values that are not positive.
 
     Examples
     --------
@@ -149,10 +152,15 @@ def panels(
         raise InputError("surfaces", "none", "at least one surface, by name")
     if kind not in ("contour", "surface"):
         raise InputError("kind", repr(kind), "'contour' or 'surface'")
+    names = {one.name for one in surfaces.values()}
+    if label is None and len(names) > 1:
+        raise InputError("surfaces", f"the quantities {', '.join(sorted(names))}", "one quantity, or a label for all")
     fields = np.concatenate([_plane(one).ravel() for one in surfaces.values()])
     log = _is_wide(fields) if log is None else log
-    label = next(iter(surfaces.values())).name if label is None else label
-    columns = min(columns, len(surfaces))
+    if log and not np.nanmin(fields) > 0:
+        raise InputError("log", True, "positive values", "log=False")
+    label = names.pop() if label is None else label
+    columns = min(whole("columns", columns, 1), len(surfaces))
     rows = -(-len(surfaces) // columns)
     if figure is None:
         import matplotlib.pyplot as plt
@@ -169,7 +177,7 @@ def panels(
         axes = _grid(figure, rows, columns, len(surfaces))
         chosen = _levels(fields, levels, log)
         for ax, one in zip(axes, surfaces.values(), strict=True):
-            filled = _filled(ax, one, chosen, log, True, style)
+            filled = _filled(ax, one, chosen, log, lines, style)
         _bar(filled, list(axes), label, chosen, log)
     for ax, name in zip(axes, surfaces, strict=True):
         ax.set_title(name)
@@ -193,6 +201,11 @@ def cut(surfaces: "Surface | Mapping[str, Surface]", ax: Any = None, *, band: fl
     Returns
     -------
     matplotlib.axes.Axes
+
+    Raises
+    ------
+    InputError
+        Without any surface.
     """
     ax = _new(ax)
     named = dict(surfaces) if isinstance(surfaces, Mapping) else {"": surfaces}
@@ -207,7 +220,7 @@ def cut(surfaces: "Surface | Mapping[str, Surface]", ax: Any = None, *, band: fl
             colour = drawn[0].get_color()
             ax.fill_between(one.axes[0], mean - band * error, mean + band * error, color=colour, alpha=0.25, lw=0)
     first = next(iter(named.values()))
-    label = "α (0: first, 1: second network)" if first.plane["kind"] == "line" else direction(first, 0)
+    label = "α (0: first, 1: second network)" if first.plane["kind"] == "line" else first.label(0)
     ax.set(xlabel=label, ylabel=first.name)
     if len(named) > 1:
         ax.legend(frameon=False)
@@ -286,6 +299,11 @@ def features(
     Returns
     -------
     matplotlib.axes.Axes
+
+    Raises
+    ------
+    InputError
+        For a kind, class, noise level or time that there is not.
     """
     fields = _shown(landscape, kind)
     for argument, index, count in (
@@ -310,34 +328,12 @@ def features(
     ax.contour(*landscape.axes, field.T, levels[::2], colors="white", linewidths=0.4, alpha=0.6)
     if limits is None:
         ax.figure.colorbar(filled, ax=ax, label=label, ticks=_round(low, high, log=False))
-    _paths(ax, landscape, level, paths)
-    if limits is None and paths and landscape.trajectories is not None:
-        labels(ax, loc="upper right", fontsize=7, ncols=2)
+    drawn = _paths(ax, landscape, level, paths)
+    if limits is None and drawn:
+        ax.legend(handles=drawn, title="label of the path", loc="upper right", fontsize=7, ncols=2)
     ax.set(xlabel="feature 1", ylabel="feature 2", title=landscape.levels[level], aspect="equal")
     ax.set(xlim=landscape.axes[0][[0, -1]], ylim=landscape.axes[1][[0, -1]])
     return ax
-
-
-def labels(ax: Any, owner: Any = None, **style: Any) -> Any:
-    """Legend of the labels of the trajectories that `features` drew, in their order.
-
-    Parameters
-    ----------
-    ax : matplotlib Axes
-        Where the trajectories are.
-    owner : Axes or Figure, optional
-        Whose legend it is, for panels that share one; by default that of the Axes.
-    **style
-        Passed to ``legend``.
-
-    Returns
-    -------
-    matplotlib.legend.Legend
-    """
-    handles, names = ax.get_legend_handles_labels()
-    order = sorted(range(len(names)), key=lambda i: int(names[i]))
-    given = {"title": "label of the path", "frameon": False} | style
-    return (owner or ax).legend([handles[i] for i in order], [names[i] for i in order], **given)
 
 
 def animate(
@@ -428,7 +424,7 @@ def _filled(ax: Any, surface: "Surface", levels: np.ndarray, log: bool, lines: b
         drawn = ax.contour(*surface.axes, field.T, values, colors=shade, linewidths=0.5, alpha=0.8)
         _inside(ax, ax.clabel(drawn, fmt=_short, fontsize=8))
     _trajectory(ax, surface)
-    ax.set(xlabel=direction(surface, 0), ylabel=direction(surface, 1))
+    ax.set(xlabel=surface.label(0), ylabel=surface.label(1))
     return filled
 
 
@@ -487,16 +483,6 @@ def _short(value: float) -> str:
     return f"{value:.4g}".replace("-", "−")
 
 
-def direction(surface: "Surface", k: int) -> str:
-    """Label of the axis along direction k: what it is, with its variance or its eigenvalue."""
-    kind = surface.plane["kind"]
-    if kind == "pca":
-        return f"component {k + 1} ({100 * surface.plane['explained_variance'][k]:.0f} % of the variance)"
-    if kind == "hessian":
-        return f"eigenvector {k + 1} (λ = {surface.plane['eigenvalues'][k]:.3g})"
-    return f"direction {k + 1}"
-
-
 def _trajectory(ax: Any, surface: "Surface") -> None:
     path = surface.plane.get("trajectory")
     if path is not None:
@@ -513,17 +499,19 @@ def _shown(landscape: "FeatureLandscape", kind: str) -> np.ndarray:
     )
 
 
-def _paths(ax: Any, landscape: "FeatureLandscape", level: int, count: int) -> None:
+def _paths(ax: Any, landscape: "FeatureLandscape", level: int, count: int) -> list[Any]:
+    """Draw trajectories, coloured by label; return one of each label, in their order."""
     if not count or landscape.trajectories is None or landscape.labels is None:
-        return
+        return []
     from matplotlib import colormaps
     from matplotlib.patheffects import Normal, Stroke
 
     colours = colormaps["tab10"]
     edge = [Stroke(linewidth=1.8, foreground="white"), Normal()]  # seen on dark ground and on light
-    named: set[int] = set()
-    for path, label in zip(landscape.trajectories[level].swapaxes(0, 1)[:count], landscape.labels, strict=False):
-        colour, name = colours(int(label) % 10), None if int(label) in named else str(int(label))
-        named.add(int(label))
-        ax.plot(*path.T, color=colour, lw=0.8, path_effects=edge, label=name)
+    paths, drawn = landscape.trajectories[level].swapaxes(0, 1), dict[int, Any]()
+    for label, path in sorted(zip(map(int, landscape.labels[:count]), paths, strict=False), key=lambda pair: pair[0]):
+        colour, name = colours(label % 10), None if label in drawn else str(label)
+        (line,) = ax.plot(*path.T, color=colour, lw=0.8, path_effects=edge, label=name)
+        drawn.setdefault(label, line)
         ax.plot(*path[-1], "o", color=colour, ms=3, markeredgecolor="white", markeredgewidth=0.4)
+    return list(drawn.values())

@@ -18,10 +18,10 @@ Loss = Callable[[nn.Module], Any]
 
 BATCHNORM = ("freeze", "recalibrate", "batch")
 
-_REPEATED = 1e-4  # relative difference that a repeated draw may have: sums on a GPU come in any order
-_OTHERS = (
-    3  # draws that the first is compared with, to find out whether a loss is random: rare events are missed by one
-)
+# Relative difference that a repeated draw may have: sums on a GPU come in any order.
+_REPEATED = 1e-4
+# Draws that the first is compared with, to find out whether a loss is random: rare events are missed by one.
+_OTHERS = 3
 
 
 class _Slot:
@@ -55,7 +55,8 @@ class Snapshot:
         self._gradients = [
             (p, p.requires_grad, p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()
         ]
-        self._names = [(table, set(table)) for m in modules for table in (m._parameters, m._buffers)]
+        self._names = [(table, set(table)) for m in modules for table in (m._parameters, m._buffers, m._modules)]
+        self._transient = [(m, set(m._non_persistent_buffers_set)) for m in modules]
 
     def restore_buffers(self) -> None:
         """Put the buffers back."""
@@ -69,6 +70,8 @@ class Snapshot:
         for table, names in self._names:
             for added in set(table) - names:
                 del table[added]
+        for module, transient in self._transient:
+            module._non_persistent_buffers_set = transient
         for slot in [*self._buffers, *self._parameters]:
             slot.restore()
         for parameter, wanted, gradient, content in self._gradients:
@@ -191,26 +194,38 @@ class Evaluation:
             raise InputError("loss", "an empty dictionary", "a scalar, or a dictionary of scalars")
         return dict(found) if isinstance(found, dict) else {"loss": found}
 
-    @torch.no_grad()
-    def probe(self) -> tuple[dict[str, float], bool]:
-        """Losses of the first draw at the weights that the model now has, and whether other draws give other losses.
+    def probe(self, name: str | None = None, *, gradients: bool = False) -> tuple[dict[str, float], dict[str, bool]]:
+        """Losses of the first draw at the weights that the model now has, and which of them other draws change.
+
+        Parameters
+        ----------
+        name : str, optional
+            The loss that must be the same when a draw is repeated; None: the first.
+        gradients : bool
+            Whether the loss may use gradients within.
 
         Raises
         ------
         InputError
             If the same draw gives another loss when it is repeated.
         """
-        first, again = self._once(0), self._once(0)
-        for name, value in first.items():
-            if name not in again or _differ(value, again[name], _REPEATED):
-                raise InputError(
-                    "loss",
-                    f"{value:.6g}, and then {again.get(name, math.nan):.6g}, for {name!r} with the same seed",
-                    "a loss that is fixed once torch.manual_seed has been called",
-                    "draw the noise from torch's global generator, not from NumPy or a generator of your own",
-                )
-        others = (self._once(j) for j in range(1, 1 + _OTHERS))
-        return first, any(_differ(first[name], other.get(name, math.nan)) for other in others for name in first)
+        with torch.set_grad_enabled(gradients):
+            first, again, *others = (self._once(j) for j in (0, 0, *range(1, 1 + _OTHERS)))
+        if any(one.keys() != first.keys() for one in (again, *others)):
+            raise InputError("loss", "other names from draw to draw", "the same names always")
+        chosen = next(iter(first)) if name not in first else name
+        if not _close(first[chosen], again[chosen], _REPEATED * abs(first[chosen])):
+            raise InputError(
+                "loss",
+                f"{first[chosen]:.6g}, and then {again[chosen]:.6g}, for {chosen!r} with the same seed",
+                "a loss that is fixed once torch.manual_seed has been called",
+                "draw the noise from torch's global generator, not from NumPy or a generator of your own",
+            )
+        random = {}
+        for key, value in first.items():
+            rounding = 4.0 * abs(value - again[key]) if np.isfinite([value, again[key]]).all() else 0.0
+            random[key] = not all(_close(value, other[key], rounding) for other in others)
+        return first, random
 
     def _once(self, j: int) -> dict[str, float]:
         self.settle()
@@ -265,17 +280,15 @@ def check(batchnorm: str, calibrate: Any) -> None:
         )
 
 
-def _differ(one: float, other: float, rtol: float = 0.0) -> bool:
-    """Whether two numbers differ, NaN being equal to itself."""
-    if math.isnan(one) or math.isnan(other):
-        return math.isnan(one) != math.isnan(other)
-    return one != other and not abs(one - other) <= rtol * abs(one)
+def _close(one: float, other: float, tolerance: float) -> bool:
+    """Whether two numbers are the same within a tolerance, NaN being equal to itself."""
+    return one == other or (math.isnan(one) and math.isnan(other)) or abs(one - other) <= tolerance
 
 
 def as_float(name: str, value: Any) -> float:
     """A scalar loss as a float."""
     try:
-        return float(value)
+        return float(value.detach() if isinstance(value, Tensor) else value)
     except (TypeError, ValueError, RuntimeError) as error:
         shape = f"shape {tuple(value.shape)}" if hasattr(value, "shape") else type(value).__name__
         fix = "take the mean over the samples"

@@ -211,7 +211,7 @@ def sharpness(
             loss, model, snapshot, draws=draws, seed=seed, noisy=noisy, batchnorm=batchnorm, calibrate=calibrate
         )
         weights: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-        random = evaluation.probe()[1]
+        random = next(iter(evaluation.probe()[1].values()))
         origin = [p.detach().clone() for p in weights]
         slope = _slope(evaluation, weights)
         base = _losses(evaluation)

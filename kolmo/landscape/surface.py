@@ -92,6 +92,20 @@ class Surface:
         """Index of the point nearest to the origin of the plane."""
         return tuple(int(np.argmin(np.abs(axis))) for axis in self.axes)
 
+    def label(self, k: int) -> str:
+        """Return what direction k is, for an axis: with its share of the variance, or its eigenvalue, if it has one.
+
+        Parameters
+        ----------
+        k : int
+            Which direction, from 0.
+        """
+        if self.plane["kind"] == "pca":
+            return f"component {k + 1} ({100 * self.plane['explained_variance'][k]:.0f} % of the variance)"
+        if self.plane["kind"] == "hessian":
+            return f"eigenvector {k + 1} (λ = {self.plane['eigenvalues'][k]:.3g})"
+        return f"direction {k + 1}"
+
     def select(self, name: str) -> "Surface":
         """Return the surface of another quantity that the loss returned.
 
@@ -310,7 +324,7 @@ def surface(
         )
         mover = _Mover(model, plane)
         mover.to((0.0,) * len(axes))
-        settings["origin"], random = evaluation.probe()
+        settings["origin"], varying = evaluation.probe()
         store = _Store(path, {**settings, "plane": plane.fingerprint, "axes": list(axes)}, axes, evaluation.draws)
         if store.finished is not None:
             return store.finished
@@ -326,7 +340,7 @@ def surface(
                 values, error = store.values, dict.fromkeys(store.values, 0.0)
             else:
                 values, error = place(wanted, store, axes, rtol)
-    random = random or any(_varies(one[store.done]) for one in store.values.values())
+    random = any(varying.values()) or any(_varies(one[store.done]) for one in store.values.values())
     found = Surface(axes, values, store.done, plane.described(), settings, error, random)
     if path is not None:
         found.save(path)
@@ -384,7 +398,7 @@ class _Store:
         tree = files.read_tree(self._path)
         if "unfinished" in tree:
             tree = tree["unfinished"]
-            same, origin = tree["identity"] == self._identity, tree["origin"]
+            same, origin = tree["identity"] == self._identity, tree.get("origin", {})
             self.values, self.done = dict(tree["values"]), tree["done"]
         else:
             self.finished = found = Surface.load(self._path)
@@ -447,10 +461,9 @@ def _varies(values: np.ndarray) -> bool:
 
 
 def _agree(one: dict[str, float], other: dict[str, float]) -> bool:
-    """Whether the losses at the origin are the same but for rounding, which another machine may do otherwise."""
-    return one.keys() == other.keys() and all(
-        np.isclose(one[name], other[name], rtol=1e-4, atol=0.0, equal_nan=True) for name in one
-    )
+    """Whether the first loss at the origin is the same but for rounding, which another machine may do otherwise."""
+    name = next(iter(other))
+    return one.keys() == other.keys() and bool(np.isclose(one[name], other[name], rtol=1e-4, atol=0.0, equal_nan=True))
 
 
 def _digest(identity: dict[str, Any]) -> str:
