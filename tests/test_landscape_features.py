@@ -195,8 +195,12 @@ def test_the_page_opens_in_a_browser_and_its_slider_changes_the_surface(content,
     page = path.read_text().replace("<head>", "<head>" + WATCH, 1).replace("</body>", MOVE + "</body>", 1)
     path.write_text(page)
     command = [BROWSER, *HEADLESS, f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()]
-    opened = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout
-    found = json.loads(html.unescape(re.search("<title>(.*?)</title>", opened, re.DOTALL)[1]))
+    for _ in range(3):  # where a machine is busy, virtual time may end before the surface is drawn
+        opened = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True).stdout
+        title = html.unescape(re.search("<title>(.*?)</title>", opened, re.DOTALL)[1])
+        if title.startswith("{"):
+            break
+    found = json.loads(title)
     assert found["errors"] == []
     assert found["fetched"] == []
     assert found["before"]["visible"][0] is found["after"]["visible"][-1] is True
