@@ -199,14 +199,14 @@ def report(run: Run) -> list[Section]:
     rows = [
         [
             name,
-            Measured(one["loss"], one["loss_standard_error"] or 0.0),
+            _measured({"value": one["loss"], "standard_error": one["loss_standard_error"]}),
             *(_measured(one["summary"].get(key)) for key in _SHOWN),
         ]
         for name, one in results["levels"].items()
     ]
     caption = (
         "At fixed weights. ± standard error over the noise draws (and the probes, for trace and negative fraction); "
-        "none, or ± 0, where nothing is random. One network: differences between trainings are another matter."
+        "none where nothing is random. One network: differences between trainings are another matter."
     )
 
     def shown(name: str, text: str) -> Shown:
