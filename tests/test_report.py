@@ -81,6 +81,11 @@ def data_of(path):
     return json.loads(text.partition('<script type="application/json">')[2].partition("</script>")[0])
 
 
+def test_bytes_that_are_no_text_are_shown_as_a_question_mark(tmp_path):
+    page = write_html(tmp_path / "r.html", "folder \udcff", []).read_text(encoding="utf-8")
+    assert "folder ?" in page
+
+
 def test_a_relief_carries_its_numbers_and_its_script(tmp_path):
     hole = np.where(BOWL > 2.5, np.nan, BOWL)
     block = Relief((X, Y), {"none": BOWL, "</script><b>": hole}, 'a "bowl"', "Turn it.")

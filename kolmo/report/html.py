@@ -82,7 +82,8 @@ def write_html(path: str | Path, title: str, sections: Sequence[Section], *, sub
         sections="\n".join(_section(section) for section in sections),
         script=f"<script>\n{_part('relief.js')}</script>\n" if turned else "",
     )
-    write_bytes(Path(path), page.encode())
+    # a folder's name may hold bytes that are no text
+    write_bytes(Path(path), page.encode(errors="replace"))
     return Path(path)
 
 
