@@ -178,6 +178,10 @@ class Evaluation:
         self._layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         for layer in self._layers:
             layer.train(batchnorm == "batch")
+        # torch.manual_seed prepares devices that were never used too, which takes longer than drawing
+        other = any(p.device.type != "cpu" for p in model.parameters())
+        other |= torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        self._manual_seed = torch.manual_seed if other else torch.default_generator.manual_seed
 
     def settle(self) -> None:
         """Make the buffers what the policy says at the weights that the model now has."""
@@ -188,7 +192,7 @@ class Evaluation:
 
     def draw(self, j: int) -> dict[str, Tensor]:
         """Losses by name of draw j, at the weights that the model now has."""
-        torch.manual_seed(self._seed + j)
+        self._manual_seed(self._seed + j)
         found = self._loss(self._model)
         if isinstance(found, dict) and not found:
             raise InputError("loss", "an empty dictionary", "a scalar, or a dictionary of scalars")
@@ -249,7 +253,7 @@ class Evaluation:
                 layer.reset_running_stats()
                 layer.momentum = None
                 layer.train()
-            torch.manual_seed(self._seed)
+            self._manual_seed(self._seed)
             self._calibrate(self._model)
         finally:
             for layer, momentum in zip(self._layers, momenta, strict=True):
