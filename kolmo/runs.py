@@ -354,7 +354,7 @@ class Run:
         path = self.folder / "metrics.jsonl"
         if not path.exists():
             return
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_bytes().split(b"\n")
         for number, line in enumerate(lines, start=1):
             if not line:
                 continue

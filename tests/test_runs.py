@@ -320,9 +320,9 @@ def test_pickles_are_never_loaded(finished):
     assert not (finished.folder / "exploded").exists()
 
 
-@pytest.mark.parametrize("line", ['{"unit', "null", "[1]", '{"unit": 3}'])
+@pytest.mark.parametrize("line", [b'{"unit', b"null", b"[1]", b'{"unit": 3}', b"\xff\xfe", b'{"unit": "\xff"}', b"\0"])
 def test_damaged_metrics_name_the_line(finished, line):
-    (finished.folder / "metrics.jsonl").write_text(f'{{"unit": null}}\n{line}\n{{"unit": null}}\n')
+    (finished.folder / "metrics.jsonl").write_bytes(b'{"unit": null}\n' + line + b'\n{"unit": null}\n')
     with pytest.raises(FileError, match="line 2"):
         _ = finished.metrics
 
