@@ -283,10 +283,10 @@ def gradient_memory(
 def _bytes_of_step(march: March, instants: list[float]) -> int:
     """Bytes of the coefficients of a step, with what torch saves to differentiate them."""
     like = tensor_like(march.generator.problem)
-    saved: dict[int, int] = {}
+    saved: dict[int, torch.UntypedStorage] = {}  # kept, or another could come to lie at the same address
 
     def note(v: torch.Tensor) -> torch.Tensor:
-        saved[v.untyped_storage().data_ptr()] = v.untyped_storage().nbytes()
+        saved[v.untyped_storage().data_ptr()] = v.untyped_storage()
         return v
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda v: v):
@@ -294,7 +294,7 @@ def _bytes_of_step(march: March, instants: list[float]) -> int:
     for semi in semis:
         for v in (semi.a, semi.load, semi.boundary):
             note(v)
-    return sum(saved.values())
+    return sum(storage.nbytes() for storage in saved.values())
 
 
 def expected_value(
