@@ -2,8 +2,8 @@
 
 Every law trains the same network from the same weights on the same batches for the same number of epochs (shake-shake
 alone has weights of its own: pairs of branches of half the width); what is reported is the last epoch, never the best.
-Weight decay is a baseline of its own: "none" has it, "no decay" has not.
-The official files are read from the folder ``data``; nothing is downloaded.
+Weight decay is a baseline of its own: "none" has it, "no-decay" has not. The official files are read from the folder
+``data``; nothing is downloaded.
 
 To train data-parallel, on N processes of a machine::
 
@@ -369,8 +369,8 @@ def _deepening(sweep: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(12.0, 4.0), layout="constrained")
     panels = figure.subplots(1, 3)
     for ax, (label, rows) in zip(panels, _effects(sweep).items(), strict=True):
-        laws = {law: ([gap.mean() for gap in gaps], [_error(gap) for gap in gaps]) for law, gaps in rows.items()}
-        lab.against_depth(ax, depths, laws, "blocks in each stage", label)
+        effects = {law: ([gap.mean() for gap in gaps], [_error(gap) for gap in gaps]) for law, gaps in rows.items()}
+        lab.against_depth(ax, depths, effects, "blocks in each stage", label)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return figure
 

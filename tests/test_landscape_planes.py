@@ -120,6 +120,22 @@ def test_bad_input_is_named():
         landscape.hessian_plane(lambda f: f.weight.square().sum(), nn.Linear(1, 1, bias=False))
 
 
+def test_seeds_are_whole_numbers_of_any_kind():
+    model = nn.Linear(2, 2)
+
+    def loss(f):
+        return f.weight.pow(4).sum()
+
+    for seed in (np.int64(3), np.int32(3)):
+        plane = landscape.random_plane(model, seed=seed)
+        assert plane.fingerprint == landscape.random_plane(model, seed=3).fingerprint
+        assert landscape.curvature(loss, model, top=1, seed=seed).settings["seed"] == 3
+        assert landscape.sharpness(loss, model, seed=seed)["random sharpness"].value > 0
+    for measure in (landscape.random_plane, lambda m, seed: landscape.curvature(loss, m, seed=seed)):
+        with pytest.raises(InputError, match="seed"):
+            measure(model, seed=1.5)
+
+
 def test_directions_that_move_nothing_are_refused():
     with pytest.raises(InputError, match="one_dimensional='scale'"):
         landscape.random_plane(nn.LayerNorm(4))

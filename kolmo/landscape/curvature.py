@@ -284,9 +284,10 @@ def curvature(
         raise InputError("probes", probes, "none, or at least 2 to have a standard error")
     if not rtol > 0:
         raise InputError("rtol", rtol, "a positive number")
+    draws, seed = whole("draws", draws, 1), whole("seed", seed)
     settings = {
-        "draws": whole("draws", draws, 1),
-        "seed": whole("seed", seed),
+        "draws": draws,
+        "seed": seed,
         "noisy": None if noisy is None else bool(noisy),
         "batchnorm": batchnorm,
     }

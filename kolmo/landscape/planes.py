@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kolmo import files
 from kolmo.errors import InputError
+from kolmo.landscape.state import whole
 
 Weights = dict[str, Tensor]
 Span = tuple[tuple[float, float], ...]
@@ -199,6 +200,7 @@ def random_plane(
         raise InputError("one_dimensional", repr(one_dimensional), "'zero' or 'scale'")
     if directions not in (1, 2):
         raise InputError("directions", directions, "1 or 2")
+    seed = whole("seed", seed)
     origin = _own_weights(model)
     generator = torch.Generator().manual_seed(seed)
     found = []

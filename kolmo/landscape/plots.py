@@ -1,4 +1,4 @@
-"""Static figures of landscapes, fit for a paper: every function takes ``ax=None`` and returns the Axes."""
+"""Static figures of landscapes, fit for a paper: they take ``ax=None`` (`panels` a figure) and return the Axes."""
 
 import os
 import tempfile

@@ -205,7 +205,7 @@ def sharpness(
     >>> round(found["SAM sharpness"].value, 4)
     0.21
     """
-    pairs = whole("pairs", pairs, 2)
+    pairs, seed = whole("pairs", pairs, 2), whole("seed", seed)
     with kept(model) as snapshot:
         evaluation = Evaluation(
             loss, model, snapshot, draws=draws, seed=seed, noisy=noisy, batchnorm=batchnorm, calibrate=calibrate
