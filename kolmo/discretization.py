@@ -116,7 +116,10 @@ class Discretization:
 
     def record(self) -> dict[str, Any]:
         """Tree of numbers, strings and arrays that holds everything, for saving."""
-        axes = [{"n": a.n, "periodic": a.periodic, "grading": grading.record(a.grading)} for a in self.grid.axes]
+        axes = [
+            {"n": a.n, "periodic": a.periodic, "grading": grading.record(a.grading), "breaks": list(a.breaks)}
+            for a in self.grid.axes
+        ]
         return {
             "axes": axes,
             "times": list(self.times),
@@ -129,7 +132,12 @@ class Discretization:
     @classmethod
     def from_record(cls, tree: dict[str, Any]) -> "Discretization":
         """Rebuild a recipe from its record."""
-        grid = Grid([Axis(a["n"], grading.from_record(a["grading"]), a["periodic"]) for a in tree["axes"]])
+        grid = Grid(
+            [
+                Axis(a["n"], grading.from_record(a["grading"]), a["periodic"], tuple(a.get("breaks", ())))
+                for a in tree["axes"]
+            ]
+        )
         terminal = None if tree["terminal"] is None else TerminalRule.from_record(grid, tree["terminal"])
         return cls(grid, tuple(tree["times"]), tree["scheme"], tree["stepper"], terminal, tree["estimate"])
 

@@ -16,7 +16,7 @@ from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Axis, Grid
 from kolmo.kernels.linear import factorize
 from kolmo.march import March
-from kolmo.plan import plan, prescribe
+from kolmo.refine.plan import plan, prescribe
 from kolmo.problem import KolmogorovProblem
 from kolmo.schemes.base import FaceData
 from kolmo.schemes.generator import Generator, discretize

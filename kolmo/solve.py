@@ -14,7 +14,7 @@ from kolmo.discretization import Discretization
 from kolmo.errors import InputError, KolmoError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
 from kolmo.march import Callback, Run
-from kolmo.plan import prescribe, search
+from kolmo.refine.plan import prescribe, search
 from kolmo.problem import KolmogorovProblem
 from kolmo.schemes.base import SCHEMES
 from kolmo.solution import Solution

@@ -192,7 +192,9 @@ class Generator:
         return [f for value, f in given if callable(value)]
 
     def _local(self, t: float, x: Array) -> Local:
-        return local_coefficients(self.problem, self.grid, self.metric, t, x, self.columns or 1)
+        return local_coefficients(
+            self.problem, self.grid, self.metric, t, x, self.columns or 1, self.scheme.slope_weight
+        )
 
     def at(self, t: float, like: Array | None = None) -> Semi:
         """Stencil numbers, load and boundary values at time t; ``like`` a tensor: in torch, with gradients."""

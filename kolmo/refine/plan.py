@@ -14,7 +14,7 @@ from kolmo.discretization import Discretization, steps_given
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Grid
 from kolmo.kernels.first_use import clock
-from kolmo.layout import Layout, first_layout
+from kolmo.refine.layout import Layout, first_layout
 from kolmo.march import Callback, March, Run, time_nodes
 from kolmo.problem import KolmogorovProblem, check_vectorised
 from kolmo.schemes.base import SCHEMES
