@@ -13,8 +13,8 @@ from kolmo.errors import (
 from kolmo.forward import Density, solve_forward, stationary_density
 from kolmo.grid import Grid
 from kolmo.montecarlo import monte_carlo
-from kolmo.refine.plan import plan
 from kolmo.problem import KolmogorovProblem
+from kolmo.refine.plan import plan
 from kolmo.schemes.generator import Generator, discretize
 from kolmo.sde import SDE
 from kolmo.solution import Solution, load

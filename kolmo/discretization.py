@@ -37,6 +37,8 @@ class Discretization:
         Names of the methods.
     terminal : TerminalRule or None
         How φ is put on the grid (None: point values).
+    breakpoints : tuple of float
+        Times at which something in the problem was seen to jump, besides those it tells.
     estimate : dict
         Parts of the error estimate found while planning: space and time, cut; per column. Empty where none was made.
 
@@ -58,6 +60,7 @@ class Discretization:
     scheme: str
     stepper: str
     terminal: TerminalRule | None = None
+    breakpoints: tuple[float, ...] = ()
     estimate: dict[str, list[float]] = field(default_factory=dict)
 
     @property
@@ -92,7 +95,8 @@ class Discretization:
 
     def march(self, problem: KolmogorovProblem, like: Array | None = None) -> March:
         """Set up the march of a problem on this recipe."""
-        generator = Generator(problem, self.grid, SCHEMES[self.scheme])
+        seen = [t for t in self.breakpoints if 0.0 < t < (problem.horizon or 0.0)]
+        generator = Generator(problem.broken_at(seen), self.grid, SCHEMES[self.scheme])
         return March(generator, STEPPERS[self.stepper], np.array(self.times), like)
 
     def initial(self, march: March) -> Array:
@@ -126,6 +130,7 @@ class Discretization:
             "scheme": self.scheme,
             "stepper": self.stepper,
             "terminal": None if self.terminal is None else self.terminal.record(),
+            "breakpoints": list(self.breakpoints),
             "estimate": self.estimate,
         }
 
@@ -139,7 +144,8 @@ class Discretization:
             ]
         )
         terminal = None if tree["terminal"] is None else TerminalRule.from_record(grid, tree["terminal"])
-        return cls(grid, tuple(tree["times"]), tree["scheme"], tree["stepper"], terminal, tree["estimate"])
+        breakpoints = tuple(tree.get("breakpoints", ()))
+        return cls(grid, tuple(tree["times"]), tree["scheme"], tree["stepper"], terminal, breakpoints, tree["estimate"])
 
     def __repr__(self) -> str:
         smoothed = self.terminal is not None and self.terminal.smoothed

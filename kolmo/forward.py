@@ -16,8 +16,8 @@ from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Axis, Grid
 from kolmo.kernels.linear import factorize
 from kolmo.march import March
-from kolmo.refine.plan import plan, prescribe
 from kolmo.problem import KolmogorovProblem
+from kolmo.refine.plan import plan, prescribe
 from kolmo.schemes.base import FaceData
 from kolmo.schemes.generator import Generator, discretize
 from kolmo.schemes.local import Local, local_coefficients, on_face, wall_nodes

@@ -187,17 +187,18 @@ class Focused:
         return total, slope, bend
 
     @cached_property
-    def _ends(self) -> tuple[float, float]:
+    def ends(self) -> tuple[float, float]:
+        """The sum at the two ends."""
         return float(self._sum(np.float64(self.lower))[0]), float(self._sum(np.float64(self.upper))[0])
 
     def inverse(self, x: Array) -> Array:
         """ξ(x)."""
-        a, b = self._ends
+        a, b = self.ends
         return (self._sum(x)[0] - a) / (b - a)
 
     def __call__(self, xi: Array) -> Array:
         """Position x(ξ), by Newton's method between bisections, from a table."""
-        a, b = self._ends
+        a, b = self.ends
         wanted = a + (b - a) * as_numpy(xi)
         table, sums = self._table
         low, high = np.full(wanted.shape, self.lower), np.full(wanted.shape, self.upper)
@@ -230,12 +231,12 @@ class Focused:
 
     def slope(self, xi: Array) -> Array:
         """dx/dξ."""
-        a, b = self._ends
+        a, b = self.ends
         return (b - a) / self._sum(self(xi))[1]
 
     def bend(self, xi: Array) -> Array:
         """d²x/dξ²."""
-        a, b = self._ends
+        a, b = self.ends
         _, slope, bend = self._sum(self(xi))
         return -((b - a) ** 2) * bend / slope**3
 

@@ -1,7 +1,7 @@
 """What is asked: the equation, its terminal data, horizon and domain."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
 from typing import Any
 
@@ -102,6 +102,16 @@ class KolmogorovProblem:
         other.sde = copy.copy(self.sde)
         other.sde.arrays = other._handed = arrays
         other.sde.device = self.sde.device if device is None else device
+        return other
+
+    def broken_at(self, times: Iterable[float]) -> "KolmogorovProblem":
+        """The same problem with more breakpoints: times at which anything in it jumps."""
+        more = tuple(sorted({*self.sde.breakpoints, *times}))
+        if more == self.sde.breakpoints:
+            return self
+        other = copy.copy(self)
+        other.sde = copy.copy(self.sde)
+        other.sde.breakpoints = more
         return other
 
     @property

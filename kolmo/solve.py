@@ -14,8 +14,8 @@ from kolmo.discretization import Discretization
 from kolmo.errors import InputError, KolmoError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
 from kolmo.march import Callback, Run
-from kolmo.refine.plan import prescribe, search
 from kolmo.problem import KolmogorovProblem
+from kolmo.refine.plan import prescribe, search
 from kolmo.schemes.base import SCHEMES
 from kolmo.solution import Solution
 from kolmo.stationary import solve_stationary

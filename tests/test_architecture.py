@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "kolmo"
 # a new one has to be given its place here.
 ROOMS = [
     ["errors", "arrays", "registry", "files", "memory", "expressions"],
-    ["sde", "reach", "box", "problem"],
+    ["instants", "sde", "reach", "box", "problem"],
     ["grid", "grading"],
     ["kernels"],
     ["schemes"],

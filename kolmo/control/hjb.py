@@ -19,8 +19,8 @@ from kolmo.control.sets import Finite, Unbounded
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
-from kolmo.refine.plan import interesting_points
 from kolmo.problem import KolmogorovProblem
+from kolmo.refine.plan import interesting_points
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.terminal import plan_terminal
 

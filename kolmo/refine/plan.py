@@ -14,9 +14,9 @@ from kolmo.discretization import Discretization, steps_given
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Grid
 from kolmo.kernels.first_use import clock
-from kolmo.refine.layout import Layout, first_layout
 from kolmo.march import Callback, March, Run, time_nodes
 from kolmo.problem import KolmogorovProblem, check_vectorised
+from kolmo.refine.layout import FIRST_NODES, Layout, first_layout
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator, discretize
 from kolmo.schemes.terminal import plan_terminal
@@ -26,8 +26,7 @@ from kolmo.steppers.base import STEPPERS
 SCHEME, ROBUST = "central6", "monotone"
 IMPLICIT, SPLIT, EXPLICIT, TRANSPORT = "radau5", "mcs3", "rk4", "semi-lagrangian"
 
-# Nodes per axis of the first level, and implicit steps there, by dimension.
-FIRST_NODES = {1: 41, 2: 21, 3: 15}
+# Implicit steps of the first level.
 FIRST_STEPS = 8
 # Growth of the number of nodes from level to level.
 GROWTH = {1: 1.5, 2: 1.35, 3: 1.25}
@@ -269,6 +268,8 @@ class _Search:
         self._autonomous: bool | None = None
         self._hurried = False
         self.started = clock()
+        self._layout, self.sight = first_layout(problem, points, max(1e-2 * rtol, 1e-12), rtol)
+        self.problem = problem.broken_at(self.sight.breakpoints)
 
     def run(self, max_cells: int, max_seconds: float) -> Outcome:
         """Refine until the estimate meets the tolerance; if steps prove unstable, again in a more robust way."""
@@ -286,7 +287,7 @@ class _Search:
     def _refine(self, max_cells: int, max_seconds: float) -> Outcome:
         """From the first level on, and then see to the cut."""
         d = self.problem.dim
-        layout = first_layout(self.problem, self.points, max(1e-2 * self.rtol, 1e-12))
+        layout = self._layout
         n = float(FIRST_NODES[d])
         if d > 1 and not self.problem.stationary:
             generator = self._generator(layout.grid(n, SCHEMES[self.scheme].minimum_nodes))
@@ -467,9 +468,11 @@ class _Search:
             run = Run(solve_stationary(march), 0.0)
         else:
             stepper, count = self._choose_stepper(generator, steps, stepper or self.stepper)
-            times = time_nodes(generator.intervals(), count, self.save)
+            closer = FIRST_STEPS / steps
+            short = [(p.start, p.end, p.step * closer) for p in self.sight.pulses]
+            times = time_nodes(generator.intervals(), count, self.save, short)
             rule = plan_terminal(self.problem, grid, generator.box, self.order)
-            recipe = Discretization(grid, tuple(times.tolist()), self.scheme, stepper, rule)
+            recipe = Discretization(grid, tuple(times.tolist()), self.scheme, stepper, rule, self.sight.breakpoints)
             march = March(generator, STEPPERS[stepper], times, self.like)
             first = recipe.initial(march)
             run = march.backward(first, save=self.save, callback=self.callback, progress=self.progress)

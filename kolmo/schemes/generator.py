@@ -13,12 +13,14 @@ from kolmo.arrays import Array, Held, Spread, as_like, as_numpy, is_tensor, zero
 from kolmo.box import Absorbing, Box, Natural, Robin
 from kolmo.errors import InputError
 from kolmo.grid import Grid
+from kolmo.instants import COMPARED, constant, reads_time
 from kolmo.problem import KolmogorovProblem, check_finite, check_vectorised
 from kolmo.schemes.base import SCHEMES, FaceData, Scheme
 from kolmo.schemes.local import Local, Metric, local_coefficients, on_face, wall_nodes
 
-# Irregular instants (fractions of an interval) at which coefficients are compared to see whether they depend on time.
-PROBES = (0.0, 0.1309, 0.3717, 0.5, 0.6283, 0.8571, 0.9999)
+# Nodes at which coefficients are compared to see whether they depend on time, and the least number of instants in each
+# interval between breakpoints, of which there may be many.
+COMPARED_NODES, LEAST_COMPARED = 400, 8
 
 
 @dataclass(frozen=True)
@@ -162,21 +164,17 @@ class Generator:
         return self._same_over_time(sde=True)
 
     def _same_over_time(self, *, sde: bool) -> bool:
-        stride = max(1, self.grid.size // 400)
-        x = self.grid.points[::stride]
-        functions = self._functions(sde=sde)
-        for a, b in self.intervals() if functions else ():
-            seen: list[Any] = []
-            for fraction in PROBES:
-                t = a + fraction * (b - a)
-                now = [as_numpy(f(t, x)) for f in functions]
-                if seen and not all(map(_same, seen, now)):
-                    return False
-                seen = now
-        return True
+        x = self.grid.points[:: max(1, self.grid.size // COMPARED_NODES)]
+        intervals = self.intervals()
+        count = max(COMPARED // len(intervals), LEAST_COMPARED)
+        return all(
+            constant(lambda t, y, f=f: as_numpy(f(t, y)), a, b, x, count)  # type: ignore[misc]
+            for a, b in intervals
+            for f in self._functions(sde=sde)
+        )
 
     def _functions(self, *, sde: bool) -> list[Callable[[float, Array], Array]]:
-        """What might depend on time: all that is not a plain number."""
+        """What might depend on time: functions whose code does not tell that they do not."""
         problem = self.problem
         given: list[tuple[Any, Callable[[float, Array], Array]]] = [
             (problem.killing, problem.rate),
@@ -189,7 +187,7 @@ class Generator:
                 given.append((face.value, partial(problem.on_face, face.value)))
             if isinstance(face, Robin):
                 given.append((face.kappa, partial(problem.on_face, face.kappa)))
-        return [f for value, f in given if callable(value)]
+        return [f for value, f in given if reads_time(value)]
 
     def _local(self, t: float, x: Array) -> Local:
         return local_coefficients(
@@ -303,11 +301,6 @@ class Generator:
                     "a drift that does not point out of a natural face",
                     "use 'open' where the state space goes on",
                 )
-
-
-def _same(p: np.ndarray, q: np.ndarray) -> bool:
-    """Whether two arrays hold the same numbers, NaN in the same places (which there rarely are)."""
-    return np.array_equal(p, q) or np.array_equal(p, q, equal_nan=True)
 
 
 def discretize(problem: KolmogorovProblem, grid: Grid | int | Sequence[int], scheme: str = "auto") -> Generator:

@@ -11,7 +11,6 @@ from kolmo.arrays import Array, Held, Spread, as_like, as_numpy, fresh, namespac
 from kolmo.grid import Grid
 from kolmo.problem import KolmogorovProblem, check_covariance, check_finite
 
-
 TINY = 1e-300
 # How far beside a break the coefficients of its two sides are read, as a part of the cells there.
 ASIDE = 1e-8
