@@ -45,9 +45,13 @@ PARTS, JUMP, KINK = 16, 0.35, 0.045
 LOOKS_AT_A_KINK, LOOKS_AT_A_JUMP = 4, 15
 # Breaks of several functions this close, as a part of the axis, are one.
 SAME = 1e-9
+# An interval around a jump in time, of this part of the whole, is divided to the last digit.
+BESIDE = 1e-9
 # The sixth difference, of the largest factor 1, and the part of the tolerance from which on it weighs something.
 SIXTH = tuple(b / 64.0 for b in (1.0, -6.0, 15.0, -20.0, 15.0, -6.0, 1.0))
-WEIGHS = 0.1
+# What weighs something is followed to spacings at which it has this part of its largest effect left: the first level has
+# to see it, the next ones are there to resolve it.
+WEIGHS, SEEN = 0.1, 0.03
 # A place is a feature where it needs so many times the nodes that are there; spacings grow by this part of the distance
 # from a feature. An axis that is rough all along is left to finer levels but for a factor.
 FINER, GROWS, MOST_FEATURES, LEAST_USUAL = 1.6, 0.3, 24, 1e-3
@@ -413,28 +417,30 @@ def _spacing(f: "_Field", axis: int, room: Room, places: Sequence[float], size: 
             other = room.density(j, x) * np.asarray(g.slope(f.s))
             weights = np.multiply.outer(weights, other / other.sum()).reshape(-1)
     cell = np.asarray(grading.slope(f.s)) / n
-    effect = f.datum.weight / (size if f.datum.adds else 1.0) * room.density(axis, f.x[axis])
+    likely = f.datum.weight / (size if f.datum.adds else 1.0) * room.density(axis, f.x[axis])
     part = np.minimum(cell / room.spread[axis], 1.0)
 
-    def weighs(which: slice, sixth: np.ndarray, stride: int) -> np.ndarray:
+    def effect(which: slice, sixth: np.ndarray, stride: int) -> np.ndarray:
         mean = (np.abs(sixth) * weights[:, None]).sum(1).max(-1)
-        return np.asarray(effect[which] * mean * np.minimum(stride * part[which], 1.0) > WEIGHS * rtol)
+        return np.asarray(likely[which] * mean * np.minimum(stride * part[which], 1.0))
 
-    return _least_spacing(lines, f.s, places, weighs) * cell
+    return _least_spacing(lines, f.s, places, effect, rtol) * cell
 
 
 def _least_spacing(
     lines: np.ndarray,
     s: np.ndarray,
     places: Sequence[float],
-    weighs: Callable[[slice, np.ndarray, int], np.ndarray],
+    effect: Callable[[slice, np.ndarray, int], np.ndarray],
+    rtol: float,
 ) -> np.ndarray:
     """Per sample the smallest spacing, in samples, at which the sixth difference weighs something; infinite if none.
 
-    Differences across breaks do not count.
+    That is more than a part of the tolerance, and of the largest effect that it has at a wider spacing. Differences
+    across breaks do not count.
     """
     n = len(s)
-    wanted, crossed = np.full(n, np.inf), np.zeros(n + 1)
+    wanted, largest, crossed = np.full(n, np.inf), np.zeros(n), np.zeros(n + 1)
     np.add.at(crossed, np.searchsorted(s, np.asarray(places)), 1.0)
     crossed = np.cumsum(crossed)[:n]
     stride = n // 16
@@ -446,8 +452,11 @@ def _least_spacing(
                 sixth = sixth + binomial * lines[m * stride : n - 2 * offset + m * stride : every]
             inside = slice(offset, n - offset, every)
             whole = crossed[2 * offset :: every] == crossed[: n - 2 * offset : every]
-            needs = np.repeat(weighs(inside, sixth, stride) & whole, every)[: n - 2 * offset]
-            wanted[offset : n - offset] = np.where(needs, stride, wanted[offset : n - offset])
+            size = np.repeat(effect(inside, sixth, stride) * whole, every)[: n - 2 * offset]
+            middle = slice(offset, n - offset)
+            largest[middle] = np.maximum(largest[middle], size)
+            needs = (size > WEIGHS * rtol) & (size > SEEN * largest[middle])
+            wanted[middle] = np.where(needs, stride, wanted[middle])
         stride //= 2
     return wanted
 
@@ -512,10 +521,13 @@ def _over_time(
                 crowded.append(name)
                 found = []
             mine += found
-            wanted = np.minimum(wanted, _steps_wanted(s, seen, found, rtol) * (b - a))
-        breaks += [a + q * (b - a) for q in _merged(mine)]
+            within = [(t - a) / (b - a) for t in found]
+            wanted = np.minimum(wanted, _steps_wanted(s, seen, within, rtol) * (b - a))
+        breaks += mine
         pulses += _pulses(a, b, s, wanted, problem.horizon)
-    return tuple(sorted(breaks)), tuple(pulses)
+    together = _merged([t / problem.horizon for t in breaks])
+    exact = sorted(set(breaks))
+    return tuple(next(t for t in exact if abs(t / problem.horizon - q) <= SAME) for q in together), tuple(pulses)
 
 
 def _probes(room: Room) -> np.ndarray:
@@ -570,18 +582,34 @@ def _breaks_in_time(
     found = []
     for i in chosen[:CANDIDATES]:
         located = _locate(values, float(s[max(i - 2, 0)]), float(s[min(i + 2, len(s) - 1)]), 1)
-        found += located[np.isfinite(located)].tolist()
-    return found
+        found += [_first_after(f, a + q * (b - a), b - a) for q in located[np.isfinite(located)]]
+    return [t for t in found if a < t < b]
+
+
+def _first_after(f: Callable[[float], np.ndarray], t: float, length: float) -> float:
+    """The first instant at which what jumps near t has its later value (of a kink: t)."""
+    low, high = t - BESIDE * length, t + BESIDE * length
+    before, after = (np.nan_to_num(np.array(f(end), dtype=float)) for end in (low, high))
+    middle = 0.5 * (low + high)
+    while low < middle < high:
+        now = np.nan_to_num(np.array(f(middle), dtype=float))
+        if np.abs(now - before).max() < np.abs(now - after).max():
+            low = middle
+        else:
+            high = middle
+        middle = 0.5 * (low + high)
+    jump, change = np.abs(after - before).max(), np.abs(np.nan_to_num(np.array(f(high))) - after).max()
+    return high if jump > 2.0 * change else t
 
 
 def _steps_wanted(s: np.ndarray, seen: np.ndarray, breaks: Sequence[float], rtol: float) -> np.ndarray:
     """Length of steps, as a part of the interval, that a function of time needs at each sample."""
     n, size = len(s), float(np.abs(seen).mean(0).max())
 
-    def weighs(which: slice, sixth: np.ndarray, stride: int) -> np.ndarray:
-        return np.asarray(np.abs(sixth[:, 0]).max(-1) / size * stride / n > WEIGHS * rtol)
+    def effect(which: slice, sixth: np.ndarray, stride: int) -> np.ndarray:
+        return np.asarray(np.abs(sixth[:, 0]).max(-1) / size * stride / n)
 
-    return _least_spacing(seen[:, None], s, breaks, weighs) / n if size > 0 else np.full(n, np.inf)
+    return _least_spacing(seen[:, None], s, breaks, effect, rtol) / n if size > 0 else np.full(n, np.inf)
 
 
 def _pulses(a: float, b: float, s: np.ndarray, wanted: np.ndarray, horizon: float) -> list[Pulse]:

@@ -99,6 +99,7 @@ def differences(n: int, order: int, low: str, high: str, breaks: tuple[int, ...]
     return _broken(plain, order, breaks) if breaks else plain
 
 
+@lru_cache(maxsize=8)
 def slope_weight(order: int) -> float:
     """Weight of the slope at a break in the second difference there, as seen from below (from above: its negative)."""
     offsets, _ = _closure(SLOPE, 0, 2, order)

@@ -1,7 +1,7 @@
 """The semi-discrete equation u' + Q(t) u + r(t) = 0 on a grid: the generator that every march and adjoint uses."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
@@ -16,7 +16,7 @@ from kolmo.grid import Grid
 from kolmo.instants import COMPARED, constant, reads_time
 from kolmo.problem import KolmogorovProblem, check_finite, check_vectorised
 from kolmo.schemes.base import SCHEMES, FaceData, Scheme
-from kolmo.schemes.local import Local, Metric, local_coefficients, on_face, wall_nodes
+from kolmo.schemes.local import Local, Metric, local_coefficients, on_face, source_at, wall_nodes
 
 # Nodes at which coefficients are compared to see whether they depend on time, and the least number of instants in each
 # interval between breakpoints, of which there may be many.
@@ -79,6 +79,7 @@ class Generator:
         self.box: Box = problem.box.replace(low, high)
         self._evaluated: dict[float, Local] = {}
         self._walls: dict[tuple[int, int], Held] = {}
+        self._kept: Local | None = None
         self._check_natural()
 
     @cached_property
@@ -190,9 +191,22 @@ class Generator:
         return [f for value, f in given if reads_time(value)]
 
     def _local(self, t: float, x: Array) -> Local:
-        return local_coefficients(
-            self.problem, self.grid, self.metric, t, x, self.columns or 1, self.scheme.slope_weight
-        )
+        columns = self.columns or 1
+        if is_tensor(x) or not self._steady:
+            return local_coefficients(self.problem, self.grid, self.metric, t, x, columns, self.scheme.slope_weight)
+        if self._kept is None:
+            self._kept = local_coefficients(
+                self.problem, self.grid, self.metric, t, x, columns, self.scheme.slope_weight
+            )
+            return self._kept
+        return replace(self._kept, g=source_at(self.problem, t, x, columns))
+
+    @cached_property
+    def _steady(self) -> bool:
+        """Whether only the source may depend on time, and is nowhere the mean of two sides."""
+        given = [*self.problem.sde.given.values(), self.problem.killing]
+        whole = not any(axis.breaks for axis in self.grid.axes)
+        return whole and reads_time(self.problem.source) and not any(map(reads_time, given))
 
     def at(self, t: float, like: Array | None = None) -> Semi:
         """Stencil numbers, load and boundary values at time t; ``like`` a tensor: in torch, with gradients."""

@@ -119,9 +119,13 @@ def _local(problem: KolmogorovProblem, t: float, x: Array, density: Array, bend:
     A = b * density - 0.5 * namespace(S).einsum("...ii->...i", S) * bend
     S = S * density[:, :, None] * density[:, None, :]
     c = check_finite(problem.rate(t, x), x, t, "killing")
+    return Local(A, S, c, source_at(problem, t, x, k))
+
+
+def source_at(problem: KolmogorovProblem, t: float, x: Array, k: int) -> Array:
+    """Evaluate and check the source, shape (size, k)."""
     g = check_finite(problem.running(t, x), x, t, "source")
-    g = g[:, None] if g.ndim == 1 else g
-    return Local(A, S, c, _columns(g, k))
+    return _columns(g[:, None] if g.ndim == 1 else g, k)
 
 
 def _averaged(
