@@ -8,11 +8,11 @@ import numpy as np
 
 from kolmo.arrays import Array, as_like, as_numpy, namespace
 
-# A map of several arsinh is inverted by Newton's method between bisections, from a table with so many places a centre.
+# A map of several arsinh is inverted by Newton's method from a table with so many places a centre, to this part of a
+# scale; one step does inside the axis, some more beyond its ends.
+TABLE, NEWTON, CLOSE = 129, 40, 1e-15
 # ξ of a node is known to rounding.
 ROUNDING = 1e-12
-# Extrapolated, the axis is doubled so often at most: a cut moves out by a fifth of the nodes at a time.
-NEWTON, DOUBLINGS, TABLE = 60, 40, 65
 
 
 class Grading(Protocol):
@@ -197,37 +197,32 @@ class Focused:
         return (self._sum(x)[0] - a) / (b - a)
 
     def __call__(self, xi: Array) -> Array:
-        """Position x(ξ), by Newton's method between bisections, from a table."""
+        """Position x(ξ): from a table, closed in by Newton's method."""
         a, b = self.ends
         wanted = a + (b - a) * as_numpy(xi)
-        table, sums = self._table
-        low, high = np.full(wanted.shape, self.lower), np.full(wanted.shape, self.upper)
-        length = self.upper - self.lower
-        for _ in range(DOUBLINGS):  # beyond the ends
-            short, long = self._sum(low)[0] > wanted, self._sum(high)[0] < wanted
-            if not (short.any() or long.any()):
-                break
-            low, high, length = np.where(short, low - length, low), np.where(long, high + length, high), 2.0 * length
-        x = np.clip(np.interp(wanted, sums, table), low, high)
+        x = np.asarray(self._table(wanted))
+        # beyond the ends the sum is concave or convex: Newton's method from outside its range goes there by itself
         for _ in range(NEWTON):
             total, slope, _ = self._sum(x)
-            low, high = np.where(total <= wanted, x, low), np.where(total >= wanted, x, high)
-            closer = x - (total - wanted) / slope
-            closer = np.where((closer >= low) & (closer <= high), closer, 0.5 * (low + high))
-            done, x = np.abs(closer - x) <= 4.0 * np.spacing(np.abs(x) + np.abs(closer)), closer
-            if done.all():
+            move = (total - wanted) / slope
+            x = x - move
+            if not (np.abs(move) > CLOSE * (np.abs(x) + 1.0 / slope)).any():
                 break
         return as_like(x, xi)
 
     @cached_property
-    def _table(self) -> tuple[np.ndarray, np.ndarray]:
-        """Positions, dense around the centres, and the sum there."""
+    def _table(self) -> Any:
+        """Position as a function of the sum: cubic between places dense around the centres."""
+        from scipy.interpolate import CubicHermiteSpline  # not with the package: it takes long to import
+
         parts = [np.array([self.lower, self.upper])]
         for c, w in zip(self.centres, self.widths, strict=True):
             ends = np.arcsinh((np.array([self.lower, self.upper]) - c) / w)
             parts.append(c + w * np.sinh(np.linspace(*ends, TABLE)))
         x = np.unique(np.clip(np.concatenate(parts), self.lower, self.upper))
-        return x, self._sum(x)[0]
+        x = x[np.concatenate([[True], np.diff(x) > ROUNDING * (self.upper - self.lower)])]
+        total, slope, _ = self._sum(x)
+        return CubicHermiteSpline(total, x, 1.0 / slope)
 
     def slope(self, xi: Array) -> Array:
         """dx/dξ."""

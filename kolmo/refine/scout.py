@@ -52,6 +52,8 @@ SIXTH = tuple(b / 64.0 for b in (1.0, -6.0, 15.0, -20.0, 15.0, -6.0, 1.0))
 # What weighs something is followed to spacings at which it has this part of its largest effect left: the first level has
 # to see it, the next ones are there to resolve it.
 WEIGHS, SEEN = 0.1, 0.03
+# A feature is narrower than this part of the axis: a tenth of a spread, about.
+NARROW = 128
 # A place is a feature where it needs so many times the nodes that are there; spacings grow by this part of the distance
 # from a feature. An axis that is rough all along is left to finer levels but for a factor.
 FINER, GROWS, MOST_FEATURES, LEAST_USUAL = 1.6, 0.3, 24, 1e-3
@@ -223,6 +225,7 @@ class _Field:
 
     def __init__(self, datum: _Datum, room: Room, times: Sequence[float]) -> None:
         self.datum, self.room, self.times = datum, room, times
+        self._candidates: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         d = len(room.gradings)
         n = SAMPLES[d]
         # an irrational part of a cell off the nodes of grids
@@ -231,11 +234,20 @@ class _Field:
         mesh = np.stack(np.meshgrid(*self.x, indexing="ij"), -1).reshape(-1, d)
         self.samples = np.concatenate([datum.values(t, mesh) for t in times], 1).reshape(*[n] * d, -1)
         self.samples = np.where(np.isfinite(self.samples), self.samples, 0.0)
+        varies = np.ptp(self.samples.reshape(-1, self.samples.shape[-1]), axis=0) > 0
+        self.flat = not varies.any()
+        self.samples = self.samples[..., varies] if varies.any() else self.samples[..., :1]
 
     def lines(self, axis: int) -> np.ndarray:
         """Samples with the axis first, shape (n, lines, m)."""
         moved = np.moveaxis(self.samples, axis, 0)
         return moved.reshape(moved.shape[0], -1, moved.shape[-1])
+
+    def candidates(self, axis: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where second differences along an axis stand out, and how large they are, shape (n, lines)."""
+        if axis not in self._candidates:
+            self._candidates[axis] = _candidates(self.lines(axis))
+        return self._candidates[axis]
 
     def on_lines(self, axis: int, which: np.ndarray) -> Values:
         """The function along some lines of the lattice, as a function of ξ (lines, p) → (lines, p, m)."""
@@ -310,8 +322,9 @@ def _merged(found: Sequence[float]) -> list[float]:
 
 def _breaks_along(f: "_Field", axis: int, slanted: set[str], crowded: list[str]) -> list[float]:
     """ξ of the breaks of a function along an axis that run along the others."""
-    lines = f.lines(axis)
-    candidate, strength = _candidates(lines)
+    if f.flat:
+        return []
+    candidate, strength = f.candidates(axis)
     count = candidate.sum(1)  # lines with a candidate at a place
     if not count.any():
         return []
@@ -409,7 +422,7 @@ def _spacing(f: "_Field", axis: int, room: Room, places: Sequence[float], size: 
     """Spacing in x that a function needs along an axis, at the samples; infinite where any will do."""
     lines = f.lines(axis)
     n, grading = len(lines), room.gradings[axis]
-    if f.datum.adds and size == 0.0:
+    if f.flat or (f.datum.adds and size == 0.0):
         return np.full(n, np.inf)
     weights = np.ones(1)
     for j, (x, g) in enumerate(zip(f.x, room.gradings, strict=True)):
@@ -424,41 +437,55 @@ def _spacing(f: "_Field", axis: int, room: Room, places: Sequence[float], size: 
         mean = (np.abs(sixth) * weights[:, None]).sum(1).max(-1)
         return np.asarray(likely[which] * mean * np.minimum(stride * part[which], 1.0))
 
-    return _least_spacing(lines, f.s, places, effect, rtol) * cell
+    # along one line a break that was no break is a smooth feature; across many, slanted ones are left to the cells
+    broken = f.candidates(axis)[0] if lines.shape[1] > 1 else np.zeros(lines.shape[:2], dtype=bool)
+    return _least_spacing(lines, f.s, places, broken, effect, rtol) * cell
 
 
 def _least_spacing(
     lines: np.ndarray,
     s: np.ndarray,
     places: Sequence[float],
+    candidates: np.ndarray,
     effect: Callable[[slice, np.ndarray, int], np.ndarray],
     rtol: float,
 ) -> np.ndarray:
     """Per sample the smallest spacing, in samples, at which the sixth difference weighs something; infinite if none.
 
     That is more than a part of the tolerance, and of the largest effect that it has at a wider spacing. Differences
-    across breaks do not count.
+    across breaks, of all lines or of one (``candidates``), do not count.
     """
     n = len(s)
-    wanted, largest, crossed = np.full(n, np.inf), np.zeros(n), np.zeros(n + 1)
-    np.add.at(crossed, np.searchsorted(s, np.asarray(places)), 1.0)
-    crossed = np.cumsum(crossed)[:n]
+    wanted, largest = np.full(n, np.inf), np.zeros(n)
+    first = max(n // NARROW, 1)
+    if not (effect(slice(3 * first, n - 3 * first), _sixth(lines, first, 1), first) > WEIGHS * rtol).any():
+        return wanted  # seen at every sample, nothing is narrower than that
+    broken = np.zeros((n + 1, lines.shape[1]), dtype=np.int32)
+    broken[:n] = candidates
+    np.add.at(broken, np.searchsorted(s, np.asarray(places)), 1)
+    crossed = np.cumsum(broken, axis=0)[:n]
     stride = n // 16
     while stride >= 1:
         every, offset = max(stride // 4, 1), 3 * stride
         if n > 2 * offset:
-            sixth: Any = 0.0
-            for m, binomial in enumerate(SIXTH):
-                sixth = sixth + binomial * lines[m * stride : n - 2 * offset + m * stride : every]
+            sixth = _sixth(lines, stride, every)
             inside = slice(offset, n - offset, every)
             whole = crossed[2 * offset :: every] == crossed[: n - 2 * offset : every]
-            size = np.repeat(effect(inside, sixth, stride) * whole, every)[: n - 2 * offset]
+            size = np.repeat(effect(inside, sixth * whole[..., None], stride), every)[: n - 2 * offset]
             middle = slice(offset, n - offset)
             largest[middle] = np.maximum(largest[middle], size)
             needs = (size > WEIGHS * rtol) & (size > SEEN * largest[middle])
             wanted[middle] = np.where(needs, stride, wanted[middle])
         stride //= 2
     return wanted
+
+
+def _sixth(lines: np.ndarray, stride: int, every: int) -> np.ndarray:
+    """Sixth differences at a stride, of every so many samples."""
+    n, total = len(lines), 0.0
+    for m, binomial in enumerate(SIXTH):
+        total = total + binomial * lines[m * stride : n - (6 - m) * stride : every]
+    return np.asarray(total)
 
 
 def _features(x: np.ndarray, wanted: np.ndarray, grading: Grading, nodes: int) -> tuple[Feature, ...]:
@@ -609,7 +636,8 @@ def _steps_wanted(s: np.ndarray, seen: np.ndarray, breaks: Sequence[float], rtol
     def effect(which: slice, sixth: np.ndarray, stride: int) -> np.ndarray:
         return np.asarray(np.abs(sixth[:, 0]).max(-1) / size * stride / n)
 
-    return _least_spacing(seen[:, None], s, breaks, effect, rtol) / n if size > 0 else np.full(n, np.inf)
+    none = np.zeros((n, 1), dtype=bool)
+    return _least_spacing(seen[:, None], s, breaks, none, effect, rtol) / n if size > 0 else np.full(n, np.inf)
 
 
 def _pulses(a: float, b: float, s: np.ndarray, wanted: np.ndarray, horizon: float) -> list[Pulse]:
