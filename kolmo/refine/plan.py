@@ -16,6 +16,7 @@ from kolmo.grid import Grid
 from kolmo.kernels.first_use import clock
 from kolmo.march import Callback, March, Run, time_nodes
 from kolmo.problem import KolmogorovProblem, check_vectorised
+from kolmo.refine.estimate import Convergence, Verdict
 from kolmo.refine.layout import FIRST_NODES, Layout, first_layout
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator, discretize
@@ -48,6 +49,8 @@ RUNAWAY = 10.0
 # Order that the estimate counts on where the breaks of φ are sampled only.
 SAMPLED_ORDER = 2.0
 TINY = 1e-300
+# Rounding of a march: a few units in the last place of the largest value, as random as the number of nodes.
+ROUNDING = 4e-15
 # Part of the tolerance that the next level aims at.
 AIM = 0.7
 # Least proportion between the axes' numbers of nodes.
@@ -410,31 +413,23 @@ class _Search:
         return np.asarray(self.atol + self.rtol * np.abs(self.levels[-1].values).max(0))
 
     def _estimate(self) -> np.ndarray:
-        """Error estimate per column from the differences of the last levels."""
-        values = [level.witnessed for level in self.levels]
-        nodes = [level.n for level in self.levels]
-        if len(values) < 2:
-            return np.full(values[-1].shape[1], np.inf)
-        last = np.abs(values[-1] - values[-2]).max(0)
-        ratio = nodes[-1] / nodes[-2]
-        if len(values) < 3:
-            return np.asarray(last)
-        observed = self._observed()
-        # faster than the scheme can be: one part of the error dies while another has not shown itself yet
-        surprised = 1.0 if len(values) == 3 else 0.5 * self.order
-        trusted = np.where(observed > self.order + 1.0, surprised, 0.8 * observed)
-        order = np.clip(np.nan_to_num(trusted, nan=1.0), 1.0, self._trust)
-        floor = 4e-15 * (1.0 + np.abs(values[-1]).max(0)) * math.sqrt(self.levels[-1].discretization.grid.size)
-        return np.asarray(last / (ratio**order - 1.0) + floor)
+        """Error estimate per column."""
+        verdict = self._verdict()
+        # that nothing has been met so far is no evidence where there is something to be met
+        return np.where(verdict.silent, np.maximum(verdict.estimate, self.sight.size), verdict.estimate)
 
-    def _observed(self) -> np.ndarray:
-        """Order of convergence per column that the last three levels show."""
-        first, second, third = self.levels[-3:]
-        before, last = (
-            np.abs(fine.witnessed - coarse.witnessed).max(0) for coarse, fine in ((first, second), (second, third))
+    def _verdict(self) -> Verdict:
+        """What the levels say about the last one."""
+        last = as_numpy(self.levels[-1].run.state)
+        rounding = ROUNDING * np.abs(last).max(0) * math.sqrt(len(last))
+        return self._convergence.judge(
+            [level.n for level in self.levels], [level.witnessed for level in self.levels], rounding=rounding
         )
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(np.log(before / last) / math.log(second.n / first.n))
+
+    @property
+    def _convergence(self) -> Convergence:
+        """How levels are judged: with one more of them where breaks lie between the nodes."""
+        return Convergence(self._trust, fewest=4 if self.sight.unresolved else 3)
 
     @property
     def _trust(self) -> float:
@@ -448,12 +443,11 @@ class _Search:
         d = self.problem.dim
         if len(self.levels) < 3:
             return n * self._growth
-        if len(self.levels) == 3 and (self._observed() > self.order + 1.0).any():
-            return n * GROWTH[d]  # what is left of the error is not known: a level near by shows it
         tolerance = self._tolerance()
-        excess = float(np.max(self._estimate() / np.maximum(AIM * (tolerance - self.cut), 0.1 * tolerance)))
+        allowed = np.maximum(AIM * (tolerance - self.cut), 0.1 * tolerance)
         least = 1.0 + 0.5 * (GROWTH[d] - 1.0)
-        return float(n * min(max(excess ** (1.0 / self.order), least), MAX_GROWTH[d]))
+        verdict, nodes = self._verdict(), [level.n for level in self.levels]
+        return self._convergence.next_resolution(nodes, verdict, allowed, least=least, most=MAX_GROWTH[d])
 
     def _solve(self, layout: Layout, n: float) -> Level:
         steps = max(4, math.ceil(FIRST_STEPS * n / FIRST_NODES[self.problem.dim]))

@@ -117,6 +117,8 @@ class Sight:
         Functions with more breaks than are treated one by one.
     silent : bool
         Whether terminal data, source and face values are zero wherever they were seen.
+    size : float
+        Mean size of the terminal data and the source where the process goes.
     """
 
     axes: tuple[AxisSight, ...]
@@ -125,6 +127,12 @@ class Sight:
     slanted: tuple[str, ...] = ()
     crowded: tuple[str, ...] = ()
     silent: bool = False
+    size: float = 0.0
+
+    @property
+    def unresolved(self) -> bool:
+        """Whether coefficients break between the nodes of any grid."""
+        return any(name != "terminal" for name in (*self.slanted, *self.crowded))
 
 
 @dataclass(frozen=True)
@@ -183,7 +191,7 @@ def scout(problem: KolmogorovProblem, room: Room, rtol: float) -> Sight:
     for axis in range(problem.dim):
         axes.append(_along(axis, room, fields, size, rtol, slanted, crowded))
     silent = not any(f.datum.adds and f.samples.any() for f in fields) and not _faces_speak(problem)
-    return Sight(tuple(axes), breakpoints, pulses, tuple(sorted(slanted)), tuple(dict.fromkeys(crowded)), silent)
+    return Sight(tuple(axes), breakpoints, pulses, tuple(sorted(slanted)), tuple(dict.fromkeys(crowded)), silent, size)
 
 
 def _data(problem: KolmogorovProblem, room: Room) -> list[_Datum]:
