@@ -39,6 +39,8 @@ class Discretization:
         How φ is put on the grid (None: point values).
     breakpoints : tuple of float
         Times at which something in the problem was seen to jump, besides those it tells.
+    averages : dict
+        By name, how functions are averaged around the nodes whose breaks lie between these.
     estimate : dict
         Parts of the error estimate found while planning: space and time, cut; per column. Empty where none was made.
 
@@ -61,6 +63,7 @@ class Discretization:
     stepper: str
     terminal: TerminalRule | None = None
     breakpoints: tuple[float, ...] = ()
+    averages: dict[str, TerminalRule] = field(default_factory=dict)
     estimate: dict[str, list[float]] = field(default_factory=dict)
 
     @property
@@ -96,7 +99,7 @@ class Discretization:
     def march(self, problem: KolmogorovProblem, like: Array | None = None) -> March:
         """Set up the march of a problem on this recipe."""
         seen = [t for t in self.breakpoints if 0.0 < t < (problem.horizon or 0.0)]
-        generator = Generator(problem.broken_at(seen), self.grid, SCHEMES[self.scheme])
+        generator = Generator(problem.broken_at(seen), self.grid, SCHEMES[self.scheme], averages=self.averages)
         return March(generator, STEPPERS[self.stepper], np.array(self.times), like)
 
     def initial(self, march: March) -> Array:
@@ -131,6 +134,7 @@ class Discretization:
             "stepper": self.stepper,
             "terminal": None if self.terminal is None else self.terminal.record(),
             "breakpoints": list(self.breakpoints),
+            "averages": {name: rule.record() for name, rule in self.averages.items()},
             "estimate": self.estimate,
         }
 
@@ -145,7 +149,17 @@ class Discretization:
         )
         terminal = None if tree["terminal"] is None else TerminalRule.from_record(grid, tree["terminal"])
         breakpoints = tuple(tree.get("breakpoints", ()))
-        return cls(grid, tuple(tree["times"]), tree["scheme"], tree["stepper"], terminal, breakpoints, tree["estimate"])
+        averages = {name: TerminalRule.from_record(grid, rule) for name, rule in tree.get("averages", {}).items()}
+        return cls(
+            grid,
+            tuple(tree["times"]),
+            tree["scheme"],
+            tree["stepper"],
+            terminal,
+            breakpoints,
+            averages,
+            tree["estimate"],
+        )
 
     def __repr__(self) -> str:
         smoothed = self.terminal is not None and self.terminal.smoothed

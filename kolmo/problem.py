@@ -114,6 +114,21 @@ class KolmogorovProblem:
         other.sde.breakpoints = more
         return other
 
+    def showing(self, name: str, t: float) -> "KolmogorovProblem":
+        """The same problem with another of its functions at an instant as terminal data, so that both are treated alike.
+
+        ``name``: "drift", "covariance" (d² columns), "killing" or "source".
+        """
+        functions: dict[str, Function] = {
+            "drift": self.sde.drift,
+            "covariance": lambda t, x: self.sde.covariance(t, x).reshape(*x.shape[:-1], -1),
+            "killing": self.rate,
+            "source": self.running,
+        }
+        other = copy.copy(self)
+        other.terminal = lambda x: functions[name](t, x)
+        return other
+
     @property
     def device(self) -> Any:
         """Device of the tensors that functions are handed; None: the CPU."""

@@ -20,7 +20,7 @@ from kolmo.refine.estimate import Convergence, Verdict
 from kolmo.refine.layout import FIRST_NODES, Layout, first_layout
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator, discretize
-from kolmo.schemes.terminal import plan_terminal
+from kolmo.schemes.terminal import TerminalRule, plan_averages, plan_terminal
 from kolmo.stationary import solve_stationary
 from kolmo.steppers.base import STEPPERS
 
@@ -455,9 +455,10 @@ class _Search:
 
     def _solve_on(self, grid: Grid, steps: int, n: float, stepper: str = "") -> Level:
         begun = clock()
-        generator = self._generator(grid)
+        averages = self._averages(grid)
+        generator = self._generator(grid, averages)
         if self.problem.stationary:
-            recipe = Discretization(grid, (), self.scheme, IMPLICIT, None)
+            recipe = Discretization(grid, (), self.scheme, IMPLICIT, None, (), averages)
             march = March(generator, STEPPERS[IMPLICIT], np.zeros(0))
             run = Run(solve_stationary(march), 0.0)
         else:
@@ -493,9 +494,14 @@ class _Search:
             if np.abs(recipe.grid.interpolate(last, self.points, recipe.width)).max() > RUNAWAY * allowed:
                 raise _RanAwayError
 
-    def _generator(self, grid: Grid) -> Generator:
+    def _averages(self, grid: Grid) -> dict[str, TerminalRule]:
+        """How functions are averaged whose breaks lie between the nodes."""
+        box = self.problem.box.replace(*grid.box)
+        return plan_averages(self.problem, grid, box, self.order, self.sight.unresolved)
+
+    def _generator(self, grid: Grid, averages: dict[str, TerminalRule] | None = None) -> Generator:
         """The problem on a grid; whether it depends on time is looked at once."""
-        generator = Generator(self.problem, grid, SCHEMES[self.scheme], self._autonomous)
+        generator = Generator(self.problem, grid, SCHEMES[self.scheme], self._autonomous, averages)
         self._autonomous = generator.autonomous
         return generator
 

@@ -28,8 +28,10 @@ Values = Callable[[np.ndarray], np.ndarray]
 # Samples along an axis by dimension. In the core an axis of the first grid has some 16 spreads of the process, so that
 # they lie 1/1000, 1/60 and 1/8 of a spread apart; a bump is seen over 7 times its standard deviation.
 SAMPLES = {1: 16384, 2: 512, 3: 64}
-# Instants at which what depends on time is sampled, and points at which it is.
-INSTANTS, POINTS = 1024, 24
+# Instants at which what may depend on time is sampled, so many times more where it does, and points at which it is.
+INSTANTS, CLOSER, POINTS = 256, 4, 24
+# Samples lie by this part of a cell off its beginning: the square of the golden ratio's inverse, hardly met by nodes.
+OFF = 0.3819660112501051
 # Instants at which space is sampled where something depends on time.
 LOOKS = 5
 # A second difference is a candidate for a break where it is so many times those two and three samples away: that of a
@@ -130,9 +132,10 @@ class Sight:
     size: float = 0.0
 
     @property
-    def unresolved(self) -> bool:
-        """Whether coefficients break between the nodes of any grid."""
-        return any(name != "terminal" for name in (*self.slanted, *self.crowded))
+    def unresolved(self) -> tuple[str, ...]:
+        """Coefficients and sources that break between the nodes of any grid."""
+        names = dict.fromkeys((*self.slanted, *self.crowded))
+        return tuple(name for name in names if name in ("drift", "covariance", "killing", "source"))
 
 
 @dataclass(frozen=True)
@@ -236,8 +239,7 @@ class _Field:
         self._candidates: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         d = len(room.gradings)
         n = SAMPLES[d]
-        # an irrational part of a cell off the nodes of grids
-        self.s = (np.arange(n) + 0.3819660112501051) / n
+        self.s = _offset(n)
         self.x = [np.asarray(g(self.s)) for g in room.gradings]
         mesh = np.stack(np.meshgrid(*self.x, indexing="ij"), -1).reshape(-1, d)
         self.samples = np.concatenate([datum.values(t, mesh) for t in times], 1).reshape(*[n] * d, -1)
@@ -531,8 +533,8 @@ def _over_time(
     """Times at which something jumps or bends, and stretches in which it changes fast."""
     timed = [d for d in data if d.timed and not (problem.sde.autonomous and d.name in ("drift", "covariance"))]
     probes = _probes(room)
-    series: list[tuple[str, float, Callable[[float], np.ndarray]]] = [
-        (d.name, d.weight, lambda t, d=d: d.values(t, probes).reshape(-1))
+    series: list[tuple[str, Callable[[float], np.ndarray]]] = [
+        (d.name, lambda t, d=d: d.values(t, probes).reshape(-1))
         for d in timed  # type: ignore[misc]
     ]
     series += _face_series(problem, probes)
@@ -540,29 +542,39 @@ def _over_time(
         return (), ()
     assert problem.horizon is not None
     breaks: list[float] = []
-    wanted = np.full(INSTANTS, np.inf)
     ends = [0.0, *problem.sde.breakpoints, problem.horizon]
     count = max(INSTANTS // (len(ends) - 1), 16)
     pulses: list[Pulse] = []
     for a, b in zip(ends[:-1], ends[1:], strict=True):
-        s = (np.arange(count) + 0.3819660112501051) / count
-        wanted = np.full(count, np.inf)
-        mine: list[float] = []
-        for name, weight, f in series:
-            seen = np.stack([f(float(a + q * (b - a))) for q in s])
-            seen = np.where(np.isfinite(seen), seen, 0.0)
-            found = _breaks_in_time(f, a, b, s, seen)
+        few, many = (_offset(k) for k in (count, CLOSER * count))
+        wanted, mine = np.full(len(many), np.inf), []
+        for name, f in series:
+            if not np.ptp(_seen_at(f, a, b, few), axis=0).any():
+                continue
+            seen = _seen_at(f, a, b, many)
+            found = _breaks_in_time(f, a, b, many, seen)
             if len(found) > MOST_BREAKS:
                 crowded.append(name)
                 found = []
             mine += found
             within = [(t - a) / (b - a) for t in found]
-            wanted = np.minimum(wanted, _steps_wanted(s, seen, within, rtol) * (b - a))
+            wanted = np.minimum(wanted, _steps_wanted(many, seen, within, rtol) * (b - a))
         breaks += mine
-        pulses += _pulses(a, b, s, wanted, problem.horizon)
+        pulses += _pulses(a, b, many, wanted, problem.horizon)
     together = _merged([t / problem.horizon for t in breaks])
     exact = sorted(set(breaks))
     return tuple(next(t for t in exact if abs(t / problem.horizon - q) <= SAME) for q in together), tuple(pulses)
+
+
+def _offset(count: int) -> np.ndarray:
+    """Places on [0, 1] an irrational part of a cell off the nodes of any grid."""
+    return (np.arange(count) + OFF) / count
+
+
+def _seen_at(f: Callable[[float], np.ndarray], a: float, b: float, s: np.ndarray) -> np.ndarray:
+    """Values of a function of time at parts of an interval, shape (len(s), m)."""
+    seen = np.stack([f(float(a + q * (b - a))) for q in s])
+    return np.where(np.isfinite(seen), seen, 0.0)
 
 
 def _probes(room: Room) -> np.ndarray:
@@ -574,9 +586,7 @@ def _probes(room: Room) -> np.ndarray:
     return np.asarray(np.clip(low + (high - low) * unit, ends[:, 0], ends[:, 1]))
 
 
-def _face_series(
-    problem: KolmogorovProblem, probes: np.ndarray
-) -> list[tuple[str, float, Callable[[float], np.ndarray]]]:
+def _face_series(problem: KolmogorovProblem, probes: np.ndarray) -> list[tuple[str, Callable[[float], np.ndarray]]]:
     """Data of faces as functions of time."""
     series = []
     if problem.stationary:
@@ -590,7 +600,6 @@ def _face_series(
                     series.append(
                         (
                             "boundary value",
-                            1.0,
                             lambda t, v=value, w=wall: np.array(as_numpy(problem.on_face(v, t, w)), float).reshape(-1),
                         )
                     )

@@ -1,6 +1,6 @@
 """The semi-discrete equation u' + Q(t) u + r(t) = 0 on a grid: the generator that every march and adjoint uses."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
@@ -17,6 +17,7 @@ from kolmo.instants import COMPARED, constant, reads_time
 from kolmo.problem import KolmogorovProblem, check_finite, check_vectorised
 from kolmo.schemes.base import SCHEMES, FaceData, Scheme
 from kolmo.schemes.local import Local, Metric, local_coefficients, on_face, source_at, wall_nodes
+from kolmo.schemes.terminal import TerminalRule
 
 # Nodes at which coefficients are compared to see whether they depend on time, and the least number of instants in each
 # interval between breakpoints, of which there may be many.
@@ -61,6 +62,8 @@ class Generator:
         Name of the scheme, see ``kolmo.schemes.SCHEMES``.
     autonomous : bool, optional
         Whether coefficients, source and face data are constant in time, where that is known from another grid.
+    averages : mapping, optional
+        Rules by name of functions ("drift", "covariance", "killing", "source") that are averaged around the nodes.
 
     Examples
     --------
@@ -73,7 +76,17 @@ class Generator:
     True
     """
 
-    def __init__(self, problem: KolmogorovProblem, grid: Grid, scheme: Scheme, autonomous: bool | None = None) -> None:
+    def __init__(
+        self,
+        problem: KolmogorovProblem,
+        grid: Grid,
+        scheme: Scheme,
+        autonomous: bool | None = None,
+        averages: Mapping[str, TerminalRule] | None = None,
+    ) -> None:
+        self._means = {
+            name: partial(_mean, rule, problem, name) for name, rule in ({} if averages is None else averages).items()
+        }
         self.problem, self.grid, self.scheme, self._known = problem, grid, scheme, autonomous
         low, high = grid.box
         self.box: Box = problem.box.replace(low, high)
@@ -193,13 +206,16 @@ class Generator:
     def _local(self, t: float, x: Array) -> Local:
         columns = self.columns or 1
         if is_tensor(x) or not self._steady:
-            return local_coefficients(self.problem, self.grid, self.metric, t, x, columns, self.scheme.slope_weight)
+            return self._fresh(t, x, columns)
         if self._kept is None:
-            self._kept = local_coefficients(
-                self.problem, self.grid, self.metric, t, x, columns, self.scheme.slope_weight
-            )
+            self._kept = self._fresh(t, x, columns)
             return self._kept
-        return replace(self._kept, g=source_at(self.problem, t, x, columns))
+        return replace(self._kept, g=source_at(self.problem, t, x, columns, self._means))
+
+    def _fresh(self, t: float, x: Array, columns: int) -> Local:
+        return local_coefficients(
+            self.problem, self.grid, self.metric, t, x, columns, self.scheme.slope_weight, self._means
+        )
 
     @cached_property
     def _steady(self) -> bool:
@@ -315,6 +331,11 @@ class Generator:
                     "a drift that does not point out of a natural face",
                     "use 'open' where the state space goes on",
                 )
+
+
+def _mean(rule: TerminalRule, problem: KolmogorovProblem, name: str, t: float, x: Array) -> Array:
+    """Averages of a function around the nodes at an instant."""
+    return rule.apply(problem.showing(name, t), x)
 
 
 def discretize(problem: KolmogorovProblem, grid: Grid | int | Sequence[int], scheme: str = "auto") -> Generator:

@@ -1,6 +1,6 @@
 """Coefficients of the equation at the nodes, in index units: the grid's spacing and map are divided out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -97,34 +97,49 @@ class Metric:
         return self._density.like(like), self._bend.like(like)
 
 
+Means = Mapping[str, Callable[[float, Array], Array]]
+"""Functions that are averaged around the nodes, as (t, nodes) → values."""
+
+
 def local_coefficients(
-    problem: KolmogorovProblem, grid: Grid, metric: Metric, t: float, x: Array, k: int, slope: float = 2.0
+    problem: KolmogorovProblem,
+    grid: Grid,
+    metric: Metric,
+    t: float,
+    x: Array,
+    k: int,
+    slope: float = 2.0,
+    means: Means | None = None,
 ) -> Local:
     """Evaluate and check the coefficients at the nodes x at time t (x a tensor: with gradients).
 
-    ``slope``: weight α of the slope in the scheme's one-sided second differences, for the mean at breaks.
+    ``slope``: weight α of the slope in the scheme's one-sided second differences, for the mean at breaks. ``means``:
+    what takes the place of some functions' values at the nodes.
     """
     density, bend = metric.like(x)
-    local = _local(problem, t, x, density, bend, k)
+    local = _local(problem, t, x, density, bend, k, means or {})
     for axis in (i for i, a in enumerate(grid.axes) if a.breaks):
         local = _averaged(problem, grid, axis, t, x, (density, bend), local, slope)
     return local
 
 
-def _local(problem: KolmogorovProblem, t: float, x: Array, density: Array, bend: Array, k: int) -> Local:
+def _local(
+    problem: KolmogorovProblem, t: float, x: Array, density: Array, bend: Array, k: int, means: Means | None = None
+) -> Local:
     """Coefficients at points x with the grid's map there."""
-    sde = problem.sde
-    b = check_finite(sde.drift(t, x), x, t, "drift")
-    S = check_covariance(sde.covariance(t, x), x, t)
+    means, sde = means or {}, problem.sde
+    b = check_finite(means.get("drift", sde.drift)(t, x), x, t, "drift")
+    S = check_covariance(means.get("covariance", sde.covariance)(t, x).reshape(*x.shape, x.shape[-1]), x, t)
     A = b * density - 0.5 * namespace(S).einsum("...ii->...i", S) * bend
     S = S * density[:, :, None] * density[:, None, :]
-    c = check_finite(problem.rate(t, x), x, t, "killing")
-    return Local(A, S, c, source_at(problem, t, x, k))
+    c = check_finite(means.get("killing", problem.rate)(t, x), x, t, "killing")
+    c = c[:, 0] if c.ndim == 2 else c
+    return Local(A, S, c, source_at(problem, t, x, k, means))
 
 
-def source_at(problem: KolmogorovProblem, t: float, x: Array, k: int) -> Array:
+def source_at(problem: KolmogorovProblem, t: float, x: Array, k: int, means: Means | None = None) -> Array:
     """Evaluate and check the source, shape (size, k)."""
-    g = check_finite(problem.running(t, x), x, t, "source")
+    g = check_finite((means or {}).get("source", problem.running)(t, x), x, t, "source")
     return _columns(g[:, None] if g.ndim == 1 else g, k)
 
 

@@ -1,5 +1,6 @@
 """Terminal data on the grid: point values where they are smooth, a smoothing kernel where they have kinks or jumps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -289,6 +290,21 @@ def plan_terminal(problem: KolmogorovProblem, grid: Grid, box: Box, order: int) 
     return TerminalRule(
         grid, order, touched, tuple(lattice), tuple(smoothing), index, owner, points, weights, met, beside, shares
     )
+
+
+def plan_averages(
+    problem: KolmogorovProblem, grid: Grid, box: Box, order: int, names: Sequence[str]
+) -> dict[str, TerminalRule]:
+    """Rules that average functions whose breaks lie between the nodes, as terminal data are averaged.
+
+    The kernel leaves sums over the nodes exact to its order, so that what multiplies a smooth factor loses nothing
+    where it jumps. Of noise, which must stay positive, the plain (hat) kernel is taken.
+    """
+    middle = 0.5 * (problem.horizon or 0.0)
+    return {
+        name: plan_terminal(problem.showing(name, middle), grid, box, 2 if name == "covariance" else order)
+        for name in names
+    }
 
 
 def _on_breaks(problem: KolmogorovProblem, grid: Grid, order: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
