@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -132,6 +133,7 @@ def first_layout(problem: KolmogorovProblem, points: np.ndarray, tail: float, rt
     sight = scout(problem, _room(problem, layout, cloud), rtol)
     if cloud is not None:
         layout = _focused(problem, layout, cloud)
+        sight = replace(sight, exploded=cloud.exploded)
     return _seen(problem, layout, sight), sight
 
 
@@ -197,7 +199,7 @@ def _all_features(layout: Layout, axis: int, seen: AxisSight, breaks: tuple[floa
     """Features seen, and gaps between breaks that lie close together."""
     features = list(seen.features)
     for places, cells in ((breaks, GAP_CELLS), (seen.marks, MARK_CELLS)):
-        for p, q in zip(places[:-1], places[1:], strict=True):
+        for p, q in pairwise(places):
             if p in breaks and q in breaks and places is seen.marks:
                 continue
             features.append(Feature(0.5 * (p + q), 0.5 * (q - p), (q - p) / cells))

@@ -46,6 +46,8 @@ CARRIED = 20.0
 EXPLICIT_PER_CARRIED = 5
 # Growth of the values from level to level at which steps are taken to be unstable.
 RUNAWAY = 10.0
+# Ranges of the data by which an answer may lie outside of them on the way; at the end it may not at all.
+RUNAWAY_RANGE = 1.0
 # Order that the estimate counts on where the breaks of φ are sampled only.
 SAMPLED_ORDER = 2.0
 TINY = 1e-300
@@ -59,7 +61,7 @@ MAX_CELLS = {1: 40_000, 2: 700_000, 3: 4_000_000}
 MAX_SECONDS = 120.0
 # Share of the tolerance left to the effect of the cut.
 CUT_SHARE = 0.2
-CUT_TRIES = 12
+CUT_TRIES, CUT_PATIENCE = 12, 3
 # Number of levels after which the cut is looked at even if there are finer ones to come.
 FIRST_CUT = 4
 # Points at most that get witnesses, and how far beside them these lie, as a part of the nodes of an axis.
@@ -278,7 +280,9 @@ class _Search:
         """Refine until the estimate meets the tolerance; if steps prove unstable, again in a more robust way."""
         ways = [(self.scheme, self.stepper)]
         if self.stepper == "auto":
-            ways += [(self.scheme, EXPLICIT)] + [(ROBUST, EXPLICIT)] * self.free
+            robust = EXPLICIT if self.problem.dim > 1 or self.like is not None else IMPLICIT
+            ways += [(self.scheme, EXPLICIT)] * (self.problem.dim > 1 and not self.problem.stationary)
+            ways += [(ROBUST, robust)] * self.free
         for self.scheme, self.stepper in ways:
             self.order, self.guarded = SCHEMES[self.scheme].order, (self.scheme, self.stepper) != ways[-1]
             self.levels, self.cut, self._measured, self._pace = [], np.zeros(1), None, 1.0
@@ -306,6 +310,9 @@ class _Search:
                 self.levels.append(self._solve(layout, n))
                 if self.levels[-1].run.interrupted:
                     return self._outcome("interrupted", "interrupted by the callback or Ctrl-C")
+                self._check_possible(RUNAWAY_RANGE)
+                if self.sight.exploded > 0.0:
+                    return self._outcome("tolerance_not_met", self._explosion())
                 if self._hurried and self._splits(self.levels[-1]):
                     told = f"the horizon is longer than {MOST_STEPS} split steps that are short enough for the drift"
                     return self._outcome("tolerance_not_met", told)
@@ -314,11 +321,12 @@ class _Search:
                 settled = False
                 if len(self.levels) == FIRST_CUT or self._enough():
                     layout, settled = self._settle_cut(layout)
-                if settled and self._enough() and self._cut_fits(CUT_SHARE):
+                if settled and self._enough() and self._cut_fits(CUT_SHARE) and self._possible(0.0):
                     return self._outcome("converged", "the estimate meets the tolerance")
                 n = self._next(n)
                 told = self._limit(n, layout, max_cells, max_seconds)
                 if told:
+                    self._check_possible(0.0)
                     if self._measured is None:
                         self._measure_cut(layout, self.levels[-1])
                     return self._outcome("tolerance_not_met", told)
@@ -326,6 +334,25 @@ class _Search:
             if not self.levels:
                 raise
             return self._outcome("interrupted", "interrupted; the finest level finished is returned")
+
+    def _possible(self, slack: float) -> bool:
+        """Whether the answer lies within the bounds of the maximum principle, up to the tolerance and some slack."""
+        if self.sight.bounds is None:
+            return True
+        low, high = self.sight.bounds
+        values, allowed = self.levels[-1].values, self._tolerance() + slack * (high - low)
+        return bool(((values >= low - allowed) & (values <= high + allowed)).all())
+
+    def _check_possible(self, slack: float) -> None:
+        """Leave an answer that cannot be to a more robust way, if there is one."""
+        if self.guarded and not self._possible(slack):
+            raise _RanAwayError
+
+    def _explosion(self) -> str:
+        return (
+            f"{self.sight.exploded:.0%} of the paths from the points run away to infinity before the horizon: what the "
+            "answer is depends on what happens there; give a box whose faces say it, or try monte_carlo"
+        )
 
     def _enough(self) -> bool:
         """Whether three levels or more agree within what the cut leaves of the tolerance."""
@@ -355,10 +382,14 @@ class _Search:
             self._measure_cut(layout, level)
             if self._cut_fits(share):
                 return layout, True
+        effects = []
         for _ in range(CUT_TRIES):
             wider = self._measure_cut(layout, self.levels[-1])
             if self._cut_fits(share):
                 return layout, True
+            effects.append(float(np.max(self.cut)))
+            if len(effects) > CUT_PATIENCE and effects[-1] > 0.5 * effects[-1 - CUT_PATIENCE]:
+                break  # it does not get smaller with the distance: a finer level has to show what it is
             # the wider box has the same nodes inside: its solution takes the place of the last level
             layout, self.levels[-1] = wider
         return layout, False
@@ -381,7 +412,7 @@ class _Search:
         if best.run.interrupted and len(self.levels) > 1:
             best = self.levels[-2]
         parts = self._estimate() if len(self.levels) > 1 else np.full(best.values.shape[1], np.inf)
-        estimate = parts + self.cut
+        estimate = parts + self.cut if self.sight.exploded == 0.0 else np.full(len(parts), np.inf)
         recipe = best.discretization
         time_part = np.where(np.isfinite(parts), parts, 0.0) * self._time_share()
         recipe.estimate.update(
@@ -473,6 +504,8 @@ class _Search:
             run = march.backward(first, save=self.save, callback=self.callback, progress=self.progress)
             self._check_growth(recipe, march, as_numpy(first), as_numpy(run.state))
         if not np.isfinite(as_numpy(run.state)).all():
+            if self.guarded:
+                raise _RanAwayError
             raise NotConvergedError(
                 f"the solution became infinite on {grid!r} with {recipe.stepper} and {recipe.steps} steps; "
                 "the drift may blow up inside the box: try a smaller box, or solve(..., scheme='monotone')"

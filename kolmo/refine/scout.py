@@ -12,6 +12,7 @@ is sampled first, off any grid, where the process goes, and the samples are judg
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,10 @@ class Sight:
         Whether terminal data, source and face values are zero wherever they were seen.
     size : float
         Mean size of the terminal data and the source where the process goes.
+    bounds : tuple of ndarray, or None
+        Least and largest value per column that the answer can have, where the equation bounds it (g = 0, c ≥ 0).
+    exploded : float
+        Part of the paths that run away to infinity before the horizon.
     """
 
     axes: tuple[AxisSight, ...]
@@ -130,6 +135,8 @@ class Sight:
     crowded: tuple[str, ...] = ()
     silent: bool = False
     size: float = 0.0
+    bounds: tuple[np.ndarray, np.ndarray] | None = None
+    exploded: float = 0.0
 
     @property
     def unresolved(self) -> tuple[str, ...]:
@@ -194,7 +201,16 @@ def scout(problem: KolmogorovProblem, room: Room, rtol: float) -> Sight:
     for axis in range(problem.dim):
         axes.append(_along(axis, room, fields, size, rtol, slanted, crowded))
     silent = not any(f.datum.adds and f.samples.any() for f in fields) and not _faces_speak(problem)
-    return Sight(tuple(axes), breakpoints, pulses, tuple(sorted(slanted)), tuple(dict.fromkeys(crowded)), silent, size)
+    return Sight(
+        tuple(axes),
+        breakpoints,
+        pulses,
+        tuple(sorted(slanted)),
+        tuple(dict.fromkeys(crowded)),
+        silent,
+        size,
+        _bounds(problem, room, fields),
+    )
 
 
 def _data(problem: KolmogorovProblem, room: Room) -> list[_Datum]:
@@ -244,7 +260,9 @@ class _Field:
         mesh = np.stack(np.meshgrid(*self.x, indexing="ij"), -1).reshape(-1, d)
         self.samples = np.concatenate([datum.values(t, mesh) for t in times], 1).reshape(*[n] * d, -1)
         self.samples = np.where(np.isfinite(self.samples), self.samples, 0.0)
-        varies = np.ptp(self.samples.reshape(-1, self.samples.shape[-1]), axis=0) > 0
+        flat = self.samples.reshape(-1, self.samples.shape[-1])
+        self.low, self.high = flat.min(0), flat.max(0)
+        varies = self.high > self.low
         self.flat = not varies.any()
         self.samples = self.samples[..., varies] if varies.any() else self.samples[..., :1]
 
@@ -294,6 +312,33 @@ def _lattice_density(f: "_Field", room: Room) -> np.ndarray:
     for axis, (x, grading) in enumerate(zip(f.x, room.gradings, strict=True)):
         result = np.multiply.outer(result, room.density(axis, x) * np.asarray(grading.slope(f.s)))
     return result
+
+
+def _bounds(problem: KolmogorovProblem, room: Room, fields: Sequence["_Field"]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Least and largest value that the maximum principle allows, as far as the data were seen."""
+    seen = {f.datum.name: f for f in fields}
+    faces = [(i, side, face) for i, pair in enumerate(problem.box.faces) for side, face in enumerate(pair)]
+    if problem.source is not None or any(isinstance(face, Robin) for _, _, face in faces):
+        return None
+    killing = problem.killing
+    least = float(seen["killing"].low.min()) if "killing" in seen else float(np.min(as_numpy(killing or 0.0)))
+    if least < 0.0:
+        return None
+    ends = [(seen["terminal"].low, seen["terminal"].high)] if "terminal" in seen else []
+    for axis, side, face in faces:
+        if isinstance(face, Absorbing):
+            wall = _probes(room)
+            wall[:, axis] = (problem.box.lower, problem.box.upper)[side][axis]
+            times = [0.0] if problem.stationary else [f * (problem.horizon or 0.0) for f in fractions(LOOKS, seed=3)]
+            values = np.stack([as_numpy(problem.on_face(face.value, t, wall)) for t in times])
+            values = values.reshape(-1, *values.shape[2:])
+            ends.append((values.min(0), values.max(0)))
+    if killing is not None:
+        ends.append((np.zeros(()), np.zeros(())))
+    if not ends:
+        return None
+    low, high = (np.broadcast_arrays(*[np.atleast_1d(end[side]) for end in ends]) for side in (0, 1))
+    return np.min(low, axis=0), np.max(high, axis=0)
 
 
 def _faces_speak(problem: KolmogorovProblem) -> bool:
@@ -545,7 +590,7 @@ def _over_time(
     ends = [0.0, *problem.sde.breakpoints, problem.horizon]
     count = max(INSTANTS // (len(ends) - 1), 16)
     pulses: list[Pulse] = []
-    for a, b in zip(ends[:-1], ends[1:], strict=True):
+    for a, b in pairwise(ends):
         few, many = (_offset(k) for k in (count, CLOSER * count))
         wanted, mine = np.full(len(many), np.inf), []
         for name, f in series:
