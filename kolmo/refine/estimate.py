@@ -203,7 +203,8 @@ class Convergence:
         seen = _Seen.of(n, differences, [np.maximum(size, floor) for size in sizes])
         order, confirmed = self._trusted(seen)
         observed = np.clip(seen.orders[-1], order, self.order)
-        hoped = sizes[-1] * np.minimum(1.0 / (ratio**order - 1.0), MOST_FACTOR / (ratio**observed - 1.0))
+        hoped, capped = sizes[-1] / (ratio**order - 1.0), MOST_FACTOR * sizes[-1] / (ratio**observed - 1.0)
+        hoped = np.where(confirmed & (seen.orders[-1] <= self.order + MOST_ABOVE), np.minimum(hoped, capped), hoped)
         # a level is no better than the one before it allows at the order of the method
         before = sizes[-2] / ((n[-2] / n[-3]) ** self.order - 1.0) * (n[-2] / n[-1]) ** self.order
         believed = np.maximum(hoped, before)
