@@ -437,8 +437,10 @@ def _same(p: Act, q: Act) -> bool:
     return torch.equal(p.a, q.a) and (p.stop is None or q.stop is None or np.array_equal(p.stop, q.stop))
 
 
-def solve_stationary(bellman: Bellman) -> tuple[np.ndarray, Act, int]:
+def solve_stationary(bellman: Bellman, start: Act | None = None) -> tuple[np.ndarray, Act, int]:
     """V with min_a (Q(a) V + r(a)) = 0 by policy iteration; the policy, and how many iterations.
+
+    Begun with a policy of a coarser grid it takes few: otherwise the edge of a stopping set moves a node in each.
 
     Raises
     ------
@@ -462,7 +464,7 @@ def solve_stationary(bellman: Bellman) -> tuple[np.ndarray, Act, int]:
     def improve(states: list[np.ndarray], acts: list[Act]) -> list[Act]:
         return [bellman.improve(0.0, bellman.full(states[0], 0.0), acts[0])]
 
-    states, acts, count = iterate(solve, improve, [bellman.start()])
+    states, acts, count = iterate(solve, improve, [bellman.start() if start is None else start])
     V = bellman.full(states[0], 0.0)
     bellman.check(0.0, V, acts[0])
     return V, acts[0], count
