@@ -70,24 +70,30 @@ class Layout:
 
     def widened(self, grid: Grid) -> tuple["Layout", Grid]:
         """The same nodes and some more beyond every open face."""
-        axes = []
-        for axis, pair in zip(grid.axes, self.box.faces, strict=True):
-            more = max(3, math.ceil(CUT_MARGIN[grid.dim] * axis.n))
-            low, high = (more if isinstance(face, Open) else 0 for face in pair)
-            ends = [axis.grading.lower, axis.grading.upper]
-            if low:
-                ends[0] = float(axis.grading(-low * axis.h))
-            if high:
-                ends[1] = float(axis.grading(1.0 + high * axis.h))
-            if isinstance(axis.grading, Sinh):
-                wide: Grading = Sinh(ends[0], ends[1], axis.grading.centre, axis.grading.width)
-            else:
-                wide = Uniform(ends[0], ends[1])
-            axes.append(Axis(axis.n + low + high, wide, axis.periodic))
-        wider = Grid(axes)
+        wider = widened(grid, self.box)
+        axes = wider.axes
         shares = tuple(share * a.n / b.n for share, a, b in zip(self.shares, axes, grid.axes, strict=True))
         gradings = tuple(a.grading for a in axes)
         return replace(self, box=self.box.replace(*wider.box), gradings=gradings, shares=shares), wider
+
+
+def widened(grid: Grid, box: Box) -> Grid:
+    """The same nodes and some more beyond every open face."""
+    axes = []
+    for axis, pair in zip(grid.axes, box.faces, strict=True):
+        more = max(3, math.ceil(CUT_MARGIN[grid.dim] * axis.n))
+        low, high = (more if isinstance(face, Open) else 0 for face in pair)
+        ends = [axis.grading.lower, axis.grading.upper]
+        if low:
+            ends[0] = float(axis.grading(-low * axis.h))
+        if high:
+            ends[1] = float(axis.grading(1.0 + high * axis.h))
+        if isinstance(axis.grading, Sinh):
+            wide: Grading = Sinh(ends[0], ends[1], axis.grading.centre, axis.grading.width)
+        else:
+            wide = Uniform(ends[0], ends[1])
+        axes.append(Axis(axis.n + low + high, wide, axis.periodic))
+    return Grid(axes)
 
 
 def first_layout(problem: KolmogorovProblem, points: np.ndarray, tail: float) -> Layout:
