@@ -1,6 +1,7 @@
 """kolmo: backward Kolmogorov equations, their control, and the noisy residual networks they describe."""
 
 from kolmo.box import Absorbing, Box, Robin
+from kolmo.certificate import Certificate, certify
 from kolmo.discretization import Discretization
 from kolmo.errors import (
     InputError,
@@ -27,6 +28,7 @@ __all__ = [
     "SDE",
     "Absorbing",
     "Box",
+    "Certificate",
     "Density",
     "Discretization",
     "Generator",
@@ -41,6 +43,7 @@ __all__ = [
     "Solution",
     "Spectrum",
     "ToleranceWarning",
+    "certify",
     "discretize",
     "load",
     "monte_carlo",

@@ -169,6 +169,9 @@ class SDE:
         if self._diffusion is None:
             return as_like(0.0, x) + namespace(x).zeros_like(x)[..., None] * namespace(x).zeros_like(x)[..., None, :]
         s = self.diffusion(t, x)
+        if x.ndim > 1 and not callable(self._diffusion):  # one product for all points
+            s = s[(0,) * (x.ndim - 1)] if s.shape[0] else s
+            return _expand(s @ namespace(s).swapaxes(s, -1, -2), (*x.shape, x.shape[-1]), "diffusion", "")
         return s @ namespace(s).swapaxes(s, -1, -2)
 
     def __repr__(self) -> str:

@@ -89,18 +89,22 @@ class Layout:
 
     def widened(self, grid: Grid) -> tuple["Layout", Grid]:
         """The same nodes and some more beyond every open face."""
-        axes, gradings = [], []
-        for axis, own, pair in zip(grid.axes, self.gradings, self.box.faces, strict=True):
-            more = max(3, math.ceil(CUT_MARGIN[grid.dim] * axis.n))
-            low, high = (more if isinstance(face, Open) else 0 for face in pair)
-            cells = axis.n - (0 if axis.periodic else 1) + low + high
-            wide = axis.grading.extended(low / cells, high / cells)
-            axes.append(Axis(axis.n + low + high, wide, axis.periodic, tuple(b + low for b in axis.breaks)))
-            gradings.append(wide if not isinstance(wide, Pieces) else wide.base)
-            assert own is not None
-        wider = Grid(axes)
-        shares = tuple(share * a.n / b.n for share, a, b in zip(self.shares, axes, grid.axes, strict=True))
-        return replace(self, box=self.box.replace(*wider.box), gradings=tuple(gradings), shares=shares), wider
+        wider = widened(grid, self.box)
+        shares = tuple(share * a.n / b.n for share, a, b in zip(self.shares, wider.axes, grid.axes, strict=True))
+        gradings = tuple(a.grading.base if isinstance(a.grading, Pieces) else a.grading for a in wider.axes)
+        return replace(self, box=self.box.replace(*wider.box), gradings=gradings, shares=shares), wider
+
+
+def widened(grid: Grid, box: Box) -> Grid:
+    """The same nodes and some more beyond every open face."""
+    axes = []
+    for axis, pair in zip(grid.axes, box.faces, strict=True):
+        more = max(3, math.ceil(CUT_MARGIN[grid.dim] * axis.n))
+        low, high = (more if isinstance(face, Open) else 0 for face in pair)
+        cells = axis.n - (0 if axis.periodic else 1) + low + high
+        wide = axis.grading.extended(low / cells, high / cells)
+        axes.append(Axis(axis.n + low + high, wide, axis.periodic, tuple(b + low for b in axis.breaks)))
+    return Grid(axes)
 
 
 def _pieced(grading: Grading, breaks: tuple[float, ...], count: int, least: int, periodic: bool) -> Axis:
