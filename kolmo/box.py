@@ -203,8 +203,12 @@ class Box:
     def contains(self, x: Any) -> np.ndarray:
         """Whether points of shape ``(..., d)`` lie in the closed box; periodic axes contain everything."""
         x = as_numpy(as_points(x, self.dim))
-        slack = 1e-12 * np.maximum(1.0, np.abs(x))
-        inside = (x >= np.asarray(self.lower) - slack) & (x <= np.asarray(self.upper) + slack)
+        low, high = np.asarray(self.lower), np.asarray(self.upper)
+        # rounding of coordinates as large as the ends of the box, or as the points where it has none
+        slack = 1e-12 * np.maximum(
+            np.abs(x), np.max([np.where(np.isfinite(v), np.abs(v), 0.0) for v in (low, high)], 0)
+        )
+        inside = (x >= low - slack) & (x <= high + slack)
         return np.asarray((inside | np.asarray(self.periodic)).all(-1))
 
     def replace(self, lower: Any, upper: Any) -> "Box":

@@ -21,6 +21,7 @@ from kolmo.problem import KolmogorovProblem
 from kolmo.schemes.base import FaceData
 from kolmo.schemes.generator import Generator, discretize
 from kolmo.schemes.local import Local, local_coefficients, on_face, wall_nodes
+from kolmo.times import find, missing
 
 Exit = tuple[int, int] | str
 """A way out: (axis, side) of an absorbing or elastic face, or "killing"."""
@@ -139,10 +140,10 @@ class Density:
         return ax
 
     def _kept(self, t: float | None) -> int:
-        near = np.flatnonzero(np.isclose(self.times, self.times[-1] if t is None else t, rtol=0.0, atol=1e-9))
-        if len(near) == 0:
+        near = find(self.times, self.times[-1] if t is None else t)
+        if near is None:
             raise InputError("t", t, f"one of the kept times {self.times.tolist()}", f"solve_forward(..., save=[{t}])")
-        return int(near[0])
+        return near
 
     def _exit(self, face: Any) -> Exit:
         key = (0, face) if face in (0, 1, "low", "high") and self.grid.dim == 1 else face
@@ -250,9 +251,10 @@ class _Forward:
         self.problem, self.recipe, self.kept = problem, recipe, kept
         self.march = recipe.march(problem)
         self.clock = np.asarray(recipe.times)
-        missing = [t for t in kept if not np.isclose(self.clock, t, rtol=0, atol=1e-9).any()]
-        if missing:
-            raise InputError("save", missing, "time nodes of the discretization", "use grid= and steps= with save=")
+        absent = missing(self.clock, kept)
+        if absent:
+            raise InputError("save", absent, "time nodes of the discretization", "use grid= and steps= with save=")
+        self.keeping = {find(self.clock, t) for t in kept}
         self.exits = WaysOut(self.march)
         self.saved: list[tuple[float, np.ndarray]] = []
         self.mass: list[float] = []
@@ -305,7 +307,7 @@ class _Forward:
         self.mass.append(float(p.sum()))
         for e, unit in self.exits.unit_loads(instant).items():
             self.flux[e].append(float(p[:, 0] @ unit))
-        if np.isclose(self.kept, t, rtol=0, atol=1e-9).any():
+        if len(self.mass) - 1 in self.keeping:
             self.saved.append((t, np.array(p[:, 0])))
 
 

@@ -14,6 +14,9 @@ from kolmo.box import Box
 from kolmo.errors import InputError
 from kolmo.grading import Grading, Uniform
 
+# Part of a cell within which a point lies on the node above it: rounding shall not choose its stencil.
+ON_NODE = 1e-9
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -65,11 +68,9 @@ class Axis:
         xp = namespace(x)
         w = min(width, self.n)
         s = self.grading.inverse(x) / self.h
-        position = as_numpy(s)
-        if self.periodic:
-            start = np.floor(position).astype(int) - (w - 1) // 2
-        else:
-            start = np.clip(np.floor(position).astype(int) - (w - 1) // 2, 0, self.n - w)
+        start = np.floor(as_numpy(s) + ON_NODE).astype(int) - (w - 1) // 2
+        if not self.periodic:
+            start = np.clip(start, 0, self.n - w)
         local = s - as_like(start + 0.5 * (w - 1), x)
         C = as_like(lagrange_coefficients(w), x)
         values = [_powers(local, w, m, xp) @ C for m in range(derivative + 1)]

@@ -197,10 +197,12 @@ def check_vectorised(problem: KolmogorovProblem, points: np.ndarray) -> None:
 def _apart(f: Callable[[np.ndarray], Array], x: np.ndarray) -> np.ndarray:
     """How far values at points together differ from those at each alone, beyond rounding; shape (points,)."""
     together, alone = as_numpy(f(x)), np.stack([as_numpy(f(one[None]))[0] for one in x])
-    same = np.isclose(together, alone, rtol=1e-7, atol=1e-12, equal_nan=True)
-    if np.array_equal(together, together.astype(np.float32), equal_nan=True):
+    scale = np.abs(np.where(np.isfinite(together), together, 0.0)).max(0)
+    same = np.isclose(together, alone, rtol=1e-7, atol=1e-12 * scale, equal_nan=True)
+    with np.errstate(over="ignore"):
+        single = together.astype(np.float32)
+    if np.array_equal(together, single, equal_nan=True):
         # of a network in single precision, which sums in another order where it gets another number of points
-        scale = np.abs(np.where(np.isfinite(together), together, 0.0)).max(0)
         same |= np.abs(together - alone) <= 1e-5 * scale
     difference = np.nan_to_num(np.abs(together - alone), nan=np.inf)
     return np.asarray(np.where(same, 0.0, difference).reshape(len(x), -1).max(1))
@@ -223,40 +225,50 @@ def check_covariance(S: Array, x: Array, t: float) -> Array:
     """Raise an InputError where Σ is not symmetric positive semidefinite, with the eigenvalue."""
     check_finite(S, x, t, "covariance")
     given, S = S, detached(S)
-    scale = float(abs(S).max()) + 1e-300
+    sizes = _axis_sizes(S)
     # pair by pair: on a large grid whole matrices would be the largest arrays there are
     d = S.shape[-1]
-    skew = sum((abs(S[..., i, j] - S[..., j, i]) for i in range(d) for j in range(i)), 0.0 * S[..., 0, 0])
-    if bool((skew > 1e-10 * scale).any()):
+    skew = sum(
+        (abs(S[..., i, j] - S[..., j, i]) / (sizes[i] * sizes[j]) for i in range(d) for j in range(i)),
+        0.0 * S[..., 0, 0],
+    )
+    if bool((skew > 1e-10).any()):
         where = np.unravel_index(int(skew.argmax()), tuple(skew.shape))
         raise InputError(
             "covariance",
             f"{as_numpy(S[where]).tolist()} at t = {t:g}, x = {as_numpy(x)[where].tolist()}",
             "a symmetric matrix",
         )
-    suspicious = _least_minor(S, scale) < -1e-12
+    suspicious = _least_minor(S, sizes) < -1e-12
     if not bool(suspicious.any()):
         return given
     suspects = np.nonzero(as_numpy(suspicious))
-    lowest = np.linalg.eigvalsh(as_numpy(S)[suspects])[..., 0]
-    if (lowest < -1e-10 * scale).any():
+    matrices = as_numpy(S)[suspects]
+    lowest = np.linalg.eigvalsh(matrices / np.multiply.outer(sizes, sizes))[..., 0]
+    if (lowest < -1e-10).any():
         worst = int(np.argmin(lowest))
         at = tuple(int(index[worst]) for index in suspects)
         raise InputError(
             "covariance",
-            f"eigenvalue {lowest[worst]:.3g} at t = {t:g}, x = {as_numpy(x)[at].tolist()}",
+            f"eigenvalue {np.linalg.eigvalsh(matrices[worst])[0]:.3g} at t = {t:g}, x = {as_numpy(x)[at].tolist()}",
             "a positive semidefinite matrix Σ = σσᵀ",
             "give the noise matrix as diffusion=σ if that is what you have",
         )
     return given
 
 
-def _least_minor(S: Array, scale: float) -> Array:
-    """Smallest principal minor of S / scale up to 3 × 3, shape (...): not negative where these are semidefinite."""
+def _axis_sizes(S: Array) -> np.ndarray:
+    """Largest noise along each axis, as a standard deviation, shape (d,): every coordinate may have its own unit."""
+    sizes = np.sqrt([float(abs(S[..., i, i]).max()) for i in range(S.shape[-1])])
+    return np.asarray(np.where(sizes > 0.0, sizes, sizes.max() or float(abs(S).max()) ** 0.5 or 1.0))
+
+
+def _least_minor(S: Array, sizes: np.ndarray) -> Array:
+    """Smallest principal minor of the scaled S up to 3 × 3, shape (...): not negative where these are semidefinite."""
     d = S.shape[-1]
 
     def entry(i: int, j: int) -> Array:
-        return S[..., i, j] / scale
+        return S[..., i, j] / (sizes[i] * sizes[j])
 
     def pair(i: int, j: int, k: int, m: int) -> Array:
         return entry(i, k) * entry(j, m) - entry(i, m) * entry(j, k)

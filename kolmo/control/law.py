@@ -21,6 +21,7 @@ from kolmo.problem import KolmogorovProblem
 from kolmo.schemes.base import SCHEMES, FaceData
 from kolmo.schemes.generator import Generator, Semi
 from kolmo.schemes.local import Local, local_coefficients, on_face, wall_nodes
+from kolmo.times import SAME, find, missing
 
 # Interpolation in time takes this many time nodes.
 TIME_NODES = 4
@@ -93,7 +94,7 @@ class Law:
     def first_passage(self, times: Any, face: Any) -> torch.Tensor:
         """Density of the time of going out through a face at times (...): the flux, interpolated in time."""
         t = np.asarray(times, dtype=float)
-        if not ((t >= 0) & (t <= self.clock[-1] * (1.0 + 1e-9))).all():
+        if not ((t >= 0) & (t <= self.clock[-1] * (1.0 + SAME))).all():
             raise InputError(
                 "times", times, f"times between 0 and the horizon {self.clock[-1]:g}", "what is later counts by mass()"
             )
@@ -101,10 +102,10 @@ class Law:
         return (matrix @ self.flux(face)).reshape(t.shape)
 
     def _kept(self, t: float | None) -> int:
-        near = np.flatnonzero(np.isclose(self.times, self.times[-1] if t is None else t, rtol=0.0, atol=1e-9))
-        if len(near) == 0:
+        near = find(self.times, self.times[-1] if t is None else t)
+        if near is None:
             raise InputError("t", t, f"one of the kept times {self.times.tolist()}", f"law(..., save=[{t}])")
-        return int(near[0])
+        return near
 
     def __repr__(self) -> str:
         return f"Law({self.grid!r}, {len(self.times)} times)"
@@ -267,9 +268,9 @@ def _prepared(
         recipe = planned(problem, points, rtol, atol)
     if not SCHEMES[recipe.scheme].smooth:
         raise InputError("discretization", recipe.scheme, "a scheme that is smooth in the coefficients")
-    missing = [t for t in kept if not np.isclose(recipe.times, t, rtol=0, atol=1e-9).any()]
-    if missing:
-        raise InputError("save", missing, "time nodes of the discretization", "use grid= and steps= with save=")
+    absent = missing(recipe.times, kept)
+    if absent:
+        raise InputError("save", absent, "time nodes of the discretization", "use grid= and steps= with save=")
     return problem.handing("torch"), recipe, kept
 
 

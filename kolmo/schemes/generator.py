@@ -285,6 +285,7 @@ class Generator:
             normal = as_numpy(self.problem.sde.covariance(t, x))[:, axis, axis]
             outward = as_numpy(self.problem.sde.drift(t, x))[:, axis] * (1.0 if side == 1 else -1.0)
             inner = as_numpy(self.problem.sde.covariance(t, self.grid.points))[:, axis, axis].max()
+            speed = np.abs(as_numpy(self.problem.sde.drift(t, self.grid.points))[:, axis]).max()
             if (normal > 1e-12 * max(inner, 1e-300)).any():
                 where = x[int(normal.argmax())].tolist()
                 raise InputError(
@@ -293,7 +294,7 @@ class Generator:
                     "no noise across a natural face",
                     "use 'reflecting', 'absorbing' or 'open'",
                 )
-            if (outward > 1e-12 * np.abs(outward).max(initial=1.0)).any():
+            if (outward > 1e-12 * speed).any():
                 where = x[int(outward.argmax())].tolist()
                 raise InputError(
                     f"boundary[{axis}][{side}]",
