@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kolmo.arrays import Array, as_numpy, detached, is_module, is_tensor, namespace
-from kolmo.box import Absorbing, Box, FaceValue, Robin
+from kolmo.box import Absorbing, Box, Entrance, FaceValue, Robin
 from kolmo.errors import InputError
 from kolmo.sde import SDE, evaluate
 
@@ -171,6 +171,9 @@ def _keep_points(value: Array, x: Array, argument: str, *, columns: bool) -> Arr
 def check_vectorised(problem: KolmogorovProblem, points: np.ndarray) -> None:
     """Raise an InputError where a function's value at a point depends on which other points it is handed with."""
     t = 0.5 * (problem.horizon or 0.0)
+    points = points[~_unread(points, problem.box)]
+    if not len(points):
+        return
     functions: dict[str, Callable[[np.ndarray], Array]] = {
         "drift": lambda x: problem.sde.drift(t, x),
         "covariance": lambda x: problem.sde.covariance(t, x),
@@ -194,6 +197,16 @@ def check_vectorised(problem: KolmogorovProblem, points: np.ndarray) -> None:
             )
 
 
+def _unread(points: np.ndarray, box: Box) -> np.ndarray:
+    """Which points lie on faces where coefficients may be infinite."""
+    on = np.zeros(len(points), dtype=bool)
+    for i, pair in enumerate(box.faces):
+        for face, end in zip(pair, (box.lower[i], box.upper[i]), strict=True):
+            if isinstance(face, Absorbing | Entrance):
+                on |= points[:, i] == end
+    return on
+
+
 def _apart(f: Callable[[np.ndarray], Array], x: np.ndarray) -> np.ndarray:
     """How far values at points together differ from those at each alone, beyond rounding; shape (points,)."""
     together, alone = as_numpy(f(x)), np.stack([as_numpy(f(one[None]))[0] for one in x])
@@ -208,22 +221,36 @@ def _apart(f: Callable[[np.ndarray], Array], x: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(same, 0.0, difference).reshape(len(x), -1).max(1))
 
 
-def check_finite(value: Array, x: Array, t: float, argument: str) -> Array:
-    """Raise an InputError that says where a coefficient is NaN or infinite."""
+def check_finite(value: Array, x: Array, t: float, argument: str, box: Box | None = None) -> Array:
+    """Raise an InputError that says where a coefficient is NaN or infinite, and on which face of the box."""
     if not bool(namespace(value).isfinite(value).all()):
         where = np.argwhere(~np.isfinite(as_numpy(value)))[0]
         point = as_numpy(x)[tuple(where[: x.ndim - 1])]
+        face = "" if box is None else _named_face(point, box)
         raise InputError(
             argument,
-            f"{as_numpy(value)[tuple(where)]} at t = {t:g}, x = {point.tolist()}",
+            f"{as_numpy(value)[tuple(where)]} at t = {t:g}, x = {point.tolist()}{face}",
             "finite values everywhere in the box",
+            "boundary 'entrance' where the process leaves the end at once and never reaches it, or a box that begins "
+            "a little inside (from a small positive number in place of 0)"
+            if face
+            else "",
         )
     return value
 
 
-def check_covariance(S: Array, x: Array, t: float) -> Array:
+def _named_face(point: np.ndarray, box: Box) -> str:
+    """Which face of a box a point lies on, in words; nothing where it lies on none."""
+    for axis, pair in enumerate(box.faces):
+        for side, end in enumerate((box.lower[axis], box.upper[axis])):
+            if point[axis] == end:
+                return f", on the {'low' if side == 0 else 'high'} {pair[side].word!r} face of axis {axis}"
+    return ""
+
+
+def check_covariance(S: Array, x: Array, t: float, box: Box | None = None) -> Array:
     """Raise an InputError where Σ is not symmetric positive semidefinite, with the eigenvalue."""
-    check_finite(S, x, t, "covariance")
+    check_finite(S, x, t, "covariance", box)
     given, S = S, detached(S)
     sizes = _axis_sizes(S)
     # pair by pair: on a large grid whole matrices would be the largest arrays there are

@@ -17,6 +17,8 @@ BETWEEN = 4
 # Quantile of two standard deviations.
 FAR = 0.977
 TINY = 1e-300
+# How far beside an end that is only left its coefficients are read, as a part of the box or of what is known of scales.
+ASIDE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def reach(sde: Any, points: Any, horizon: float, *, within: Any = None, seed: in
     starts = _extremes(as_numpy(as_points(points, dim, "points")).reshape(-1, dim))
     rng = np.random.default_rng(seed)
     everywhere = np.full(dim, -np.inf), np.full(dim, np.inf)
-    ends = everywhere if within is None else (np.array(within.lower), np.array(within.upper))
+    ends = everywhere if within is None else _readable(sde, within, starts, horizon)
+    starts = np.clip(starts, *ends)
     steps = min(max(STEPS * horizon * _rate(sde, starts, horizon, ends), LEAST), MOST)
     steps = BETWEEN * math.ceil(steps / BETWEEN)  # the last look is at the end
     half = rng.standard_normal((steps, PATHS // 2, dim))
@@ -91,6 +94,20 @@ def reach(sde: Any, points: Any, horizon: float, *, within: Any = None, seed: in
         below = np.maximum(below, _spread(centre - _quantile(ordered, 1.0 - FAR), centre[:, None] - ordered))
         above = np.maximum(above, _spread(_quantile(ordered, FAR) - centre, ordered - centre[:, None]))
     return Reach(low, high, below, above)
+
+
+def _readable(sde: Any, within: Any, starts: np.ndarray, horizon: float) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the box, a little inside where coefficients may be infinite because the end is only left."""
+    ends = np.array([within.lower, within.upper])
+    for i, pair in enumerate(within.faces):
+        for side in (s for s, face in enumerate(pair) if face.word == "entrance"):
+            scale = float(ends[1, i] - ends[0, i])
+            if not math.isfinite(scale):
+                scale = float(np.abs(starts[:, i] - ends[side, i]).max())
+            if scale == 0.0:
+                scale = math.sqrt(horizon * float(np.abs(as_numpy(sde.covariance(0.0, starts))[:, i, i]).max()))
+            ends[side, i] += (1.0 - 2.0 * side) * ASIDE * scale
+    return ends[0], ends[1]
 
 
 def _extremes(points: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from kolmo.steppers.base import STEPPERS
 from kolmo.testing import manufactured
 from kolmo.times import find, merged
 
-WORDS = ["open", "natural", "reflecting", "absorbing", "robin"]
+WORDS = ["open", "natural", "reflecting", "entrance", "absorbing", "robin"]
 
 
 class Units:

@@ -12,7 +12,7 @@ from scipy.linalg import lapack
 from scipy.ndimage import distance_transform_edt
 
 from kolmo.arrays import Held
-from kolmo.box import Absorbing, Natural, Open, Robin
+from kolmo.box import Absorbing, Entrance, Natural, Open, Robin
 from kolmo.control.coefficients import Coefficients
 from kolmo.control.problem import ControlProblem
 from kolmo.errors import InputError, NotConvergedError
@@ -61,13 +61,17 @@ class Bellman:
         self.problem, self.grid, self.scheme = problem, grid, SCHEMES[scheme]
         self.x = torch.as_tensor(grid.points)
         still = problem.closed_loop(problem.constant(problem.controls.samples[0]))
-        self.generator = Generator(still, grid, self.scheme)
+        # where paths leave is for the policy to say: absorbing values hold everywhere
+        self.generator = Generator(still, grid, self.scheme, everywhere=True)
         self.box, self.metric = self.generator.box, self.generator.metric
         self.fixed = self.generator.fixed if self.generator.fixed.any() else None
         self.penalty = PENALTY / (problem.horizon or 1.0)
         if any(isinstance(face, Robin) for pair in self.box.faces for face in pair) and grid.dim > 1:
             raise InputError("box", self.box, "no elastic (Robin) faces in two or three dimensions")
-        self.coefficients = Coefficients(problem, self.x)
+        self.places = torch.as_tensor(self.generator.places())
+        if any(isinstance(face, Entrance) for pair in self.box.faces for face in pair):
+            raise InputError("box", self.box, "no entrance: the control could make the end one that is reached")
+        self.coefficients = Coefficients(problem, self.places)
         sample = self._sample()
         self.stencil = self.scheme.stencil(grid, self.box, sample)
         name = scheme if scheme.startswith("central") else "central2"
@@ -119,7 +123,7 @@ class Bellman:
         """Coefficients in index units, checked: finite, and covariances positive semidefinite."""
         closed = self.problem.closed_loop(lambda _t, _x: a)
         with torch.no_grad():
-            local = local_coefficients(closed, self.grid, self.metric, t, self.x, 1)
+            local = local_coefficients(closed, self.metric, t, self.places, 1)
         return Local(*(np.asarray(v.numpy()) for v in (local.A, local.S, local.c, local.g)))
 
     def _local(self, t: float, a: torch.Tensor) -> Local:

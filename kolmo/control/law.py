@@ -19,8 +19,9 @@ from kolmo.march import March, StepPlan
 from kolmo.plan import prescribe
 from kolmo.problem import KolmogorovProblem
 from kolmo.schemes.base import SCHEMES, FaceData
+from kolmo.schemes.faces import held
 from kolmo.schemes.generator import Generator, Semi
-from kolmo.schemes.local import Local, local_coefficients, on_face, wall_nodes
+from kolmo.schemes.local import Local, wall_nodes
 from kolmo.times import SAME, find, missing
 
 # Interpolation in time takes this many time nodes.
@@ -389,14 +390,14 @@ def _unit_loads(generator: Generator, semi: Semi, t: float, exits: dict[Exit, An
     free = torch.as_tensor((~generator.fixed).astype(float))
     owned: dict[Exit, np.ndarray] = {}
     for key, face in exits.items():
-        if isinstance(face, Absorbing):
-            mine = on_face(grid, *key).astype(float)
+        if isinstance(face, Absorbing) and isinstance(key, tuple):
+            mine = held(grid, key[0], key[1], face).astype(float)
             # shared nodes belong to the later axis, as their values do
             owned = {k: v * (1.0 - mine) for k, v in owned.items()} | {key: mine}
     loads = {k: semi.stencil.apply(semi.a, torch.as_tensor(v)[:, None])[:, 0] * free for k, v in owned.items()}
     elastic = {key: face for key, face in exits.items() if isinstance(face, Robin)}
     if elastic:
-        local = local_coefficients(generator.problem, grid, generator.metric, t, x, 1)
+        local = generator.local(t, x)
         local = Local(local.A, local.S, local.c, torch.zeros(grid.size, 1, dtype=torch.float64))
         kappa = {k: generator.problem.on_face(f.kappa, t, x[wall_nodes(grid, *k)]) for k, f in elastic.items()}
         for paying in elastic:
@@ -404,7 +405,7 @@ def _unit_loads(generator: Generator, semi: Semi, t: float, exits: dict[Exit, An
             assembly = generator.scheme.assemble(semi.stencil, local, FaceData(data), generator.metric)
             loads[paying] = assembly.load[:, 0]
     if "killing" in exits:
-        loads["killing"] = free * generator.problem.rate(t, x)
+        loads["killing"] = free * generator.problem.rate(t, generator.places(x))
     return loads
 
 

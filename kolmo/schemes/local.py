@@ -1,5 +1,6 @@
 """Coefficients of the equation at the nodes, in index units: the grid's spacing and map are divided out."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,16 +64,26 @@ class Metric:
         return self._density.like(like), self._bend.like(like)
 
 
-def local_coefficients(problem: KolmogorovProblem, grid: Grid, metric: Metric, t: float, x: Array, k: int) -> Local:
-    """Evaluate and check the coefficients at the nodes x at time t (x a tensor: with gradients)."""
-    sde = problem.sde
-    b = check_finite(sde.drift(t, x), x, t, "drift")
+Limits = Callable[[float, Array, Array, Array, Array], tuple[Array, Array, Array, Array]]
+
+
+def local_coefficients(
+    problem: KolmogorovProblem, metric: Metric, t: float, x: Array, k: int, limits: Limits | None = None
+) -> Local:
+    """Evaluate and check the coefficients at the nodes x at time t (x a tensor: with gradients).
+
+    ``limits(t, drift, covariance, killing, source)`` puts in what holds at nodes where they cannot be read.
+    """
+    sde, box = problem.sde, problem.box
+    b = check_finite(sde.drift(t, x), x, t, "drift", box)
     density, bend = metric.like(x)
-    S = check_covariance(sde.covariance(t, x), x, t)
+    S = check_covariance(sde.covariance(t, x), x, t, box)
+    c = check_finite(problem.rate(t, x), x, t, "killing", box)
+    g = check_finite(problem.running(t, x), x, t, "source", box)
+    if limits is not None:
+        b, S, c, g = limits(t, b, S, c, g)
     A = b * density - 0.5 * namespace(S).einsum("...ii->...i", S) * bend
     S = S * density[:, :, None] * density[:, None, :]
-    c = check_finite(problem.rate(t, x), x, t, "killing")
-    g = check_finite(problem.running(t, x), x, t, "source")
     g = g[:, None] if g.ndim == 1 else g
     return Local(A, S, c, _columns(g, k))
 
