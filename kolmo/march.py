@@ -138,7 +138,7 @@ class March:
             else:
                 at_break = len(breaks) > 0 and float(np.abs(breaks - start).min()) <= ROUNDING * self.times[-1]
                 top = start - INSIDE * (start - end) if at_break else start
-                instants = tuple(float(min(start - c * (start - end), top)) for c in self.stepper.nodes)
+                instants = tuple(float(min(max(start - c * (start - end), end), top)) for c in self.stepper.nodes)
             # equal steps share one number, so that a prepared step is found again
             plans.append(StepPlan(start, end, float(f"{start - end:.12g}"), instants))
         return plans

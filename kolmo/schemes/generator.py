@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
-from kolmo.arrays import Array, Held, Spread, as_like, as_numpy, is_tensor, zeros
+from kolmo.arrays import Array, Held, Spread, as_like, as_numpy, detached, is_tensor, namespace, zeros
 from kolmo.box import Absorbing, Box, Entrance, Natural, Robin
 from kolmo.errors import InputError
 from kolmo.grid import Grid
@@ -18,6 +18,9 @@ from kolmo.schemes.base import SCHEMES, FaceData, Scheme
 from kolmo.schemes.faces import Entrances, held, probe, resolved, shrunk
 from kolmo.schemes.local import Local, Metric, local_coefficients, wall_nodes
 
+# How far beside a node of a face its values are looked at, as a part of the box, and the change, relative to the largest
+# of them, that is a jump.
+BESIDE, JUMP = 1e-9, 1e-6
 # Irregular instants (fractions of an interval) at which coefficients are compared to see whether they depend on time.
 PROBES = (0.0, 0.1309, 0.3717, 0.5, 0.6283, 0.8571, 0.9999)
 
@@ -285,9 +288,24 @@ class Generator:
         for axis, side, face in self._faces():
             if isinstance(face, Absorbing):
                 wall = self._wall(axis, side)[1].like(x)
-                at_wall = check_finite(self.problem.on_face(face.value, t, x[wall]), x[wall], t, "Absorbing.value")
-                values[wall] = self._wide(at_wall)
+                at_wall = self._mean_on_jumps(face.value, t, x[wall], axis)
+                values[wall] = self._wide(check_finite(at_wall, x[wall], t, "Absorbing.value"))
         return values
+
+    def _mean_on_jumps(self, value: Any, t: float, x: Array, axis: int) -> Array:
+        """Values of a face at its nodes x; where they jump along it, the mean of what is around a node."""
+        at_nodes = self.problem.on_face(value, t, x)
+        if not callable(value) or self.grid.dim == 1 or not len(x):
+            return at_nodes
+        xp, (low, high) = namespace(x), self.grid.box
+        moves = np.array(list(product(*[(0.0,) if i == axis else (-1.0, 1.0) for i in range(self.grid.dim)])))
+        beside = x + as_like(BESIDE * (high - low) * moves, x)[:, None]
+        beside = xp.minimum(xp.maximum(beside, as_like(low, x)), as_like(high, x)).reshape(-1, self.grid.dim)
+        around = self.problem.on_face(value, t, beside)
+        around = around.reshape(len(moves), len(x), *at_nodes.shape[1:])
+        seen = detached(around)
+        jumps = abs(seen - seen[:1]).max(0) if xp is np else abs(seen - seen[:1]).amax(0)
+        return xp.where(jumps > JUMP * abs(seen).max(), around.mean(0), at_nodes)
 
     def _wall(self, axis: int, side: int) -> tuple[Held, Held]:
         """Indices of the nodes on a face, and of those whose values are prescribed."""
