@@ -5,7 +5,9 @@ import pytest
 from scipy.special import erfc
 
 from kolmo import SDE, Absorbing, Box, KolmogorovProblem, discretize, monte_carlo, solve
+from kolmo.march import March, time_nodes
 from kolmo.schemes.base import SCHEMES
+from kolmo.steppers.base import STEPPERS
 
 
 class Switched:
@@ -51,18 +53,16 @@ def test_values_that_jump_in_time(seed, stepper):
 
 
 def test_stages_read_the_value_of_their_own_interval():
-    """With an amount that is paid in one interval only, that interval's steps alone have loads."""
+    """With values that also grow, so that every stage reads its own; also stages that end a step on a breakpoint."""
     rng = np.random.default_rng(5)
-    for _ in range(20):
+    for _ in range(60):
         switched = Switched(rng)
-        switched.amounts = np.array([0.0, 1.0, 0.0])
-        problem = switched.problem(ramp=0.1)  # so that every stage reads its own
+        generator = discretize(switched.problem(ramp=0.1), 9, "central2")
+        times = time_nodes(generator.intervals(), int(rng.integers(3, 90)))
         for stepper in ("radau5", "rk4", "mcs3"):
-            march = solve(problem, grid=9, steps=60, scheme="central2", stepper=stepper).discretization.march(problem)
-            for plan in march.plans:
-                inside = plan.start <= switched.breaks[1] and plan.end >= switched.breaks[0]
-                for t in plan.instants:
-                    assert bool(np.abs(march.ingredients(t)[2]).max() > 0.0) == inside
+            for plan in March(generator, STEPPERS[stepper], times).plans:
+                due = switched.paid(0.5 * (plan.start + plan.end))
+                assert all(switched.paid(t) == due for t in plan.instants)
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -18,8 +18,8 @@ from kolmo.schemes.base import SCHEMES, FaceData, Scheme
 from kolmo.schemes.faces import Entrances, held, probe, resolved, shrunk
 from kolmo.schemes.local import Local, Metric, local_coefficients, wall_nodes
 
-# How far beside a node of a face its values are looked at, as a part of the box, and the change, relative to the largest
-# of them, that is a jump.
+# How far beside a node of a face its values are looked at, as a part of the box; the change that is a jump, relative to
+# the largest of them.
 BESIDE, JUMP = 1e-9, 1e-6
 # Irregular instants (fractions of an interval) at which coefficients are compared to see whether they depend on time.
 PROBES = (0.0, 0.1309, 0.3717, 0.5, 0.6283, 0.8571, 0.9999)
