@@ -55,10 +55,10 @@ def test_values_that_jump_in_time(seed, stepper):
 def test_stages_read_the_value_of_their_own_interval():
     """With values that also grow, so that every stage reads its own; also stages that end a step on a breakpoint."""
     rng = np.random.default_rng(5)
-    for _ in range(60):
+    for _ in range(100):
         switched = Switched(rng)
         generator = discretize(switched.problem(ramp=0.1), 9, "central2")
-        times = time_nodes(generator.intervals(), int(rng.integers(3, 90)))
+        times = time_nodes(generator.intervals(), int(rng.choice([1, 2, 60])))
         for stepper in ("radau5", "rk4", "mcs3"):
             for plan in March(generator, STEPPERS[stepper], times).plans:
                 due = switched.paid(0.5 * (plan.start + plan.end))
