@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from numpy.polynomial import legendre
 
 from kolmo.arrays import Array, as_numpy, as_points
-from kolmo.box import Absorbing, Reflecting, Robin
+from kolmo.box import Absorbing, Entrance, Reflecting, Robin
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Axis, Grid
@@ -19,8 +19,10 @@ from kolmo.march import March
 from kolmo.problem import KolmogorovProblem
 from kolmo.refine.plan import plan, prescribe
 from kolmo.schemes.base import FaceData
+from kolmo.schemes.faces import held
 from kolmo.schemes.generator import Generator, discretize
-from kolmo.schemes.local import Local, local_coefficients, on_face, wall_nodes
+from kolmo.schemes.local import Local, wall_nodes
+from kolmo.times import find, missing
 
 Exit = tuple[int, int] | str
 """A way out: (axis, side) of an absorbing or elastic face, or "killing"."""
@@ -139,10 +141,10 @@ class Density:
         return ax
 
     def _kept(self, t: float | None) -> int:
-        near = np.flatnonzero(np.isclose(self.times, self.times[-1] if t is None else t, rtol=0.0, atol=1e-9))
-        if len(near) == 0:
+        near = find(self.times, self.times[-1] if t is None else t)
+        if near is None:
             raise InputError("t", t, f"one of the kept times {self.times.tolist()}", f"solve_forward(..., save=[{t}])")
-        return int(near[0])
+        return near
 
     def _exit(self, face: Any) -> Exit:
         key = (0, face) if face in (0, 1, "low", "high") and self.grid.dim == 1 else face
@@ -250,9 +252,10 @@ class _Forward:
         self.problem, self.recipe, self.kept = problem, recipe, kept
         self.march = recipe.march(problem)
         self.clock = np.asarray(recipe.times)
-        missing = [t for t in kept if not np.isclose(self.clock, t, rtol=0, atol=1e-9).any()]
-        if missing:
-            raise InputError("save", missing, "time nodes of the discretization", "use grid= and steps= with save=")
+        absent = missing(self.clock, kept)
+        if absent:
+            raise InputError("save", absent, "time nodes of the discretization", "use grid= and steps= with save=")
+        self.keeping = {find(self.clock, t) for t in kept}
         self.exits = WaysOut(self.march)
         self.saved: list[tuple[float, np.ndarray]] = []
         self.mass: list[float] = []
@@ -305,7 +308,7 @@ class _Forward:
         self.mass.append(float(p.sum()))
         for e, unit in self.exits.unit_loads(instant).items():
             self.flux[e].append(float(p[:, 0] @ unit))
-        if np.isclose(self.kept, t, rtol=0, atol=1e-9).any():
+        if len(self.mass) - 1 in self.keeping:
             self.saved.append((t, np.array(p[:, 0])))
 
 
@@ -338,7 +341,7 @@ class WaysOut:
         owned: dict[Exit, np.ndarray] = {}
         for key, face in self.faces.items():
             if isinstance(face, Absorbing):
-                mine = on_face(self.march.generator.grid, *key).astype(float)
+                mine = held(self.march.generator.grid, *key, face).astype(float)
                 owned = {k: v * (1.0 - mine) for k, v in owned.items()} | {key: mine}
         return owned
 
@@ -363,14 +366,14 @@ class WaysOut:
         if elastic:
             loads |= self._elastic(instant, elastic, semi)
         if "killing" in self.names:
-            loads["killing"] = free * as_numpy(generator.problem.rate(instant, generator.grid.points))
+            loads["killing"] = free * as_numpy(generator.problem.rate(instant, generator.places()))
         return {name: loads[name] for name in self.names}
 
     def _elastic(self, instant: float, faces: dict[tuple[int, int], Robin], semi: Any) -> dict[Exit, np.ndarray]:
         """Loads of elastic faces whose value is their rate κ."""
         generator = self.march.generator
         problem, grid, x = generator.problem, generator.grid, generator.grid.points
-        local = local_coefficients(problem, grid, generator.metric, instant, x, 1)
+        local = generator.local(instant)
         local = Local(local.A, local.S, local.c, np.zeros((grid.size, 1)))
         kappa = {k: as_numpy(problem.on_face(f.kappa, instant, x[wall_nodes(grid, *k)])) for k, f in faces.items()}
         loads: dict[Exit, np.ndarray] = {}
@@ -420,7 +423,9 @@ def quadrature(axis: Axis) -> np.ndarray:
 def readings(generator: Generator) -> tuple[sp.csr_matrix, ...]:
     """Per axis, the matrix (n, n) that reads point values of a density off the masses at the nodes."""
     return tuple(
-        _reading(axis, [isinstance(f, (Reflecting, Robin)) for f in pair], [isinstance(f, Absorbing) for f in pair])
+        _reading(
+            axis, [isinstance(f, (Reflecting, Robin, Entrance)) for f in pair], [isinstance(f, Absorbing) for f in pair]
+        )
         for axis, pair in zip(generator.grid.axes, generator.box.faces, strict=True)
     )
 

@@ -158,7 +158,9 @@ class Sinh:
 
 @dataclass(frozen=True)
 class Focused:
-    r"""Nodes concentrated around several centres: :math:`\xi(x) \propto \sum_k a_k\operatorname{arsinh}((x - c_k)/w_k)`.
+    r"""Nodes concentrated around several centres.
+
+    .. math:: \xi(x) \propto \sum_k a_k\operatorname{arsinh}((x - c_k)/w_k)
 
     The density of nodes is :math:`\sum_k (a_k/w_k)/\sqrt{1 + ((x - c_k)/w_k)^2}`: around a centre it is that of the
     feature there, and it falls off geometrically.

@@ -15,6 +15,9 @@ from kolmo.box import Box
 from kolmo.errors import InputError
 from kolmo.grading import Grading, Uniform
 
+# Part of a cell within which a point lies on the node above it: rounding shall not choose its stencil.
+ON_NODE = 1e-9
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -75,10 +78,9 @@ class Axis:
         w = min(width, self.n)
         s = self.grading.inverse(x) / self.h
         position = as_numpy(s)
-        if self.periodic:
-            start = np.floor(position).astype(int) - (w - 1) // 2
-        else:
-            start = np.clip(np.floor(position).astype(int) - (w - 1) // 2, 0, self.n - w)
+        start = np.floor(position + ON_NODE).astype(int) - (w - 1) // 2
+        if not self.periodic:
+            start = np.clip(start, 0, self.n - w)
         for low, high in self.pieces if self.breaks else ():
             inside = (position >= low) & (position < high) & (high - low >= w - 1)
             start = np.where(inside, np.clip(start, low, high - w + 1), start)

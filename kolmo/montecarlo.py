@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import log_ndtr, ndtr
 
 from kolmo.arrays import Array, as_like, as_numpy, as_points, is_tensor
-from kolmo.box import Absorbing, Box, Natural, Open, Periodic, Reflecting, Robin
+from kolmo.box import Absorbing, Box, Entrance, Natural, Open, Periodic, Reflecting, Robin
 from kolmo.errors import InputError, KolmoWarning, NotConvergedError
 from kolmo.problem import KolmogorovProblem
 from kolmo.registry import Registry
@@ -32,7 +32,7 @@ SAFETY = 2.0
 # has its own instants.
 CHUNKS, LEAST_CHUNK = 4, 4000
 # Weak order that the treatment of a face allows; free of it where not listed.
-FACE_ORDER: dict[type, float] = {Reflecting: 1.0, Robin: 1.0, Absorbing: 1.0, Natural: 0.5}
+FACE_ORDER: dict[type, float] = {Reflecting: 1.0, Robin: 1.0, Absorbing: 1.0, Entrance: 0.5, Natural: 0.5}
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,6 +317,9 @@ class Model:
         self.low, self.high = np.where(closed[:, 0], low, -np.inf), np.where(closed[:, 1], high, np.inf)
         self.closed = bool(closed.any())
         self.bridged = any(isinstance(f, Absorbing | Reflecting | Robin) for pair in self.box.faces for f in pair)
+        self.entrances = [
+            (i, s) for i, pair in enumerate(self.box.faces) for s, f in enumerate(pair) if isinstance(f, Entrance)
+        ]
         self.periodic = np.array(self.box.periodic)
         self.origin, self.period = np.where(self.periodic, low, 0.0), np.where(self.periodic, high - low, 1.0)
         self.columns = self._columns()
@@ -345,6 +348,30 @@ class Model:
     def fit(self, x: np.ndarray) -> np.ndarray:
         """Points brought back to where coefficients may be read: projected on closed faces, wrapped around periods."""
         return self.wrap(np.clip(x, self.low, self.high) if self.closed else x)
+
+    def readable(self, t: float, x: np.ndarray, dt: float) -> np.ndarray:
+        """Points where a step of that length reads its coefficients: fit, and as far from entrances as its noise goes.
+
+        Nearer, the drift is too large for one step.
+        """
+        x = self.fit(x)
+        for axis, side in self.entrances:
+            edge, inward = (self.low, self.high)[side][axis], 1.0 if side == 0 else -1.0
+            x = x.copy()
+            gap = inward * (x[:, axis] - edge)
+            # the noise is read at the path that is farthest from the end, where nothing is singular
+            farthest = x[[int(gap.argmax())]]
+            reach = math.sqrt(float(self.covariance(t, farthest)[0, axis, axis]) * dt)
+            x[:, axis] = edge + inward * np.maximum(gap, reach)
+        return x
+
+    def mirror(self, x: np.ndarray) -> np.ndarray:
+        """Points beyond an entrance put back inside, at the same distance (a fresh array where there is one)."""
+        for axis, side in self.entrances:
+            edge, inward = (self.low, self.high)[side][axis], 1.0 if side == 0 else -1.0
+            x = x.copy()
+            x[:, axis] = edge + inward * np.abs(x[:, axis] - edge)
+        return x
 
     def wrap(self, x: np.ndarray) -> np.ndarray:
         """Points wrapped around periods."""
@@ -471,17 +498,23 @@ def platen(model: Model, x: np.ndarray, inc: Increment) -> tuple[np.ndarray, np.
     dt, dW, root = inc.dt, inc.dW, math.sqrt(inc.dt)
     a, b = model.drift(inc.t, x), model.diffusion(inc.t, x)
     ahead = x + a * dt
-    y = x + 0.5 * dt * (a + model.drift(inc.end, model.fit(ahead + _applied(b, dW)))) + _applied(b, dW)
-    if _uniform(b) and _uniform(after := model.diffusion(inc.end, model.fit(ahead))):
+    y = (
+        x
+        + 0.5 * dt * (a + model.drift(inc.end, model.readable(inc.end, ahead + _applied(b, dW), dt)))
+        + _applied(b, dW)
+    )
+    if _uniform(b) and _uniform(after := model.diffusion(inc.end, model.readable(inc.end, ahead, dt))):
         return y + 0.5 * _applied(after - b, dW), b  # what is left of the corrections for noise without x
     for j in range(b.shape[-1]):
         shift = b[..., j] * root
         # the noise ahead, moved along column j: all columns of the row "U", column j of the row "R"
-        up, down = (model.diffusion(inc.end, model.fit(ahead + s * shift))[..., j] for s in (1.0, -1.0))
+        up, down = (
+            model.diffusion(inc.end, model.readable(inc.end, ahead + s * shift, dt))[..., j] for s in (1.0, -1.0)
+        )
         w = dW[:, j, None]
         y += 0.25 * (up + down - 2.0 * b[..., j]) * w + 0.25 / root * (up - down) * (w**2 - dt)
         if b.shape[-1] > 1:
-            up_all, down_all = (model.diffusion(inc.t, model.fit(x + s * shift)) for s in (1.0, -1.0))
+            up_all, down_all = (model.diffusion(inc.t, model.readable(inc.t, x + s * shift, dt)) for s in (1.0, -1.0))
             mixed = dW[:, j, None] * dW + dt * inc.signs[:, j, :]
             first, second = (up_all - down_all) / root, up_all + down_all - 2.0 * b
             first[..., j], second[..., j] = 0.0, 0.0
@@ -545,7 +578,7 @@ class Walk:
         model, dt = self.model, h * len(draws)
         dW = draws[0].dW if len(draws) == 1 else draws[0].dW + draws[1].dW
         killing, source = model.problem.killing is not None, model.problem.source is not None
-        x = model.fit(self.x)
+        x = model.readable(t, self.x, dt)
         c = model.rate(t, x) if killing else np.zeros(len(x))
         g = model.running(t, x) if source else None
         y, sigma = self.method.step(model, x, Increment(t, end, dt, dW, draws[0].signs))
@@ -558,7 +591,7 @@ class Walk:
             self._walk(Bridge(t, middle, end, dt, stops, _squared(sigma), c, g), draws)
         else:
             self.x = y
-        self.x = model.wrap(self.x)
+        self.x = model.wrap(model.mirror(self.x))
         survived = self.weight
         if killing:
             self.weight = survived * np.exp(-0.5 * (c + model.rate(end, model.fit(self.x))) * dt)
@@ -787,10 +820,11 @@ class Touch:
 
     @classmethod
     def of(cls, start: np.ndarray, stop: np.ndarray, variance: np.ndarray) -> "Touch":
-        """Law from signed distances; without variance the path is a straight line."""
+        """Law from signed distances; without variance the path is a straight line, which may start on the wall."""
+        sure = (stop < 0.0) | ((variance > 0.0) & ((start == 0.0) | (stop == 0.0)))
         variance = np.maximum(variance, 1e-300)
         exponent = 2.0 * start * stop / variance
-        sure = (stop <= 0.0) | (start == 0.0)
+        exponent = np.where(sure | (exponent > 0.0), exponent, np.inf)
         chance = np.where(sure, 1.0, np.exp(-np.maximum(exponent, 0.0)))
         return cls(start, np.abs(stop), variance, chance, np.where(stop <= 0.0, -exponent, 0.0))
 

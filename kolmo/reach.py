@@ -19,6 +19,8 @@ STIFF = 0.5
 # Quantile of two standard deviations.
 FAR = 0.977
 TINY = 1e-300
+# How far beside an end that is only left its coefficients are read, as a part of the box or of what is known of scales.
+ASIDE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def reach(sde: Any, points: Any, horizon: float, *, within: Any = None, seed: in
     starts = _extremes(as_numpy(as_points(points, dim, "points")).reshape(-1, dim))
     rng = np.random.default_rng(seed)
     everywhere = np.full(dim, -np.inf), np.full(dim, np.inf)
-    ends = everywhere if within is None else (np.array(within.lower), np.array(within.upper))
+    ends = everywhere if within is None else _readable(sde, within, starts, horizon)
+    starts = np.clip(starts, *ends)
     room = _room(sde, starts, horizon)
     wanted = STEPS * horizon * _rate(sde, starts, horizon, ends, room)
     steps = BETWEEN * math.ceil(min(max(wanted, LEAST), MOST) / BETWEEN)  # the last look is at the end
@@ -111,6 +114,20 @@ def _room(sde: Any, starts: np.ndarray, horizon: float) -> np.ndarray:
         length = np.nan_to_num((noise + np.abs(b) * horizon).max(0)) + np.ptp(starts, axis=0)
     size = np.abs(starts).max(0)
     return np.asarray(np.where(length > 0, length, np.where(size > 0, size, 1.0)))
+
+
+def _readable(sde: Any, within: Any, starts: np.ndarray, horizon: float) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the box, a little inside where coefficients may be infinite because the end is only left."""
+    ends = np.array([within.lower, within.upper])
+    for i, pair in enumerate(within.faces):
+        for side in (s for s, face in enumerate(pair) if face.word == "entrance"):
+            scale = float(ends[1, i] - ends[0, i])
+            if not math.isfinite(scale):
+                scale = float(np.abs(starts[:, i] - ends[side, i]).max())
+            if scale == 0.0:
+                scale = math.sqrt(horizon * float(np.abs(as_numpy(sde.covariance(0.0, starts))[:, i, i]).max()))
+            ends[side, i] += (1.0 - 2.0 * side) * ASIDE * scale
+    return ends[0], ends[1]
 
 
 def _extremes(points: np.ndarray) -> np.ndarray:
@@ -167,7 +184,8 @@ class _Stepper:
         dt, b = self.dt, as_numpy(self.sde.drift(t, x))
         with np.errstate(over="ignore", invalid="ignore"):
             outward = (b * x).sum(-1) > 0
-            away = outward & (dt * _size(b / self.room)[..., 0] > 1.0 + _size(x / self.room)[..., 0])
+            far = _size(x / self.room)[..., 0]
+            away = outward & (far > 1.0) & (dt * _size(b / self.room)[..., 0] > 1.0 + far)
         rate = self._contraction(t, x) if self.stiff else np.zeros(x.shape[-1])
         slow = rate * dt < STIFF
         lasting = np.where(slow, dt, -np.expm1(-rate * dt) / np.where(slow, 1.0, rate))

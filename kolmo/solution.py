@@ -13,6 +13,7 @@ from kolmo.arrays import Array, as_like, as_numpy, as_points, is_tensor
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, MissingExtraError
 from kolmo.grid import Grid
+from kolmo.times import find
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,13 +103,12 @@ class Solution:
 
     def _at_time(self, t: float) -> Array:
         """Node values at a saved time, shape (size[, k])."""
-        near = np.flatnonzero(
-            np.isclose(self.times, t, rtol=0.0, atol=1e-9 * max(1.0, float(np.abs(self.times).max())))
-        )
-        if len(near) == 0:
+        scale = self.discretization.times[-1:]  # with t = 0 alone saved, the horizon says what is near
+        at = find([*self.times, *scale], t)
+        if at is None or at >= len(self.times):
             shown = ", ".join(f"{s:g}" for s in self.times[:8]) + (", ..." if len(self.times) > 8 else "")
             raise InputError("t", t, f"one of the saved times ({shown})", f"solve(..., save=[{t:g}])")
-        values = self.values[int(near[0])]
+        values = self.values[at]
         return values.reshape(self.grid.size, *values.shape[self.grid.dim :])
 
     def plot(self, ax: Any = None, t: float = 0.0, column: int = 0, **style: Any) -> Any:

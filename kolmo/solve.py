@@ -20,6 +20,7 @@ from kolmo.schemes.base import SCHEMES
 from kolmo.solution import Solution
 from kolmo.stationary import solve_stationary
 from kolmo.steppers.base import STEPPERS
+from kolmo.times import missing
 
 BACKENDS = ("auto", "numba", "torch")
 
@@ -224,9 +225,9 @@ def _fixed(
     if problem.stationary:
         run = Run(solve_stationary(march), 0.0)
     else:
-        missing = [t for t in save if not np.isclose(march.times, t, rtol=0, atol=1e-12).any()]
-        if missing:
-            raise InputError("save", missing, "time nodes of the discretization", "plan or solve with grid= and save=")
+        absent = missing(march.times, save)
+        if absent:
+            raise InputError("save", absent, "time nodes of the discretization", "plan or solve with grid= and save=")
         run = march.backward(recipe.initial(march), save=save, callback=callback, progress=progress)
     if not bool(namespace(run.state).isfinite(run.state).all()):
         raise NotConvergedError(f"the solution became infinite with {recipe!r}")
@@ -253,7 +254,7 @@ def _solution(
 ) -> Solution:
     """Pack the states of a run, in increasing time."""
     states: list[tuple[float, Array]] = [(run.time, run.state)]
-    states += [(t, u) for t, u in reversed(run.saved) if not np.isclose(t, run.time, rtol=0, atol=1e-12)]
+    states += [(t, u) for t, u in reversed(run.saved) if t != run.time]
     stacked = namespace(run.state).stack([u for _, u in states], 0)
     stacked = stacked[..., 0] if columns is None else stacked
     shape = (len(states), *recipe.grid.shape) + (() if columns is None else (columns,))

@@ -19,8 +19,10 @@ from kolmo.march import March, StepPlan
 from kolmo.problem import KolmogorovProblem
 from kolmo.refine.plan import prescribe
 from kolmo.schemes.base import SCHEMES, FaceData
+from kolmo.schemes.faces import held
 from kolmo.schemes.generator import Generator, Semi
-from kolmo.schemes.local import Local, local_coefficients, on_face, wall_nodes
+from kolmo.schemes.local import Local, wall_nodes
+from kolmo.times import SAME, find, missing
 
 # Interpolation in time takes this many time nodes.
 TIME_NODES = 4
@@ -93,7 +95,7 @@ class Law:
     def first_passage(self, times: Any, face: Any) -> torch.Tensor:
         """Density of the time of going out through a face at times (...): the flux, interpolated in time."""
         t = np.asarray(times, dtype=float)
-        if not ((t >= 0) & (t <= self.clock[-1] * (1.0 + 1e-9))).all():
+        if not ((t >= 0) & (t <= self.clock[-1] * (1.0 + SAME))).all():
             raise InputError(
                 "times", times, f"times between 0 and the horizon {self.clock[-1]:g}", "what is later counts by mass()"
             )
@@ -101,10 +103,10 @@ class Law:
         return (matrix @ self.flux(face)).reshape(t.shape)
 
     def _kept(self, t: float | None) -> int:
-        near = np.flatnonzero(np.isclose(self.times, self.times[-1] if t is None else t, rtol=0.0, atol=1e-9))
-        if len(near) == 0:
+        near = find(self.times, self.times[-1] if t is None else t)
+        if near is None:
             raise InputError("t", t, f"one of the kept times {self.times.tolist()}", f"law(..., save=[{t}])")
-        return int(near[0])
+        return near
 
     def __repr__(self) -> str:
         return f"Law({self.grid!r}, {len(self.times)} times)"
@@ -267,9 +269,9 @@ def _prepared(
         recipe = planned(problem, points, rtol, atol)
     if not SCHEMES[recipe.scheme].smooth:
         raise InputError("discretization", recipe.scheme, "a scheme that is smooth in the coefficients")
-    missing = [t for t in kept if not np.isclose(recipe.times, t, rtol=0, atol=1e-9).any()]
-    if missing:
-        raise InputError("save", missing, "time nodes of the discretization", "use grid= and steps= with save=")
+    absent = missing(recipe.times, kept)
+    if absent:
+        raise InputError("save", absent, "time nodes of the discretization", "use grid= and steps= with save=")
     return problem.handing("torch"), recipe, kept
 
 
@@ -388,14 +390,14 @@ def _unit_loads(generator: Generator, semi: Semi, t: float, exits: dict[Exit, An
     free = torch.as_tensor((~generator.fixed).astype(float))
     owned: dict[Exit, np.ndarray] = {}
     for key, face in exits.items():
-        if isinstance(face, Absorbing):
-            mine = on_face(grid, *key).astype(float)
+        if isinstance(face, Absorbing) and isinstance(key, tuple):
+            mine = held(grid, key[0], key[1], face).astype(float)
             # shared nodes belong to the later axis, as their values do
             owned = {k: v * (1.0 - mine) for k, v in owned.items()} | {key: mine}
     loads = {k: semi.stencil.apply(semi.a, torch.as_tensor(v)[:, None])[:, 0] * free for k, v in owned.items()}
     elastic = {key: face for key, face in exits.items() if isinstance(face, Robin)}
     if elastic:
-        local = local_coefficients(generator.problem, grid, generator.metric, t, x, 1)
+        local = generator.local(t, x)
         local = Local(local.A, local.S, local.c, torch.zeros(grid.size, 1, dtype=torch.float64))
         kappa = {k: generator.problem.on_face(f.kappa, t, x[wall_nodes(grid, *k)]) for k, f in elastic.items()}
         for paying in elastic:
@@ -403,7 +405,7 @@ def _unit_loads(generator: Generator, semi: Semi, t: float, exits: dict[Exit, An
             assembly = generator.scheme.assemble(semi.stencil, local, FaceData(data), generator.metric)
             loads[paying] = assembly.load[:, 0]
     if "killing" in exits:
-        loads["killing"] = free * generator.problem.rate(t, x)
+        loads["killing"] = free * generator.problem.rate(t, generator.places(x))
     return loads
 
 

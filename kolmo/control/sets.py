@@ -285,6 +285,7 @@ def _newton(
     n, m = a.shape
     eye = torch.eye(m, dtype=torch.float64)
     definite = acts = torch.ones(n, dtype=torch.bool)
+    size = torch.zeros(m, dtype=torch.float64)  # largest control met so far, per coordinate
     for _ in range(ITERATIONS):
         value, g, B = _derivatives(H, a)
         held = ((a <= low) & (g > 0)) | ((a >= high) & (g < 0))
@@ -299,7 +300,8 @@ def _newton(
         safe = torch.where(definite[:, None, None], B + torch.diag_embed(held.double()), eye)
         step = -torch.linalg.solve(safe, g[..., None])[..., 0] * definite[:, None]
         step = torch.minimum(torch.maximum(a + step, low), high) - a
-        if bool((step.abs() <= 1e-10 * (1.0 + a.abs())).all()):
+        size = torch.maximum(size, torch.maximum(a.abs(), (a + step).abs()).amax(0))
+        if bool((step.abs() <= 1e-10 * size).all()):
             break
         a = _descend(H, a, step, value)
     return a, definite, acts
@@ -314,7 +316,7 @@ def _descend(H: Hamiltonian, a: torch.Tensor, step: torch.Tensor, value: torch.T
     """Take the step where it does not increase H, a shorter one elsewhere."""
     with torch.no_grad():
         result, open_nodes = a, torch.ones(len(a), dtype=torch.bool)
-        slack = 1e-12 * (1.0 + value.abs())
+        slack = 1e-12 * value.abs().max()
         for _ in range(6):
             trial = a + step
             good = open_nodes & (H(trial) <= value + slack)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kolmo.arrays import as_numpy, as_points, is_tensor
-from kolmo.box import Absorbing, Open, Reflecting, Robin
+from kolmo.box import Absorbing, Entrance, Open, Reflecting, Robin
 from kolmo.discretization import Discretization, steps_given
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Grid
@@ -639,7 +639,7 @@ def _carried(generator: Generator) -> bool:
     """Whether drift carries the solution, noise hardly matters between nodes, and characteristics can be followed."""
     A, S = np.abs(generator.sample.A), generator.sample.S
     faces = [face for pair in generator.box.faces for face in pair]
-    if any(isinstance(face, (Absorbing, Robin)) for face in faces):
+    if any(isinstance(face, (Absorbing, Robin, Entrance)) for face in faces):
         return False  # their values are not seen along characteristics
     if not S.any():
         return True

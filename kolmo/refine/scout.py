@@ -42,8 +42,8 @@ STANDS_OUT = 8.0
 ROUNDING = 1e-6
 # Candidates looked at more closely (the strongest), and breaks that a function may have to be treated one by one.
 CANDIDATES, MOST_BREAKS = 48, 16
-# Each closer look divides the interval by eight; by then a jump keeps its second difference, a kink has an eighth of it,
-# a smooth function a 64th. The thresholds are the geometric means.
+# Each closer look divides the interval by eight: a jump keeps its second difference, a kink an eighth of it, a smooth
+# function a 64th. The thresholds are the geometric means.
 PARTS, JUMP, KINK = 16, 0.35, 0.045
 LOOKS_AT_A_KINK, LOOKS_AT_A_JUMP = 4, 15
 # Breaks of several functions this close, as a part of the axis, are one.
@@ -52,8 +52,8 @@ SAME = 1e-9
 BESIDE = 1e-9
 # The sixth difference, of the largest factor 1, and the part of the tolerance from which on it weighs something.
 SIXTH = tuple(b / 64.0 for b in (1.0, -6.0, 15.0, -20.0, 15.0, -6.0, 1.0))
-# What weighs something is followed to spacings at which it has this part of its largest effect left: the first level has
-# to see it, the next ones are there to resolve it.
+# What weighs something is followed to spacings at which it has this part of its largest effect left: the first level
+# has to see it, the next ones are there to resolve it.
 WEIGHS, SEEN = 0.1, 0.03
 # A feature is narrower than this part of the axis: a tenth of a spread, about.
 NARROW = 128

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from kolmo.arrays import Array, Held, as_like, detached, empty, is_tensor, namespace, zeros
-from kolmo.box import Absorbing, Box, Face, Natural, Open, Periodic, Reflecting, Robin
+from kolmo.box import Absorbing, Box, Entrance, Face, Natural, Open, Periodic, Reflecting, Robin
 from kolmo.errors import InputError
 from kolmo.grid import Grid
 from kolmo.kernels.linear import NARROW
@@ -18,6 +18,7 @@ from kolmo.kernels.lines import LineOperator, weighted_sum
 from kolmo.kernels.tensor import Fused, Key
 from kolmo.schemes.base import SCHEMES, Assembly, FaceData
 from kolmo.schemes.differences import CUT, FREE, SLOPE, WRAP, Differences, differences, slope_weight, spectral_radii
+from kolmo.schemes.faces import Swept, Unreached, held
 from kolmo.schemes.local import Local, Metric, on_face, put_rows, wall_nodes, wall_of
 
 # How a difference operator closes at each kind of face.
@@ -25,7 +26,10 @@ CLOSURES: dict[type[Face], str] = {
     Open: CUT,
     Natural: FREE,
     Absorbing: FREE,
+    Swept: CUT,
+    Unreached: FREE,
     Reflecting: SLOPE,
+    Entrance: SLOPE,
     Robin: SLOPE,
     Periodic: WRAP,
 }
@@ -411,7 +415,9 @@ class CentralStencil(TensorStencil):
         terms += [key(**{f"x{i}": once[i], f"x{j}": once[j]}) for i, j in pairs]
         tilted, sloping = {}, []
         for i, side in slopes:
-            tilted[i, side] = [j for j in range(d) if (min(i, j), max(i, j)) in mixed]
+            # at an entrance it is the slope across that vanishes, not the one along Σn
+            entrance = isinstance(box.faces[i][side], Entrance)
+            tilted[i, side] = [j for j in range(d) if (min(i, j), max(i, j)) in mixed and not entrance]
             terms += [key(**{f"x{i}": f"pick{side}", f"x{j}": once[j]}) for j in tilted[i, side]]
             elastic = isinstance(box.faces[i][side], Robin)
             if elastic:
@@ -431,8 +437,7 @@ class CentralStencil(TensorStencil):
         free = np.ones(grid.size, dtype=bool)
         keep = [np.ones(grid.size, dtype=bool) for _ in range(d)]
         for i, side in ((i, s) for i in range(d) for s in (0, 1)):
-            if isinstance(box.faces[i][side], Absorbing):
-                free[on_face(grid, i, side)] = False
+            free &= ~held(grid, i, side, box.faces[i][side])
             if isinstance(box.faces[i][side], Open):
                 keep[i][on_face(grid, i, side)] = False
         stencil.free, stencil.keep = Held(free), [Held(mask) for mask in keep]

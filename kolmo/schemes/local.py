@@ -97,6 +97,7 @@ class Metric:
         return self._density.like(like), self._bend.like(like)
 
 
+Limits = Callable[[float, Array, Array, Array, Array], tuple[Array, Array, Array, Array]]
 Means = Mapping[str, Callable[[float, Array], Array]]
 """Functions that are averaged around the nodes, as (t, nodes) → values."""
 
@@ -108,39 +109,53 @@ def local_coefficients(
     t: float,
     x: Array,
     k: int,
+    *,
     slope: float = 2.0,
     means: Means | None = None,
+    limits: Limits | None = None,
 ) -> Local:
     """Evaluate and check the coefficients at the nodes x at time t (x a tensor: with gradients).
 
     ``slope``: weight α of the slope in the scheme's one-sided second differences, for the mean at breaks. ``means``:
-    what takes the place of some functions' values at the nodes.
+    what takes the place of some functions' values at the nodes. ``limits(t, drift, covariance, killing, source)``
+    puts in what holds at nodes where they cannot be read.
     """
     density, bend = metric.like(x)
-    local = _local(problem, t, x, density, bend, k, means or {})
+    local = _local(problem, t, x, density, bend, k, means, limits)
     for axis in (i for i, a in enumerate(grid.axes) if a.breaks):
         local = _averaged(problem, grid, axis, t, x, (density, bend), local, slope)
     return local
 
 
 def _local(
-    problem: KolmogorovProblem, t: float, x: Array, density: Array, bend: Array, k: int, means: Means | None = None
+    problem: KolmogorovProblem,
+    t: float,
+    x: Array,
+    density: Array,
+    bend: Array,
+    k: int,
+    means: Means | None = None,
+    limits: Limits | None = None,
 ) -> Local:
     """Coefficients at points x with the grid's map there."""
-    means, sde = means or {}, problem.sde
-    b = check_finite(means.get("drift", sde.drift)(t, x), x, t, "drift")
-    S = check_covariance(means.get("covariance", sde.covariance)(t, x).reshape(*x.shape, x.shape[-1]), x, t)
+    means, sde, box = means or {}, problem.sde, problem.box
+    b = check_finite(means.get("drift", sde.drift)(t, x), x, t, "drift", box)
+    S = means.get("covariance", sde.covariance)(t, x).reshape(*x.shape, x.shape[-1])
+    S = check_covariance(S, x, t, box)
+    c = check_finite(means.get("killing", problem.rate)(t, x), x, t, "killing", box)
+    c = c[:, 0] if c.ndim == 2 else c
+    g = source_at(problem, t, x, k, means)
+    if limits is not None:
+        b, S, c, g = limits(t, b, S, c, g)
     A = b * density - 0.5 * namespace(S).einsum("...ii->...i", S) * bend
     S = S * density[:, :, None] * density[:, None, :]
-    c = check_finite(means.get("killing", problem.rate)(t, x), x, t, "killing")
-    c = c[:, 0] if c.ndim == 2 else c
-    return Local(A, S, c, source_at(problem, t, x, k, means))
+    return Local(A, S, c, g)
 
 
 def source_at(problem: KolmogorovProblem, t: float, x: Array, k: int, means: Means | None = None) -> Array:
     """Evaluate and check the source, shape (size, k)."""
-    g = check_finite((means or {}).get("source", problem.running)(t, x), x, t, "source")
-    return _columns(g[:, None] if g.ndim == 1 else g, k)
+    g = check_finite((means or {}).get("source", problem.running)(t, x), x, t, "source", problem.box)
+    return columns(g, k)
 
 
 def _averaged(
@@ -280,11 +295,10 @@ def shifts(grid: Grid, axis: int, nodes: np.ndarray, sign: float) -> Iterator[np
         yield steps * factors
 
 
-def _columns(g: Array, k: int) -> Array:
-    """Broadcast to k columns."""
-    if g.shape[1] == k:
-        return g
-    return g + as_like(np.zeros((1, k)), g)
+def columns(g: Array, k: int) -> Array:
+    """Values (n,) or (n, k) as (n, k)."""
+    g = g[:, None] if g.ndim == 1 else g
+    return g if g.shape[1] == k else g + as_like(np.zeros((1, k)), g)
 
 
 def wall_nodes(grid: Grid, axis: int, side: int) -> np.ndarray:

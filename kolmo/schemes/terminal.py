@@ -10,7 +10,7 @@ import scipy.sparse as sp
 from numpy.polynomial import legendre
 
 from kolmo.arrays import Array, Spread, as_like, as_numpy, is_tensor, namespace
-from kolmo.box import Box, Reflecting, Robin
+from kolmo.box import Box, Entrance, Reflecting, Robin
 from kolmo.grid import Grid
 from kolmo.problem import KolmogorovProblem, check_finite
 from kolmo.schemes.differences import slope_weight
@@ -147,7 +147,7 @@ class TerminalRule:
         return namespace(values).concatenate([values, smooth])[position]
 
     def _evaluate(self, problem: KolmogorovProblem, x: Array) -> Array:
-        values = check_finite(problem.final(x), x, problem.horizon or 0.0, "terminal")
+        values = check_finite(problem.final(x), x, problem.horizon or 0.0, "terminal", problem.box)
         return values[:, None] if values.ndim == 1 else values
 
     def _lattice_values(self, problem: KolmogorovProblem, like: Array) -> Array:
@@ -272,7 +272,7 @@ def plan_terminal(problem: KolmogorovProblem, grid: Grid, box: Box, order: int) 
     for i, axis in enumerate(grid.axes):
         position = (np.arange(rough.shape[i])[:, None] + gauss).reshape(-1)
         ends = [] if axis.periodic else [0.0, float(axis.n - 1)]
-        odd = tuple(not isinstance(face, (Reflecting, Robin)) for face in box.faces[i])
+        odd = tuple(not isinstance(face, (Reflecting, Robin, Entrance)) for face in box.faces[i])
         matrix = _smoothing(axis.n, axis.periodic, odd, order)
         # only what the touched nodes see: φ is evaluated there
         rows = near.any(axis=tuple(j for j in range(grid.dim) if j != i))
