@@ -13,14 +13,14 @@ PACKAGE = Path(__file__).resolve().parents[1] / "kolmo"
 # From the top of the house to the bottom. A module, or a subpackage with all its modules, lives in one room;
 # a new one has to be given its place here.
 ROOMS = [
-    ["errors", "arrays", "registry", "files", "memory", "expressions"],
+    ["errors", "arrays", "registry", "schema", "locks", "claims", "files", "memory", "expressions"],
     ["sde", "reach", "box", "problem"],
     ["grid", "grading"],
     ["kernels"],
     ["schemes"],
     ["steppers"],
     ["march", "stationary"],
-    ["discretization", "layout", "plan"],
+    ["stored", "discretization", "layout", "plan"],
     ["solve", "forward", "spectrum", "montecarlo", "solution"],
     ["control"],
     ["bridge"],
