@@ -178,6 +178,10 @@ class FolderLock:
             os.close(self._descriptor)  # the system drops the lock with the file, also when the process is killed
             self._descriptor = None
 
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", None) is not None:
+            self.release()
+
     @classmethod
     def take(cls, folder: Path) -> "FolderLock | None":
         """Take the lock of a folder; None where another has it."""
