@@ -6,8 +6,11 @@ lists are made of those of their parts. `kolmo.files.read_record` says which fil
 This room may import ``kolmo.errors``.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable, Collection
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +22,11 @@ __all__ = [
     "many",
     "mapping",
     "number",
+    "of",
     "optional",
     "pair",
     "refuse",
+    "same_shape",
     "table",
     "text",
     "truth",
@@ -64,7 +69,7 @@ def number(low: float = -math.inf, high: float = math.inf, *, finite: bool = Tru
 
     def check(value: Any, where: str) -> float:
         ok = type(value) in (int, float) and (type(value) is float or abs(value) <= _LARGEST)
-        if not ok or (finite and not math.isfinite(value)) or value < low or value > high:
+        if not ok or (finite and not math.isfinite(value)) or not (low <= value <= high or value != value):
             limits = f" from {low:g} to {high:g}" if (low, high) != (-math.inf, math.inf) else ""
             raise refuse(where, value, f"a {'finite ' if finite else ''}number{limits}")
         return float(value)
@@ -196,6 +201,63 @@ def table(fields: dict[str, Check], absent: Collection[str] = ()) -> Check:
     return checked
 
 
+def of(kind: Any, known: Mapping[Any, Check] | None = None, **named: Check | None) -> Check:
+    """The check of a dataclass, by the types of its fields; what has a default may be absent.
+
+    Parameters
+    ----------
+    kind : type
+        A dataclass, or the type of a field.
+    known : mapping of type to check, optional
+        How other types are stored.
+    **named : check or None
+        Fields that their types do not describe, or that are stored beside them; None for one that is not stored.
+
+    Examples
+    --------
+    >>> @dataclasses.dataclass
+    ... class Level:
+    ...     n: int
+    ...     errors: tuple[float, ...] = ()
+    >>> of(Level)({"n": 3, "errors": [0.5, "x"]}, "level")
+    Traceback (most recent call last):
+    ...
+    ValueError: level.errors[1]: got 'x'; needed a number
+    """
+    known = known or {}
+    if kind in known:
+        return known[kind]
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        fields = [f for f in dataclasses.fields(kind) if named.get(f.name, truth) is not None]
+        checks = {f.name: named.get(f.name) or of(hints[f.name], known) for f in fields}
+        checks |= {name: check for name, check in named.items() if check is not None}
+        missing = dataclasses.MISSING
+        return table(checks, [f.name for f in fields if (f.default, f.default_factory) != (missing, missing)])
+    plain = {
+        bool: truth,
+        int: whole(),
+        float: number(finite=False),
+        str: text(),
+        np.ndarray: array("fiub", finite=False),
+    }
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if kind in plain:
+        return plain[kind]
+    if origin is np.ndarray:
+        return plain[np.ndarray]
+    if origin in (types.UnionType, typing.Union) and types.NoneType in parts:
+        return optional(of(next(part for part in parts if part is not types.NoneType), known))
+    if origin is tuple and len(parts) == 2 and parts[1] is not Ellipsis:
+        return pair(of(parts[0], known))
+    if origin in (list, tuple):
+        listed = many(of(parts[0], known))
+        return listed if origin is list else lambda value, where: tuple(listed(value, where))
+    if origin is dict:
+        return mapping(of(parts[1], known))
+    return anything
+
+
 def anything(value: Any, where: str) -> Any:
     """Numbers, text, None, arrays of numbers, and lists and tables of them: what a tree can hold is checked already."""
     if isinstance(value, np.ndarray) and value.dtype.kind not in "biufU":
@@ -203,3 +265,10 @@ def anything(value: Any, where: str) -> Any:
     for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         anything(item, f"{where}.{str(key)[:_SHOWN]}")
     return value
+
+
+def same_shape(where: str, shape: Sequence[int], **arrays: np.ndarray) -> None:
+    """Refuse arrays whose first axes are not those they must have."""
+    for name, found in arrays.items():
+        if found.shape[: len(shape)] != tuple(shape):
+            raise refuse(f"{where}.{name}", found, f"shape {tuple(shape)}")
