@@ -32,7 +32,7 @@ def _grading(value: Any, where: str) -> dict[str, Any]:
         raise schema.refuse(where, value, "a table")
     kind = schema.text(_GRADINGS)(value.get("kind"), f"{where}.kind")
     rest = {name: item for name, item in value.items() if name != "kind"}
-    check = schema.of(_GRADINGS[kind], base=_grading, lower=schema.number(), upper=schema.number())
+    check = schema.of(_GRADINGS[kind], {grading.Grading: _grading}, lower=schema.number(), upper=schema.number())
     return {"kind": kind, **check(rest, where)}
 
 
