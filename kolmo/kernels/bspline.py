@@ -4,11 +4,12 @@ from functools import lru_cache
 from math import comb
 from typing import Any
 
-import numba
 import numpy as np
 from scipy.linalg import solve_banded
 
-_jit: Any = numba.njit(cache=True, error_model="numpy", nogil=True)
+from kolmo.kernels.cache import compiled
+
+_jit: Any = compiled()
 _DENSE = 400  # up to this many nodes the interpolation matrix is inverted once and applied by BLAS
 
 
