@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kolmo import files, grading
+from kolmo import files, grading, stored
 from kolmo.arrays import Array
 from kolmo.errors import InputError
 from kolmo.grid import Axis, Grid
@@ -116,10 +116,13 @@ class Discretization:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Discretization":
         """Read a recipe written by ``save``."""
-        tree = files.read_tree(Path(path))
-        if not isinstance(tree, dict) or "discretization" not in tree:
-            raise InputError("path", str(path), "a file written by Discretization.save")
-        return cls.from_record(tree["discretization"])
+        needed = "a file written by Discretization.save"
+        return files.read_record(Path(path), "discretization", stored.recipe(cls), cls.restored, needed)
+
+    @classmethod
+    def restored(cls, tree: dict[str, Any]) -> "Discretization":
+        """Rebuild a recipe from a record that was checked, and see that its parts fit together."""
+        return stored.consistent(cls.from_record(tree))
 
     def record(self) -> dict[str, Any]:
         """Tree of numbers, strings and arrays that holds everything, for saving."""

@@ -4,13 +4,14 @@ from functools import lru_cache
 from math import comb
 from typing import Any
 
-import numba
 import numpy as np
 from scipy.linalg import solve_banded
 
-_jit: Any = numba.njit(cache=True, error_model="numpy", nogil=True)
+from kolmo.kernels.cache import compiled
+
+_jit: Any = compiled()
 # sums may be reordered, so that neighbours in memory are added up several at a time
-_fast: Any = numba.njit(cache=True, error_model="numpy", nogil=True, fastmath={"reassoc", "contract"})
+_fast: Any = compiled(fastmath={"reassoc", "contract"})
 _DENSE = 400  # up to this many nodes the interpolation matrix is inverted once and applied by BLAS
 
 
