@@ -140,7 +140,8 @@ def _width(problem: KolmogorovProblem) -> int:
         return 1
     low, high = (np.asarray(ends, dtype=float) for ends in (problem.box.lower, problem.box.upper))
     inside = np.where(np.isfinite(low), low, np.where(np.isfinite(high), high - 1.0, 0.0))
-    inside = np.where(np.isfinite(low) & np.isfinite(high), 0.5 * (low + high), inside + np.isfinite(low))
+    bounded = np.isfinite(low) & np.isfinite(high)
+    inside = np.where(bounded, 0.5 * (inside + np.where(bounded, high, 0.0)), inside + np.isfinite(low))
     values = problem.final(inside[None])
     return int(values.shape[-1]) if values.ndim > 1 else 1
 

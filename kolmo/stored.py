@@ -5,7 +5,7 @@ This room may import ``kolmo.errors``, ``kolmo.schema``, ``kolmo.memory``, ``kol
 """
 
 import math
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +32,8 @@ def _grading(value: Any, where: str) -> dict[str, Any]:
         raise schema.refuse(where, value, "a table")
     kind = schema.text(_GRADINGS)(value.get("kind"), f"{where}.kind")
     rest = {name: item for name, item in value.items() if name != "kind"}
-    check = schema.of(_GRADINGS[kind], {grading.Grading: _grading}, lower=schema.number(), upper=schema.number())
+    ends = {f.name: schema.number() for f in fields(_GRADINGS[kind]) if f.name in ("lower", "upper")}
+    check = schema.of(_GRADINGS[kind], {grading.Grading: _grading}, **ends)
     return {"kind": kind, **check(rest, where)}
 
 
@@ -52,13 +53,15 @@ _KNOWN = {sp.csr_matrix: schema.of(_Sparse)}
 def recipe(kind: type["Discretization"]) -> schema.Check:
     """The check of the record of a recipe."""
     axis = schema.of(Axis, grading=_grading, n=schema.whole(1))
+    rule = schema.of(TerminalRule, _KNOWN, grid=None)
     check = schema.of(
         kind,
         grid=None,
         axes=schema.many(axis, 1, _MOST_AXES),
         scheme=schema.text(list(SCHEMES)),
         stepper=schema.text(list(STEPPERS)),
-        terminal=schema.optional(schema.of(TerminalRule, _KNOWN, grid=None)),
+        terminal=schema.optional(rule),
+        averages=schema.mapping(rule),
         times=schema.many(schema.number()),
     )
 
@@ -85,8 +88,11 @@ def consistent(made: "Discretization") -> "Discretization":
     _hold(
         len(times) == 0 or (times[0] == 0.0 and bool((np.diff(times) > 0).all())), "times that do not increase from 0"
     )
-    if made.terminal is not None:
-        _consistent_rule(made.terminal)
+    for axis in made.grid.axes:
+        _within(np.asarray(axis.breaks, dtype=int), axis.n, "breaks")
+    for rule in (made.terminal, *made.averages.values()):
+        if rule is not None:
+            _consistent_rule(rule)
     return made
 
 
@@ -96,13 +102,16 @@ def _consistent_rule(rule: TerminalRule) -> None:
     _hold(rule.order >= 0 and len(lattice) in (0, grid.dim), "a lattice of other dimensions than the grid")
     _hold(len(rule.smoothing) == len(lattice), "smoothing of other dimensions than the lattice")
     _hold(bool(lattice) or rule.touched.size == rule.rough.size == 0, "smoothed nodes without a lattice")
-    for axis, n, matrix in zip(grid.axes, lattice, rule.smoothing, strict=True):
+    for axis, n, matrix in zip(grid.axes if lattice else (), lattice, rule.smoothing, strict=True):
         _hold(matrix.shape == (axis.n, n), "smoothing that does not fit the grid")
         matrix.check_format(full_check=True)  # places in it are used without a look
     _within(rule.touched, grid.size, "smoothed nodes")
     _within(rule.rough, math.prod(lattice) if lattice else 0, "rough cells")
     _within(rule.owner, len(rule.rough), "owners of rough cells")
     _hold([rule.touched.ndim, rule.rough.ndim, rule.points.ndim] == [1, 2, 3], "arrays of a terminal rule")
+    _within(rule.met, grid.size, "nodes on breaks")
+    fits = rule.beside.shape == (*rule.shares.shape, grid.dim) and len(rule.shares) == len(rule.met)
+    _hold(rule.met.size == 0 or fits, "sides of nodes on breaks")
     if rule.rough.size:
         rows, m, d = rule.points.shape
         _hold(d == grid.dim and rule.owner.shape == (rows,), "points of rough cells")

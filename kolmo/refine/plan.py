@@ -498,7 +498,8 @@ class _Search:
             short = [(p.start, p.end, p.step * closer) for p in self.sight.pulses]
             times = time_nodes(generator.intervals(), count, self.save, short)
             rule = plan_terminal(self.problem, grid, generator.box, self.order)
-            recipe = Discretization(grid, tuple(times.tolist()), self.scheme, stepper, rule, self.sight.breakpoints)
+            seen = self.sight.breakpoints
+            recipe = Discretization(grid, tuple(times.tolist()), self.scheme, stepper, rule, seen, averages)
             march = March(generator, STEPPERS[stepper], times, self.like)
             first = recipe.initial(march)
             run = march.backward(first, save=self.save, callback=self.callback, progress=self.progress)

@@ -46,6 +46,8 @@ CANDIDATES, MOST_BREAKS = 48, 16
 # function a 64th. The thresholds are the geometric means.
 PARTS, JUMP, KINK = 16, 0.35, 0.045
 LOOKS_AT_A_KINK, LOOKS_AT_A_JUMP = 4, 15
+# Halvings that find a zero to rounding.
+BISECTIONS = 52
 # Breaks of several functions this close, as a part of the axis, are one.
 SAME = 1e-9
 # An interval around a jump in time, of this part of the whole, is divided to the last digit.
@@ -199,7 +201,7 @@ def scout(problem: KolmogorovProblem, room: Room, rtol: float) -> Sight:
     size = _size(fields, room)
     axes, slanted = [], set()
     for axis in range(problem.dim):
-        axes.append(_along(axis, room, fields, size, rtol, slanted, crowded))
+        axes.append(_along(problem, axis, room, fields, size, rtol, slanted, crowded))
     silent = not any(f.datum.adds and f.samples.any() for f in fields) and not _faces_speak(problem)
     return Sight(
         tuple(axes),
@@ -215,11 +217,11 @@ def scout(problem: KolmogorovProblem, room: Room, rtol: float) -> Sight:
 
 def _data(problem: KolmogorovProblem, room: Room) -> list[_Datum]:
     """The functions that are no constants, with what a unit of each does to the answer."""
-    sde, d = problem.sde, problem.dim
+    sde = problem.sde
     length = float(room.spread.min())
 
     def flat(f: Callable[[float, np.ndarray], Any]) -> Callable[[float, np.ndarray], np.ndarray]:
-        return lambda t, x: np.array(as_numpy(f(t, x)), dtype=float).reshape(len(x), -1)
+        return lambda t, x: _rows(f(t, x), x)
 
     given = sde.given
     data = [
@@ -235,7 +237,6 @@ def _data(problem: KolmogorovProblem, room: Room) -> list[_Datum]:
     ]
     if problem.terminal is not None:
         found.append(_Datum("terminal", flat(lambda t, x: problem.final(x)), 1.0, False, True))
-    assert d == len(room.gradings)
     return found
 
 
@@ -348,7 +349,14 @@ def _faces_speak(problem: KolmogorovProblem) -> bool:
 
 
 def _along(
-    axis: int, room: Room, fields: Sequence["_Field"], size: float, rtol: float, slanted: set[str], crowded: list[str]
+    problem: KolmogorovProblem,
+    axis: int,
+    room: Room,
+    fields: Sequence["_Field"],
+    size: float,
+    rtol: float,
+    slanted: set[str],
+    crowded: list[str],
 ) -> AxisSight:
     """Breaks and features of one axis."""
     breaks: dict[str, list[float]] = {}
@@ -358,12 +366,51 @@ def _along(
         breaks[f.datum.name] = places
         wanted = np.minimum(wanted, _spacing(f, axis, room, places, size, rtol))
     grading = room.gradings[axis]
-    coefficients = _merged([s for name, found in breaks.items() if name != "terminal" for s in found])
+    told = _told(problem, axis, room, slanted)
+    coefficients = _merged([*told, *(s for name, found in breaks.items() if name != "terminal" for s in found)])
     marks = _merged(breaks.get("terminal", []))
     marks = [next((b for b in coefficients if abs(b - m) < SAME), m) for m in marks]
     features = _features(fields[0].x[axis] if fields else np.zeros(0), wanted, grading, room.nodes)
     to_x = lambda found: tuple(float(grading(np.float64(s))) for s in found)  # noqa: E731
     return AxisSight(to_x(coefficients), to_x(marks), features)
+
+
+def _told(problem: KolmogorovProblem, axis: int, room: Room, slanted: set[str]) -> list[float]:
+    """ξ of the breaks that the user told, along an axis; functions that may break where they run otherwise."""
+    grading = room.gradings[axis]
+    found = [float(grading.inverse(np.float64(b))) for b in problem.breaks if not callable(b)]
+    for function in (b for b in problem.breaks if callable(b)):
+        datum = _Datum("breaks", lambda t, x, f=function: _rows(f(x), x), 0.0, False)  # type: ignore[misc]
+        field_ = _Field(datum, room, [0.0])
+        lines = field_.lines(axis)[..., 0]
+        change = (lines[:-1] * lines[1:] <= 0.0) & (lines[:-1] != lines[1:])
+        which = np.flatnonzero(change.any(0))
+        if not len(which):
+            continue
+        some = which[:: max(1, len(which) // LOCATED)][:LOCATED]
+        first = change[:, some].argmax(0)
+        places = _zero(field_.on_lines(axis, some), field_.s[first], field_.s[first + 1])
+        if len(which) == lines.shape[1] and np.ptp(places) < SAME:
+            found.append(float(np.median(places)))
+        else:
+            given = {"killing": problem.killing, "source": problem.source, **problem.sde.given}
+            slanted.update(name for name, value in given.items() if callable(value))
+    return [s for s in found if 0.0 < s < 1.0]
+
+
+def _rows(values: Any, x: np.ndarray) -> np.ndarray:
+    """Values of a function at points as (points, m)."""
+    return np.array(as_numpy(values), dtype=float).reshape(len(x), -1)
+
+
+def _zero(values: Values, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """A zero in each of some intervals, by bisection."""
+    start = values(a[:, None])[:, 0, 0]
+    for _ in range(BISECTIONS):
+        middle = 0.5 * (a + b)
+        same = values(middle[:, None])[:, 0, 0] * start > 0.0
+        a, b = np.where(same, middle, a), np.where(same, b, middle)
+    return 0.5 * (a + b)
 
 
 def _merged(found: Sequence[float]) -> list[float]:
@@ -608,7 +655,7 @@ def _over_time(
         pulses += _pulses(a, b, many, wanted, problem.horizon)
     together = _merged([t / problem.horizon for t in breaks])
     exact = sorted(set(breaks))
-    return tuple(next(t for t in exact if abs(t / problem.horizon - q) <= SAME) for q in together), tuple(pulses)
+    return tuple(float(next(t for t in exact if abs(t / problem.horizon - q) <= SAME)) for q in together), tuple(pulses)
 
 
 def _offset(count: int) -> np.ndarray:
