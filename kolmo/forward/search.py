@@ -1,0 +1,498 @@
+"""Finer and finer grids and clocks until the density and the fluxes that were asked for are within the tolerance."""
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from kolmo.box import Open
+from kolmo.discretization import Discretization
+from kolmo.errors import NotConvergedError
+from kolmo.forward.clock import graded_clock
+from kolmo.forward.density import Density, OutOfTimeError, Spreading
+from kolmo.forward.exits import Exit
+from kolmo.forward.layout import Asked, LawLayout, Start, first_step, law_layout
+from kolmo.grid import Grid
+from kolmo.kernels.first_use import clock
+from kolmo.problem import KolmogorovProblem
+from kolmo.schemes.base import SCHEMES
+from kolmo.schemes.terminal import plan_terminal
+from kolmo.steppers.base import STEPPERS
+
+SCHEME = "central6"
+# Nodes per axis of the first level, and growth from level to level: as in ``kolmo.plan``.
+FIRST_NODES = {1: 61, 2: 25, 3: 15}
+GROWTH = {1: 1.5, 2: 1.35, 3: 1.25}
+MAX_GROWTH = {1: 2.0, 2: 1.8, 3: 1.6}
+MAX_CELLS = {1: 40_000, 2: 700_000, 3: 4_000_000}
+MAX_SECONDS = 120.0
+# First steps of the first clock, by order in time; at most so many.
+FIRST_STEPS, MOST_STEPS = {1: 16, 2: 12, 3: 12, 5: 8}, 4096
+# Part of the tolerance that the next level aims at, and share of it that is left to the effect of the cut.
+AIM, CUT_SHARE = 0.7, 0.2
+# The wider box is cut too: with heavy tails what is left may be as large as what was seen. Times that it is widened.
+CUT_SAFETY, CUT_TRIES = 2.0, 8
+# Part of the observed order that is counted on.
+CREDIBLE = 0.8
+# Axes are refined alone by this factor to see what each contributes; least proportion between their numbers of nodes.
+ALONE, LEAST_SHARE = 1.4, 0.4
+# A way out through which less than this part of the largest flux goes, points at which the density is less than this
+# part of its peak, and a law of which less is left, count as if they had so much: rounding leaves no more digits.
+NEGLIGIBLE = 1e-6
+# Error of rounding, relative to the largest value.
+ROUNDING = 1e-13
+# Places at which the whole law is compared, per axis.
+WHOLE = {1: 401, 2: 61, 3: 17}
+# Part of an axis next to a cut where the law is not looked at: what it would be beyond has gathered there.
+AT_CUT = 0.05
+# Angle by which the drift may turn in a step; beyond one dimension only.
+TURN = 1.0
+# Part of the change before which the last one falls short of where levels converge (order one would do: 1 / GROWTH).
+STUCK = 0.7
+TINY = 1e-300
+
+
+@dataclass
+class LawLevel:
+    """One march on the way to the tolerance.
+
+    Attributes
+    ----------
+    density : Density
+        What it found.
+    n : float
+        Resolution.
+    steps : int
+        First steps of the clock.
+    seconds : float
+        Time it took.
+    """
+
+    density: Density
+    n: float
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One of the things asked for, on all levels.
+
+    Attributes
+    ----------
+    name : str or Exit
+        "density", "value", or a way out.
+    values : list of ndarray
+        One per level, of one shape.
+    weights : ndarray or None
+        None: the error is the largest modulus; else it is the weighted sum over the last axis, at worst.
+    least : float
+        Size below which the quantity does not count by itself.
+    """
+
+    name: Exit
+    values: list[np.ndarray]
+    weights: np.ndarray | None
+    least: float
+
+    def size(self, v: np.ndarray) -> float:
+        """Size of a difference or a value."""
+        if self.weights is not None:
+            return float((np.abs(v) @ self.weights).max())
+        return float(np.abs(v).max(initial=0.0))
+
+    @property
+    def changes(self) -> list[float]:
+        """Differences of consecutive levels."""
+        return [self.size(b - a) for a, b in zip(self.values, self.values[1:], strict=False)]
+
+    @property
+    def scale(self) -> float:
+        """What a relative tolerance refers to."""
+        return max(self.size(self.values[-1]), self.least)
+
+    @property
+    def negative(self) -> float:
+        """By how much it is below zero at worst, where it cannot be: a bound of the error from below."""
+        return 0.0 if self.name == "value" else self.size(np.minimum(self.values[-1], 0.0))
+
+
+def estimate_of(changes: Sequence[float], resolutions: Sequence[float], order: float) -> float:
+    """Error of the last of some levels from their differences, at the lowest order that they give reason to believe in.
+
+    Two levels: their difference. Three and more: the last difference, or what the one before it becomes at the full
+    order if that is more (it fell by luck), extrapolated with a part of the observed order, one at least.
+
+    Examples
+    --------
+    >>> round(estimate_of([0.16, 0.04], [1.0, 2.0, 4.0], order=2.0), 4)
+    0.0197
+    >>> estimate_of([0.16, 0.0], [1.0, 2.0, 4.0], order=2.0)
+    0.04
+    """
+    if len(changes) < 2:
+        return changes[-1] if changes else math.inf
+    before, last = changes[-2:]
+    ratio = resolutions[-1] / resolutions[-2]
+    seen = resolutions[-2] / resolutions[-3]
+    # faster than the scheme can be: one part of the error dies while another has not shown itself yet
+    last = max(last, before * seen**-order)
+    observed = math.log(max(before, TINY) / max(last, TINY)) / math.log(seen)
+    trusted = 1.0 if len(changes) == 2 and observed > order - 1e-9 else CREDIBLE * observed
+    return last / (ratio ** min(max(trusted, 1.0), order) - 1.0)
+
+
+class LawSearch:
+    """State of one search.
+
+    Parameters
+    ----------
+    problem : KolmogorovProblem
+        The process.
+    start : Start
+        Where it starts.
+    asked : Asked
+        What is wanted of it.
+    rtol, atol : float
+        Tolerance.
+    scheme, stepper : str
+        Names, or "auto".
+    """
+
+    def __init__(
+        self,
+        problem: KolmogorovProblem,
+        start: Start,
+        asked: Asked,
+        rtol: float,
+        atol: float,
+        scheme: str,
+        stepper: str,
+    ) -> None:
+        self.problem, self.start, self.asked, self.rtol, self.atol = problem, start, asked, rtol, atol
+        self.scheme = SCHEME if scheme == "auto" else scheme
+        self.ways = [stepper] if stepper != "auto" else self._steppers()
+        self.levels: list[LawLevel] = []
+        self.cut: dict[Exit, float] = {}
+        self._measured: LawLevel | None = None
+        self._judged: tuple[list[int], list[tuple[Quantity, float]]] | None = None
+        self._shortest: float | None = None
+        self._probe: tuple[np.ndarray, np.ndarray] | None = None
+        self.started = clock()
+
+    def _steppers(self) -> list[str]:
+        """Implicit in one dimension, split beyond it, and what takes over where split steps grow."""
+        if SCHEMES[self.scheme].monotone:
+            return ["implicit-euler"]
+        return {1: ["radau5"], 2: ["mcs3", "radau5"], 3: ["mcs3"]}[self.problem.dim]
+
+    @property
+    def order(self) -> int:
+        """Order of the scheme."""
+        return SCHEMES[self.scheme].order
+
+    def run(self, max_cells: int, max_seconds: float) -> Density:
+        """Refine until the estimates meet the tolerance."""
+        self.deadline = self.started + max_seconds
+        self._turning = self._longest()
+        tail = max(1e-2 * self.rtol, 1e-12)
+        self.layout = law_layout(self.problem, self.start, self.asked, tail)
+        for way in self.ways:
+            self.stepper = way
+            self.levels, self.cut, self._measured, self._growth = [], {}, None, GROWTH[self.problem.dim]
+            self._shortest = None
+            with contextlib.suppress(_GrewError):
+                return self._refine(max_cells)
+        raise NotConvergedError(f"the law grew beyond all bounds on {self.layout.box!r} with {', '.join(self.ways)}")
+
+    def _refine(self, max_cells: int) -> Density:
+        """From the first level on, and then see to the cut."""
+        n, steps = float(FIRST_NODES[self.problem.dim]), FIRST_STEPS[STEPPERS[self.stepper].order]
+        try:
+            self.levels.append(self._solve(self.layout.grid(n, self._least), n, steps))
+            self._balance()
+            while True:
+                if self._stuck():
+                    self._balance()
+                grown = self._next() / self.levels[-1].n
+                n, steps = self.levels[-1].n * grown, self._paced(self.levels[-1].steps, grown)
+                told = self._limit(n, max_cells)
+                if told:
+                    self._measure_cut(self.levels[max(0, len(self.levels) - 2)])
+                    return self._result("tolerance_not_met", told)
+                self.levels.append(self._solve(self.layout.grid(n, self._least), n, steps, self.deadline))
+                if len(self.levels) >= 3 and self._within(1.0 - CUT_SHARE) and self._settle_cut():
+                    return self._result("converged", "the estimates meet the tolerance")
+        except OutOfTimeError:
+            return self._result("tolerance_not_met", f"stopped by max_seconds = {self.deadline - self.started:g}")
+        except KeyboardInterrupt:
+            if not self.levels:
+                raise
+            return self._result("interrupted", "interrupted; the finest level finished is returned")
+
+    @property
+    def _least(self) -> int:
+        return SCHEMES[self.scheme].minimum_nodes
+
+    def _paced(self, steps: int, grown: float) -> int:
+        """Steps for a grid that grew: the errors in space and time fall alike."""
+        more = steps * grown ** (self.order / STEPPERS[self.stepper].order)
+        return min(2 * math.ceil(0.5 * more), MOST_STEPS)
+
+    def _solve(
+        self, grid: Grid, n: float, steps: int, deadline: float = math.inf, times: tuple[float, ...] = ()
+    ) -> LawLevel:
+        begun, problem = clock(), self.problem
+        times = times or self._times(steps)
+        rule = None
+        if problem.terminal is not None:
+            rule = plan_terminal(problem, grid, problem.box.replace(*grid.box), self.order)
+        recipe = Discretization(grid, times, self.scheme, self.stepper, rule)
+        density = Spreading(problem, recipe, self.asked.kept, deadline, clock).run(self.start.initial)
+        # mass that was not there may be an unstable step; a little of it is the error of the scheme
+        if not np.isfinite(density.weights).all() or np.abs(density.mass).max() > 2.0 * abs(density.mass[0]):
+            raise _GrewError
+        return LawLevel(density, n, steps, clock() - begun)
+
+    def _times(self, steps: int) -> tuple[float, ...]:
+        """Clock: on the first one the first steps are those in which the law goes a cell of the first grid."""
+        problem = self.problem
+        horizon = problem.horizon or 0.0
+        if self._shortest is None:
+            grid = self.layout.grid(FIRST_NODES[problem.dim], self._least)
+            self._shortest = first_step(problem, self.start, grid, steps) * steps
+        longest = min(horizon / steps, self._turning)
+        first = min(min(self._shortest, self._earliest()) / steps, longest)
+        fixed = [*self.asked.kept, *problem.sde.breakpoints]
+        return tuple(graded_clock(horizon, first, steps, fixed=fixed, longest=longest).tolist())
+
+    def _earliest(self) -> float:
+        """First time at which something is asked for; where fluxes are wanted at all times, the steps show it."""
+        times = [t for t in self.asked.kept if t > 0]
+        if self.asked.flux_times is not None:
+            times += [t for t in self.asked.flux_times.tolist() if t > 0]
+        return min(times)
+
+    def _longest(self) -> float:
+        """Time in which the drift turns by so much around the start: longer split steps may agree, and err."""
+        if self.problem.dim == 1:
+            return math.inf
+        x = self.start.mean
+        shift = 1e-4 * (np.abs(x).max() + float(self.start.spread.max()) + 1e-3)
+        moves = shift * np.eye(self.problem.dim)
+        b = self.problem.sde.drift
+        slopes = [(np.asarray(b(0.0, (x + m)[None])) - np.asarray(b(0.0, (x - m)[None])))[0] for m in moves]
+        turning = float(np.abs(np.linalg.eigvals(np.array(slopes).T / (2.0 * shift)).imag).max())
+        return TURN / turning if turning > 0 else math.inf
+
+    # ------------------------------------------------------------------------------------------- what was asked for
+    def _quantities(self, levels: Sequence[LawLevel]) -> list[Quantity]:
+        """What was asked for, on some levels, at places and times that they share."""
+        laws = [level.density for level in levels]
+        last = laws[-1]
+        found = [self._density_of(laws)]
+        if self.asked.fluxes and last.exits:
+            times = last.clock if self.asked.flux_times is None else self.asked.flux_times
+            values = {e: [law.exit_flux(e, times) for law in laws] for e in last.exits}
+            least = NEGLIGIBLE * max(float(np.abs(v[-1]).max()) for v in values.values())
+            found += [Quantity(e, v, None, least) for e, v in values.items()]
+        return [*found, Quantity("value", [np.atleast_1d(law.value) for law in laws], None, 0.0)]
+
+    def _density_of(self, laws: list[Density]) -> Quantity:
+        """The density at the points and times kept, or as a whole."""
+        times = [t for t in self.asked.kept if t > 0]
+        if self.asked.points is not None:
+            values = [np.array([law(self.asked.points, t) for t in times]) for law in laws]
+            peak = max(float(np.abs(laws[-1].values[-len(times) :]).max()), TINY)
+            return Quantity("density", values, None, NEGLIGIBLE * peak)
+        if self._probe is None:
+            self._probe = _probe(self.layout)
+        values = [np.array([law(self._probe[0], t) for t in times]) for law in laws]
+        return Quantity("density", values, self._probe[1], NEGLIGIBLE)
+
+    def _tolerance(self, quantity: Quantity) -> float:
+        return self.atol + self.rtol * quantity.scale
+
+    def _estimates(self) -> list[tuple[Quantity, float]]:
+        """Every quantity and its estimated error, the cut not counted."""
+        recent = self.levels[-3:]
+        if self._judged and self._judged[0] == [id(level) for level in recent]:
+            return self._judged[1]
+        resolutions = [level.n for level in recent]
+        found = []
+        for quantity in self._quantities(recent):
+            error = estimate_of(quantity.changes, resolutions, self.order) + ROUNDING * quantity.size(
+                quantity.values[-1]
+            )
+            found.append((quantity, max(error, quantity.negative)))
+        self._judged = [id(level) for level in recent], found
+        return found
+
+    def _within(self, share: float) -> bool:
+        return all(error <= share * self._tolerance(q) for q, error in self._estimates())
+
+    # ------------------------------------------------------------------------------------------- where to go from here
+    def _next(self) -> float:
+        """Resolution of the next level, from the estimates and the order."""
+        d, last = self.problem.dim, self.levels[-1]
+        if len(self.levels) < 3:
+            return last.n * self._growth
+        excess = max(
+            error / max(AIM * (self._tolerance(q) - self.cut.get(q.name, 0.0)), 0.1 * self._tolerance(q), TINY)
+            for q, error in self._estimates()
+        )
+        return float(last.n * min(max(excess ** (1.0 / self.order), self._slightly), MAX_GROWTH[d]))
+
+    @property
+    def _slightly(self) -> float:
+        """Growth at least: levels nearer to each other do not tell an order."""
+        return 1.0 + 0.5 * (GROWTH[self.problem.dim] - 1.0)
+
+    def _limit(self, n: float, max_cells: int) -> str:
+        """Why no finer level may be begun, or nothing."""
+        cells = math.prod(n * share for share in self.layout.shares)
+        last = self.levels[-1]
+        ahead = last.seconds * (n / last.n) ** (self.problem.dim + self.order / STEPPERS[self.stepper].order)
+        if cells > max_cells:
+            return f"stopped by max_cells = {max_cells}"
+        if clock() + ahead > self.deadline:
+            return f"stopped by max_seconds = {self.deadline - self.started:g}"
+        return ""
+
+    def _change(self, before: LawLevel, after: LawLevel) -> float:
+        """Largest change of what was asked for from one level to another, relative to its size."""
+        return max(q.changes[-1] / (q.scale + TINY) for q in self._quantities([before, after]))
+
+    def _stuck(self) -> bool:
+        """Whether the last levels differ hardly less than those before: one of their parts lags behind."""
+        if len(self.levels) < 3:
+            return False
+        before, last = (self._change(a, b) for a, b in zip(self.levels[-3:], self.levels[-2:], strict=False))
+        return last > max(STUCK * before, self.rtol)
+
+    def _balance(self) -> None:
+        """Give the axes nodes, and the clock steps, in proportion to the errors that they cause on the last level.
+
+        Each axis is refined alone, on the same clock. The steps are doubled until that changes the answer no more than
+        the axes do, or the tolerance asks for. Levels begin anew from there.
+        """
+        base, d = self.levels[-1], self.problem.dim
+        gains = []
+        for i in range(d):
+            shares = tuple(s * (ALONE if j == i else 1.0) for j, s in enumerate(self.layout.shares))
+            grid = replace(self.layout, shares=shares).grid(base.n, self._least)
+            same = base.density.discretization.times
+            gains.append(self._change(base, self._solve(grid, base.n, base.steps, self.deadline, same)))
+        worst, change = max(gains), math.inf
+        while 2 * base.steps <= MOST_STEPS:
+            finer = self._solve(base.density.grid, base.n, 2 * base.steps, self.deadline)
+            change = self._change(base, finer)
+            if change <= max(worst, self.rtol):
+                break
+            base = finer
+            self.levels = [base]
+        if d > 1 and worst > 0:
+            parts = [max((g / worst) ** (1.0 / self.order), LEAST_SHARE) for g in gains]
+            scale = math.prod(parts) ** (-1.0 / d)
+            shares = tuple(s * scale * p for s, p in zip(self.layout.shares, parts, strict=True))
+            self.layout = replace(self.layout, shares=shares)
+        # of the three levels that it takes at least, the last shall meet the tolerance
+        excess = max(worst, change) / (AIM * max(self.rtol, TINY))
+        self._growth = min(max(excess ** (0.5 / self.order), self._slightly), MAX_GROWTH[d])
+
+    # ------------------------------------------------------------------------------------------- the cut
+    def _settle_cut(self) -> bool:
+        """Measure the effect of the cut; while it exceeds its share, go over to the wider box."""
+        if not self.layout.cut:
+            return True
+        # it depends little on the resolution, and costs less on a coarser level
+        if self._measure_cut(self.levels[-2]) is None or self._cut_fits():
+            return True
+        for _ in range(CUT_TRIES):
+            wide = self._measure_cut(self.levels[-1])
+            if wide is None or self._cut_fits():
+                return True
+            # the wider box has the same nodes inside: its solution takes the place of the last level
+            self.layout, self.levels[-1] = wide
+        return False
+
+    def _cut_fits(self) -> bool:
+        return all(self.cut[q.name] <= CUT_SHARE * self._tolerance(q) for q in self._quantities(self.levels[-1:]))
+
+    def _measure_cut(self, level: LawLevel) -> tuple[LawLayout, LawLevel] | None:
+        """Solve again with nodes beyond the open faces: the difference is the effect of the cut."""
+        if not self.layout.cut or level is self._measured:
+            return None
+        wider, grid = self.layout.widened(level.density.grid)
+        wide = self._solve(grid, level.n, level.steps, self.deadline)
+        self.cut = {q.name: CUT_SAFETY * q.changes[-1] for q in self._quantities([level, wide])}
+        self._measured = level
+        return wider, wide
+
+    # ------------------------------------------------------------------------------------------- the answer
+    def _result(self, status: str, message: str) -> Density:
+        best = self.levels[-1]
+        found = [(q, error + self.cut.get(q.name, 0.0)) for q, error in self._estimates()]
+        errors = {q.name: error for q, error in found}
+        fluxes = {e: errors[e] for e in best.density.exits if e in errors}
+        told = {"density": errors["density"], "value": errors["value"]}
+        if fluxes:
+            told["flux"] = max(fluxes.values())
+        recipe = best.density.discretization
+        recipe.estimate.update({name: [error] for name, error in told.items()})
+        stats = {
+            "cells": recipe.grid.size,
+            "steps": recipe.steps,
+            "levels": len(self.levels),
+            "seconds": clock() - self.started,
+        }
+        return replace(
+            best.density,
+            error_estimate=told,
+            status=status,
+            message=message + self._unmet(found) + _negative([q for q, _ in found]),
+            stats=stats,
+            _flux_errors=fluxes,
+        )
+
+    def _unmet(self, found: list[tuple[Quantity, float]]) -> str:
+        """Which tolerances are not met, and by what."""
+        unmet = [
+            f"{_named(q.name)} ± {error:.1e} for {self._tolerance(q):.1e}"
+            for q, error in found
+            if error > self._tolerance(q)
+        ]
+        return "".join("; " + part for part in unmet)
+
+
+def _probe(layout: LawLayout) -> tuple[np.ndarray, np.ndarray]:
+    """Places (n, d) where the law as a whole is compared, and their volumes; not at the very ends of a cut."""
+    grid = Grid.of(layout.box, WHOLE[layout.box.dim], layout.gradings)
+    ends = []
+    for axis, pair in zip(grid.axes, layout.box.faces, strict=True):
+        low, high = (AT_CUT if isinstance(face, Open) else 0.0 for face in pair)
+        ends.append((axis.xi >= low) & (axis.xi <= 1.0 - high))
+    inside = grid.product(ends) > 0
+    return grid.points[inside], grid.volumes[inside]
+
+
+class _GrewError(Exception):
+    """Steps let the law grow: with strong correlations split ones may, at walls."""
+
+
+def _named(name: Exit) -> str:
+    return name if name in ("density", "value") else f"flux through {name}"  # type: ignore[return-value]
+
+
+def _negative(quantities: list[Quantity]) -> str:
+    """What is negative by more than rounding, and what never is."""
+    told = [
+        f"{_named(q.name)} is negative by up to {q.negative:.1e}"
+        for q in quantities
+        if q.negative > ROUNDING * max(q.scale, TINY)
+    ]
+    if not told:
+        return ""
+    return "; " + ", ".join(told) + ": scheme='monotone' keeps both non-negative"
