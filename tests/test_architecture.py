@@ -20,7 +20,7 @@ ROOMS = [
     ["schemes"],
     ["steppers"],
     ["march", "stationary"],
-    ["discretization", "layout", "plan"],
+    ["discretization", "layout", "refine", "plan"],
     ["solve", "forward", "spectrum", "montecarlo", "solution"],
     ["control"],
     ["bridge"],
