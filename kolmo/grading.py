@@ -41,6 +41,11 @@ class Grading(Protocol):
         """ξ(x)."""
         ...
 
+    @property
+    def depth(self) -> float:
+        """Length of the axis in units of the width of its finest place, as its nodes see it; 1 where it is even."""
+        ...
+
 
 @dataclass(frozen=True)
 class Uniform:
@@ -70,6 +75,11 @@ class Uniform:
     def inverse(self, x: Array) -> Array:
         """ξ(x)."""
         return (x - self.lower) / (self.upper - self.lower)
+
+    @property
+    def depth(self) -> float:
+        """Length of the axis in units of the width of its finest place."""
+        return 1.0
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,12 @@ class Sinh:
         """ξ(x)."""
         a, b = self._ends
         return (namespace(x).arcsinh((x - self.centre) / self.width) - a) / (b - a)
+
+    @property
+    def depth(self) -> float:
+        """Length of the axis in units of the width of its finest place, as its nodes see it."""
+        a, b = self._ends
+        return b - a
 
     def aligned(self, place: float, n: int) -> "Sinh":
         """Map with the place on one of n nodes: the centre moves by less than a cell, the ends stay.
@@ -184,6 +200,12 @@ class Foci:
     def inverse(self, x: Array) -> Array:
         """ξ(x)."""
         return (self._sum(x) - self._sum(np.float64(self.lower))) / self._span
+
+    @property
+    def depth(self) -> float:
+        """Length of the axis in units of the width of its finest place, as its nodes see it."""
+        crowding = [float(self._crowding(np.float64(c))) for c in self.centres]
+        return max(self._span / (d * w) for d, w in zip(crowding, self.widths, strict=True))
 
     @property
     def _span(self) -> float:

@@ -153,8 +153,6 @@ def law(
     semis = _assembled(march)
     masses = _spread(march, semis, start, watched)
     flux = _fluxes(march, semis, masses[..., 0], exits) if exits.names else {}
-    if not callable(initial):  # nothing goes from points inside to a face in no time
-        flux |= {e: torch.cat([0.0 * flux[e][:1], flux[e][1:]]) for e in exits.faces}
     weights = masses[[watched.index(k) for k in indices]][..., 0]
     if 0 in indices:
         weights = torch.cat([start.T, weights[1:]])

@@ -195,9 +195,6 @@ class Spreading:
         for e, owned in self.exits.owned.items():
             self.exited[e][0] = float(start[:, 0] @ owned)
         self._watch(march.without_boundary(start), steps[0].instants[-1])
-        if not callable(initial):  # nothing goes from points inside to a face in no time; on the grid they have a width
-            for e in self.exits.faces:
-                self.flux[e][0] = 0.0
 
         def observe(t: float, p: Array, adjoints: list[Array]) -> None:
             nonlocal value

@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from kolmo.forward.layout import Asked, LawLayout, Start, first_step, law_layout
 from kolmo.grid import Grid
 from kolmo.kernels.first_use import clock
 from kolmo.problem import KolmogorovProblem
+from kolmo.refine.estimate import ALIGNED, Convergence, Verdict
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.terminal import plan_terminal
 from kolmo.steppers.base import STEPPERS
@@ -26,6 +28,8 @@ SCHEME = "central6"
 FIRST_NODES = {1: 61, 2: 25, 3: 15}
 GROWTH = {1: 1.5, 2: 1.35, 3: 1.25}
 MAX_GROWTH = {1: 2.0, 2: 1.8, 3: 1.6}
+# Nodes of the first level within the width of a centre of a graded axis.
+SEEN = 6.0
 MAX_CELLS = {1: 40_000, 2: 700_000, 3: 4_000_000}
 MAX_SECONDS = 120.0
 # First steps of the first clock, by order in time; at most so many.
@@ -34,8 +38,6 @@ FIRST_STEPS, MOST_STEPS = {1: 16, 2: 12, 3: 12, 5: 8}, 4096
 AIM, CUT_SHARE = 0.7, 0.2
 # The wider box is cut too: with heavy tails what is left may be as large as what was seen. Times that it is widened.
 CUT_SAFETY, CUT_TRIES = 2.0, 8
-# Part of the observed order that is counted on.
-CREDIBLE = 0.8
 # Axes are refined alone by this factor to see what each contributes; least proportion between their numbers of nodes.
 ALONE, LEAST_SHARE = 1.4, 0.4
 # A way out through which less than this part of the largest flux goes, points at which the density is less than this
@@ -119,29 +121,34 @@ class Quantity:
         return 0.0 if self.name == "value" else self.size(np.minimum(self.values[-1], 0.0))
 
 
-def estimate_of(changes: Sequence[float], resolutions: Sequence[float], order: float) -> float:
-    """Error of the last of some levels from their differences, at the lowest order that they give reason to believe in.
-
-    Two levels: their difference. Three and more: the last difference, or what the one before it becomes at the full
-    order if that is more (it fell by luck), extrapolated with a part of the observed order, one at least.
+def judged(quantity: Quantity, resolutions: Sequence[float], order: float) -> Verdict:
+    """What the levels say of a quantity, by its size and whether its differences point the same way.
 
     Examples
     --------
-    >>> round(estimate_of([0.16, 0.04], [1.0, 2.0, 4.0], order=2.0), 4)
-    0.0197
-    >>> estimate_of([0.16, 0.0], [1.0, 2.0, 4.0], order=2.0)
-    0.04
+    >>> n = [40.0, 60.0, 90.0]
+    >>> law = Quantity("density", [np.array([[1.0 + 5.0 / k**2, 2.0]]) for k in n], np.ones(2), 0.0)
+    >>> verdict = judged(law, n, 2.0)
+    >>> verdict.confirmed, float(verdict.estimate[0] / (5.0 / 90**2)).__round__(1)
+    (True, 1.4)
     """
-    if len(changes) < 2:
-        return changes[-1] if changes else math.inf
-    before, last = changes[-2:]
-    ratio = resolutions[-1] / resolutions[-2]
-    seen = resolutions[-2] / resolutions[-3]
-    # faster than the scheme can be: one part of the error dies while another has not shown itself yet
-    last = max(last, before * seen**-order)
-    observed = math.log(max(before, TINY) / max(last, TINY)) / math.log(seen)
-    trusted = 1.0 if len(changes) == 2 and observed > order - 1e-9 else CREDIBLE * observed
-    return last / (ratio ** min(max(trusted, 1.0), order) - 1.0)
+    if quantity.weights is None:
+        values = [v.reshape(-1, 1) for v in quantity.values]
+    else:  # of a law as a whole the differences' sizes, with the sign of their direction
+        steps = [(b - a) * quantity.weights for a, b in pairwise(quantity.values)]
+        sizes, sign, total = quantity.changes, 1.0, 0.0
+        values = [np.zeros((1, 1))]
+        for k, size in enumerate(sizes):
+            if k > 0:
+                sign = sign if _cosine(steps[k - 1], steps[k]) >= ALIGNED else -sign
+            total += sign * size
+            values.append(np.array([[total]]))
+    rounding = ROUNDING * quantity.size(quantity.values[-1])
+    return Convergence(order).judge(resolutions, values, rounding=rounding)
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a * b).sum()) / max(math.sqrt(float((a * a).sum() * (b * b).sum())), TINY)
 
 
 class LawSearch:
@@ -176,8 +183,7 @@ class LawSearch:
         self.ways = [stepper] if stepper != "auto" else self._steppers()
         self.levels: list[LawLevel] = []
         self.cut: dict[Exit, float] = {}
-        self._measured: LawLevel | None = None
-        self._judged: tuple[list[int], list[tuple[Quantity, float]]] | None = None
+        self._judged: tuple[LawLevel, list[tuple[Quantity, float, Verdict]]] | None = None
         self._shortest: float | None = None
         self._probe: tuple[np.ndarray, np.ndarray] | None = None
         self.started = clock()
@@ -201,7 +207,7 @@ class LawSearch:
         self.layout = law_layout(self.problem, self.start, self.asked, tail)
         for way in self.ways:
             self.stepper = way
-            self.levels, self.cut, self._measured, self._growth = [], {}, None, GROWTH[self.problem.dim]
+            self.levels, self.cut, self._growth = [], {}, GROWTH[self.problem.dim]
             self._shortest = None
             with contextlib.suppress(_GrewError):
                 return self._refine(max_cells)
@@ -209,7 +215,7 @@ class LawSearch:
 
     def _refine(self, max_cells: int) -> Density:
         """From the first level on, and then see to the cut."""
-        n, steps = float(FIRST_NODES[self.problem.dim]), FIRST_STEPS[STEPPERS[self.stepper].order]
+        n, steps = self._first, FIRST_STEPS[STEPPERS[self.stepper].order]
         try:
             self.levels.append(self._solve(self.layout.grid(n, self._least), n, steps))
             self._balance()
@@ -220,7 +226,8 @@ class LawSearch:
                 n, steps = self.levels[-1].n * grown, self._paced(self.levels[-1].steps, grown)
                 told = self._limit(n, max_cells)
                 if told:
-                    self._measure_cut(self.levels[max(0, len(self.levels) - 2)])
+                    if self.layout.cut and not self.cut:
+                        self._measure_cut(self.levels[max(0, len(self.levels) - 2)])
                     return self._result("tolerance_not_met", told)
                 self.levels.append(self._solve(self.layout.grid(n, self._least), n, steps, self.deadline))
                 if len(self.levels) >= 3 and self._within(1.0 - CUT_SHARE) and self._settle_cut():
@@ -231,6 +238,11 @@ class LawSearch:
             if not self.levels:
                 raise
             return self._result("interrupted", "interrupted; the finest level finished is returned")
+
+    @property
+    def _first(self) -> float:
+        """Resolution of the first level: nodes that an even axis has, and those that see the finest place of others."""
+        return max([float(FIRST_NODES[self.problem.dim]), *(SEEN * g.depth for g in self.layout.gradings)])
 
     @property
     def _least(self) -> int:
@@ -261,7 +273,7 @@ class LawSearch:
         problem = self.problem
         horizon = problem.horizon or 0.0
         if self._shortest is None:
-            grid = self.layout.grid(FIRST_NODES[problem.dim], self._least)
+            grid = self.layout.grid(self._first, self._least)
             self._shortest = first_step(problem, self.start, grid, steps) * steps
         longest = min(horizon / steps, self._turning)
         first = min(min(self._shortest, self._earliest()) / steps, longest)
@@ -315,35 +327,34 @@ class LawSearch:
     def _tolerance(self, quantity: Quantity) -> float:
         return self.atol + self.rtol * quantity.scale
 
-    def _estimates(self) -> list[tuple[Quantity, float]]:
-        """Every quantity and its estimated error, the cut not counted."""
-        recent = self.levels[-3:]
-        if self._judged and self._judged[0] == [id(level) for level in recent]:
+    def _estimates(self) -> list[tuple[Quantity, float, Verdict]]:
+        """Every quantity, its estimated error (the cut not counted), and what the levels say of it."""
+        if self._judged is not None and self._judged[0] is self.levels[-1]:
             return self._judged[1]
-        resolutions = [level.n for level in recent]
+        resolutions = [level.n for level in self.levels]
         found = []
-        for quantity in self._quantities(recent):
-            error = estimate_of(quantity.changes, resolutions, self.order) + ROUNDING * quantity.size(
-                quantity.values[-1]
-            )
-            found.append((quantity, max(error, quantity.negative)))
-        self._judged = [id(level) for level in recent], found
+        for quantity in self._quantities(self.levels):
+            verdict = judged(quantity, resolutions, self.order)
+            found.append((quantity, max(float(verdict.estimate.max()), quantity.negative), verdict))
+        self._judged = self.levels[-1], found
         return found
 
     def _within(self, share: float) -> bool:
-        return all(error <= share * self._tolerance(q) for q, error in self._estimates())
+        return all(error <= share * self._tolerance(q) for q, error, _ in self._estimates())
 
     # ------------------------------------------------------------------------------------------- where to go from here
     def _next(self) -> float:
-        """Resolution of the next level, from the estimates and the order."""
-        d, last = self.problem.dim, self.levels[-1]
+        """Resolution of the next level, from what the levels say of every quantity."""
+        last = self.levels[-1]
         if len(self.levels) < 3:
             return last.n * self._growth
-        excess = max(
-            error / max(AIM * (self._tolerance(q) - self.cut.get(q.name, 0.0)), 0.1 * self._tolerance(q), TINY)
-            for q, error in self._estimates()
-        )
-        return float(last.n * min(max(excess ** (1.0 / self.order), self._slightly), MAX_GROWTH[d]))
+        policy, resolutions, most = Convergence(self.order), [level.n for level in self.levels], MAX_GROWTH
+        wanted = []
+        for q, _, verdict in self._estimates():
+            allowed = max(AIM * (self._tolerance(q) - self.cut.get(q.name, 0.0)), 0.1 * self._tolerance(q))
+            bounds = {"least": self._slightly, "most": most[self.problem.dim]}
+            wanted.append(policy.next_resolution(resolutions, verdict, np.array([allowed]), **bounds))
+        return max(wanted)
 
     @property
     def _slightly(self) -> float:
@@ -408,33 +419,37 @@ class LawSearch:
         if not self.layout.cut:
             return True
         # it depends little on the resolution, and costs less on a coarser level
-        if self._measure_cut(self.levels[-2]) is None or self._cut_fits():
+        self._measure_cut(self.levels[-2])
+        if self._cut_fits():
             return True
         for _ in range(CUT_TRIES):
-            wide = self._measure_cut(self.levels[-1])
-            if wide is None or self._cut_fits():
+            layout, wide = self._measure_cut(self.levels[-1])
+            if self._cut_fits():
                 return True
-            # the wider box has the same nodes inside: its solution takes the place of the last level
-            self.layout, self.levels[-1] = wide
+            # the wider box has the same nodes inside: its solution takes the place of the last level, and of those
+            # before, which would differ from it by the cut
+            self.levels = [*(self._wider(level)[1] for level in self.levels[-3:-1]), wide]
+            self.layout = layout
         return False
 
     def _cut_fits(self) -> bool:
         return all(self.cut[q.name] <= CUT_SHARE * self._tolerance(q) for q in self._quantities(self.levels[-1:]))
 
-    def _measure_cut(self, level: LawLevel) -> tuple[LawLayout, LawLevel] | None:
+    def _measure_cut(self, level: LawLevel) -> tuple[LawLayout, LawLevel]:
         """Solve again with nodes beyond the open faces: the difference is the effect of the cut."""
-        if not self.layout.cut or level is self._measured:
-            return None
-        wider, grid = self.layout.widened(level.density.grid)
-        wide = self._solve(grid, level.n, level.steps, self.deadline)
+        layout, wide = self._wider(level)
         self.cut = {q.name: CUT_SAFETY * q.changes[-1] for q in self._quantities([level, wide])}
-        self._measured = level
-        return wider, wide
+        return layout, wide
+
+    def _wider(self, level: LawLevel) -> tuple[LawLayout, LawLevel]:
+        """A level with nodes beyond the open faces."""
+        layout, grid = self.layout.widened(level.density.grid)
+        return layout, self._solve(grid, level.n, level.steps, self.deadline, level.density.discretization.times)
 
     # ------------------------------------------------------------------------------------------- the answer
     def _result(self, status: str, message: str) -> Density:
         best = self.levels[-1]
-        found = [(q, error + self.cut.get(q.name, 0.0)) for q, error in self._estimates()]
+        found = [(q, error + self.cut.get(q.name, 0.0)) for q, error, _ in self._estimates()]
         errors = {q.name: error for q, error in found}
         fluxes = {e: errors[e] for e in best.density.exits if e in errors}
         told = {"density": errors["density"], "value": errors["value"]}
