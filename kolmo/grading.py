@@ -232,8 +232,8 @@ class Foci:
 def from_record(record: dict[str, Any]) -> Grading:
     """Rebuild a map from the plain dictionary that ``record`` made."""
     kinds: dict[str, Any] = {"Uniform": Uniform, "Sinh": Sinh, "Foci": Foci}
-    values = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in record.items()}
-    return kinds[values.pop("kind")](**values)  # type: ignore[no-any-return]
+    values = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in record.items() if k != "kind"}
+    return kinds[record["kind"]](**values)  # type: ignore[no-any-return]
 
 
 def record(grading: Grading) -> dict[str, Any]:

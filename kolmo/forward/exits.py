@@ -73,16 +73,14 @@ class WaysOut:
             loads["killing"] = free * self.generator.problem.rate(t, x)
         return {name: loads[name] for name in self.names}
 
-    def _elastic(
-        self, t: float, x: Array, faces: dict[tuple[int, int], Robin], semi: Semi
-    ) -> dict[tuple[int, int], Array]:
+    def _elastic(self, t: float, x: Array, faces: dict[tuple[int, int], Robin], semi: Semi) -> dict[Exit, Array]:
         """Loads of elastic faces whose value is their rate κ."""
         generator = self.generator
         problem, grid = generator.problem, generator.grid
         local = local_coefficients(problem, grid, generator.metric, t, x, 1)
         local = Local(local.A, local.S, local.c, zeros((grid.size, 1), x))
         kappa = {k: problem.on_face(f.kappa, t, x[wall_nodes(grid, *k)]) for k, f in faces.items()}
-        loads = {}
+        loads: dict[Exit, Array] = {}
         for paying in faces:
             data = {k: (v, (v if k == paying else 0.0 * v)[:, None]) for k, v in kappa.items()}
             loads[paying] = generator.scheme.assemble(semi.stencil, local, FaceData(data), generator.metric).load[:, 0]
@@ -143,7 +141,7 @@ class Passages:
             key = (key[0], {"low": 0, "high": 1}.get(key[1], key[1]))
         if key not in self._flux:
             raise InputError("face", face, "one of " + (", ".join(map(str, self._flux)) or "none: nothing goes out"))
-        return key  # type: ignore[no-any-return]
+        return key
 
 
 def same_time(times: Any, t: float) -> np.ndarray:

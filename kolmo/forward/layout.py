@@ -99,15 +99,25 @@ class LawLayout:
         Map of each axis.
     shares : tuple of float
         Nodes of each axis at resolution 1.
+    place : ndarray or None, shape (d,)
+        Point that shall be a node: masses there are not negative.
     """
 
     box: Box
     gradings: tuple[Grading, ...]
     shares: tuple[float, ...]
+    place: np.ndarray | None = None
 
     def grid(self, n: float, least: int) -> Grid:
         """Grid of resolution n."""
-        return Grid.of(self.box, [max(round(n * share), least) for share in self.shares], self.gradings)
+        counts = [max(round(n * share), least) for share in self.shares]
+        if self.place is None:
+            return Grid.of(self.box, counts, self.gradings)
+        aligned = [
+            g.aligned(float(x), count) if isinstance(g, Sinh) else g
+            for g, x, count in zip(self.gradings, self.place, counts, strict=True)
+        ]
+        return Grid.of(self.box, counts, aligned)
 
     @property
     def cut(self) -> bool:
@@ -125,7 +135,8 @@ class LawLayout:
             axes.append(Axis(axis.n + low + high, replace(axis.grading, lower=lower, upper=upper), axis.periodic))  # type: ignore[type-var]
         wider = Grid(axes)
         shares = tuple(share * a.n / b.n for share, a, b in zip(self.shares, axes, grid.axes, strict=True))
-        return LawLayout(self.box.replace(*wider.box), tuple(a.grading for a in axes), shares), wider
+        box, gradings = self.box.replace(*wider.box), tuple(a.grading for a in axes)
+        return LawLayout(box, gradings, shares, self.place), wider
 
 
 def start_of(problem: KolmogorovProblem, initial: Any, points: np.ndarray | None) -> Start:
@@ -152,12 +163,26 @@ def start_of(problem: KolmogorovProblem, initial: Any, points: np.ndarray | None
     return Start(initial, probe.points[there], masses[there] / masses[there].sum())
 
 
-def law_layout(problem: KolmogorovProblem, start: Start, asked: Asked, tail: float) -> LawLayout:
-    """Box that the process hardly leaves, fine where the law is when it is asked for, and between start and faces."""
+def law_layout(problem: KolmogorovProblem, start: Start, asked: Asked, tail: float, *, on_node: bool) -> LawLayout:
+    """Box that the process hardly leaves, fine where the law is when it is asked for, and between start and faces.
+
+    With ``on_node`` a single starting point shall be a node.
+    """
     box = _reach_box(problem, start, asked, tail)
     seen = _look(problem, start, asked, box)
     gradings = tuple(_grading(problem, start, asked, box, seen, i) for i in range(problem.dim))
-    return LawLayout(box, gradings, (1.0,) * problem.dim)
+    shares = (1.0,) * problem.dim
+    if not on_node or callable(start.initial) or len(start.points) > 1:
+        return LawLayout(box, gradings, shares)
+    centred = tuple(_centred(g, float(x)) for g, x in zip(gradings, start.points[0], strict=True))
+    return LawLayout(box, centred, shares, start.points[0])
+
+
+def _centred(grading: Grading, place: float) -> Grading:
+    """An axis around a place, as fine as the given one at its finest."""
+    widths = {Sinh: lambda g: g.width, Foci: lambda g: min(g.widths)}.get(type(grading))
+    width = EVEN * 0.5 * (grading.upper - grading.lower) if widths is None else widths(grading)
+    return Sinh(grading.lower, grading.upper, place, width)
 
 
 def noise_at(problem: KolmogorovProblem, start: Start) -> np.ndarray:

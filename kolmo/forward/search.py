@@ -204,7 +204,8 @@ class LawSearch:
         self.deadline = self.started + max_seconds
         self._turning = self._longest()
         tail = max(1e-2 * self.rtol, 1e-12)
-        self.layout = law_layout(self.problem, self.start, self.asked, tail)
+        on_node = SCHEMES[self.scheme].monotone
+        self.layout = law_layout(self.problem, self.start, self.asked, tail, on_node=on_node)
         for way in self.ways:
             self.stepper = way
             self.levels, self.cut, self._growth = [], {}, GROWTH[self.problem.dim]
@@ -251,7 +252,7 @@ class LawSearch:
     def _paced(self, steps: int, grown: float) -> int:
         """Steps for a grid that grew: the errors in space and time fall alike."""
         more = steps * grown ** (self.order / STEPPERS[self.stepper].order)
-        return min(2 * math.ceil(0.5 * more), MOST_STEPS)
+        return int(min(2 * math.ceil(0.5 * more), MOST_STEPS))
 
     def _solve(
         self, grid: Grid, n: float, steps: int, deadline: float = math.inf, times: tuple[float, ...] = ()
@@ -498,7 +499,7 @@ class _GrewError(Exception):
 
 
 def _named(name: Exit) -> str:
-    return name if name in ("density", "value") else f"flux through {name}"  # type: ignore[return-value]
+    return str(name) if name in ("density", "value") else f"flux through {name}"
 
 
 def _negative(quantities: list[Quantity]) -> str:
