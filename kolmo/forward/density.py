@@ -25,6 +25,9 @@ from kolmo.sde import SDE
 # Within this many nodes of a wall the weights of high-order one-sided stencils are no point values of a density; there
 # it is read off as a polynomial of this degree that has the right moments (see ``_reading``).
 WALL_NODES, WALL_DEGREE = 24, 4
+# So many on an axis of this many; on others as the root of their number: both parts of the error fall then, that of the
+# moments, which so many nodes resolve, and that of the polynomial over the length they cover.
+WALL_AXIS = 121
 
 
 @dataclass(frozen=True, eq=False)
@@ -327,6 +330,8 @@ def quadrature(axis: Axis) -> np.ndarray:
 
 def readings(generator: Generator) -> tuple[sp.csr_matrix, ...]:
     """Per axis, the matrix (n, n) that reads point values of a density off the masses at the nodes."""
+    if generator.scheme.monotone:  # masses of a Markov chain are those of the cells, and not negative
+        return tuple(sp.csr_matrix(sp.diags(1.0 / axis.lengths)) for axis in generator.grid.axes)
     return tuple(_reading(axis, pair) for axis, pair in zip(generator.grid.axes, generator.box.faces, strict=True))
 
 
@@ -339,7 +344,7 @@ def _reading(axis: Axis, faces: tuple[Face, Face]) -> sp.csr_matrix:
     masses can be read directly.
     """
     matrix = sp.lil_matrix(sp.diags(1.0 / (axis.grading.slope(axis.xi) * axis.h)))
-    M = min(WALL_NODES, (axis.n - 1) // 2)
+    M = min(round(WALL_NODES * max(axis.n / WALL_AXIS, 1.0) ** 0.5), (axis.n - 1) // 2)
     if axis.periodic or M < WALL_DEGREE + 2:
         return sp.csr_matrix(matrix)
     s = np.arange(M + 1) / M
