@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,9 +25,8 @@ from kolmo.sde import SDE
 # Within this many nodes of a wall the weights of high-order one-sided stencils are no point values of a density; there
 # it is read off as a polynomial of this degree that has the right moments (see ``_reading``).
 WALL_NODES, WALL_DEGREE = 24, 4
-# So many on an axis of this many; on others as the root of their number: both parts of the error fall then, that of the
-# moments, which so many nodes resolve, and that of the polynomial over the length they cover.
-WALL_AXIS = 121
+# The same with fewer nodes: another reading, to see how far one can be trusted.
+OTHER_WALL_NODES = 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,12 +329,22 @@ def quadrature(axis: Axis) -> np.ndarray:
 
 def readings(generator: Generator) -> tuple[sp.csr_matrix, ...]:
     """Per axis, the matrix (n, n) that reads point values of a density off the masses at the nodes."""
-    if generator.scheme.monotone:  # masses of a Markov chain are those of the cells, and not negative
-        return tuple(sp.csr_matrix(sp.diags(1.0 / axis.lengths)) for axis in generator.grid.axes)
-    return tuple(_reading(axis, pair) for axis, pair in zip(generator.grid.axes, generator.box.faces, strict=True))
+    return _readings(generator.grid, generator.box, generator.scheme.monotone, WALL_NODES)
 
 
-def _reading(axis: Axis, faces: tuple[Face, Face]) -> sp.csr_matrix:
+def read_again(density: Density, box: Box) -> Density:
+    """The same law, its density read off fewer nodes at walls: how far the two differ is how far either is known."""
+    monotone = SCHEMES[density.discretization.scheme].monotone
+    return replace(density, _readings=_readings(density.grid, box, monotone, OTHER_WALL_NODES))
+
+
+def _readings(grid: Grid, box: Box, monotone: bool, nodes: int) -> tuple[sp.csr_matrix, ...]:
+    if monotone:  # masses of a Markov chain are those of the cells, and not negative
+        return tuple(sp.csr_matrix(sp.diags(1.0 / axis.lengths)) for axis in grid.axes)
+    return tuple(_reading(axis, pair, nodes) for axis, pair in zip(grid.axes, box.faces, strict=True))
+
+
+def _reading(axis: Axis, faces: tuple[Face, Face], nodes: int) -> sp.csr_matrix:
     r"""Masses over lengths inside; near a face the polynomial with the same moments.
 
     The mass at an open end is all that went there; the density there is that of the next node. The masses are dual to
@@ -344,7 +353,7 @@ def _reading(axis: Axis, faces: tuple[Face, Face]) -> sp.csr_matrix:
     masses can be read directly.
     """
     matrix = sp.lil_matrix(sp.diags(1.0 / (axis.grading.slope(axis.xi) * axis.h)))
-    M = min(round(WALL_NODES * max(axis.n / WALL_AXIS, 1.0) ** 0.5), (axis.n - 1) // 2)
+    M = min(nodes, (axis.n - 1) // 2)
     if axis.periodic or M < WALL_DEGREE + 2:
         return sp.csr_matrix(matrix)
     s = np.arange(M + 1) / M

@@ -4,15 +4,17 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 
+from kolmo.arrays import as_numpy
 from kolmo.box import Absorbing, Open, Robin
 from kolmo.discretization import Discretization
 from kolmo.errors import NotConvergedError
 from kolmo.forward.clock import graded_clock
-from kolmo.forward.density import Density, OutOfTimeError, Spreading
+from kolmo.forward.density import Density, OutOfTimeError, Spreading, read_again
 from kolmo.forward.exits import Exit
 from kolmo.forward.layout import Asked, LawLayout, Start, first_step, law_layout
 from kolmo.grid import Grid
@@ -332,7 +334,15 @@ class LawSearch:
             largest = max(float(np.abs(v[-1]).max()) for v in values.values())
             least = NEGLIGIBLE * max(largest, 1.0 / (self.problem.horizon or 1.0))
             found += [Quantity(e, v, None, least) for e, v in values.items()]
-        return [*found, Quantity("value", [np.atleast_1d(law.value) for law in laws], None, 0.0)]
+        least = NEGLIGIBLE * self._typical
+        return [*found, Quantity("value", [np.atleast_1d(law.value) for law in laws], None, least)]
+
+    @cached_property
+    def _typical(self) -> float:
+        """Size of the terminal data, by the median over the box: they may grow towards its ends."""
+        if self.problem.terminal is None:
+            return 0.0
+        return float(np.median(np.abs(as_numpy(self.problem.final(self._places()[0])))))
 
     def _density_of(self, laws: list[Density]) -> Quantity:
         """The density at the points and times kept, or as a whole."""
@@ -371,9 +381,18 @@ class LawSearch:
         found = []
         for quantity in self._quantities(self.levels):
             verdict = judged(quantity, resolutions, self.order)
-            found.append((quantity, max(float(verdict.estimate.max()), quantity.negative), verdict))
+            error = float(verdict.estimate.max())
+            if quantity.name == "density":
+                error += self._unread()
+            found.append((quantity, max(error, quantity.negative), verdict))
         self._judged = self.levels[-1], found
         return found
+
+    def _unread(self) -> float:
+        """By how much two readings of the density next to walls differ on the last level: levels share that error."""
+        law = self.levels[-1].density
+        other = read_again(law, self.problem.box.replace(*law.grid.box))
+        return self._density_of([other, law]).changes[0]
 
     def _within(self, share: float) -> bool:
         return all(error <= share * self._tolerance(q) for q, error, _ in self._estimates())
