@@ -154,12 +154,12 @@ def test_early_first_passage_by_tolerance():
 def test_what_is_asked_for_decides_the_grid():
     """Late fluxes and a late density need no fine start."""
     problem = KolmogorovProblem(SDE(0.0, diffusion=1.0, dim=1), one, 1.0, Box(0.0, 1.0, "absorbing"))
-    early = solve_forward(problem, 0.01, rtol=1e-4)
-    late = solve_forward(problem, 0.01, rtol=1e-4, flux_times=[0.2, 0.5], at=[0.5])
+    early = solve_forward(problem, 0.03, rtol=1e-3)
+    late = solve_forward(problem, 0.03, rtol=1e-3, flux_times=[0.2, 0.5], at=[0.5])
     assert late.discretization.steps < 0.5 * early.discretization.steps
-    below, _ = first_passage(np.array([0.2, 0.5]), 0.01, 0.0, 1.0, 1.0)
-    assert np.abs(late.exit_flux("low", [0.2, 0.5]) - below).max() < 1e-4 * below.max()
-    nothing = solve_forward(problem, 0.01, rtol=1e-4, flux_times=[], at=[0.5])
+    below, _ = first_passage(np.array([0.2, 0.5]), 0.03, 0.0, 1.0, 1.0)
+    assert np.abs(late.exit_flux("low", [0.2, 0.5]) - below).max() < 1e-3 * below.max()
+    nothing = solve_forward(problem, 0.03, rtol=1e-3, flux_times=[], at=[0.5])
     assert "flux" not in nothing.error_estimate
 
 

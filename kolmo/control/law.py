@@ -112,9 +112,10 @@ def law(
     initial : callable or array_like
         Density ``initial(x)`` -> ``(...)`` in torch; or points of shape (n, d), each of mass 1/n; or one point (d,).
     rtol, atol : float
-        Tolerance for the expected terminal value by which a discretisation is planned; inside ``minimize`` once.
+        Tolerance for the expected terminal value alone, by which a discretisation is planned; inside ``minimize`` once.
+        Densities and fluxes have the accuracy that this grid and clock happen to give them.
     discretization : Discretization, optional
-        A frozen recipe.
+        A frozen recipe: that of ``solve_forward``, for a density or a flux to a tolerance at the present parameters.
     grid, steps
         Fixed discretisation instead, as in ``solve``.
     save : sequence of float, optional
