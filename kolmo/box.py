@@ -41,6 +41,15 @@ class Reflecting(Face):
 
 
 @dataclass(frozen=True)
+class Entrance(Face):
+    r"""End that the process leaves at once and never reaches: drift to infinity, inwards.
+
+    With drift a/δ + … at the distance δ, a ≥ ½Σ (a Bessel process of dimension 1 + 2a/Σ ≥ 2 at 0): no condition is
+    needed, and solutions are even in the distance. Coefficients may be infinite there; they are read beside it.
+    """
+
+
+@dataclass(frozen=True)
 class Periodic(Face):
     """The two ends of the axis are the same point."""
 
@@ -88,6 +97,7 @@ WORDS: dict[str, Callable[[], Face]] = {
     "open": Open,
     "natural": Natural,
     "reflecting": Reflecting,
+    "entrance": Entrance,
     "absorbing": Absorbing,
     "periodic": Periodic,
 }
@@ -102,7 +112,8 @@ class Box:
         Corners; ±inf where the state space does not end (open faces only).
     boundary : str, Face, or list, default "open"
         One word for all faces, or a list with, per axis, a word or a ``(low, high)`` tuple. Words: "open" (cut of an
-        unbounded problem), "natural" (degenerate end), "reflecting", "absorbing" (u = 0, or ``Absorbing(value)``),
+        unbounded problem), "natural" (degenerate end), "reflecting", "entrance" (never reached),
+        "absorbing" (u = 0, or ``Absorbing(value)``),
         "periodic"; also ``Robin(kappa, value)``.
 
     Raises
@@ -203,8 +214,12 @@ class Box:
     def contains(self, x: Any) -> np.ndarray:
         """Whether points of shape ``(..., d)`` lie in the closed box; periodic axes contain everything."""
         x = as_numpy(as_points(x, self.dim))
-        slack = 1e-12 * np.maximum(1.0, np.abs(x))
-        inside = (x >= np.asarray(self.lower) - slack) & (x <= np.asarray(self.upper) + slack)
+        low, high = np.asarray(self.lower), np.asarray(self.upper)
+        # rounding of coordinates as large as the ends of the box, or as the points where it has none
+        slack = 1e-12 * np.maximum(
+            np.abs(x), np.max([np.where(np.isfinite(v), np.abs(v), 0.0) for v in (low, high)], 0)
+        )
+        inside = (x >= low - slack) & (x <= high + slack)
         return np.asarray((inside | np.asarray(self.periodic)).all(-1))
 
     def replace(self, lower: Any, upper: Any) -> "Box":

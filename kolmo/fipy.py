@@ -13,7 +13,7 @@ from scipy.interpolate import RegularGridInterpolator
 from scipy.sparse.linalg import splu, spsolve
 
 from kolmo.arrays import Array, as_numpy, as_points
-from kolmo.box import Absorbing, Box, Natural, Open, Periodic, Reflecting, Robin
+from kolmo.box import Absorbing, Box, Entrance, Natural, Open, Periodic, Reflecting, Robin
 from kolmo.errors import InputError
 from kolmo.problem import KolmogorovProblem
 from kolmo.sde import evaluate
@@ -205,6 +205,10 @@ def _check(problem: KolmogorovProblem, steps: int | None) -> None:
     box = problem.box
     if not (np.isfinite(box.lower).all() and np.isfinite(box.upper).all()):
         raise InputError("box", box, "finite ends", "use Box.covering(sde, points, horizon, within=box)")
+    if any(isinstance(f, Entrance) for pair in box.faces for f in pair):
+        raise InputError(
+            "box", box, "no entrance: FiPy reads coefficients on the faces", "compare with monte_carlo instead"
+        )
     _check_time(problem, steps, any(isinstance(f, Absorbing | Robin) for pair in box.faces for f in pair))
 
 

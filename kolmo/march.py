@@ -15,6 +15,7 @@ import numpy as np
 from kolmo.arrays import Array, fresh, is_tensor
 from kolmo.schemes.generator import Generator, Semi
 from kolmo.steppers.base import Operator, Step, Stepper, mask_of
+from kolmo.times import ROUNDING, find, merged
 
 Callback = Callable[[float, Any], Any]
 
@@ -28,9 +29,13 @@ KEPT = 8
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One step from ``start`` down to ``start − dt`` and the instants at which it needs coefficients."""
+    """One step from the time node ``start`` down to the node ``end``, and the instants at which it needs coefficients.
+
+    ``dt`` is their distance to 12 digits: equal steps share one number.
+    """
 
     start: float
+    end: float
     dt: float
     instants: tuple[float, ...]
 
@@ -38,7 +43,7 @@ class StepPlan:
 def stretches(
     plans: Sequence[StepPlan], stops: Container[float] = (), longest: int | None = None
 ) -> Iterator[Sequence[StepPlan]]:
-    """Consecutive steps that are equal, cut after ``stops`` (times to 12 digits) and ``longest`` steps."""
+    """Consecutive steps that are equal, cut after ``stops`` (time nodes) and ``longest`` steps."""
     begin = 0
     for end in range(1, len(plans) + 1):
         last = plans[end - 1]
@@ -46,7 +51,7 @@ def stretches(
             end == len(plans)
             or end - begin == longest
             or (plans[end].dt, plans[end].instants) != (last.dt, last.instants)
-            or round(last.start - last.dt, 12) in stops
+            or last.end in stops
         ):
             yield plans[begin:end]
             begin = end
@@ -74,19 +79,29 @@ class Run:
     interrupted: bool = False
 
 
-def time_nodes(intervals: Sequence[tuple[float, float]], steps: int, save: Sequence[float] = ()) -> np.ndarray:
+def time_nodes(
+    intervals: Sequence[tuple[float, float]],
+    steps: int,
+    save: Sequence[float] = (),
+    short: Sequence[tuple[float, float, float]] = (),
+) -> np.ndarray:
     """Time nodes, increasing: about ``steps`` equal steps in all, so that no step straddles a breakpoint or save time.
+
+    ``short``: stretches (start, end, length) with steps of that length at most.
 
     Examples
     --------
     >>> time_nodes([(0.0, 1.0)], 4, save=[0.3]).round(3).tolist()
     [0.0, 0.15, 0.3, 0.533, 0.767, 1.0]
+    >>> time_nodes([(0.0, 1.0)], 2, short=[(0.5, 0.6, 0.05)]).round(3).tolist()
+    [0.0, 0.5, 0.55, 0.6, 1.0]
     """
     start, end = intervals[0][0], intervals[-1][1]
-    fixed = np.unique([start, end, *[a for a, _ in intervals], *save])
+    fixed = merged([start, end, *[a for a, _ in intervals], *[t for a, b, _ in short for t in (a, b)]], save)
     nodes = [np.array([start])]
     for a, b in pairwise(fixed):
-        count = max(1, int(np.ceil(steps * (b - a) / (end - start) - 1e-9)))
+        length = min([(end - start) / steps, *[c for p, q, c in short if p <= a and b <= q]])
+        count = max(1, int(np.ceil((b - a) / length - 1e-9)))
         nodes.append(a + (b - a) * np.arange(1, count + 1) / count)
         nodes[-1][-1] = b
     return np.concatenate(nodes)
@@ -131,18 +146,18 @@ class March:
                     interval_of[layer] = float(0.5 * (edges[layer] + edges[layer + 1]))
                 instants = (interval_of[layer],) * len(self.stepper.nodes)
             else:
-                at_break = len(breaks) > 0 and np.isclose(breaks, start, rtol=0, atol=1e-12 * self.times[-1]).any()
+                at_break = len(breaks) > 0 and float(np.abs(breaks - start).min()) <= ROUNDING * self.times[-1]
                 top = start - INSIDE * (start - end) if at_break else start
-                instants = tuple(float(min(start - c * (start - end), top)) for c in self.stepper.nodes)
+                instants = tuple(float(min(max(start - c * (start - end), end), top)) for c in self.stepper.nodes)
             # equal steps share one number, so that a prepared step is found again
-            plans.append(StepPlan(start, float(f"{start - end:.12g}"), instants))
+            plans.append(StepPlan(start, end, float(f"{start - end:.12g}"), instants))
         return plans
 
     def ingredients(self, instant: float) -> tuple[Semi, Operator, Array]:
         """Semi-discrete equation, operator and total load (absorbing values included) at an instant."""
         if instant not in self._semis:
             semi = self.generator.at(instant, self.like if is_tensor(self.like) else None)
-            operator = Operator(semi.stencil, semi.a, self.fixed, mask=self.mask)
+            operator = self._known(semi) or Operator(semi.stencil, semi.a, self.fixed, mask=self.mask)
             load = semi.load
             if self.fixed is not None:
                 load = load + semi.stencil.apply(semi.a, semi.boundary)
@@ -150,6 +165,14 @@ class March:
             while len(self._semis) > KEPT and not self.generator.autonomous:
                 self._semis.popitem(last=False)
         return self._semis[instant]
+
+    def _known(self, semi: Semi) -> Operator | None:
+        """The operator of the latest instant, where only loads and boundary values have changed since."""
+        if not self._semis or is_tensor(semi.a):
+            return None
+        _, last, _ = next(reversed(self._semis.values()))
+        same = last.stencil is semi.stencil and np.array_equal(last.a, semi.a)
+        return last if same else None
 
     def seed(self, ingredients: Mapping[float, tuple[Semi, Operator]], owner: object = None) -> None:
         """Hand over semi-discrete equations assembled elsewhere; they, and their owner, replace those kept."""
@@ -174,7 +197,8 @@ class March:
     def prepared(self, plan: StepPlan) -> tuple[Step, list[Array]]:
         """The prepared step and its loads, one per node."""
         parts = [self.ingredients(t) for t in plan.instants]
-        key = (plan.dt, plan.instants)
+        # of the operators, not of the instants: where these are the same at other times, so is the step
+        key = (plan.dt, tuple(id(p[1]) for p in parts))
         if key not in self._steps:
             self._steps[key] = self.stepper.prepare([p[1] for p in parts], plan.dt)
             while len(self._steps) > (4 if self.stepper.implicit else 1):
@@ -202,10 +226,10 @@ class March:
         progress: bool = False,
     ) -> Run:
         """March terminal data of shape (size, k) from T to 0."""
-        wanted = set(np.round(save, 12))
+        wanted = {float(self.times[i]) for t in save if (i := find(self.times, t)) is not None}
         u = self.without_boundary(terminal)
         run = Run(u, float(self.times[-1]))
-        if round(run.time, 12) in wanted:
+        if run.time in wanted:
             run.saved.append((run.time, terminal))
         try:
             longest = 1 if callback is not None or progress else _longest(u)
@@ -213,9 +237,9 @@ class March:
                 step, loads = self.prepared(stretch[0])
                 u = step.apply_many(u, loads, len(stretch))
                 plan = stretch[-1]
-                t = plan.start - plan.dt if plan is not self.plans[-1] else float(self.times[0])
+                t = plan.end
                 run.state, run.time = u, t
-                if round(t, 12) in wanted:
+                if t in wanted:
                     run.saved.append((t, self.with_boundary(u, t)))
                 if callback is not None and callback(t, self.generator.shaped(self.with_boundary(u, t))):
                     run.interrupted = plan is not self.plans[-1]

@@ -1,14 +1,14 @@
 """What is asked: the equation, its terminal data, horizon and domain."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
 from typing import Any
 
 import numpy as np
 
 from kolmo.arrays import Array, as_numpy, detached, is_module, is_tensor, namespace
-from kolmo.box import Absorbing, Box, FaceValue, Robin
+from kolmo.box import Absorbing, Box, Entrance, FaceValue, Robin
 from kolmo.errors import InputError
 from kolmo.sde import SDE, evaluate
 
@@ -104,6 +104,31 @@ class KolmogorovProblem:
         other.sde.device = self.sde.device if device is None else device
         return other
 
+    def broken_at(self, times: Iterable[float]) -> "KolmogorovProblem":
+        """The same problem with more breakpoints: times at which anything in it jumps."""
+        more = tuple(sorted({*self.sde.breakpoints, *times}))
+        if more == self.sde.breakpoints:
+            return self
+        other = copy.copy(self)
+        other.sde = copy.copy(self.sde)
+        other.sde.breakpoints = more
+        return other
+
+    def showing(self, name: str, t: float) -> "KolmogorovProblem":
+        """The same problem with another of its functions at an instant as terminal data: to treat both alike.
+
+        ``name``: "drift", "covariance" (d² columns), "killing" or "source".
+        """
+        functions: dict[str, Function] = {
+            "drift": self.sde.drift,
+            "covariance": lambda t, x: self.sde.covariance(t, x).reshape(*x.shape[:-1], -1),
+            "killing": self.rate,
+            "source": self.running,
+        }
+        other = copy.copy(self)
+        other.terminal = lambda x: functions[name](t, x)
+        return other
+
     @property
     def device(self) -> Any:
         """Device of the tensors that functions are handed; None: the CPU."""
@@ -171,6 +196,9 @@ def _keep_points(value: Array, x: Array, argument: str, *, columns: bool) -> Arr
 def check_vectorised(problem: KolmogorovProblem, points: np.ndarray) -> None:
     """Raise an InputError where a function's value at a point depends on which other points it is handed with."""
     t = 0.5 * (problem.horizon or 0.0)
+    points = points[~_unread(points, problem.box)]
+    if not len(points):
+        return
     functions: dict[str, Callable[[np.ndarray], Array]] = {
         "drift": lambda x: problem.sde.drift(t, x),
         "covariance": lambda x: problem.sde.covariance(t, x),
@@ -183,7 +211,12 @@ def check_vectorised(problem: KolmogorovProblem, points: np.ndarray) -> None:
     # on a jump rounding decides, which may differ with the number of points: a little aside it does not
     aside = some + 1e-6 * (np.roll(some, 1, axis=0) - some)
     for argument, f in functions.items():
+        kept = some.copy()
         apart = [_apart(f, x) for x in (some, aside)]
+        if not np.array_equal(some, kept):
+            some[...] = kept
+            fix = "write x = x + 1.0 in place of x += 1.0"
+            raise InputError(argument, "a function that changes the points it is handed", "one that leaves them", fix)
         if all((difference > 0).any() for difference in apart):
             where = some[int(apart[0].argmax())]
             raise InputError(
@@ -194,69 +227,105 @@ def check_vectorised(problem: KolmogorovProblem, points: np.ndarray) -> None:
             )
 
 
+def _unread(points: np.ndarray, box: Box) -> np.ndarray:
+    """Which points lie on faces where coefficients may be infinite."""
+    on = np.zeros(len(points), dtype=bool)
+    for i, pair in enumerate(box.faces):
+        for face, end in zip(pair, (box.lower[i], box.upper[i]), strict=True):
+            if isinstance(face, Absorbing | Entrance):
+                on |= points[:, i] == end
+    return on
+
+
 def _apart(f: Callable[[np.ndarray], Array], x: np.ndarray) -> np.ndarray:
     """How far values at points together differ from those at each alone, beyond rounding; shape (points,)."""
     together, alone = as_numpy(f(x)), np.stack([as_numpy(f(one[None]))[0] for one in x])
-    same = np.isclose(together, alone, rtol=1e-7, atol=1e-12, equal_nan=True)
-    if np.array_equal(together, together.astype(np.float32), equal_nan=True):
+    scale = np.abs(np.where(np.isfinite(together), together, 0.0)).max(0)
+    same = np.isclose(together, alone, rtol=1e-7, atol=1e-12 * scale, equal_nan=True)
+    with np.errstate(over="ignore"):
+        single = together.astype(np.float32)
+    if np.array_equal(together, single, equal_nan=True):
         # of a network in single precision, which sums in another order where it gets another number of points
-        scale = np.abs(np.where(np.isfinite(together), together, 0.0)).max(0)
         same |= np.abs(together - alone) <= 1e-5 * scale
     difference = np.nan_to_num(np.abs(together - alone), nan=np.inf)
     return np.asarray(np.where(same, 0.0, difference).reshape(len(x), -1).max(1))
 
 
-def check_finite(value: Array, x: Array, t: float, argument: str) -> Array:
-    """Raise an InputError that says where a coefficient is NaN or infinite."""
+def check_finite(value: Array, x: Array, t: float, argument: str, box: Box | None = None) -> Array:
+    """Raise an InputError that says where a coefficient is NaN or infinite, and on which face of the box."""
     if not bool(namespace(value).isfinite(value).all()):
         where = np.argwhere(~np.isfinite(as_numpy(value)))[0]
         point = as_numpy(x)[tuple(where[: x.ndim - 1])]
+        face = "" if box is None else _named_face(point, box)
         raise InputError(
             argument,
-            f"{as_numpy(value)[tuple(where)]} at t = {t:g}, x = {point.tolist()}",
+            f"{as_numpy(value)[tuple(where)]} at t = {t:g}, x = {point.tolist()}{face}",
             "finite values everywhere in the box",
+            "boundary 'entrance' where the process leaves the end at once and never reaches it, or a box that begins "
+            "a little inside (from a small positive number in place of 0)"
+            if face
+            else "",
         )
     return value
 
 
-def check_covariance(S: Array, x: Array, t: float) -> Array:
+def _named_face(point: np.ndarray, box: Box) -> str:
+    """Which face of a box a point lies on, in words; nothing where it lies on none."""
+    for axis, pair in enumerate(box.faces):
+        for side, end in enumerate((box.lower[axis], box.upper[axis])):
+            if point[axis] == end:
+                return f", on the {'low' if side == 0 else 'high'} {pair[side].word!r} face of axis {axis}"
+    return ""
+
+
+def check_covariance(S: Array, x: Array, t: float, box: Box | None = None) -> Array:
     """Raise an InputError where Σ is not symmetric positive semidefinite, with the eigenvalue."""
-    check_finite(S, x, t, "covariance")
+    check_finite(S, x, t, "covariance", box)
     given, S = S, detached(S)
-    scale = float(abs(S).max()) + 1e-300
+    sizes = _axis_sizes(S)
     # pair by pair: on a large grid whole matrices would be the largest arrays there are
     d = S.shape[-1]
-    skew = sum((abs(S[..., i, j] - S[..., j, i]) for i in range(d) for j in range(i)), 0.0 * S[..., 0, 0])
-    if bool((skew > 1e-10 * scale).any()):
+    skew = sum(
+        (abs(S[..., i, j] - S[..., j, i]) / (sizes[i] * sizes[j]) for i in range(d) for j in range(i)),
+        0.0 * S[..., 0, 0],
+    )
+    if bool((skew > 1e-10).any()):
         where = np.unravel_index(int(skew.argmax()), tuple(skew.shape))
         raise InputError(
             "covariance",
             f"{as_numpy(S[where]).tolist()} at t = {t:g}, x = {as_numpy(x)[where].tolist()}",
             "a symmetric matrix",
         )
-    suspicious = _least_minor(S, scale) < -1e-12
+    suspicious = _least_minor(S, sizes) < -1e-12
     if not bool(suspicious.any()):
         return given
     suspects = np.nonzero(as_numpy(suspicious))
-    lowest = np.linalg.eigvalsh(as_numpy(S)[suspects])[..., 0]
-    if (lowest < -1e-10 * scale).any():
+    matrices = as_numpy(S)[suspects]
+    lowest = np.linalg.eigvalsh(matrices / np.multiply.outer(sizes, sizes))[..., 0]
+    if (lowest < -1e-10).any():
         worst = int(np.argmin(lowest))
         at = tuple(int(index[worst]) for index in suspects)
         raise InputError(
             "covariance",
-            f"eigenvalue {lowest[worst]:.3g} at t = {t:g}, x = {as_numpy(x)[at].tolist()}",
+            f"eigenvalue {np.linalg.eigvalsh(matrices[worst])[0]:.3g} at t = {t:g}, x = {as_numpy(x)[at].tolist()}",
             "a positive semidefinite matrix Σ = σσᵀ",
             "give the noise matrix as diffusion=σ if that is what you have",
         )
     return given
 
 
-def _least_minor(S: Array, scale: float) -> Array:
-    """Smallest principal minor of S / scale up to 3 × 3, shape (...): not negative where these are semidefinite."""
+def _axis_sizes(S: Array) -> np.ndarray:
+    """Largest noise along each axis, as a standard deviation, shape (d,): every coordinate may have its own unit."""
+    sizes = np.sqrt([float(abs(S[..., i, i]).max()) for i in range(S.shape[-1])])
+    return np.asarray(np.where(sizes > 0.0, sizes, sizes.max() or float(abs(S).max()) ** 0.5 or 1.0))
+
+
+def _least_minor(S: Array, sizes: np.ndarray) -> Array:
+    """Smallest principal minor of the scaled S up to 3 × 3, shape (...): not negative where these are semidefinite."""
     d = S.shape[-1]
 
     def entry(i: int, j: int) -> Array:
-        return S[..., i, j] / scale
+        return S[..., i, j] / (sizes[i] * sizes[j])
 
     def pair(i: int, j: int, k: int, m: int) -> Array:
         return entry(i, k) * entry(j, m) - entry(i, m) * entry(j, k)

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from kolmo import files
+from kolmo import files, schema, stored
 from kolmo.arrays import Array, as_like, as_numpy, as_points, is_tensor
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, MissingExtraError
 from kolmo.grid import Grid
+from kolmo.times import find
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,13 +103,12 @@ class Solution:
 
     def _at_time(self, t: float) -> Array:
         """Node values at a saved time, shape (size[, k])."""
-        near = np.flatnonzero(
-            np.isclose(self.times, t, rtol=0.0, atol=1e-9 * max(1.0, float(np.abs(self.times).max())))
-        )
-        if len(near) == 0:
+        scale = self.discretization.times[-1:]  # with t = 0 alone saved, the horizon says what is near
+        at = find([*self.times, *scale], t)
+        if at is None or at >= len(self.times):
             shown = ", ".join(f"{s:g}" for s in self.times[:8]) + (", ..." if len(self.times) > 8 else "")
             raise InputError("t", t, f"one of the saved times ({shown})", f"solve(..., save=[{t:g}])")
-        values = self.values[int(near[0])]
+        values = self.values[at]
         return values.reshape(self.grid.size, *values.shape[self.grid.dim :])
 
     def plot(self, ax: Any = None, t: float = 0.0, column: int = 0, **style: Any) -> Any:
@@ -219,9 +219,30 @@ def load(path: str | os.PathLike[str]) -> Solution:
     >>> bool(kolmo.load(path)(0.3) == sol(0.3))
     True
     """
-    tree = files.read_tree(Path(path))
-    if not isinstance(tree, dict) or "solution" not in tree:
-        raise InputError("path", str(path), "a file written by Solution.save")
-    tree = tree["solution"]
-    recipe = Discretization.from_record(tree.pop("discretization"))
-    return Solution(grid=recipe.grid, discretization=recipe, **tree)
+    return files.read_record(Path(path), "solution", _RECORD, _rebuilt, "a file written by Solution.save")
+
+
+_STATUSES = ("converged", "fixed", "tolerance_not_met", "interrupted")
+_RECORD = schema.of(
+    Solution,
+    grid=None,
+    values=schema.array("f", finite=False),
+    times=schema.array("f", None),
+    discretization=stored.recipe(Discretization),
+    status=schema.text(_STATUSES),
+)
+
+
+def _rebuilt(tree: dict[str, Any]) -> Solution:
+    """A solution from its record, whose parts fit together."""
+    recipe = Discretization.restored(tree.pop("discretization"))
+    found = Solution(grid=recipe.grid, discretization=recipe, **tree)
+    shape = (len(found.times), *recipe.grid.shape)
+    schema.same_shape("solution", shape, values=found.values)
+    if found.values.ndim > len(shape) + 1:
+        raise schema.refuse("solution.values", found.values, f"shape {shape}, or one axis more")
+    if found.status in ("converged", "fixed") and not np.isfinite(found.values).all():
+        raise schema.refuse("solution.values", found.values, "finite numbers")
+    if not (np.diff(found.times) > 0).all():
+        raise schema.refuse("solution.times", found.times, "increasing times")
+    return found

@@ -25,6 +25,9 @@ from kolmo.solve import solve
 
 Nodes = Grid | int | Sequence[int]
 
+# Faces at which the solution of ``manufactured`` is even; its drift at entrances, in units of Σ over the distance.
+EVEN, PULL = {"reflecting", "entrance"}, 0.8
+
 
 @dataclass(frozen=True)
 class Table:
@@ -429,7 +432,7 @@ def manufactured(
     Parameters
     ----------
     faces : sequence of (str, str)
-        Low and high face per axis: "open", "natural", "reflecting", "absorbing", "robin" or "periodic".
+        Low and high face per axis: "open", "natural", "reflecting", "entrance", "absorbing", "robin" or "periodic".
     horizon : float
         Time T.
     autonomous : bool
@@ -484,10 +487,10 @@ class _Waves:
         xp, words, phase = namespace(z), self.faces[axis], 0.3 + axis + column
         if "periodic" in words:
             w, at = 2.0 * math.pi, 2.0 * math.pi * z + phase
-        elif "reflecting" in words and "open" not in words:
+        elif not EVEN.isdisjoint(words) and "open" not in words:
             w, at = math.pi, math.pi * z
         elif "open" in words:
-            slope = 0.0 if "reflecting" in words else 0.5 + 0.2 * column
+            slope = 0.5 + 0.2 * column if EVEN.isdisjoint(words) else 0.0
             return 1.0 + slope * z, slope + 0.0 * z, 0.0 * z
         else:
             w, at = 1.7, 1.7 * z + phase
@@ -519,7 +522,7 @@ class _Waves:
         return self._derivatives(t, x)[0]
 
     def drift(self, t: float, x: Array) -> Array:
-        """Waves; at natural and open faces pointing inwards."""
+        """Waves; at natural and open faces pointing inwards, at entrances without bound."""
         xp, z = namespace(x), (x - 0.2) / as_like(self.lengths, x)
         parts = []
         for i, words in enumerate(self.faces):
@@ -530,7 +533,14 @@ class _Waves:
             low, high = (1.0 if w in ("natural", "open") else 0.0 for w in words)
             inside = (z[..., i] if low else 1.0) * ((1.0 - z[..., i]) if high else 1.0)
             b = (rough + 0.2 + 0.3 * self.clock * t) * inside
-            parts.append(b + 0.4 * low * (1.0 - z[..., i]) - 0.4 * high * z[..., i])
+            b = b + 0.4 * low * (1.0 - z[..., i]) - 0.4 * high * z[..., i]
+            for word, distance, sign, end in zip(
+                words, (z[..., i], 1.0 - z[..., i]), (1.0, -1.0), (0.0, 1.0), strict=True
+            ):
+                if word == "entrance":
+                    noise = (1.0 + 0.5 * self.clock * t) * float(self._spread(i, np.asarray(end))) ** 2
+                    b = b + sign * PULL * noise / (distance * self.lengths[i]) * (1.0 - distance)
+            parts.append(b)
         return xp.stack(parts, -1)
 
     def _spread(self, i: int, z: Array) -> Array:

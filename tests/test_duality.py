@@ -12,7 +12,7 @@ from kolmo.schemes.base import SCHEMES
 from kolmo.steppers.base import STEPPERS
 from kolmo.testing import duality_gap, manufactured
 
-FACES = ["open", "natural", "reflecting", "absorbing", "robin", "periodic"]
+FACES = ["open", "natural", "reflecting", "entrance", "absorbing", "robin", "periodic"]
 OTHERS = [("robin", "absorbing"), ("periodic", "periodic")]
 SMALL = {1: (17, 3, 24), 2: (9, 2, 20), 3: (9, 1, 20)}
 

@@ -103,14 +103,14 @@ def test_a_clean_sequence_of_a_lower_order_is_never_underestimated(p):
 @pytest.mark.parametrize("count", [3, 4, 6])
 @pytest.mark.parametrize("p", ORDERS)
 def test_ragged_sequences_are_honest(p, count):
-    """No error above ten estimates but in one of 140 (of 40 where three levels are all), hardly any above one."""
+    """No error above ten estimates but in one of 200 (of 40 where three levels are all), hardly any above one."""
     rng, ratios = np.random.default_rng([int(p), count]), []
     for _ in range(60):
         n = grids(rng, count)
         errors = ragged(rng, n, 150)
         ratios.append(size(errors) / np.maximum(judged(p, n, errors).estimate, 1e-300))
     dishonest = np.mean(np.concatenate(ratios) > 10.0)
-    assert dishonest <= (0.025 if count == 3 else 0.007)
+    assert dishonest <= (0.025 if count == 3 else 0.005)
     assert np.mean(np.concatenate(ratios) > 1.0) <= 0.12
 
 
@@ -168,6 +168,13 @@ def test_an_accidental_agreement_does_not_make_the_estimate_small(p, small):
             assert (verdict.hoped <= verdict.estimate).all()
 
 
+def test_two_fast_declines_of_which_the_last_turned_back_are_not_believed():
+    errors = [1.0, 0.3, 0.15, 0.155]
+    verdict = sequence([20, 30, 45, 67], errors, 2.0)
+    assert not verdict.confirmed
+    assert verdict.estimate[0] >= 0.1
+
+
 def test_an_accident_is_remembered_for_another_level():
     """After 1.0, 0.3, 0.3 a level with a small difference again is no evidence; three are."""
     errors = [1.0, 0.3, 0.3001, 0.30012]
@@ -205,6 +212,7 @@ def test_faster_than_the_method_is_believed_once_it_was_seen_twice(p):
     assert not sequence(n[:3], errors[:3], p).confirmed
     verdict = sequence(n[:4], errors[:4], p)
     assert verdict.confirmed
+    assert verdict.order[0] == max(0.5 * p, 1.0)  # what follows the first part of the error may be slower
     assert errors[3] <= verdict.estimate[0] <= 0.05 * sequence(n[:3], errors[:3], p).estimate[0]
 
 
@@ -240,6 +248,11 @@ def test_one_agreement_to_rounding_is_an_accident():
     verdict = Convergence(2.0).judge([20, 30, 45], [np.array([[v]]) for v in (1.0, 1.3, 1.3)], rounding=1e-14)
     assert not verdict.confirmed
     assert verdict.estimate[0] >= 0.1
+
+
+def test_what_is_larger_than_rounding_is_no_rounding():
+    verdict = Convergence(2.0).judge([20, 30, 45], [np.array([[v]]) for v in (1.0, 1.3, 1.1)], rounding=1e-2)
+    assert not verdict.confirmed
 
 
 def test_all_zero_is_told():
@@ -344,6 +357,7 @@ def test_a_surprise_asks_for_a_level_near_by():
     """What may be luck is looked at from close by; what is slow in earnest takes a long step."""
     n, policy, allowed = [20.0, 30.0, 45.0], Convergence(4.0), np.array([1e-3])
     lucky = sequence(n, [1.0, 1e-1, 1e-1 - 1e-4], 4.0)
+    assert lucky.hoped[0] == pytest.approx(2e-4)  # at order one, where three levels are all that is known
     slow = sequence(n, [1.0, 0.5, 0.3], 4.0)
     assert policy.next_resolution(n, lucky, allowed, least=1.2, most=2.0) == pytest.approx(54.0)
     assert policy.next_resolution(n, slow, allowed, least=1.2, most=2.0) == pytest.approx(90.0)

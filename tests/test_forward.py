@@ -7,7 +7,7 @@ from kolmo import SDE, Absorbing, Box, Discretization, InputError, KolmogorovPro
 from kolmo.forward import WaysOut, initial_masses, solve_forward, stationary_density
 from kolmo.forward.clock import graded_clock
 from kolmo.forward.search import Quantity, judged
-from kolmo.grading import Foci
+from kolmo.grading import Focused
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator
 
@@ -265,22 +265,10 @@ def test_graded_clock():
     assert len(times) < 8 + 4 * 17 + 25
 
 
-def test_places_between_several_centres():
-    grading = Foci(-3.0, 50.0, (0.0, 40.0), (0.01, 2.0))
-    xi = np.linspace(0.0, 1.0, 57)
-    x = grading(xi)
-    assert np.abs(grading.inverse(x) - xi).max() < 1e-14
-    h = 1e-5
-    middle = xi[1:-1]
-    assert np.allclose((grading(middle + h) - grading(middle - h)) / (2 * h), grading.slope(middle), rtol=1e-4)
-    bend = (grading.slope(middle + h) - grading.slope(middle - h)) / (2 * h)
-    assert np.allclose(bend, grading.bend(middle), rtol=1e-3, atol=1e-3 * np.abs(bend).max())
-
-
 def test_recipes_of_laws_are_saved(tmp_path):
     problem = KolmogorovProblem(SDE(0.0, diffusion=1.0, dim=1), one, 3.0, Box(-np.inf, 1.0, [("open", "absorbing")]))
     density = solve_forward(problem, 0.9, rtol=1e-2)
-    assert isinstance(density.grid.axes[0].grading, Foci)
+    assert isinstance(density.grid.axes[0].grading, Focused)
     density.discretization.save(tmp_path / "recipe.npz")
     again = solve_forward(problem, 0.9, discretization=Discretization.load(tmp_path / "recipe.npz"))
     assert np.array_equal(again.exit_flux("high"), density.exit_flux("high"))

@@ -10,7 +10,7 @@ from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.selling import obtuse_superbase, offsets, weights
 from kolmo.testing import generator_signs, manufactured, maximum_principle
 
-FACES = ["open", "natural", "reflecting", "absorbing", "robin", "periodic"]
+FACES = ["open", "natural", "reflecting", "entrance", "absorbing", "robin", "periodic"]
 OTHERS = [("periodic", "periodic"), ("reflecting", "absorbing")]
 NODES = {1: 21, 2: 11, 3: 9}
 

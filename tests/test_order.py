@@ -10,7 +10,7 @@ from kolmo.schemes.base import SCHEMES
 from kolmo.steppers.base import STEPPERS
 from kolmo.testing import Table, manufactured, order_of_accuracy
 
-FACES = ["open", "natural", "reflecting", "absorbing", "robin", "periodic"]
+FACES = ["open", "natural", "reflecting", "entrance", "absorbing", "robin", "periodic"]
 
 
 def shows_order(table: Table, order: float, slack: float = 0.45, floor: float = 0.0) -> None:
@@ -53,6 +53,8 @@ def test_space_in_two_dimensions_with_full_tensor(scheme, word):
     other = ("robin", "absorbing") if word == "periodic" else ("periodic", "periodic")
     case = manufactured([(word, word), other], autonomous=True, horizon=0.05)
     nodes = [16, 24] if SCHEMES[scheme].order > 2 else [12, 24]
+    if (scheme, word) == ("monotone", "entrance"):
+        nodes = [24, 48]  # next to a drift that grows without bound upwinding shows its order late
     table = order_of_accuracy(
         case.problem, case.exact, case.points, nodes=nodes, steps=2, scheme=scheme, stepper="radau5"
     )

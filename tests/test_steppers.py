@@ -14,7 +14,7 @@ from kolmo.steppers.base import STEPPERS, Operator
 from kolmo.steppers.exponential import Exponential
 from kolmo.testing import duality_gap, manufactured, order_of_accuracy, taylor_test
 
-WORDS = ["open", "natural", "reflecting", "absorbing", "robin", "periodic"]
+WORDS = ["open", "natural", "reflecting", "entrance", "absorbing", "robin", "periodic"]
 MOVING = ["open", "natural", "reflecting", "periodic"]
 
 

@@ -22,7 +22,7 @@ from kolmo.steppers.base import STEPPERS, Operator
 from kolmo.testing import manufactured
 
 STEPPERS_IN_TORCH = ("rk4", "mcs", "mcs3", "semi-lagrangian", "exponential")
-FACES = ["open", "natural", "reflecting", "absorbing", "robin", "periodic"]
+FACES = ["open", "natural", "reflecting", "entrance", "absorbing", "robin", "periodic"]
 MOVING = ["open", "natural", "reflecting", "periodic"]
 TIMES = np.array([0.0, 5e-4, 1e-3])
 NODES = {1: (21,), 2: (11, 12), 3: (8, 7, 8)}

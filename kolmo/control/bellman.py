@@ -12,7 +12,7 @@ from scipy.linalg import lapack
 from scipy.ndimage import distance_transform_edt
 
 from kolmo.arrays import Held
-from kolmo.box import Absorbing, Natural, Open, Robin
+from kolmo.box import Absorbing, Entrance, Natural, Open, Robin
 from kolmo.control.coefficients import Coefficients
 from kolmo.control.problem import ControlProblem
 from kolmo.errors import InputError, NotConvergedError
@@ -61,13 +61,17 @@ class Bellman:
         self.problem, self.grid, self.scheme = problem, grid, SCHEMES[scheme]
         self.x = torch.as_tensor(grid.points)
         still = problem.closed_loop(problem.constant(problem.controls.samples[0]))
-        self.generator = Generator(still, grid, self.scheme)
+        # where paths leave is for the policy to say: absorbing values hold everywhere
+        self.generator = Generator(still, grid, self.scheme, everywhere=True)
         self.box, self.metric = self.generator.box, self.generator.metric
         self.fixed = self.generator.fixed if self.generator.fixed.any() else None
         self.penalty = PENALTY / (problem.horizon or 1.0)
         if any(isinstance(face, Robin) for pair in self.box.faces for face in pair) and grid.dim > 1:
             raise InputError("box", self.box, "no elastic (Robin) faces in two or three dimensions")
-        self.coefficients = Coefficients(problem, self.x)
+        self.places = torch.as_tensor(self.generator.places())
+        if any(isinstance(face, Entrance) for pair in self.box.faces for face in pair):
+            raise InputError("box", self.box, "no entrance: the control could make the end one that is reached")
+        self.coefficients = Coefficients(problem, self.places)
         sample = self._sample()
         self.stencil = self.scheme.stencil(grid, self.box, sample)
         name = scheme if scheme.startswith("central") else "central2"
@@ -119,7 +123,7 @@ class Bellman:
         """Coefficients in index units, checked: finite, and covariances positive semidefinite."""
         closed = self.problem.closed_loop(lambda _t, _x: a)
         with torch.no_grad():
-            local = local_coefficients(closed, self.grid, self.metric, t, self.x, 1)
+            local = local_coefficients(closed, self.grid, self.metric, t, self.places, 1)
         return Local(*(np.asarray(v.numpy()) for v in (local.A, local.S, local.c, local.g)))
 
     def _local(self, t: float, a: torch.Tensor) -> Local:
@@ -243,8 +247,9 @@ class Bellman:
     def _idle(self, t: float, bad: np.ndarray) -> bool:
         """Whether the control changes no coefficient at the bad nodes."""
         m = self.problem.controls.m
-        one, other = (vars(self._local(t, self.start(v).a)) for v in (np.zeros(m), np.ones(m)))
-        return all(np.allclose(one[name][bad], other[name][bad], rtol=0, atol=1e-14) for name in one)
+        one, other = (self._local(t, self.start(v).a) for v in (np.zeros(m), np.ones(m)))
+        pairs = zip((one.A, one.S, one.c, one.g), (other.A, other.S, other.c, other.g), strict=True)
+        return all(np.allclose(p[bad], q[bad], rtol=0, atol=1e-14 * np.abs(p).max(initial=0.0)) for p, q in pairs)
 
     def _one_sided(self, t: float, V: np.ndarray, M: np.ndarray, start: torch.Tensor) -> list[torch.Tensor]:
         """Optimal controls for forward and backward differences, the ones that upwinding takes."""
@@ -266,7 +271,8 @@ class Bellman:
     def _discrete_best(self, t: float, V: np.ndarray, act: Act, options: list[torch.Tensor]) -> torch.Tensor:
         """Of several controls per node the best one for the discrete operator itself; the present one wins ties."""
         best, a = self.rate(t, V, Act(act.a)), act.a
-        slack = 1e-13 * (1.0 + np.abs(best).max())
+        # where V is stationary the rate vanishes, and rounding is that of its parts
+        slack = 1e-13 * (np.abs(best).max() + np.abs(self.assemble(t, Act(act.a))[1]).max())
         for option in options:
             value = self.rate(t, V, Act(option))
             better = self.problem.sign * value < self.problem.sign * best - slack
@@ -437,8 +443,10 @@ def _same(p: Act, q: Act) -> bool:
     return torch.equal(p.a, q.a) and (p.stop is None or q.stop is None or np.array_equal(p.stop, q.stop))
 
 
-def solve_stationary(bellman: Bellman) -> tuple[np.ndarray, Act, int]:
+def solve_stationary(bellman: Bellman, start: Act | None = None) -> tuple[np.ndarray, Act, int]:
     """V with min_a (Q(a) V + r(a)) = 0 by policy iteration; the policy, and how many iterations.
+
+    Begun with a policy of a coarser grid it takes few: otherwise the edge of a stopping set moves a node in each.
 
     Raises
     ------
@@ -462,7 +470,7 @@ def solve_stationary(bellman: Bellman) -> tuple[np.ndarray, Act, int]:
     def improve(states: list[np.ndarray], acts: list[Act]) -> list[Act]:
         return [bellman.improve(0.0, bellman.full(states[0], 0.0), acts[0])]
 
-    states, acts, count = iterate(solve, improve, [bellman.start()])
+    states, acts, count = iterate(solve, improve, [bellman.start() if start is None else start])
     V = bellman.full(states[0], 0.0)
     bellman.check(0.0, V, acts[0])
     return V, acts[0], count

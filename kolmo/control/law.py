@@ -13,13 +13,14 @@ from kolmo.control.value import planned
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.forward import Exit, WaysOut, initial_masses, readings
-from kolmo.forward.exits import Passages, not_nodes, same_time
+from kolmo.forward.exits import Passages
 from kolmo.grid import Grid
 from kolmo.march import March, StepPlan
-from kolmo.plan import prescribe
 from kolmo.problem import KolmogorovProblem
+from kolmo.refine.plan import prescribe
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator, Semi
+from kolmo.times import find, missing
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +150,7 @@ def law(
     start = _masses(initial, recipe, march)
     clock = np.asarray(recipe.times)
     exits = WaysOut(march.generator)
-    indices = [int(np.flatnonzero(same_time(clock, t))[0]) for t in kept]
+    indices = [k for k in (find(clock, t) for t in kept) if k is not None]
     watched = list(range(len(clock))) if exits.names else indices
     semis = _assembled(march)
     masses = _spread(march, semis, start, watched)
@@ -244,9 +245,9 @@ def _prepared(
         recipe = planned(problem, points, rtol, atol)
     if not SCHEMES[recipe.scheme].smooth:
         raise InputError("discretization", recipe.scheme, "a scheme that is smooth in the coefficients")
-    missing = not_nodes(kept, recipe.times)
-    if missing:
-        raise InputError("save", missing, "time nodes of the discretization", "use grid= and steps= with save=")
+    absent = missing(recipe.times, kept)
+    if absent:
+        raise InputError("save", absent, "time nodes of the discretization", "use grid= and steps= with save=")
     return problem.handing("torch"), recipe, kept
 
 

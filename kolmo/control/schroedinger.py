@@ -16,6 +16,7 @@ from kolmo.box import Absorbing, Box, Robin
 from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
 from kolmo.problem import KolmogorovProblem
+from kolmo.refine.estimate import Convergence
 from kolmo.schemes.generator import Generator, discretize
 from kolmo.sde import SDE
 
@@ -28,6 +29,8 @@ INTERVALS = 32
 # Alternations of Sinkhorn's iteration, and the misfit of the marginals (total variation) at which it ends.
 ITERATIONS = 3000
 MISFIT = 1e-9
+# Probability that may be left out where no path arrives: at the ends of open faces the chain stays where it is.
+LOST = 1e-6
 # Nodes up to which the coupling is made as a matrix.
 DENSE = 3000
 # Nodes up to which transition matrices are made, where coefficients are constant in time.
@@ -176,20 +179,23 @@ def schroedinger_bridge(
         raise InputError("box", box, "no absorbing or elastic faces: mass would be lost")
     problem = KolmogorovProblem(sde, lambda x: x[..., 0], horizon, box).handing("torch")
     n, d = float(FIRST_NODES[box.dim]), box.dim
-    costs: list[float] = []
+    # second order where noise dominates along the axes, first order at worst: no more is counted on
+    policy = Convergence(1.0)
+    resolutions: list[float] = []
+    costs: list[np.ndarray] = []
     while True:
         level = _Level(problem, Grid.of(box, [round(n)] * d), density0, density1)
-        costs.append(level.cost)
-        tolerance = atol + rtol * abs(costs[-1])
-        # second order where noise dominates along the axes, first order at worst
-        change = abs(costs[-1] - costs[-2]) / (GROWTH - 1.0) if len(costs) > 1 else math.inf
-        if len(costs) > 2 and change <= tolerance:
-            return level.bridge(problem, change, "converged")
+        resolutions.append(n)
+        costs.append(np.array([[level.cost]]))
+        tolerance = atol + rtol * abs(level.cost)
+        estimate = float(policy.judge(resolutions, costs, rounding=level.misfit * abs(level.cost)).estimate[0])
+        if len(costs) > 2 and estimate <= tolerance:
+            return level.bridge(problem, estimate, "converged")
         if (n * GROWTH) ** d > MAX_CELLS[d] and len(costs) > 1:
             warnings.warn(
-                f"the cost is known to {change:.1e}, tolerance {tolerance:.1e}", ToleranceWarning, stacklevel=2
+                f"the cost is known to {estimate:.1e}, tolerance {tolerance:.1e}", ToleranceWarning, stacklevel=2
             )
-            return level.bridge(problem, change, "tolerance_not_met")
+            return level.bridge(problem, estimate, "tolerance_not_met")
         n *= GROWTH
 
 
@@ -260,10 +266,10 @@ class _Level:
         for count in range(1, ITERATIONS + 1):
             psi = _scaled(logs)
             start = self.chain.pulled(psi)
-            self._check_reached(start, m0, "the second density cannot be reached from all of the first one")
+            m0 = self._reached(start, m0, "the second density cannot be reached from all of the first one")
             share = np.where(m0 > 0, m0 / np.where(start > 0, start, 1.0), 0.0)
             end = self.chain.pushed(share)
-            self._check_reached(end, m1, "the first density does not reach all of the second one")
+            m1 = self._reached(end, m1, "the first density does not reach all of the second one")
             misfit = 0.5 * float(np.abs(end * psi - m1).sum())
             self.misfit, self.iterations = misfit, count
             if misfit <= MISFIT:
@@ -278,14 +284,15 @@ class _Level:
         self.masses = np.stack([a * b for a, b in zip(states, self.chain.forward(share), strict=True)])
         self.cost = float((m1 * self.log_psi[-1])[m1 > 0].sum() - (m0 * self.log_psi[0])[m0 > 0].sum())
 
-    def _check_reached(self, there: np.ndarray, mass: np.ndarray, otherwise: str) -> None:
-        """Refuse densities that no path joins."""
-        missed = np.flatnonzero((mass > 0) & ~(there > 0))
-        if len(missed):
+    def _reached(self, there: np.ndarray, mass: np.ndarray, otherwise: str) -> np.ndarray:
+        """The mass without what no path joins, if that is next to nothing; else it is refused."""
+        missed = (mass > 0) & ~(there > 0)
+        if mass[missed].sum() > LOST:
             raise NotConvergedError(
-                f"{otherwise}: nothing arrives at {self.grid.points[missed[0]].tolist()}. Fix: more noise; or "
+                f"{otherwise}: nothing arrives at {self.grid.points[missed][0].tolist()}. Fix: more noise; or "
                 "'reflecting' faces, as corners of a grid with open faces stay where they are"
             )
+        return np.asarray(np.where(missed, 0.0, mass) / mass[~missed].sum()) if missed.any() else mass
 
     def bridge(self, problem: KolmogorovProblem, estimate: float, status: str) -> SchroedingerBridge:
         """The result, with the steered process."""

@@ -20,6 +20,8 @@ CURVED = 1e-10
 # Lattice points per coordinate from which a minimisation over a box starts, by number of coordinates.
 LATTICE = {1: 5, 2: 3, 3: 3}
 MAX_CONTROLS = 6
+# Every node keeps a matrix of second derivatives of so many rows and columns.
+MAX_UNBOUNDED = 64
 # Times that the lattice is halved about its best point before Newton's method takes over.
 HALVINGS = 5
 
@@ -213,8 +215,8 @@ class Unbounded:
     """
 
     def __init__(self, m: int = 1) -> None:
-        if not isinstance(m, (int, np.integer)) or m < 1:
-            raise InputError("m", m, "a positive whole number")
+        if not isinstance(m, (int, np.integer)) or not 1 <= m <= MAX_UNBOUNDED:
+            raise InputError("m", m, f"a whole number from 1 to {MAX_UNBOUNDED}")
         self.m = int(m)
 
     @property
@@ -285,6 +287,7 @@ def _newton(
     n, m = a.shape
     eye = torch.eye(m, dtype=torch.float64)
     definite = acts = torch.ones(n, dtype=torch.bool)
+    size = torch.zeros(m, dtype=torch.float64)  # largest control met so far, per coordinate
     for _ in range(ITERATIONS):
         value, g, B = _derivatives(H, a)
         held = ((a <= low) & (g > 0)) | ((a >= high) & (g < 0))
@@ -299,7 +302,8 @@ def _newton(
         safe = torch.where(definite[:, None, None], B + torch.diag_embed(held.double()), eye)
         step = -torch.linalg.solve(safe, g[..., None])[..., 0] * definite[:, None]
         step = torch.minimum(torch.maximum(a + step, low), high) - a
-        if bool((step.abs() <= 1e-10 * (1.0 + a.abs())).all()):
+        size = torch.maximum(size, torch.maximum(a.abs(), (a + step).abs()).amax(0))
+        if bool((step.abs() <= 1e-10 * size).all()):
             break
         a = _descend(H, a, step, value)
     return a, definite, acts
@@ -314,7 +318,7 @@ def _descend(H: Hamiltonian, a: torch.Tensor, step: torch.Tensor, value: torch.T
     """Take the step where it does not increase H, a shorter one elsewhere."""
     with torch.no_grad():
         result, open_nodes = a, torch.ones(len(a), dtype=torch.bool)
-        slack = 1e-12 * (1.0 + value.abs())
+        slack = 1e-12 * value.abs().max()
         for _ in range(6):
             trial = a + step
             good = open_nodes & (H(trial) <= value + slack)

@@ -121,6 +121,7 @@ def successive(
     history: dict[str, list[float]] = {"objective": [], "penalty": [], "seconds": []}
     costate = game.costate()
     best, value = [p.detach().clone() for p in tensors], costate.value
+    first = value
     status, message = "maxiter", f"stopped after maxiter = {maxiter} iterations"
     bar = None
     if progress:
@@ -153,7 +154,7 @@ def successive(
                 calls += 1
             else:
                 _put(tensors, best)
-            if promised <= STILL * (1.0 + abs(value)) or rho > LARGEST:
+            if promised <= STILL * max(abs(first), abs(value)) or rho > LARGEST:
                 status, message = "converged", "the Hamiltonian is at its minimum"
                 break
     finally:

@@ -15,8 +15,8 @@ from kolmo.control.switches import Watch, warn_of_jumps
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.march import March
-from kolmo.plan import plan
 from kolmo.problem import KolmogorovProblem
+from kolmo.refine.plan import plan
 from kolmo.schemes.base import SCHEMES
 
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from kolmo.forward.exits import same_time
+from kolmo.times import SAME
 
 
 def graded_clock(
@@ -43,7 +43,7 @@ def graded_clock(
         bends.append(end)
         end *= 2.0
     given = sorted({0.0, horizon, *(t for t in fixed if 0.0 < t < horizon)})
-    ends = sorted({*given, *(t for t in bends if not same_time(given, t).any())})
+    ends = sorted({*given, *(t for t in bends if not any(abs(t - g) <= SAME * t for g in given))})
     nodes = [np.zeros(1)]
     for a, b in pairwise(ends):
         # a stretch that lies within two doublings is in the finer steps of the first

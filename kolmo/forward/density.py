@@ -11,16 +11,17 @@ import scipy.sparse as sp
 from numpy.polynomial import legendre
 
 from kolmo.arrays import Array, as_like, as_numpy, as_points, is_tensor
-from kolmo.box import Absorbing, Box, Face, Open, Reflecting, Robin
+from kolmo.box import Absorbing, Box, Entrance, Face, Open, Reflecting, Robin
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
-from kolmo.forward.exits import Exit, Passages, WaysOut, not_nodes, same_time
+from kolmo.forward.exits import Exit, Passages, WaysOut
 from kolmo.grid import Axis, Grid
 from kolmo.problem import KolmogorovProblem
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator
 from kolmo.schemes.terminal import plan_terminal
 from kolmo.sde import SDE
+from kolmo.times import find, missing
 
 # Within this many nodes of a wall the weights of high-order one-sided stencils are no point values of a density; there
 # it is read off as a polynomial of this degree that has the right moments (see ``_reading``).
@@ -176,16 +177,16 @@ class Spreading:
         self.problem, self.recipe, self.kept = problem, recipe, kept
         self.march = recipe.march(problem)
         self.clock = np.asarray(recipe.times)
-        missing = not_nodes(kept, self.clock)
-        if missing:
-            raise InputError("save", missing, "time nodes of the discretization", "use grid= and steps= with save=")
+        absent = missing(self.clock, kept)
+        if absent:
+            raise InputError("save", absent, "time nodes of the discretization", "use grid= and steps= with save=")
         self.exits = WaysOut(self.march.generator)
         self.deadline, self._now = deadline, clock
         self.saved: list[tuple[float, np.ndarray]] = []
         self.mass: list[float] = []
         self.flux: dict[Exit, list[float]] = {e: [] for e in self.exits.names}
         self.exited: dict[Exit, list[float]] = {e: [0.0] for e in self.exits.names}
-        self._kept = {int(np.flatnonzero(same_time(self.clock, t))[0]) for t in kept}
+        self._kept = {find(self.clock, t) for t in kept}
         self._loads: dict[float, np.ndarray] = {}
 
     def run(self, initial: Any) -> Density:
@@ -361,7 +362,7 @@ def _reading(axis: Axis, faces: tuple[Face, Face], nodes: int) -> sp.csr_matrix:
         columns = np.arange(M + 1) if side == 0 else axis.n - 1 - np.arange(M + 1)
         if isinstance(faces[side], Open):
             matrix[columns[0]] = matrix[columns[1]]
-        if not isinstance(faces[side], (Reflecting, Robin, Absorbing)):
+        if not isinstance(faces[side], (Reflecting, Robin, Entrance, Absorbing)):
             continue
         fit = _wall_fit(s, odd=isinstance(faces[side], Absorbing))
         density = 1.0 / (axis.grading.slope(axis.xi[columns]) * axis.h)

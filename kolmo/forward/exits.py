@@ -9,16 +9,16 @@ from kolmo.box import Absorbing, Robin
 from kolmo.errors import InputError
 from kolmo.grid import Grid
 from kolmo.schemes.base import FaceData
+from kolmo.schemes.faces import held
 from kolmo.schemes.generator import Generator, Semi
-from kolmo.schemes.local import Local, local_coefficients, on_face, wall_nodes
+from kolmo.schemes.local import Local, wall_nodes
+from kolmo.times import SAME, find
 
 Exit = tuple[int, int] | str
 """A way out: (axis, side) of an absorbing or elastic face, or "killing"."""
 
 # Interpolation in time takes this many time nodes: one order more than the steps have, so that it does not limit them.
 TIME_NODES = 6
-# Times closer than this part of themselves are the same: sums of steps differ from what was asked by rounding.
-SAME_TIME = 1e-9
 
 
 class WaysOut:
@@ -53,7 +53,7 @@ class WaysOut:
         self.owned: dict[Exit, np.ndarray] = {}
         for key, face in self.faces.items():
             if isinstance(face, Absorbing):
-                mine = on_face(generator.grid, *key).astype(float)
+                mine = held(generator.grid, *key, face).astype(float)
                 self.owned = {k: v * (1.0 - mine) for k, v in self.owned.items()} | {key: mine}
 
     def loads(self, semi: Semi, t: float) -> dict[Exit, Array]:
@@ -70,14 +70,14 @@ class WaysOut:
         if elastic:
             loads |= self._elastic(t, x, elastic, semi)
         if "killing" in self.names:
-            loads["killing"] = free * self.generator.problem.rate(t, x)
+            loads["killing"] = free * self.generator.problem.rate(t, self.generator.places(x))
         return {name: loads[name] for name in self.names}
 
     def _elastic(self, t: float, x: Array, faces: dict[tuple[int, int], Robin], semi: Semi) -> dict[Exit, Array]:
         """Loads of elastic faces whose value is their rate κ."""
         generator = self.generator
         problem, grid = generator.problem, generator.grid
-        local = local_coefficients(problem, grid, generator.metric, t, x, 1)
+        local = generator.local(t, x)
         local = Local(local.A, local.S, local.c, zeros((grid.size, 1), x))
         kappa = {k: problem.on_face(f.kappa, t, x[wall_nodes(grid, *k)]) for k, f in faces.items()}
         loads: dict[Exit, Array] = {}
@@ -114,7 +114,7 @@ class Passages:
         if times is None:
             return flux
         t = np.asarray(times, dtype=float)
-        if not ((t >= 0) & (t <= self.clock[-1] * (1.0 + SAME_TIME))).all():
+        if not ((t >= 0) & (t <= self.clock[-1] * (1.0 + SAME))).all():
             raise InputError(
                 "times",
                 times,
@@ -130,10 +130,10 @@ class Passages:
     def _kept(self, t: float | None) -> int:
         if t is None:
             return len(self.times) - 1
-        near = np.flatnonzero(same_time(self.times, t))
-        if len(near) == 0:
+        near = find(self.times, t)
+        if near is None:
             raise InputError("t", t, f"one of the kept times {self.times.tolist()}", f"save=[{t}]")
-        return int(near[0])
+        return near
 
     def _exit(self, face: Any) -> Exit:
         key = (0, face) if face in (0, 1, "low", "high") and self.grid.dim == 1 else face
@@ -142,23 +142,6 @@ class Passages:
         if key not in self._flux:
             raise InputError("face", face, "one of " + (", ".join(map(str, self._flux)) or "none: nothing goes out"))
         return key
-
-
-def same_time(times: Any, t: float) -> np.ndarray:
-    """Which of the times are t, whatever the unit of time.
-
-    Examples
-    --------
-    >>> same_time([0.0, 3e-13, 6e-13], 0.3e-12).tolist()
-    [False, True, False]
-    """
-    times = np.asarray(times, dtype=float)
-    return np.asarray(np.abs(times - t) <= SAME_TIME * np.maximum(np.abs(times), abs(t)))
-
-
-def not_nodes(kept: tuple[float, ...], clock: Any) -> list[float]:
-    """Those of the times that are no time nodes."""
-    return [t for t in kept if not same_time(clock, t).any()]
 
 
 def in_time(clock: np.ndarray, t: np.ndarray) -> np.ndarray:

@@ -14,8 +14,8 @@ from kolmo.forward.density import Density, Spreading
 from kolmo.forward.layout import Asked, start_of
 from kolmo.forward.search import MAX_CELLS, MAX_SECONDS, LawSearch
 from kolmo.grid import Grid
-from kolmo.plan import plan, prescribe
 from kolmo.problem import KolmogorovProblem, check_vectorised
+from kolmo.refine.plan import plan, prescribe
 from kolmo.schemes.base import SCHEMES
 from kolmo.steppers.base import STEPPERS
 

@@ -11,8 +11,8 @@ from kolmo.errors import InputError, NotConvergedError
 from kolmo.forward.density import Density, readings
 from kolmo.grid import Grid
 from kolmo.kernels.linear import factorize
-from kolmo.plan import plan
 from kolmo.problem import KolmogorovProblem
+from kolmo.refine.plan import plan
 from kolmo.schemes.generator import Generator, discretize
 
 

@@ -12,7 +12,7 @@ from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.forward.clock import graded_clock
 from kolmo.forward.density import Density, Spreading
-from kolmo.grading import Foci, Grading, Sinh, Uniform
+from kolmo.grading import Focused, Grading, Sinh, Uniform
 from kolmo.grid import Axis, Grid
 from kolmo.problem import KolmogorovProblem
 
@@ -178,9 +178,20 @@ def law_layout(problem: KolmogorovProblem, start: Start, asked: Asked, tail: flo
     return LawLayout(box, centred, shares, start.points[0])
 
 
+def depth(grading: Grading) -> float:
+    """Nodes of a graded axis for each node within the width of a centre, at the centre where that takes most."""
+    if isinstance(grading, Sinh):
+        centres, widths = np.array([grading.centre]), np.array([grading.width])
+    elif isinstance(grading, Focused):
+        centres, widths = np.array(grading.centres), np.array(grading.widths)
+    else:
+        return 1.0
+    return float((np.asarray(grading.slope(grading.inverse(centres))) / widths).max())
+
+
 def _centred(grading: Grading, place: float) -> Grading:
     """An axis around a place, as fine as the given one at its finest."""
-    widths = {Sinh: lambda g: g.width, Foci: lambda g: min(g.widths)}.get(type(grading))
+    widths = {Sinh: lambda g: g.width, Focused: lambda g: min(g.widths)}.get(type(grading))
     width = EVEN * 0.5 * (grading.upper - grading.lower) if widths is None else widths(grading)
     return Sinh(grading.lower, grading.upper, place, width)
 
@@ -242,7 +253,7 @@ def _grading(problem: KolmogorovProblem, start: Start, asked: Asked, box: Box, s
         return Uniform(low, high)
     if len(kept) == 1:
         return Sinh(low, high, *kept[0])
-    return Foci(low, high, tuple(c for c, _ in kept), tuple(w for _, w in kept))
+    return Focused(low, high, tuple(c for c, _ in kept), tuple(w for _, w in kept), (1.0,) * len(kept))
 
 
 def _laws(box: Box, seen: Density, axis: int) -> list[tuple[float, float]]:

@@ -16,7 +16,7 @@ from kolmo.errors import NotConvergedError
 from kolmo.forward.clock import graded_clock
 from kolmo.forward.density import Density, OutOfTimeError, Spreading, read_again
 from kolmo.forward.exits import Exit
-from kolmo.forward.layout import Asked, LawLayout, Start, first_step, law_layout
+from kolmo.forward.layout import Asked, LawLayout, Start, depth, first_step, law_layout
 from kolmo.grid import Grid
 from kolmo.kernels.first_use import clock
 from kolmo.problem import KolmogorovProblem
@@ -264,7 +264,7 @@ class LawSearch:
     @property
     def _first(self) -> float:
         """Resolution of the first level: nodes that an even axis has, and those that see the finest place of others."""
-        seen = (SEEN * g.depth for g in self.layout.gradings)
+        seen = (SEEN * depth(g) for g in self.layout.gradings)
         return self._finer * max([float(FIRST_NODES[self.problem.dim]), *seen])
 
     @property

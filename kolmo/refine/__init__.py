@@ -1,1 +1,1 @@
-"""Refinement: what turns solves on finer and finer levels into an answer with an estimate of its error."""
+"""How "auto" chooses: look at the data, lay out a grid, refine until an estimate meets the tolerance."""

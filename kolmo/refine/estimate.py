@@ -18,7 +18,7 @@ What it cannot see
 - Two parts of an error that cancel in three levels and not beyond.
 - Luck in three levels of an erratic sequence that shows, by accident, the order of the method with the right sign: of
   random sequences with a jump somewhere in its cell 2 in 100 had an error above ten estimates at order 6, 1 at order 4,
-  0.2 at order 2; with four levels 0.3, 0.6 and 0.1, with six 0.2 or fewer. Where a break is known to lie between nodes,
+  0.2 at order 2; with four levels 0.2, 0.4 and 0.1, with six 0.2 or fewer. Where a break is known to lie between nodes,
   ``fewest=4`` asks for a fourth level.
 - A jump so close to a place where every grid has a node, as in the middle, that they all see it there.
 """
@@ -46,7 +46,8 @@ SURPRISED = 0.5
 AGREEMENT, LEAST_ORDER = 0.25, 0.7
 # Part of the method's order that the levels before must have shown: a plateau followed by a drop is no convergence.
 BEFORE = 0.4
-# Cosine of successive differences, over points and witnesses, from which on they have the same sign.
+# Cosine of successive differences, over points and witnesses, from which on they have the same sign; and its negative,
+# from which on the other one. Between them, as often on coarse grids in several dimensions, they have different shapes.
 ALIGNED = 0.5
 # Differences looked at where a sequence is erratic. An accident in two of them is rarer than 1 in 300, and with more
 # of them a sequence would pay for its coarsest levels for ever.
@@ -202,7 +203,8 @@ class Convergence:
         seen = _Seen.of(n, differences, [np.maximum(size, floor) for size in sizes])
         order, confirmed = self._trusted(seen)
         observed = np.clip(seen.orders[-1], order, self.order)
-        hoped = sizes[-1] * np.minimum(1.0 / (ratio**order - 1.0), MOST_FACTOR / (ratio**observed - 1.0))
+        hoped, capped = sizes[-1] / (ratio**order - 1.0), MOST_FACTOR * sizes[-1] / (ratio**observed - 1.0)
+        hoped = np.where(confirmed & (seen.orders[-1] <= self.order + MOST_ABOVE), np.minimum(hoped, capped), hoped)
         # a level is no better than the one before it allows at the order of the method
         before = sizes[-2] / ((n[-2] / n[-3]) ** self.order - 1.0) * (n[-2] / n[-1]) ** self.order
         believed = np.maximum(hoped, before)
@@ -221,13 +223,13 @@ class Convergence:
         """Order counted on, and where the sequence converges as it should."""
         p, last, surprised = self.order, seen.orders[-1], seen.orders[-1] > self.order + MOST_ABOVE
         if len(seen.orders) == 1:
-            steady = (last >= LEAST_PART * p) & ~surprised & seen.aligned[-1] & (self.fewest <= 3)
+            steady = (last >= LEAST_PART * p) & ~surprised & seen.aligned & (self.fewest <= 3)
             order = np.where(surprised, 1.0, CAUTION * last)
         else:
             before = seen.orders[-2]
             least, most = np.minimum(last, before), np.maximum(last, before)
-            fast = least >= LEAST_PART * p
-            even = (most - least <= AGREEMENT * most) & (least >= LEAST_ORDER) & seen.aligned[-1] & seen.aligned[-2]
+            fast = (least >= LEAST_PART * p) & ~seen.reversed
+            even = (most - least <= AGREEMENT * most) & (least >= LEAST_ORDER) & seen.aligned
             steady = fast | even
             if len(seen.orders) > 2:
                 earlier = seen.orders[-3]
@@ -243,7 +245,7 @@ class Convergence:
         orders = [float(order[j]) for order in seen.orders]
         if orders[-1] > self.order + MOST_ABOVE:
             return f"the last levels agree better than order {self.order:g} can make them"
-        if not seen.aligned[-1][j]:
+        if not seen.aligned[j]:
             return "the differences of the levels change their sign or their shape"
         if len(orders) > 1 and orders[-1] >= LEAST_PART * self.order:
             return f"the observed order jumps from {orders[-2]:.1f} to {orders[-1]:.1f}"
@@ -264,18 +266,18 @@ class _Findings(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """Observed orders of the last triples of levels, and whether their differences have the same sign, per column."""
+    """Per column: orders of the last triples of levels; the last two have one sign; the last one has either."""
 
     orders: list[np.ndarray]
-    aligned: list[np.ndarray]
+    aligned: np.ndarray
+    reversed: np.ndarray
 
     @classmethod
     def of(cls, n: list[float], differences: list[np.ndarray], sizes: list[np.ndarray]) -> "_Seen":
         triples = range(max(1, len(differences) - 3), len(differences))
-        return cls(
-            [observed_order(n[i - 1 : i + 2], sizes[i - 1], sizes[i]) for i in triples],
-            [_cosine(differences[i - 1], differences[i]) >= ALIGNED for i in triples],
-        )
+        orders = [observed_order(n[i - 1 : i + 2], sizes[i - 1], sizes[i]) for i in triples]
+        cosines = np.array([_cosine(differences[i - 1], differences[i]) for i in triples[-2:]])
+        return cls(orders, np.asarray((cosines >= ALIGNED).all(0)), np.asarray(cosines[-1] <= -ALIGNED))
 
 
 def observed_order(n: Sequence[float], before: np.ndarray, last: np.ndarray) -> np.ndarray:

@@ -1,24 +1,33 @@
 """The semi-discrete equation u' + Q(t) u + r(t) = 0 on a grid: the generator that every march and adjoint uses."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
-from kolmo.arrays import Array, Held, Spread, as_like, as_numpy, is_tensor, zeros
-from kolmo.box import Absorbing, Box, Natural, Robin
+from kolmo.arrays import Array, Held, Spread, as_like, as_numpy, detached, is_tensor, namespace, zeros
+from kolmo.box import Absorbing, Box, Entrance, Natural, Robin
 from kolmo.errors import InputError
 from kolmo.grid import Grid
+from kolmo.instants import COMPARED, constant, reads_time
 from kolmo.problem import KolmogorovProblem, check_finite, check_vectorised
 from kolmo.schemes.base import SCHEMES, FaceData, Scheme
-from kolmo.schemes.local import Local, Metric, local_coefficients, on_face, wall_nodes
+from kolmo.schemes.faces import Entrances, held, probe, resolved, shrunk
+from kolmo.schemes.local import Local, Metric, local_coefficients, source_at, wall_nodes
+from kolmo.schemes.terminal import TerminalRule
 
-# Irregular instants (fractions of an interval) at which coefficients are compared to see whether they depend on time.
+# How far beside a node of a face its values are looked at, as a part of the box; the change that is a jump, relative to
+# the largest of them.
+BESIDE, JUMP = 1e-9, 1e-6
+# Irregular instants (fractions of an interval) at which it is asked where paths leave.
 PROBES = (0.0, 0.1309, 0.3717, 0.5, 0.6283, 0.8571, 0.9999)
+# Nodes at which coefficients are compared to see whether they depend on time, and the least number of instants in each
+# interval between breakpoints, of which there may be many.
+COMPARED_NODES, LEAST_COMPARED = 400, 8
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,10 @@ class Generator:
         Name of the scheme, see ``kolmo.schemes.SCHEMES``.
     autonomous : bool, optional
         Whether coefficients, source and face data are constant in time, where that is known from another grid.
+    averages : mapping, optional
+        Rules by name of functions ("drift", "covariance", "killing", "source") that are averaged around the nodes.
+    everywhere : bool, default False
+        Values hold at all nodes of absorbing faces, whether the process leaves there or not.
 
     Examples
     --------
@@ -71,13 +84,34 @@ class Generator:
     True
     """
 
-    def __init__(self, problem: KolmogorovProblem, grid: Grid, scheme: Scheme, autonomous: bool | None = None) -> None:
+    def __init__(
+        self,
+        problem: KolmogorovProblem,
+        grid: Grid,
+        scheme: Scheme,
+        autonomous: bool | None = None,
+        averages: Mapping[str, TerminalRule] | None = None,
+        *,
+        everywhere: bool = False,
+    ) -> None:
+        self._means = {
+            name: partial(_mean, rule, problem, name) for name, rule in ({} if averages is None else averages).items()
+        }
         self.problem, self.grid, self.scheme, self._known = problem, grid, scheme, autonomous
         low, high = grid.box
-        self.box: Box = problem.box.replace(low, high)
+        box = problem.box.replace(low, high)
+        self.box: Box = box if everywhere else resolved(problem, grid, box, self._face_times())
         self._evaluated: dict[float, Local] = {}
-        self._walls: dict[tuple[int, int], Held] = {}
+        self._walls: dict[tuple[int, int], tuple[Held, Held]] = {}
+        self._kept: Local | None = None
+        self._entrances = Entrances(problem, grid, self.box)
         self._check_natural()
+
+    def _face_times(self) -> list[float]:
+        """Times at which it is asked where paths leave."""
+        steady = not any(callable(f) for f in self.problem.sde.given.values()) or self.problem.sde.autonomous
+        intervals = _some(self.intervals())
+        return [a + f * (b - a) for a, b in intervals for f in (PROBES[:1] if steady or a == b else PROBES)]
 
     @cached_property
     def _spread(self) -> Spread:
@@ -86,6 +120,30 @@ class Generator:
     def nodes(self, like: Array | None) -> Array:
         """The nodes, shape (size, d), in the library (and on the device) of ``like``."""
         return self._spread.like(like) if is_tensor(like) else self.grid.points
+
+    @cached_property
+    def _places(self) -> Held:
+        x = self.grid.points
+        if self.fixed.any() or self._entrances.ends:
+            x = x.copy()
+            for axis, side, face in self._faces():
+                if isinstance(face, (Absorbing, Entrance)):
+                    wall, unread = wall_nodes(self.grid, axis, side), ~self._read(axis, side)
+                    x[wall[unread]] = probe(self.grid, self.box, axis, side, 1)[unread]
+        return Held(x)
+
+    def _read(self, axis: int, side: int) -> np.ndarray:
+        """Nodes of an absorbing face or entrance whose own coefficients count, shape (nodes of the face,)."""
+        wall, face = wall_nodes(self.grid, axis, side), self.box.faces[axis][side]
+        return np.asarray(~held(self.grid, axis, side, face)[wall] & (not isinstance(face, Entrance)))
+
+    def places(self, like: Array | None = None) -> Array:
+        """Where the coefficients of the nodes are read, shape (size, d): at the nodes themselves, mostly.
+
+        On faces where values are prescribed, or that the process only leaves, they may be infinite: there it is a
+        little inside.
+        """
+        return self._places.like(like) if is_tensor(like) else self._places.array
 
     @cached_property
     def metric(self) -> Metric:
@@ -101,18 +159,17 @@ class Generator:
     def columns(self) -> int | None:
         """Number of columns k, or None when the unknown is a plain number per node."""
         if self.problem.terminal is not None:
-            probe = as_numpy(self.problem.final(self.grid.points[:2]))
+            values = as_numpy(self.problem.final(self.grid.points[:2]))
         else:
-            probe = as_numpy(self.problem.running(0.0, self.grid.points[:2]))
-        return int(probe.shape[1]) if probe.ndim == 2 else None
+            values = as_numpy(self.problem.running(0.0, self.places()[:2]))
+        return int(values.shape[1]) if values.ndim == 2 else None
 
     @cached_property
     def fixed(self) -> np.ndarray:
-        """Mask of the nodes on absorbing faces, shape (size,)."""
+        """Mask of the nodes on absorbing faces from which paths leave, shape (size,)."""
         mask = np.zeros(self.grid.size, dtype=bool)
         for axis, side, face in self._faces():
-            if isinstance(face, Absorbing):
-                mask |= on_face(self.grid, axis, side)
+            mask |= held(self.grid, axis, side, face)
         return mask
 
     def _faces(self) -> list[tuple[int, int, Any]]:
@@ -129,7 +186,7 @@ class Generator:
     def sample(self) -> Local:
         """Coefficients at the nodes, largest over several times: what layouts and step bounds are made for."""
         times = self._sample_times()
-        locals_ = [self._local(t, self.grid.points) for t in times]
+        locals_ = [self.local(t) for t in times]
         if len(times) == 1:
             self._evaluated[times[0]] = locals_[0]
         if len(locals_) == 1:
@@ -142,8 +199,7 @@ class Generator:
         return Local(pick[0], S, pick[1], locals_[0].g)
 
     def _sample_times(self) -> list[float]:
-        intervals = self.intervals()
-        chosen = intervals if len(intervals) <= 8 else intervals[:: max(1, len(intervals) // 8)]
+        chosen = _some(self.intervals())
         fractions = (0.5,) if self.autonomous else (0.0, 0.5, 1.0 - 1e-9)
         return [a + f * (b - a) for a, b in chosen for f in fractions]
 
@@ -162,21 +218,17 @@ class Generator:
         return self._same_over_time(sde=True)
 
     def _same_over_time(self, *, sde: bool) -> bool:
-        stride = max(1, self.grid.size // 400)
-        x = self.grid.points[::stride]
-        functions = self._functions(sde=sde)
-        for a, b in self.intervals() if functions else ():
-            seen: list[Any] = []
-            for fraction in PROBES:
-                t = a + fraction * (b - a)
-                now = [as_numpy(f(t, x)) for f in functions]
-                if seen and not all(map(_same, seen, now)):
-                    return False
-                seen = now
-        return True
+        x = self.places()[:: max(1, self.grid.size // COMPARED_NODES)]
+        intervals = self.intervals()
+        count = max(COMPARED // len(intervals), LEAST_COMPARED)
+        return all(
+            constant(lambda t, y, f=f: as_numpy(f(t, y)), a, b, x, count)  # type: ignore[misc]
+            for a, b in intervals
+            for f in self._functions(sde=sde)
+        )
 
     def _functions(self, *, sde: bool) -> list[Callable[[float, Array], Array]]:
-        """What might depend on time: all that is not a plain number."""
+        """What might depend on time: functions whose code does not tell that they do not."""
         problem = self.problem
         given: list[tuple[Any, Callable[[float, Array], Array]]] = [
             (problem.killing, problem.rate),
@@ -189,10 +241,37 @@ class Generator:
                 given.append((face.value, partial(problem.on_face, face.value)))
             if isinstance(face, Robin):
                 given.append((face.kappa, partial(problem.on_face, face.kappa)))
-        return [f for value, f in given if callable(value)]
+        return [f for value, f in given if reads_time(value)]
 
-    def _local(self, t: float, x: Array) -> Local:
-        return local_coefficients(self.problem, self.grid, self.metric, t, x, self.columns or 1)
+    def local(self, t: float, like: Array | None = None) -> Local:
+        """Coefficients in index units at the nodes; ``like`` a tensor: in torch, with gradients."""
+        x = self.places(like)
+        if is_tensor(x) or not self._steady:
+            return self._fresh(t, x)
+        if self._kept is None:
+            self._kept = self._fresh(t, x)
+            return self._kept
+        return replace(self._kept, g=source_at(self.problem, t, x, self.columns or 1, self._means))
+
+    def _fresh(self, t: float, x: Array) -> Local:
+        return local_coefficients(
+            self.problem,
+            self.grid,
+            self.metric,
+            t,
+            x,
+            self.columns or 1,
+            slope=self.scheme.slope_weight,
+            means=self._means,
+            limits=self._entrances.limits if self._entrances.ends else None,
+        )
+
+    @cached_property
+    def _steady(self) -> bool:
+        """Whether only the source may depend on time, and is read as it is."""
+        given = [*self.problem.sde.given.values(), self.problem.killing]
+        whole = not (any(axis.breaks for axis in self.grid.axes) or self._entrances.ends)
+        return whole and reads_time(self.problem.source) and not any(map(reads_time, given))
 
     def at(self, t: float, like: Array | None = None) -> Semi:
         """Stencil numbers, load and boundary values at time t; ``like`` a tensor: in torch, with gradients."""
@@ -200,9 +279,9 @@ class Generator:
         if like is None:
             stencil = self.stencil
             local = self._evaluated.pop(t, None)  # what the layout was made for serves the march too, once
-            local = self._local(t, x) if local is None else local
+            local = self.local(t) if local is None else local
         else:
-            local = self._local(t, x)
+            local = self.local(t, like)
             if self._sample_times() == [t] and not self.scheme.monotone and not self._laid_out:
                 self.__dict__["stencil"] = self.scheme.stencil(self.grid, self.box, local)
             stencil = self.stencil
@@ -227,7 +306,7 @@ class Generator:
         robin = {}
         for axis, side, face in self._faces():
             if isinstance(face, Robin):
-                wall = x[self._wall(axis, side).like(x)]
+                wall = x[self._wall(axis, side)[0].like(x)]
                 value = self.problem.on_face(face.value, t, wall)
                 robin[axis, side] = (self.problem.on_face(face.kappa, t, wall), self._wide(value))
         return FaceData(robin)
@@ -241,15 +320,31 @@ class Generator:
         values = zeros((self.grid.size, self.columns or 1), x)
         for axis, side, face in self._faces():
             if isinstance(face, Absorbing):
-                wall = self._wall(axis, side).like(x)
-                at_wall = check_finite(self.problem.on_face(face.value, t, x[wall]), x[wall], t, "Absorbing.value")
-                values[wall] = self._wide(at_wall)
+                wall = self._wall(axis, side)[1].like(x)
+                at_wall = self._mean_on_jumps(face.value, t, x[wall], axis)
+                values[wall] = self._wide(check_finite(at_wall, x[wall], t, "Absorbing.value"))
         return values
 
-    def _wall(self, axis: int, side: int) -> Held:
-        """Indices of the nodes on a face."""
+    def _mean_on_jumps(self, value: Any, t: float, x: Array, axis: int) -> Array:
+        """Values of a face at its nodes x; where they jump along it, the mean of what is around a node."""
+        at_nodes = self.problem.on_face(value, t, x)
+        if not callable(value) or self.grid.dim == 1 or not len(x):
+            return at_nodes
+        xp, (low, high) = namespace(x), self.grid.box
+        moves = np.array(list(product(*[(0.0,) if i == axis else (-1.0, 1.0) for i in range(self.grid.dim)])))
+        beside = x + as_like(BESIDE * (high - low) * moves, x)[:, None]
+        beside = xp.minimum(xp.maximum(beside, as_like(low, x)), as_like(high, x)).reshape(-1, self.grid.dim)
+        around = self.problem.on_face(value, t, beside)
+        around = around.reshape(len(moves), len(x), *at_nodes.shape[1:])
+        seen = detached(around)
+        jumps = abs(seen - seen[:1]).max(0) if xp is np else abs(seen - seen[:1]).amax(0)
+        return xp.where(jumps > JUMP * abs(seen).max(), around.mean(0), at_nodes)
+
+    def _wall(self, axis: int, side: int) -> tuple[Held, Held]:
+        """Indices of the nodes on a face, and of those whose values are prescribed."""
         if (axis, side) not in self._walls:
-            self._walls[axis, side] = Held(wall_nodes(self.grid, axis, side))
+            prescribed = np.flatnonzero(held(self.grid, axis, side, self.box.faces[axis][side]))
+            self._walls[axis, side] = Held(wall_nodes(self.grid, axis, side)), Held(prescribed)
         return self._walls[axis, side]
 
     def matrix(self, t: float) -> sp.csr_matrix:
@@ -281,10 +376,11 @@ class Generator:
         for axis, side, face in self._faces():
             if not isinstance(face, Natural):
                 continue
-            x = self.grid.points[wall_nodes(self.grid, axis, side)]
+            x = self.places()[wall_nodes(self.grid, axis, side)]
             normal = as_numpy(self.problem.sde.covariance(t, x))[:, axis, axis]
             outward = as_numpy(self.problem.sde.drift(t, x))[:, axis] * (1.0 if side == 1 else -1.0)
-            inner = as_numpy(self.problem.sde.covariance(t, self.grid.points))[:, axis, axis].max()
+            inner = as_numpy(self.problem.sde.covariance(t, self.places()))[:, axis, axis].max()
+            speed = np.abs(as_numpy(self.problem.sde.drift(t, self.places()))[:, axis]).max()
             if (normal > 1e-12 * max(inner, 1e-300)).any():
                 where = x[int(normal.argmax())].tolist()
                 raise InputError(
@@ -293,7 +389,7 @@ class Generator:
                     "no noise across a natural face",
                     "use 'reflecting', 'absorbing' or 'open'",
                 )
-            if (outward > 1e-12 * np.abs(outward).max(initial=1.0)).any():
+            if (outward > 1e-12 * speed).any():
                 where = x[int(outward.argmax())].tolist()
                 raise InputError(
                     f"boundary[{axis}][{side}]",
@@ -303,9 +399,14 @@ class Generator:
                 )
 
 
-def _same(p: np.ndarray, q: np.ndarray) -> bool:
-    """Whether two arrays hold the same numbers, NaN in the same places (which there rarely are)."""
-    return np.array_equal(p, q) or np.array_equal(p, q, equal_nan=True)
+def _mean(rule: TerminalRule, problem: KolmogorovProblem, name: str, t: float, x: Array) -> Array:
+    """Averages of a function around the nodes at an instant."""
+    return rule.apply(problem.showing(name, t), x)
+
+
+def _some(intervals: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most some of many intervals."""
+    return intervals if len(intervals) <= 8 else intervals[:: max(1, len(intervals) // 8)]
 
 
 def discretize(problem: KolmogorovProblem, grid: Grid | int | Sequence[int], scheme: str = "auto") -> Generator:
@@ -339,5 +440,5 @@ def discretize(problem: KolmogorovProblem, grid: Grid | int | Sequence[int], sch
     if scheme == "auto":
         fitting = [n for n in ("central6", "central4", "central2") if min(grid.shape) >= SCHEMES[n].minimum_nodes]
         scheme = fitting[0] if fitting else "monotone"
-    check_vectorised(problem, grid.points)
+    check_vectorised(problem, shrunk(grid))
     return Generator(problem, grid, SCHEMES[scheme])

@@ -8,10 +8,11 @@ import numpy as np
 import scipy.sparse as sp
 
 from kolmo.arrays import Array, as_like, as_numpy, namespace
-from kolmo.box import Absorbing, Box, Natural, Open, Reflecting, Robin
+from kolmo.box import Absorbing, Box, Entrance, Natural, Open, Reflecting, Robin
 from kolmo.grid import Grid
 from kolmo.schemes import selling
 from kolmo.schemes.base import SCHEMES, Assembly, FaceData
+from kolmo.schemes.faces import Swept, held
 from kolmo.schemes.local import Local, Metric, on_face, wall_nodes, wall_of
 
 
@@ -168,6 +169,11 @@ class Monotone:
         """Fewest nodes an axis may have."""
         return 4
 
+    @property
+    def slope_weight(self) -> float:
+        """Weight of the slope in the second difference at a break: that of three nodes."""
+        return 2.0
+
     def stencil(self, grid: Grid, box: Box, sample: Local) -> MonotoneStencil:
         """Lay out the jumps for the sample covariance."""
         layout, cols = _lay_out(grid, box, as_numpy(sample.S))
@@ -297,9 +303,8 @@ def _lay_out(grid: Grid, box: Box, S: np.ndarray) -> tuple[Jumps, np.ndarray]:
     blocked, flat = np.ones((N, 2 * d)), np.ones((N, d))
     for i, side in product(range(d), (0, 1)):
         face = box.faces[i][side]
-        if isinstance(face, Absorbing):
-            free[on_face(grid, i, side)] = 0.0
-        if isinstance(face, (Open, Natural)):
+        free[held(grid, i, side, face)] = 0.0
+        if isinstance(face, (Open, Natural, Swept)):
             blocked[on_face(grid, i, side), 2 * i + (1 - side)] = 0.0
             flat[on_face(grid, i, side), i] = 0.0
     nodes, slots, steps = [], [], []
@@ -378,7 +383,7 @@ class _Walker:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Tilt]:
         """Entries (jump, corner, column) of all jumps, and the table of reflected ones."""
         d = self.grid.dim
-        walls = np.flatnonzero(self._is(axis, side, (Reflecting, Robin)))
+        walls = np.flatnonzero(self._is(axis, side, (Reflecting, Robin, Entrance)))
         absorbed = np.flatnonzero(self._is(axis, side, (Absorbing,)))
         plain = np.ones(len(node), dtype=bool)
         plain[walls] = plain[absorbed] = False
@@ -411,7 +416,8 @@ class _Walker:
             wall[member] = wall_of(self.grid, i, s)[node[jump[member]]] if len(member) else 0
             mirror = member[member < len(walls)]
             end = self.home[node[jump[mirror]], i] + step[jump[mirror], i]
-            distance[mirror] = 2.0 * (end - (self.shape[i] - 1) if s == 1 else end)
+            if not isinstance(self.box.faces[i][s], Entrance):  # mirrored, not pushed along Σn
+                distance[mirror] = 2.0 * (end - (self.shape[i] - 1) if s == 1 else end)
             if isinstance(self.box.faces[i][s], Robin):
                 robin[i, s] = (member, np.searchsorted(wall_nodes(self.grid, i, s), wall[member]))
         tilt = Tilt(jump, wall, np.maximum(axis[jump], 0), distance, base, moving.astype(float), robin)
@@ -480,6 +486,8 @@ class _Walker:
         """Tilt 2δ S_ij / S_ii along the wall, for the sample covariance; zero along the normal."""
         shift = np.zeros((len(jump), self.grid.dim))
         for i, s in product(range(self.grid.dim), (0, 1)):
+            if isinstance(self.box.faces[i][s], Entrance):
+                continue
             member = np.flatnonzero((axis[jump] == i) & (side[jump] == s))
             wall = wall_of(self.grid, i, s)[node[jump[member]]]
             end = self.home[node[jump[member]], i] + step[jump[member], i]

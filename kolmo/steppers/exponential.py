@@ -105,7 +105,9 @@ def wide_support(operator: Operator) -> np.ndarray:
         imaginary += MARGIN * first * np.abs(A[:, i])
         real += MARGIN * second * 0.5 * S[:, i, i]
     # every node alone would have its spectrum in an ellipse that touches −c on the right
-    nodes = np.unique(np.stack([c, real, imaginary], -1).round(12), axis=0)
+    extents = np.stack([c, real, imaginary], -1)
+    scale = np.abs(extents).max() or 1.0
+    nodes = scale * np.unique((extents / scale).round(12), axis=0)
     result = np.full(len(cos), -np.inf)
     for part in np.array_split(nodes, math.ceil(len(nodes) / 4096)):
         c, a, b = part[:, :1], 0.5 * part[:, 1:2], part[:, 2:]

@@ -10,7 +10,7 @@ import numpy as np
 
 from kolmo import kernels
 from kolmo.arrays import Array, Held, as_like, contiguous, detached, empty, fresh, is_tensor, namespace, zeros
-from kolmo.box import Absorbing, Open, Periodic, Reflecting, Robin
+from kolmo.box import Absorbing, Entrance, Open, Periodic, Reflecting, Robin
 from kolmo.errors import InputError
 from kolmo.kernels.lines import LineOperator
 from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step
@@ -183,7 +183,7 @@ class Characteristics:
         for i, pair in enumerate(stencil.faces):
             for side, face in enumerate(pair):
                 tilted = bool(stencil.tilted.get((i, side)))
-                if isinstance(face, (Absorbing, Robin)) or tilted:
+                if isinstance(face, (Absorbing, Robin, Entrance)) or tilted:
                     kind = "noise that is not normal to a wall" if tilted else type(face).__name__.lower()
                     raise InputError(
                         f"boundary[{i}][{side}]",
