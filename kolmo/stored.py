@@ -96,7 +96,7 @@ def _consistent_rule(rule: TerminalRule) -> None:
     _hold(rule.order >= 0 and len(lattice) in (0, grid.dim), "a lattice of other dimensions than the grid")
     _hold(len(rule.smoothing) == len(lattice), "smoothing of other dimensions than the lattice")
     _hold(bool(lattice) or rule.touched.size == rule.rough.size == 0, "smoothed nodes without a lattice")
-    for axis, n, matrix in zip(grid.axes, lattice, rule.smoothing, strict=True):
+    for axis, n, matrix in zip(grid.axes if lattice else (), lattice, rule.smoothing, strict=True):
         _hold(matrix.shape == (axis.n, n), "smoothing that does not fit the grid")
         matrix.check_format(full_check=True)  # places in it are used without a look
     _within(rule.touched, grid.size, "smoothed nodes")
