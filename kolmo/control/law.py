@@ -8,28 +8,23 @@ import numpy as np
 import torch
 
 from kolmo.arrays import as_points
-from kolmo.box import Absorbing, Robin
 from kolmo.control.adjoint import Steps, differentiable_march, own, seed
 from kolmo.control.value import planned
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
-from kolmo.forward import Exit, quadrature, readings
+from kolmo.forward import Exit, WaysOut, initial_masses, readings
+from kolmo.forward.exits import Passages
 from kolmo.grid import Grid
 from kolmo.march import March, StepPlan
 from kolmo.problem import KolmogorovProblem
 from kolmo.refine.plan import prescribe
-from kolmo.schemes.base import SCHEMES, FaceData
-from kolmo.schemes.faces import held
+from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator, Semi
-from kolmo.schemes.local import Local, wall_nodes
-from kolmo.times import SAME, find, missing
-
-# Interpolation in time takes this many time nodes.
-TIME_NODES = 4
+from kolmo.times import find, missing
 
 
 @dataclass(frozen=True, eq=False)
-class Law:
+class Law(Passages):
     r"""Law of the process as tensors with gradients, by the transposes of the steps that ``solve`` takes.
 
     Attributes
@@ -84,29 +79,9 @@ class Law:
         return self.weights[self._kept(t)].sum(0)
 
     def flux(self, face: Any) -> torch.Tensor:
-        """Probability per time that goes out at ``clock``, shape (steps + 1,); faces as for ``Density.exit_flux``."""
-        key = (0, face) if face in (0, 1, "low", "high") and self.grid.dim == 1 else face
-        if isinstance(key, tuple) and len(key) == 2:
-            key = (key[0], {"low": 0, "high": 1}.get(key[1], key[1]))
-        if key not in self._flux:
-            raise InputError("face", face, "one of " + (", ".join(map(str, self._flux)) or "none: nothing goes out"))
-        return self._flux[key]
-
-    def first_passage(self, times: Any, face: Any) -> torch.Tensor:
-        """Density of the time of going out through a face at times (...): the flux, interpolated in time."""
-        t = np.asarray(times, dtype=float)
-        if not ((t >= 0) & (t <= self.clock[-1] * (1.0 + SAME))).all():
-            raise InputError(
-                "times", times, f"times between 0 and the horizon {self.clock[-1]:g}", "what is later counts by mass()"
-            )
-        matrix = torch.as_tensor(in_time(self.clock, t.reshape(-1)))
-        return (matrix @ self.flux(face)).reshape(t.shape)
-
-    def _kept(self, t: float | None) -> int:
-        near = find(self.times, self.times[-1] if t is None else t)
-        if near is None:
-            raise InputError("t", t, f"one of the kept times {self.times.tolist()}", f"law(..., save=[{t}])")
-        return near
+        """Probability per time that goes out at ``clock``, shape (steps + 1,): ``exit_flux(face)``."""
+        flux: torch.Tensor = self.exit_flux(face)
+        return flux
 
     def __repr__(self) -> str:
         return f"Law({self.grid!r}, {len(self.times)} times)"
@@ -138,9 +113,10 @@ def law(
     initial : callable or array_like
         Density ``initial(x)`` -> ``(...)`` in torch; or points of shape (n, d), each of mass 1/n; or one point (d,).
     rtol, atol : float
-        Tolerance for the expected terminal value by which a discretisation is planned; inside ``minimize`` once.
+        Tolerance for the expected terminal value alone, by which a discretisation is planned; inside ``minimize`` once.
+        Densities and fluxes have the accuracy that this grid and clock happen to give them.
     discretization : Discretization, optional
-        A frozen recipe.
+        A frozen recipe: that of ``solve_forward``, for a density or a flux to a tolerance at the present parameters.
     grid, steps
         Fixed discretisation instead, as in ``solve``.
     save : sequence of float, optional
@@ -170,15 +146,15 @@ def law(
     tensor(0.9000, dtype=torch.float64)
     """
     problem, recipe, kept = _prepared(problem, initial, rtol, atol, discretization, grid, steps, save)
-    start = _masses(initial, recipe)
     march = differentiable_march(problem, recipe)
+    start = _masses(initial, recipe, march)
     clock = np.asarray(recipe.times)
-    exits = _exits(march.generator)
-    indices = [int(np.abs(clock - t).argmin()) for t in kept]
-    watched = list(range(len(clock))) if exits else indices
+    exits = WaysOut(march.generator)
+    indices = [k for k in (find(clock, t) for t in kept) if k is not None]
+    watched = list(range(len(clock))) if exits.names else indices
     semis = _assembled(march)
     masses = _spread(march, semis, start, watched)
-    flux = _fluxes(march, semis, masses[..., 0], exits) if exits else {}
+    flux = _fluxes(march, semis, masses[..., 0], exits) if exits.names else {}
     weights = masses[[watched.index(k) for k in indices]][..., 0]
     if 0 in indices:
         weights = torch.cat([start.T, weights[1:]])
@@ -275,18 +251,12 @@ def _prepared(
     return problem.handing("torch"), recipe, kept
 
 
-def _masses(initial: Any, recipe: Discretization) -> torch.Tensor:
+def _masses(initial: Any, recipe: Discretization, march: March) -> torch.Tensor:
     """Masses at the nodes, shape (size, 1), of a density function or of points with equal masses."""
-    grid = recipe.grid
-    if callable(initial):
-        rho: torch.Tensor = initial(torch.as_tensor(grid.points)).reshape(-1)
-        if rho.shape != (grid.size,):
-            raise InputError("initial", f"a result of shape {tuple(rho.shape)}", f"shape {(grid.size,)}")
-        return (rho * torch.as_tensor(grid.product([quadrature(axis) for axis in grid.axes])))[:, None]
-    points = torch.as_tensor(as_points(initial, grid.dim, "initial")).reshape(-1, grid.dim)
-    if len(points) == 0:
-        raise InputError("initial", "no samples", "a density function, at least one sample, or a point")
-    return _point_masses(points, recipe).mean(1, keepdim=True)
+    like = torch.zeros((), dtype=torch.float64)
+    given = initial if callable(initial) else torch.as_tensor(as_points(initial, recipe.grid.dim, "initial"))
+    masses: torch.Tensor = initial_masses(given, recipe, march.generator.box, like)
+    return masses
 
 
 def _point_masses(points: torch.Tensor, recipe: Discretization) -> torch.Tensor:
@@ -360,69 +330,12 @@ def _reading_tensors(generator: Generator) -> tuple[torch.Tensor, ...]:
     return tuple(torch.as_tensor(matrix.toarray()) for matrix in readings(generator))
 
 
-def _exits(generator: Generator) -> dict[Exit, Any]:
-    """Ways out: absorbing and elastic faces, and killing."""
-    faces: dict[Exit, Any] = {
-        (i, s): face
-        for i, pair in enumerate(generator.box.faces)
-        for s, face in enumerate(pair)
-        if isinstance(face, (Absorbing, Robin))
-    }
-    return faces if generator.problem.killing is None else faces | {"killing": None}
-
-
-def _fluxes(
-    march: March, semis: dict[float, Semi], masses: torch.Tensor, exits: dict[Exit, Any]
-) -> dict[Exit, torch.Tensor]:
+def _fluxes(march: March, semis: dict[float, Semi], masses: torch.Tensor, exits: WaysOut) -> dict[Exit, torch.Tensor]:
     """Probability per time through every way out at all time nodes: masses times the loads of a sure reward of one."""
     plans: list[StepPlan] = march.plans[::-1]
     # at the end of a step the coefficients are those of the next one; at the horizon its own
     last = plans[-1].instants[-1] if march.generator.autonomous else plans[-1].start
     instants = [plan.instants[-1] for plan in plans] + [last]
     semis = {last: march.generator.at(last, torch.zeros((), dtype=torch.float64))} | semis
-    loads = {t: _unit_loads(march.generator, semis[t], t, exits) for t in set(instants)}
-    return {e: torch.stack([masses[k] @ loads[t][e] for k, t in enumerate(instants)]) for e in exits}
-
-
-def _unit_loads(generator: Generator, semi: Semi, t: float, exits: dict[Exit, Any]) -> dict[Exit, torch.Tensor]:
-    """Per way out, the load (size,) of a reward of one paid there."""
-    grid, x = generator.grid, torch.as_tensor(generator.grid.points)
-    free = torch.as_tensor((~generator.fixed).astype(float))
-    owned: dict[Exit, np.ndarray] = {}
-    for key, face in exits.items():
-        if isinstance(face, Absorbing) and isinstance(key, tuple):
-            mine = held(grid, key[0], key[1], face).astype(float)
-            # shared nodes belong to the later axis, as their values do
-            owned = {k: v * (1.0 - mine) for k, v in owned.items()} | {key: mine}
-    loads = {k: semi.stencil.apply(semi.a, torch.as_tensor(v)[:, None])[:, 0] * free for k, v in owned.items()}
-    elastic = {key: face for key, face in exits.items() if isinstance(face, Robin)}
-    if elastic:
-        local = generator.local(t, x)
-        local = Local(local.A, local.S, local.c, torch.zeros(grid.size, 1, dtype=torch.float64))
-        kappa = {k: generator.problem.on_face(f.kappa, t, x[wall_nodes(grid, *k)]) for k, f in elastic.items()}
-        for paying in elastic:
-            data: Any = {k: (v, (v if k == paying else 0.0 * v)[:, None]) for k, v in kappa.items()}
-            assembly = generator.scheme.assemble(semi.stencil, local, FaceData(data), generator.metric)
-            loads[paying] = assembly.load[:, 0]
-    if "killing" in exits:
-        loads["killing"] = free * generator.problem.rate(t, generator.places(x))
-    return loads
-
-
-def in_time(clock: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """Matrix (m, len(clock)) of local Lagrange interpolation from the time nodes to times.
-
-    Examples
-    --------
-    >>> clock = np.array([0.0, 0.5, 0.8, 1.0, 1.5])
-    >>> bool(np.allclose(in_time(clock, np.array([0.3, 1.2])) @ clock**3, [0.027, 1.728]))
-    True
-    """
-    w = min(TIME_NODES, len(clock))
-    start = np.clip(np.searchsorted(clock, t, side="right") - 1 - (w - 1) // 2, 0, len(clock) - w)
-    nodes = clock[start[:, None] + np.arange(w)]
-    matrix = np.zeros((len(t), len(clock)))
-    for j in range(w):
-        others = np.delete(nodes, j, 1)
-        matrix[np.arange(len(t)), start + j] = ((t[:, None] - others) / (nodes[:, j, None] - others)).prod(1)
-    return matrix
+    loads = {t: exits.loads(semis[t], t) for t in set(instants)}
+    return {e: torch.stack([masses[k] @ loads[t][e] for k, t in enumerate(instants)]) for e in exits.names}

@@ -1,0 +1,92 @@
+"""The invariant law of a process that nothing leaves."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from kolmo.discretization import Discretization
+from kolmo.errors import InputError, NotConvergedError
+from kolmo.forward.density import Density, readings
+from kolmo.grid import Grid
+from kolmo.kernels.linear import factorize
+from kolmo.problem import KolmogorovProblem
+from kolmo.refine.plan import plan
+from kolmo.schemes.generator import Generator, discretize
+
+
+def stationary_density(
+    problem: KolmogorovProblem,
+    *,
+    discretization: Discretization | None = None,
+    at: Any = None,
+    rtol: float = 1e-3,
+    atol: float = 1e-6,
+    grid: Grid | int | Sequence[int] | None = None,
+    scheme: str = "auto",
+) -> Density:
+    r"""Invariant law of a process that nothing leaves: :math:`Q^T p = 0`, :math:`\sum_i p_i = 1`.
+
+    Parameters
+    ----------
+    problem : KolmogorovProblem
+        The process; coefficients that do not depend on time, no absorbing or elastic face, no killing.
+    discretization, at, rtol, atol
+        Where the grid comes from, as in ``solve``.
+    grid, scheme
+        Fixed grid, as in ``solve``.
+
+    Returns
+    -------
+    Density
+        With one time, infinity.
+
+    Raises
+    ------
+    InputError
+        If something leaves, or coefficients depend on time.
+    NotConvergedError
+        If no invariant law was found.
+
+    Examples
+    --------
+    >>> import numpy as np, kolmo
+    >>> ou = kolmo.SDE(lambda t, x: -x, diffusion=1.0, dim=1)
+    >>> problem = kolmo.KolmogorovProblem(ou, lambda x: x[..., 0], 1.0, kolmo.Box(-5.0, 5.0, "reflecting"))
+    >>> density = kolmo.stationary_density(problem, grid=101)
+    >>> bool(abs(density(0.0) - 1.0 / np.sqrt(np.pi)) < 1e-6)
+    True
+    """
+    if grid is None:
+        discretization = discretization or plan(problem, at=at, rtol=rtol, atol=atol)
+        grid, scheme = discretization.grid, discretization.scheme
+    generator = discretize(problem, grid, scheme)
+    if not generator.autonomous or problem.sde.breakpoints:
+        raise InputError("problem", "coefficients that depend on time", "constant ones")
+    Q = generator.matrix(0.0)
+    size = np.abs(Q).max()
+    if generator.fixed.any() or np.abs(np.asarray(Q.sum(1))).max() > 1e-9 * size:
+        raise InputError("problem", "an absorbing or elastic face, or killing", "a process that nothing leaves")
+    p = _null_vector(Q, generator)
+    recipe = Discretization(generator.grid, (), generator.scheme.name, "radau5", None)
+    nothing = np.array([1.0])
+    return Density(
+        p[None, :], np.array([np.inf]), np.array([np.inf]), nothing, float("nan"), generator.grid, recipe, {}, {},
+        readings(generator),
+    )  # fmt: skip
+
+
+def _null_vector(Q: sp.csr_matrix, generator: Generator) -> np.ndarray:
+    """Left null vector of Q by inverse iteration from the uniform law."""
+    pace = float(np.max(np.einsum("nii->ni", generator.sample.S) / np.array(generator.grid.shape) ** 2))
+    pace = max(pace, float(np.max(np.abs(generator.sample.A) / np.array(generator.grid.shape))))
+    factors = factorize(Q - 1e-7 * pace * sp.identity(Q.shape[0]))
+    p = np.asarray(generator.volumes / generator.volumes.sum())[:, None]
+    for _ in range(4):
+        p = factors.solve(p, transposed=True)
+        p = p / p.sum()
+    residual = float(np.abs(Q.T @ p).max() / np.abs(Q).max())
+    if not np.isfinite(p).all() or residual > 1e-8:
+        raise NotConvergedError(f"no invariant law found: residual {residual:.1e}")
+    return p[:, 0]
