@@ -1,17 +1,18 @@
 """Ways out of the box: where probability leaves, the loads that measure it, and what a law says of it over time."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from kolmo.arrays import Array, as_like, zeros
+from kolmo.arrays import Array, as_like, is_tensor, zeros
 from kolmo.box import Absorbing, Robin
 from kolmo.errors import InputError
 from kolmo.grid import Grid
 from kolmo.schemes.base import FaceData
 from kolmo.schemes.faces import held
 from kolmo.schemes.generator import Generator, Semi
-from kolmo.schemes.local import Local, wall_nodes
+from kolmo.schemes.local import wall_nodes
 from kolmo.times import SAME, find
 
 Exit = tuple[int, int] | str
@@ -70,7 +71,7 @@ class WaysOut:
         if elastic:
             loads |= self._elastic(t, x, elastic, semi)
         if "killing" in self.names:
-            loads["killing"] = free * self.generator.problem.rate(t, self.generator.places(x))
+            loads["killing"] = free * self.generator.local(t, x if is_tensor(x) else None).c
         return {name: loads[name] for name in self.names}
 
     def _elastic(self, t: float, x: Array, faces: dict[tuple[int, int], Robin], semi: Semi) -> dict[Exit, Array]:
@@ -78,7 +79,7 @@ class WaysOut:
         generator = self.generator
         problem, grid = generator.problem, generator.grid
         local = generator.local(t, x)
-        local = Local(local.A, local.S, local.c, zeros((grid.size, 1), x))
+        local = replace(local, g=zeros((grid.size, 1), x))
         kappa = {k: problem.on_face(f.kappa, t, x[wall_nodes(grid, *k)]) for k, f in faces.items()}
         loads: dict[Exit, Array] = {}
         for paying in faces:

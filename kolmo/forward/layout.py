@@ -12,9 +12,11 @@ from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.forward.clock import graded_clock
 from kolmo.forward.density import Density, Spreading
-from kolmo.grading import Focused, Grading, Sinh, Uniform
+from kolmo.grading import Focused, Grading, Pieces, Sinh, Uniform
 from kolmo.grid import Axis, Grid
 from kolmo.problem import KolmogorovProblem
+from kolmo.refine.layout import interfaces, pieced, widened
+from kolmo.refine.scout import Room, Sight, scout
 
 # Nodes per axis, and first steps, of the rough look at where the law goes: a monotone scheme with implicit Euler steps,
 # whose masses are a law whatever the equation. It says where grids shall be fine to within a factor of two or so.
@@ -28,8 +30,8 @@ CORE, EVEN = 2.0, 0.8
 NEAREST = 0.1
 # Nodes within this many standard deviations of a natural end are crowded there, this close in standard deviations.
 AT_END, END_WIDTH = 3.0, 0.3
-# Nodes added on each open side to measure the cut, as a part of those of the axis, by dimension.
-CUT_MARGIN = {1: 0.2, 2: 0.2, 3: 0.12}
+# Standard deviations that a box is wide, for what counts as a small part of it.
+BOX_SPREADS = 12.0
 # Centres closer than this part of the smaller of their widths, with widths within a factor two, are one.
 APART = 1.0
 
@@ -101,23 +103,28 @@ class LawLayout:
         Nodes of each axis at resolution 1.
     place : ndarray or None, shape (d,)
         Point that shall be a node: masses there are not negative.
+    breaks : tuple of tuple of float
+        Per axis, places where coefficients jump or bend.
     """
 
     box: Box
     gradings: tuple[Grading, ...]
     shares: tuple[float, ...]
     place: np.ndarray | None = None
+    breaks: tuple[tuple[float, ...], ...] = ()
 
     def grid(self, n: float, least: int) -> Grid:
-        """Grid of resolution n."""
-        counts = [max(round(n * share), least) for share in self.shares]
-        if self.place is None:
-            return Grid.of(self.box, counts, self.gradings)
-        aligned = [
-            g.aligned(float(x), count) if isinstance(g, Sinh) else g
-            for g, x, count in zip(self.gradings, self.place, counts, strict=True)
-        ]
-        return Grid.of(self.box, counts, aligned)
+        """Grid of resolution n; between breaks at least ``least`` nodes."""
+        axes = []
+        for i, (grading, share) in enumerate(zip(self.gradings, self.shares, strict=True)):
+            count, breaks = max(round(n * share), least), self.breaks[i] if self.breaks else ()
+            if breaks:
+                axes.append(pieced(grading, breaks, count, least, self.box.periodic[i]))
+                continue
+            if self.place is not None and isinstance(grading, Sinh):
+                grading = grading.aligned(float(self.place[i]), count)
+            axes.append(Axis(count, grading, self.box.periodic[i]))
+        return Grid(axes)
 
     @property
     def cut(self) -> bool:
@@ -126,17 +133,20 @@ class LawLayout:
 
     def widened(self, grid: Grid) -> tuple["LawLayout", Grid]:
         """The same nodes and some more beyond every open face."""
-        axes = []
-        for axis, pair in zip(grid.axes, self.box.faces, strict=True):
-            more = max(3, math.ceil(CUT_MARGIN[grid.dim] * axis.n))
-            low, high = (more if isinstance(face, Open) else 0 for face in pair)
-            lower = float(axis.grading(-low * axis.h)) if low else axis.grading.lower
-            upper = float(axis.grading(1.0 + high * axis.h)) if high else axis.grading.upper
-            axes.append(Axis(axis.n + low + high, replace(axis.grading, lower=lower, upper=upper), axis.periodic))  # type: ignore[type-var]
-        wider = Grid(axes)
-        shares = tuple(share * a.n / b.n for share, a, b in zip(self.shares, axes, grid.axes, strict=True))
-        box, gradings = self.box.replace(*wider.box), tuple(a.grading for a in axes)
-        return LawLayout(box, gradings, shares, self.place), wider
+        wider = widened(grid, self.box)
+        shares = tuple(share * a.n / b.n for share, a, b in zip(self.shares, wider.axes, grid.axes, strict=True))
+        gradings = tuple(a.grading.base if isinstance(a.grading, Pieces) else a.grading for a in wider.axes)
+        return replace(self, box=self.box.replace(*wider.box), gradings=gradings, shares=shares), wider
+
+    def broken(self, problem: KolmogorovProblem, start: Start, rtol: float) -> tuple["LawLayout", Sight]:
+        """The layout with a node on every break of the coefficients, and what was seen of these."""
+        low, high = np.array(self.box.lower), np.array(self.box.upper)
+        spread = np.maximum((high - low) / BOX_SPREADS, start.spread)
+        nodes = LOOK_NODES[problem.dim]
+        room = Room(self.gradings, nodes, low, high, spread, problem.horizon or 0.0)
+        sight = scout(problem, room, rtol)
+        breaks = tuple(interfaces(problem, self.box, i, seen) for i, seen in enumerate(sight.axes))
+        return replace(self, breaks=breaks), sight
 
 
 def start_of(problem: KolmogorovProblem, initial: Any, points: np.ndarray | None) -> Start:

@@ -22,7 +22,7 @@ from kolmo.kernels.first_use import clock
 from kolmo.problem import KolmogorovProblem
 from kolmo.refine.estimate import ALIGNED, Convergence, Verdict
 from kolmo.schemes.base import SCHEMES
-from kolmo.schemes.terminal import plan_terminal
+from kolmo.schemes.terminal import plan_averages, plan_terminal
 from kolmo.steppers.base import STEPPERS
 
 SCHEME, ROBUST, POSITIVE = "central6", "monotone", "implicit-euler"
@@ -225,7 +225,9 @@ class LawSearch:
         self._turning = self._longest()
         tail = max(1e-2 * self.rtol, 1e-12)
         on_node = SCHEMES[self.scheme].monotone
-        self.layout = law_layout(self.problem, self.start, self.asked, tail, on_node=on_node)
+        layout = law_layout(self.problem, self.start, self.asked, tail, on_node=on_node)
+        self.layout, self.sight = layout.broken(self.problem, self.start, self.rtol)
+        self.problem = self.problem.broken_at(self.sight.breakpoints)
         for way in self.ways:
             self.scheme, self.stepper, self._finer = way
             self.levels, self.cut, self._growth, self._shortest = [], {}, GROWTH[self.problem.dim], None
@@ -284,7 +286,9 @@ class LawSearch:
         rule = None
         if problem.terminal is not None:
             rule = plan_terminal(problem, grid, problem.box.replace(*grid.box), self.order)
-        recipe = Discretization(grid, times, self.scheme, self.stepper, rule)
+        box, seen = problem.box.replace(*grid.box), self.sight
+        averages = plan_averages(problem, grid, box, self.order, seen.unresolved)
+        recipe = Discretization(grid, times, self.scheme, self.stepper, rule, seen.breakpoints, averages)
         density = Spreading(problem, recipe, self.asked.kept, deadline, clock).run(self.start.initial)
         # of a law the moduli of the masses sum to about one, with ringing to two or three
         if not np.abs(density.weights).sum(1).max() < GREW:

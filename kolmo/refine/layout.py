@@ -70,7 +70,7 @@ class Layout:
         for i, (share, grading, place) in enumerate(zip(self.shares, self.gradings, self.places, strict=True)):
             count, breaks = max(round(n * share), least), self.breaks[i] if self.breaks else ()
             if breaks:
-                axes.append(_pieced(grading, breaks, count, least, self.box.periodic[i]))
+                axes.append(pieced(grading, breaks, count, least, self.box.periodic[i]))
                 continue
             if place is not None and isinstance(grading, Sinh):
                 grading = grading.aligned(place, count)
@@ -107,7 +107,7 @@ def widened(grid: Grid, box: Box) -> Grid:
     return Grid(axes)
 
 
-def _pieced(grading: Grading, breaks: tuple[float, ...], count: int, least: int, periodic: bool) -> Axis:
+def pieced(grading: Grading, breaks: tuple[float, ...], count: int, least: int, periodic: bool) -> Axis:
     """Axis with a node on every break, about ``count`` nodes, and at least ``least`` of them in every piece."""
     inside = tuple(b for b in breaks if grading.lower < b < grading.upper)
     ends = np.array([0.0, *(float(grading.inverse(np.float64(b))) for b in inside), 1.0])
@@ -174,7 +174,7 @@ def _seen(problem: KolmogorovProblem, layout: Layout, sight: Sight) -> Layout:
     """The layout with nodes where the data ask for them."""
     gradings, shares, places, breaks = list(layout.gradings), list(layout.shares), list(layout.places), []
     for i, seen in enumerate(sight.axes):
-        mine = _interfaces(problem, layout.box, i, seen)
+        mine = interfaces(problem, layout.box, i, seen)
         breaks.append(mine)
         gradings[i], share = _with_features(layout.gradings[i], _all_features(layout, i, seen, mine), problem.dim)
         shares[i] *= share
@@ -183,7 +183,7 @@ def _seen(problem: KolmogorovProblem, layout: Layout, sight: Sight) -> Layout:
     return replace(layout, gradings=tuple(gradings), shares=tuple(shares), places=tuple(places), breaks=tuple(breaks))
 
 
-def _interfaces(problem: KolmogorovProblem, box: Box, axis: int, seen: AxisSight) -> tuple[float, ...]:
+def interfaces(problem: KolmogorovProblem, box: Box, axis: int, seen: AxisSight) -> tuple[float, ...]:
     """Breaks that differences may not reach across: of coefficients, and then of φ too, where there is noise across."""
     if not seen.breaks or problem.sde.noiseless:
         return ()

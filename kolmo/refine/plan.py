@@ -51,7 +51,8 @@ RUNAWAY_RANGE = 1.0
 # Order that the estimate counts on where the breaks of φ are sampled only.
 SAMPLED_ORDER = 2.0
 TINY = 1e-300
-# Rounding of a march: a few units in the last place of the largest value, as random as the number of nodes.
+# Rounding of a march: a few units in the last place of the largest value, as random as the number of nodes; of one
+# large system, which is as ill-conditioned as there are nodes, not so random.
 ROUNDING = 4e-15
 # Part of the tolerance that the next level aims at.
 AIM = 0.7
@@ -452,7 +453,7 @@ class _Search:
     def _verdict(self) -> Verdict:
         """What the levels say about the last one."""
         last = as_numpy(self.levels[-1].run.state)
-        rounding = ROUNDING * np.abs(last).max(0) * math.sqrt(len(last))
+        rounding = ROUNDING * np.abs(last).max(0) * (len(last) if self.problem.stationary else math.sqrt(len(last)))
         return self._convergence.judge(
             [level.n for level in self.levels], [level.witnessed for level in self.levels], rounding=rounding
         )
