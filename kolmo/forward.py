@@ -15,6 +15,7 @@ from kolmo.discretization import Discretization
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Axis, Grid
 from kolmo.kernels.linear import factorize
+from kolmo.limits import part_of
 from kolmo.march import March
 from kolmo.plan import plan, prescribe
 from kolmo.problem import KolmogorovProblem
@@ -171,6 +172,8 @@ def solve_forward(
     scheme: str = "auto",
     stepper: str = "auto",
     save: Sequence[float] | None = None,
+    max_seconds: float | None = None,
+    max_cells: int | None = None,
 ) -> Density:
     r"""Solve the Fokker–Planck equation, the adjoint of the backward equation, for an initial law.
 
@@ -197,6 +200,8 @@ def solve_forward(
         Fixed discretisation, as in ``solve``.
     save : sequence of float, optional
         Times at which the law is kept besides the horizon.
+    max_seconds, max_cells : optional
+        Time for all, and largest grid, when planning by tolerance; defaults as in ``solve``.
 
     Returns
     -------
@@ -241,7 +246,8 @@ def solve_forward(
         discretization = prescribe(problem, grid, steps, scheme, stepper, kept, None)
     if discretization is None:
         where = at if at is not None or points is None else points[:: max(1, len(points) // PLANNING_POINTS)]
-        discretization = plan(problem, at=where, rtol=rtol, atol=atol)
+        seconds = part_of(max_seconds)
+        discretization = plan(problem, at=where, rtol=rtol, atol=atol, max_cells=max_cells, max_seconds=seconds)
     return _Forward(problem, discretization, kept).run(initial if points is None else points)
 
 

@@ -41,8 +41,11 @@ class Reach:
     def interval(self, tail: float) -> tuple[np.ndarray, np.ndarray]:
         """Ends of the interval left with about the given probability."""
         z = -float(ndtri(0.5 * tail))
-        width = np.maximum(self.high - self.low, 1e-3 * np.maximum(1.0, np.abs(self.high)))
         # without noise a cut still needs distance: closures there see data from outside
+        size = np.maximum(np.abs(self.high), np.abs(self.low))
+        apart = np.maximum(self.high - self.low, np.maximum(self.spread_low, self.spread_high))
+        # nothing tells a length where one point at 0 does not move
+        width = np.where(size + apart > 0.0, np.maximum(apart, 1e-3 * size), 1e-3)
         pad = 0.15 * width
         return self.low - np.maximum(z * self.spread_low, pad), self.high + np.maximum(z * self.spread_high, pad)
 

@@ -19,7 +19,7 @@ ROOMS = [
     ["kernels"],
     ["schemes"],
     ["steppers"],
-    ["march", "stationary"],
+    ["march", "stationary", "limits"],
     ["discretization", "layout", "plan"],
     ["solve", "forward", "spectrum", "montecarlo", "solution"],
     ["control"],
