@@ -11,7 +11,7 @@ import torch
 from kolmo.arrays import as_like, as_points
 from kolmo.control.adjoint import Still, Sweep, apply, differentiable_march, tensor_like
 from kolmo.control.checkpoints import GradientMemory
-from kolmo.control.switches import Watch, warn_of_jumps
+from kolmo.control.switches import warn_of_jumps
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.limits import part_of
@@ -73,7 +73,8 @@ def value(
     Warns
     -----
     KolmoWarning
-        Where terminal data jump at a place that a parameter moves, as 1{x > K} does: autograd has no derivative for it.
+        Where terminal data, a coefficient or the value of a face jump at a place or time that a parameter moves, as
+        1{x > K} does: autograd has no derivative for it.
 
     Examples
     --------
@@ -236,14 +237,12 @@ def grid_value(
     generator, like = march.generator, tensor_like(problem)
     if not SCHEMES[discretization.scheme].smooth:
         raise InputError("discretization", discretization.scheme, "a scheme that is smooth in the coefficients")
+    warn_of_jumps(problem, generator, like)
     if problem.stationary:
         semi = generator.at(0.0, like)
         state = apply(Still(march, {0.0: semi.stencil}), torch.zeros_like(semi.load), {0.0: semi})
     else:
-        with Watch() as watch:
-            terminal = discretization.initial(March(generator, march.stepper, march.times, like))
-        if watch.results:
-            warn_of_jumps(problem.final, discretization.grid)
+        terminal = discretization.initial(March(generator, march.stepper, march.times, like))
         state = Sweep(march, checkpoints)(terminal)
     if march.fixed is not None:
         state = state + generator.boundary(0.0, generator.nodes(like))
