@@ -5,10 +5,12 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Self
 
 from tqdm import tqdm
 
+from kolmo.errors import KolmoError
 from kolmo.runs import Run
 from kolmo.sweep import Task, steadily
 
@@ -74,6 +76,8 @@ class Crew:
             assert self._pool is not None
             futures[self._pool.submit(steadily, function, *arguments)] = key
         for future in as_completed(futures):
+            if isinstance(future.exception(), BrokenProcessPool):
+                raise KolmoError("a worker process was killed, or the machine is out of memory.")
             yield futures[future], future.result
 
 

@@ -182,7 +182,7 @@ def train(
             torch.distributed.all_reduce(totals)  # the other parts of each are zero
         history.append(float(totals.sum()) / steps)
         if checkpoint is not None and rank == 0:
-            files.write_tree(checkpoint, _state(model, optimizer, history))
+            files.write_tree(checkpoint, _state(model, optimizer, history), in_run=True)
         if after_epoch is not None:
             after_epoch(epoch)
     return history
@@ -267,13 +267,15 @@ def _restored(model: nn.Module, optimizer: torch.optim.Optimizer, checkpoint: Pa
     """Losses of the epochs that a checkpoint holds; its weights and momenta are taken over."""
     if checkpoint is None or not checkpoint.exists():
         return []
-    state = files.read_tree(checkpoint)
-    load_weights(model, state["weights"])
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for parameter, momentum in zip(parameters, state["momenta"], strict=True):
-        if momentum is not None:
-            optimizer.state[parameter]["momentum_buffer"] = torch.as_tensor(momentum).to(parameter)
-    return list(state["history"])
+    state = files.read_tree(checkpoint, in_run=True)
+    with files.damage(checkpoint):
+        load_weights(model, state["weights"])
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for parameter, momentum in zip(parameters, state["momenta"], strict=True):
+            if momentum is not None:
+                kept = torch.as_tensor(momentum).reshape(parameter.shape)
+                optimizer.state[parameter]["momentum_buffer"] = kept.to(parameter)
+        return [float(loss) for loss in state["history"]]
 
 
 def weights(model: nn.Module) -> dict[str, np.ndarray]:

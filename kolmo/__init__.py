@@ -1,6 +1,7 @@
 """kolmo: backward Kolmogorov equations, their control, and the noisy residual networks they describe."""
 
 from kolmo.box import Absorbing, Box, Robin
+from kolmo.certificate import Certificate, certify
 from kolmo.discretization import Discretization
 from kolmo.errors import (
     InputError,
@@ -13,8 +14,8 @@ from kolmo.errors import (
 from kolmo.forward import Density, solve_forward, stationary_density
 from kolmo.grid import Grid
 from kolmo.montecarlo import monte_carlo
-from kolmo.plan import plan
 from kolmo.problem import KolmogorovProblem
+from kolmo.refine.plan import plan
 from kolmo.schemes.generator import Generator, discretize
 from kolmo.sde import SDE
 from kolmo.solution import Solution, load
@@ -27,6 +28,7 @@ __all__ = [
     "SDE",
     "Absorbing",
     "Box",
+    "Certificate",
     "Density",
     "Discretization",
     "Generator",
@@ -41,6 +43,7 @@ __all__ = [
     "Solution",
     "Spectrum",
     "ToleranceWarning",
+    "certify",
     "discretize",
     "load",
     "monte_carlo",

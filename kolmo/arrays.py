@@ -1,7 +1,7 @@
 """NumPy or torch: the few things that differ, so that assembly is written once for both."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -62,6 +62,88 @@ def contiguous(value: Array) -> Array:
 def detached(value: Array) -> Array:
     """The same numbers without gradients, where they are."""
     return value.detach() if is_tensor(value) else value
+
+
+def called(f: Callable[..., Any], *arguments: Any) -> tuple[Any, bool]:
+    """What a function returns, and whether it is new: nobody else can hold it, and change it later.
+
+    A function may fill one array again and again, or return what it was handed; the references that there are tell.
+
+    Examples
+    --------
+    >>> buffer = np.zeros(3)
+    >>> called(lambda: buffer)[1], called(lambda: buffer[1:])[1], called(lambda: buffer + 1.0)[1]
+    (False, False, True)
+    """
+    value, references = _counted(f, *arguments)
+    return value, references in _NEW
+
+
+def _counted(f: Callable[..., Any], *arguments: Any) -> tuple[Any, tuple[Any, ...]]:
+    value = f(*arguments)
+    references = _references(value, sys.getrefcount(value))
+    return value, references
+
+
+def _references(value: Any, holders: int) -> tuple[Any, ...]:
+    """How often an array is referred to, and what it is a view of; numbers and lists are converted anyway."""
+    if isinstance(value, np.ndarray):
+        base = value.base
+        return "numpy", holders, base is not None, _count(base)
+    if is_tensor(value):
+        return "torch", holders, value._is_view(), _count(value._base), _storage_count(value)
+    return ()
+
+
+def _count(base: Any) -> int:
+    """References to the owner of a view; what is no array may be held by anybody."""
+    return 0 if base is None else sys.getrefcount(base) if isinstance(base, np.ndarray) or is_tensor(base) else -1
+
+
+def _storage_count(value: Any) -> int:
+    """Tensors that share the memory of one; -1 where torch does not tell."""
+    torch = sys.modules["torch"]
+    count = getattr(torch._C, "_storage_Use_Count", None)
+    if count is None or value.requires_grad:  # what is kept for a gradient may share it, and is not changed
+        return 0 if value.requires_grad else -1
+    try:
+        return int(count(value.untyped_storage()._cdata))
+    except (RuntimeError, NotImplementedError):  # of a transform such as torch.func.grad
+        return -1
+
+
+class _New:
+    """References to arrays that are new, measured in the same way: they differ between versions of Python."""
+
+    def __init__(self) -> None:
+        self._numpy = {(), *map(self._of, (lambda: np.empty(4), lambda: np.empty(4).reshape(2, 2)))}
+        self._torch: set[Any] = set()
+
+    @staticmethod
+    def _of(make: Callable[[], Any]) -> tuple[Any, ...]:
+        return _counted(make)[1]
+
+    def __contains__(self, references: object) -> bool:
+        if references in self._numpy:
+            return True
+        if not isinstance(references, tuple) or references[:1] != ("torch",):
+            return False
+        if not self._torch:
+            import torch
+
+            def empty() -> Any:
+                return torch.empty(4, device="cpu")
+
+            def recorded() -> Any:
+                return torch.empty(4, device="cpu", requires_grad=True) * 1.0
+
+            with torch.enable_grad():
+                makes = (empty, lambda: empty().reshape(2, 2), recorded, lambda: recorded().reshape(2, 2))
+                self._torch = set(map(self._of, makes))
+        return references in self._torch
+
+
+_NEW = _New()
 
 
 class Held:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kolmo import files, grading
+from kolmo import files, grading, stored
 from kolmo.arrays import Array
 from kolmo.errors import InputError
 from kolmo.grid import Axis, Grid
@@ -37,6 +37,10 @@ class Discretization:
         Names of the methods.
     terminal : TerminalRule or None
         How φ is put on the grid (None: point values).
+    breakpoints : tuple of float
+        Times at which something in the problem was seen to jump, besides those it tells.
+    averages : dict
+        By name, how functions are averaged around the nodes whose breaks lie between these.
     estimate : dict
         Parts of the error estimate found while planning: space and time, cut; per column. Empty where none was made.
 
@@ -58,6 +62,8 @@ class Discretization:
     scheme: str
     stepper: str
     terminal: TerminalRule | None = None
+    breakpoints: tuple[float, ...] = ()
+    averages: dict[str, TerminalRule] = field(default_factory=dict)
     estimate: dict[str, list[float]] = field(default_factory=dict)
 
     @property
@@ -92,7 +98,8 @@ class Discretization:
 
     def march(self, problem: KolmogorovProblem, like: Array | None = None) -> March:
         """Set up the march of a problem on this recipe."""
-        generator = Generator(problem, self.grid, SCHEMES[self.scheme])
+        seen = [t for t in self.breakpoints if 0.0 < t < (problem.horizon or 0.0)]
+        generator = Generator(problem.broken_at(seen), self.grid, SCHEMES[self.scheme], averages=self.averages)
         return March(generator, STEPPERS[self.stepper], np.array(self.times), like)
 
     def initial(self, march: March) -> Array:
@@ -109,29 +116,53 @@ class Discretization:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Discretization":
         """Read a recipe written by ``save``."""
-        tree = files.read_tree(Path(path))
-        if not isinstance(tree, dict) or "discretization" not in tree:
-            raise InputError("path", str(path), "a file written by Discretization.save")
-        return cls.from_record(tree["discretization"])
+        needed = "a file written by Discretization.save"
+        return files.read_record(Path(path), "discretization", stored.recipe(cls), cls.restored, needed)
+
+    @classmethod
+    def restored(cls, tree: dict[str, Any]) -> "Discretization":
+        """Rebuild a recipe from a record that was checked, and see that its parts fit together."""
+        return stored.consistent(cls.from_record(tree))
 
     def record(self) -> dict[str, Any]:
         """Tree of numbers, strings and arrays that holds everything, for saving."""
-        axes = [{"n": a.n, "periodic": a.periodic, "grading": grading.record(a.grading)} for a in self.grid.axes]
+        axes = [
+            {"n": a.n, "periodic": a.periodic, "grading": grading.record(a.grading), "breaks": list(a.breaks)}
+            for a in self.grid.axes
+        ]
         return {
             "axes": axes,
             "times": list(self.times),
             "scheme": self.scheme,
             "stepper": self.stepper,
             "terminal": None if self.terminal is None else self.terminal.record(),
+            "breakpoints": list(self.breakpoints),
+            "averages": {name: rule.record() for name, rule in self.averages.items()},
             "estimate": self.estimate,
         }
 
     @classmethod
     def from_record(cls, tree: dict[str, Any]) -> "Discretization":
         """Rebuild a recipe from its record."""
-        grid = Grid([Axis(a["n"], grading.from_record(a["grading"]), a["periodic"]) for a in tree["axes"]])
+        grid = Grid(
+            [
+                Axis(a["n"], grading.from_record(a["grading"]), a["periodic"], tuple(a.get("breaks", ())))
+                for a in tree["axes"]
+            ]
+        )
         terminal = None if tree["terminal"] is None else TerminalRule.from_record(grid, tree["terminal"])
-        return cls(grid, tuple(tree["times"]), tree["scheme"], tree["stepper"], terminal, tree["estimate"])
+        breakpoints = tuple(tree.get("breakpoints", ()))
+        averages = {name: TerminalRule.from_record(grid, rule) for name, rule in tree.get("averages", {}).items()}
+        return cls(
+            grid,
+            tuple(tree["times"]),
+            tree["scheme"],
+            tree["stepper"],
+            terminal,
+            breakpoints,
+            averages,
+            tree["estimate"],
+        )
 
     def __repr__(self) -> str:
         smoothed = self.terminal is not None and self.terminal.smoothed

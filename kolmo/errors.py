@@ -1,7 +1,8 @@
 """Errors and warnings of kolmo: what was given, what is needed, what to do about it."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class KolmoError(Exception):
@@ -48,6 +49,12 @@ class InputError(KolmoError, ValueError):
         self.argument, self.given, self.needed, self.fix = argument, given, needed, fix
         super().__init__(f"{argument}: got {given}; needed {needed}." + (f" Fix: {_sentence(fix)}" if fix else ""))
 
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """Cross to another process with the same message; what was given goes as text unless it is a plain value."""
+        plain = self.given is None or type(self.given) in (bool, int, float, str)
+        given = self.given if plain else f"{self.given}"
+        return type(self), (self.argument, given, self.needed, self.fix), {**vars(self), "given": given}
+
 
 def did_you_mean(name: object, known: Iterable[object]) -> str:
     """Suggest the known name that is most like one that is not known, as the fix of an `InputError`; or nothing.
@@ -88,7 +95,12 @@ class MissingExtraError(KolmoError, ImportError):
     """
 
     def __init__(self, package: str, extra: str) -> None:
+        self.package, self.extra = package, extra
         super().__init__(f"this needs {package}, which is not installed. Fix: pip install 'kolmo[{extra}]'.")
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """Cross to another process."""
+        return type(self), (self.package, self.extra), dict(vars(self))
 
 
 class KolmoWarning(UserWarning):

@@ -17,8 +17,8 @@ from kolmo.grid import Axis, Grid
 from kolmo.kernels.linear import factorize
 from kolmo.limits import part_of
 from kolmo.march import March
-from kolmo.plan import plan, prescribe
 from kolmo.problem import KolmogorovProblem
+from kolmo.refine.plan import plan, prescribe
 from kolmo.schemes.base import FaceData
 from kolmo.schemes.faces import held
 from kolmo.schemes.generator import Generator, discretize

@@ -1,11 +1,18 @@
 """Smooth maps ξ → x from the unit interval: the grid is uniform in ξ and graded in x."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 
-from kolmo.arrays import Array, namespace
+from kolmo.arrays import Array, as_like, as_numpy, namespace
+
+# A map of several arsinh is inverted by Newton's method from a table with so many places a centre, to this part of a
+# scale; one step does inside the axis, some more beyond its ends.
+TABLE, NEWTON, CLOSE = 129, 40, 1e-15
+# ξ of a node is known to rounding.
+ROUNDING = 1e-12
 
 
 class Grading(Protocol):
@@ -37,6 +44,10 @@ class Grading(Protocol):
         """ξ(x)."""
         ...
 
+    def extended(self, below: float, above: float) -> "Grading":
+        """The map of a longer axis on which this one is the part from ``below`` to 1 − ``above``, in the new ξ."""
+        ...
+
 
 @dataclass(frozen=True)
 class Uniform:
@@ -66,6 +77,10 @@ class Uniform:
     def inverse(self, x: Array) -> Array:
         """ξ(x)."""
         return (x - self.lower) / (self.upper - self.lower)
+
+    def extended(self, below: float, above: float) -> "Uniform":
+        """The map of a longer axis."""
+        return Uniform(*_longer(self, below, above))
 
 
 @dataclass(frozen=True)
@@ -113,6 +128,10 @@ class Sinh:
         a, b = self._ends
         return (namespace(x).arcsinh((x - self.centre) / self.width) - a) / (b - a)
 
+    def extended(self, below: float, above: float) -> "Sinh":
+        """The map of a longer axis."""
+        return Sinh(*_longer(self, below, above), self.centre, self.width)
+
     def aligned(self, place: float, n: int) -> "Sinh":
         """Map with the place on one of n nodes: the centre moves by less than a cell, the ends stay.
 
@@ -137,13 +156,223 @@ class Sinh:
         return Sinh(self.lower, self.upper, float(centre), self.width)
 
 
+@dataclass(frozen=True)
+class Focused:
+    r"""Nodes concentrated around several centres.
+
+    .. math:: \xi(x) \propto \sum_k a_k\operatorname{arsinh}((x - c_k)/w_k)
+
+    The density of nodes is :math:`\sum_k (a_k/w_k)/\sqrt{1 + ((x - c_k)/w_k)^2}`: around a centre it is that of the
+    feature there, and it falls off geometrically.
+
+    Examples
+    --------
+    >>> g = Focused(-1.0, 1.0, centres=(-0.5, 0.25), widths=(1.0, 0.01), weights=(1.0, 1.0))
+    >>> bool(g.slope(g.inverse(np.float64(0.25))) < 0.1 * g.slope(0.0)), round(float(g(g.inverse(np.float64(0.3)))), 12)
+    (True, 0.3)
+    """
+
+    lower: float
+    upper: float
+    centres: tuple[float, ...]
+    widths: tuple[float, ...]
+    weights: tuple[float, ...]
+
+    def _sum(self, x: Array) -> tuple[Array, Array, Array]:
+        """Σ a arsinh((x − c)/w) and its first two derivatives."""
+        xp = namespace(x)
+        total, slope, bend = 0.0 * x, 0.0 * x, 0.0 * x
+        for c, w, a in zip(self.centres, self.widths, self.weights, strict=True):
+            s = (x - c) / w
+            root = xp.sqrt(1.0 + s * s)
+            total, slope, bend = total + a * xp.arcsinh(s), slope + a / (w * root), bend - a * s / (w * w * root**3)
+        return total, slope, bend
+
+    @cached_property
+    def ends(self) -> tuple[float, float]:
+        """The sum at the two ends."""
+        return float(self._sum(np.float64(self.lower))[0]), float(self._sum(np.float64(self.upper))[0])
+
+    def inverse(self, x: Array) -> Array:
+        """ξ(x)."""
+        a, b = self.ends
+        return (self._sum(x)[0] - a) / (b - a)
+
+    def __call__(self, xi: Array) -> Array:
+        """Position x(ξ): from a table, closed in by Newton's method."""
+        a, b = self.ends
+        wanted = a + (b - a) * as_numpy(xi)
+        x = np.asarray(self._table(wanted))
+        # beyond the ends the sum is concave or convex: Newton's method from outside its range goes there by itself
+        for _ in range(NEWTON):
+            total, slope, _ = self._sum(x)
+            move = (total - wanted) / slope
+            x = x - move
+            if not (np.abs(move) > CLOSE * (np.abs(x) + 1.0 / slope)).any():
+                break
+        return as_like(x, xi)
+
+    @cached_property
+    def _table(self) -> Any:
+        """Position as a function of the sum: cubic between places dense around the centres."""
+        from scipy.interpolate import CubicHermiteSpline  # not with the package: it takes long to import
+
+        parts = [np.array([self.lower, self.upper])]
+        for c, w in zip(self.centres, self.widths, strict=True):
+            ends = np.arcsinh((np.array([self.lower, self.upper]) - c) / w)
+            parts.append(c + w * np.sinh(np.linspace(*ends, TABLE)))
+        x = np.unique(np.clip(np.concatenate(parts), self.lower, self.upper))
+        x = x[np.concatenate([[True], np.diff(x) > ROUNDING * (self.upper - self.lower)])]
+        total, slope, _ = self._sum(x)
+        return CubicHermiteSpline(total, x, 1.0 / slope)
+
+    def slope(self, xi: Array) -> Array:
+        """dx/dξ."""
+        a, b = self.ends
+        return (b - a) / self._sum(self(xi))[1]
+
+    def bend(self, xi: Array) -> Array:
+        """d²x/dξ²."""
+        a, b = self.ends
+        _, slope, bend = self._sum(self(xi))
+        return -((b - a) ** 2) * bend / slope**3
+
+    def extended(self, below: float, above: float) -> "Focused":
+        """The map of a longer axis."""
+        return Focused(*_longer(self, below, above), self.centres, self.widths, self.weights)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A map put together at places that get the ξ asked for (a node each): in between it is another, stretched.
+
+    Smooth but at the places, where its slope jumps; ξ there belongs to the piece above.
+
+    Parameters
+    ----------
+    base : Grading
+        The map of each piece.
+    places : tuple of float
+        Where the pieces meet, increasing.
+    knots : tuple of float
+        Their ξ, increasing.
+
+    Examples
+    --------
+    >>> g = Pieces(Uniform(0.0, 1.0), places=(0.3,), knots=(0.5,))
+    >>> g(np.array([0.0, 0.5, 1.0])).tolist(), g.slope(np.array([0.4, 0.6])).tolist()
+    ([0.0, 0.3, 1.0], [0.6, 1.4])
+    """
+
+    base: Grading
+    places: tuple[float, ...]
+    knots: tuple[float, ...]
+
+    @property
+    def lower(self) -> float:
+        """Position of ξ = 0."""
+        return self.base.lower
+
+    @property
+    def upper(self) -> float:
+        """Position of ξ = 1."""
+        return self.base.upper
+
+    @cached_property
+    def _own(self) -> np.ndarray:
+        """ξ of the base at the ends of the pieces."""
+        return np.array([0.0, *(float(self.base.inverse(np.float64(p))) for p in self.places), 1.0])
+
+    @cached_property
+    def _all(self) -> np.ndarray:
+        return np.array([0.0, *self.knots, 1.0])
+
+    def _based(self, xi: Array) -> tuple[Array, Array]:
+        """ξ of the base, and its slope in ξ."""
+        piece = np.searchsorted(np.array(self.knots), as_numpy(xi), side="right")
+        rate = as_like((np.diff(self._own) / np.diff(self._all))[piece], xi)
+        return as_like(self._own[piece], xi) + (xi - as_like(self._all[piece], xi)) * rate, rate
+
+    def __call__(self, xi: Array) -> Array:
+        """Position x(ξ)."""
+        x = self.base(self._based(xi)[0])
+        for place, knot in zip(self.places, self.knots, strict=True):  # exactly
+            x = namespace(x).where(abs(xi - knot) < ROUNDING, as_like(place, x), x)
+        return x
+
+    def slope(self, xi: Array) -> Array:
+        """dx/dξ."""
+        own, rate = self._based(xi)
+        return self.base.slope(own) * rate
+
+    def bend(self, xi: Array) -> Array:
+        """d²x/dξ²."""
+        own, rate = self._based(xi)
+        return self.base.bend(own) * rate**2
+
+    def inverse(self, x: Array) -> Array:
+        """ξ(x)."""
+        piece = np.searchsorted(np.array(self.places), as_numpy(x), side="right")
+        rate = as_like((np.diff(self._all) / np.diff(self._own))[piece], x)
+        return as_like(self._all[piece], x) + (self.base.inverse(x) - as_like(self._own[piece], x)) * rate
+
+    def extended(self, below: float, above: float) -> "Pieces":
+        """The map of a longer axis."""
+        low, high = _longer(self, below, above)
+        inside = 1.0 - below - above
+        knots = tuple(below + inside * knot for knot in self.knots)
+        whole = Pieces(self.base, self.places, self.knots)
+        reach = [
+            float(v)
+            for v in (whole._based(np.float64(-below / inside))[0], whole._based(np.float64(1.0 + above / inside))[0])
+        ]
+        base = self.base.extended(-reach[0] / (reach[1] - reach[0]), (reach[1] - 1.0) / (reach[1] - reach[0]))
+        if (base.lower, base.upper) != (low, high):
+            base = replace(base, lower=low, upper=high) if not isinstance(base, Pieces) else base
+        return Pieces(base, self.places, knots)
+
+
+def _longer(grading: Grading, below: float, above: float) -> tuple[float, float]:
+    """Ends of the longer axis of ``extended``."""
+    inside = 1.0 - below - above
+    low = grading.lower if below == 0.0 else float(grading(np.float64(-below / inside)))
+    high = grading.upper if above == 0.0 else float(grading(np.float64(1.0 + above / inside)))
+    return low, high
+
+
+def chart(grading: Grading, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """ξ(x) with slope and bend of the map there; of a Sinh for the price of one arcsinh.
+
+    Examples
+    --------
+    >>> g, x = Sinh(-3.0, 5.0, centre=0.3, width=0.7), np.array([-1.0, 4.0])
+    >>> xi = g.inverse(x)
+    >>> [bool(np.allclose(a, b)) for a, b in zip(chart(g, x), (xi, g.slope(xi), g.bend(xi)), strict=True)]
+    [True, True, True]
+    """
+    xi = np.asarray(grading.inverse(x))
+    if isinstance(grading, Sinh):
+        a, b = grading._ends
+        off = x - grading.centre
+        return xi, (b - a) * np.sqrt(grading.width**2 + off * off), (b - a) ** 2 * off
+    return xi, np.asarray(grading.slope(xi)), np.asarray(grading.bend(xi))
+
+
 def from_record(record: dict[str, Any]) -> Grading:
     """Rebuild a map from the plain dictionary that ``record`` made."""
-    kinds: dict[str, Any] = {"Uniform": Uniform, "Sinh": Sinh}
-    values = dict(record)
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in (Uniform, Sinh, Focused, Pieces)}
+    values = {name: tuple(v) if isinstance(v, (list, np.ndarray)) else v for name, v in record.items()}
+    if "base" in values:
+        values["base"] = from_record(values["base"])
     return kinds[values.pop("kind")](**values)  # type: ignore[no-any-return]
 
 
 def record(grading: Grading) -> dict[str, Any]:
     """Plain dictionary of a map, for saving."""
-    return {"kind": type(grading).__name__, **{k: float(v) for k, v in vars(grading).items()}}
+    names = [f.name for f in fields(grading)]  # type: ignore[arg-type]
+    values = {name: getattr(grading, name) for name in names}
+    plain = {
+        name: record(v) if name == "base" else [float(x) for x in v] if isinstance(v, tuple) else float(v)
+        for name, v in values.items()
+    }
+    return {"kind": type(grading).__name__, **plain}

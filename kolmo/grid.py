@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,14 @@ class Axis:
         Map ξ → x.
     periodic : bool
         Whether the two ends are the same point.
+    breaks : tuple of int
+        Nodes at which coefficients jump or bend, increasing: neither differences nor interpolation reach across them.
     """
 
     n: int
     grading: Grading
     periodic: bool = False
+    breaks: tuple[int, ...] = ()
 
     @property
     def h(self) -> float:
@@ -63,14 +67,23 @@ class Axis:
             edges[0], edges[-1] = self.grading.lower, self.grading.upper
         return np.diff(edges)
 
+    @property
+    def pieces(self) -> list[tuple[int, int]]:
+        """First and last node of the pieces between breaks."""
+        return list(pairwise([0, *self.breaks, self.n if self.periodic else self.n - 1]))
+
     def weights(self, x: Array, width: int, derivative: int = 0) -> tuple[np.ndarray, Array]:
         """Node indices ``(P, w)`` and weights ``(P, w)`` of local Lagrange interpolation (or its x-derivative)."""
         xp = namespace(x)
         w = min(width, self.n)
         s = self.grading.inverse(x) / self.h
-        start = np.floor(as_numpy(s) + ON_NODE).astype(int) - (w - 1) // 2
+        position = as_numpy(s)
+        start = np.floor(position + ON_NODE).astype(int) - (w - 1) // 2
         if not self.periodic:
             start = np.clip(start, 0, self.n - w)
+        for low, high in self.pieces if self.breaks else ():
+            inside = (position >= low) & (position < high) & (high - low >= w - 1)
+            start = np.where(inside, np.clip(start, low, high - w + 1), start)
         local = s - as_like(start + 0.5 * (w - 1), x)
         C = as_like(lagrange_coefficients(w), x)
         values = [_powers(local, w, m, xp) @ C for m in range(derivative + 1)]

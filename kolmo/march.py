@@ -82,19 +82,29 @@ class Run:
     late: bool = False
 
 
-def time_nodes(intervals: Sequence[tuple[float, float]], steps: int, save: Sequence[float] = ()) -> np.ndarray:
+def time_nodes(
+    intervals: Sequence[tuple[float, float]],
+    steps: int,
+    save: Sequence[float] = (),
+    short: Sequence[tuple[float, float, float]] = (),
+) -> np.ndarray:
     """Time nodes, increasing: about ``steps`` equal steps in all, so that no step straddles a breakpoint or save time.
+
+    ``short``: stretches (start, end, length) with steps of that length at most.
 
     Examples
     --------
     >>> time_nodes([(0.0, 1.0)], 4, save=[0.3]).round(3).tolist()
     [0.0, 0.15, 0.3, 0.533, 0.767, 1.0]
+    >>> time_nodes([(0.0, 1.0)], 2, short=[(0.5, 0.6, 0.05)]).round(3).tolist()
+    [0.0, 0.5, 0.55, 0.6, 1.0]
     """
     start, end = intervals[0][0], intervals[-1][1]
-    fixed = merged([start, end, *[a for a, _ in intervals]], save)
+    fixed = merged([start, end, *[a for a, _ in intervals], *[t for a, b, _ in short for t in (a, b)]], save)
     nodes = [np.array([start])]
     for a, b in pairwise(fixed):
-        count = max(1, int(np.ceil(steps * (b - a) / (end - start) - 1e-9)))
+        length = min([(end - start) / steps, *[c for p, q, c in short if p <= a and b <= q]])
+        count = max(1, int(np.ceil((b - a) / length - 1e-9)))
         nodes.append(a + (b - a) * np.arange(1, count + 1) / count)
         nodes[-1][-1] = b
     return np.concatenate(nodes)
@@ -150,7 +160,7 @@ class March:
         """Semi-discrete equation, operator and total load (absorbing values included) at an instant."""
         if instant not in self._semis:
             semi = self.generator.at(instant, self.like if is_tensor(self.like) else None)
-            operator = Operator(semi.stencil, semi.a, self.fixed, mask=self.mask)
+            operator = self._known(semi) or Operator(semi.stencil, semi.a, self.fixed, mask=self.mask)
             load = semi.load
             if self.fixed is not None:
                 load = load + semi.stencil.apply(semi.a, semi.boundary)
@@ -158,6 +168,14 @@ class March:
             while len(self._semis) > KEPT and not self.generator.autonomous:
                 self._semis.popitem(last=False)
         return self._semis[instant]
+
+    def _known(self, semi: Semi) -> Operator | None:
+        """The operator of the latest instant, where only loads and boundary values have changed since."""
+        if not self._semis or is_tensor(semi.a):
+            return None
+        _, last, _ = next(reversed(self._semis.values()))
+        same = last.stencil is semi.stencil and np.array_equal(last.a, semi.a)
+        return last if same else None
 
     def seed(self, ingredients: Mapping[float, tuple[Semi, Operator]], owner: object = None) -> None:
         """Hand over semi-discrete equations assembled elsewhere; they, and their owner, replace those kept."""
@@ -182,7 +200,8 @@ class March:
     def prepared(self, plan: StepPlan) -> tuple[Step, list[Array]]:
         """The prepared step and its loads, one per node."""
         parts = [self.ingredients(t) for t in plan.instants]
-        key = (plan.dt, plan.instants)
+        # of the operators, not of the instants: where these are the same at other times, so is the step
+        key = (plan.dt, tuple(id(p[1]) for p in parts))
         if key not in self._steps:
             self._steps[key] = self.stepper.prepare([p[1] for p in parts], plan.dt)
             while len(self._steps) > (4 if self.stepper.implicit else 1):

@@ -13,8 +13,11 @@ from kolmo.errors import InputError
 # three with explicit steps, 257 and 288 with split ones; four more columns take 344 in two dimensions.
 PER_CELL, PER_COLUMN, PER_SAVED = 140, 85, 8
 
+# Bytes of a time step whatever the grid: its node, and the plan of its stages; measured: 256, and 329 where coefficients depend on time.
+PER_STEP = 200
 
-def predicted(shape: Sequence[int], *, columns: int = 1, saved: int = 0) -> int:
+
+def predicted(shape: Sequence[int], *, columns: int = 1, saved: int = 0, steps: int = 0) -> int:
     """Bytes that a solution on a grid needs at least, by measured sizes.
 
     Parameters
@@ -25,6 +28,8 @@ def predicted(shape: Sequence[int], *, columns: int = 1, saved: int = 0) -> int:
         Terminal conditions solved together.
     saved : int, default 0
         Times kept besides t = 0.
+    steps : int, default 0
+        Time steps.
 
     Examples
     --------
@@ -32,7 +37,7 @@ def predicted(shape: Sequence[int], *, columns: int = 1, saved: int = 0) -> int:
     225
     """
     cells = math.prod(int(n) for n in shape)
-    return cells * (PER_CELL + columns * (PER_COLUMN + PER_SAVED * saved))
+    return cells * (PER_CELL + columns * (PER_COLUMN + PER_SAVED * saved)) + PER_STEP * steps
 
 
 def available() -> int | None:
@@ -47,21 +52,23 @@ def available() -> int | None:
     return min(found, default=None)
 
 
-def require(argument: str, shape: Sequence[int], *, columns: int = 1, saved: int = 0) -> None:
-    """Refuse a grid for which there is not enough memory.
+def require(argument: str, shape: Sequence[int], *, columns: int = 1, saved: int = 0, steps: int = 0) -> None:
+    """Refuse a grid, columns, saved times or steps for which there is not enough memory.
 
     Raises
     ------
     InputError
         With the memory needed and the memory there is.
     """
-    need, there = predicted(shape, columns=columns, saved=saved), available()
+    need, there = predicted(shape, columns=columns, saved=saved, steps=steps), available()
     if there is not None and need > there:
+        counts = {"column": columns, "saved time": saved, "step": steps}
+        beside = "".join(f", {n} {word}s" for word, n in counts.items() if n > 1)
         raise InputError(
             argument,
-            f"{' × '.join(map(str, shape))} nodes, which take at least {need / 1e9:.1f} GB",
+            f"{' × '.join(map(str, shape))} nodes{beside}, which take at least {need / 1e9:.1f} GB",
             f"at most the {there / 1e9:.1f} GB of memory that are free",
-            "fewer nodes, or no grid: a tolerance places nodes where they count",
+            "fewer of the largest of these, or no grid: a tolerance places nodes where they count",
         )
 
 

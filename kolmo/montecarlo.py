@@ -28,6 +28,9 @@ CROSSINGS = 1000
 INSIDE = 1e-10
 # Factor on the bias estimate: one pair of step sizes does not show the higher orders.
 SAFETY = 2.0
+# With instants drawn at random paths are simulated in at least so many chunks, of at least so many paths: each chunk
+# has its own instants.
+CHUNKS, LEAST_CHUNK = 4, 4000
 # Weak order that the treatment of a face allows; free of it where not listed.
 FACE_ORDER: dict[type, float] = {Reflecting: 1.0, Robin: 1.0, Absorbing: 1.0, Entrance: 0.5, Natural: 0.5}
 
@@ -128,22 +131,97 @@ def monte_carlo(
     """
     points = as_points(x, problem.dim)
     starts = np.asarray(as_numpy(points), dtype=float).reshape(-1, problem.dim)
-    _check(problem, starts, paths, steps)
     scheme, seed = METHODS[method], seed_of(rng)
-    model = Model(problem, points if is_tensor(points) else None)
-    schedule = _schedule(problem, model, starts, steps)
+    found = simulate(
+        problem, starts[:, None], np.ones((1, 1)), paths, steps, seed, scheme, points if is_tensor(points) else None
+    )
+    return _estimate(scheme, found, points, (paths, seed))
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """What many paths found, per starting point and column, shape (points, k).
+
+    Attributes
+    ----------
+    mean, standard_error : ndarray
+        On the finer of two step sizes, and over the paths (and the instants drawn at random, if any were).
+    bias : ndarray
+        Estimate of the bias of the finer steps; see ``Estimate``.
+    columns : int or None
+        None for plain numbers.
+    steps : int
+        Steps taken.
+    lost : float
+        Weight of the paths that were given up, as a part of all.
+    """
+
+    mean: np.ndarray
+    standard_error: np.ndarray
+    bias: np.ndarray
+    columns: int | None
+    steps: int
+    lost: float
+
+
+def simulate(
+    problem: KolmogorovProblem,
+    starts: np.ndarray,
+    weights: np.ndarray,
+    paths: int,
+    steps: int,
+    seed: int,
+    scheme: "Method",
+    like: Array | None,
+    *,
+    sampled: bool = False,
+) -> Sample:
+    r"""Estimate :math:`\sum_j w_j u(0, x_j)`, the paths from the m points of one combination driven by the same noise.
+
+    Parameters
+    ----------
+    problem : KolmogorovProblem
+        The equation.
+    starts : ndarray, shape (P, m, d)
+        Starting points of P combinations.
+    weights : ndarray, shape (P, m) or (1, m)
+        Weights w.
+    paths, steps, seed : int
+        As ``monte_carlo``.
+    scheme : Method
+        The one-step method; Euler's if sampled.
+    like : tensor or None
+        What functions are handed.
+    sampled : bool
+        Read the coefficients, and pay the source, at an instant drawn at random in every step (see ``SampledWalk``),
+        in steps that get shorter towards the horizon.
+    """
+    _check(problem, starts.reshape(-1, problem.dim), paths, steps)
+    model = Model(problem, like)
+    schedule = _schedule(problem, model, starts.reshape(-1, problem.dim), steps, graded=sampled)
     fine, difference = Moments.of(len(starts), model.columns), Moments.of(len(starts), model.columns)
-    lost = 0.0
-    total = len(starts) * paths
-    firsts = range(0, total, CHUNK)
+    lost, total, m = 0.0, len(starts) * paths, starts.shape[1]
+    spread = np.zeros_like(fine.mean)
+    size = min(CHUNK, max(LEAST_CHUNK, -(-total // CHUNKS))) if sampled else CHUNK
+    firsts = range(0, total, max(1, size // m))
     for first, child in zip(firsts, np.random.SeedSequence(seed).spawn(len(firsts)), strict=True):
-        owner = np.arange(first, min(first + CHUNK, total)) // paths
-        pair = Pair(model, scheme, starts[owner], np.random.default_rng(child))
+        owner = np.arange(first, min(first + max(1, size // m), total)) // paths
+        share = np.broadcast_to(weights, starts.shape[:2])[owner]
+        pair = Pair(model, scheme, starts[owner], np.random.default_rng(child), sampled)
         with np.errstate(over="ignore", invalid="ignore"):  # paths that run off are reported below
-            lost += pair.run(schedule)
-            fine.add(owner, pair.totals[0])
-            difference.add(owner, pair.totals[0] - pair.totals[1])
-    return _estimate(problem, scheme, schedule, fine, difference, lost / total, points, (paths, seed))
+            lost += pair.run(schedule, spread, owner, share)
+            totals = np.einsum("fnmk,nm->fnk", pair.totals, share)
+            fine.add(owner, totals[0])
+            difference.add(owner, totals[0] - totals[1])
+    order = min([scheme.order, *(FACE_ORDER.get(type(f), 9.0) for faces in problem.box.faces for f in faces)])
+    bias = SAFETY * (np.abs(difference.mean) + difference.standard_error) / (2.0**order - 1.0)
+    bias = np.where(np.isfinite(bias) & (lost == 0.0), bias, np.inf)
+    error = np.sqrt(fine.standard_error**2 + np.maximum(spread, 0.0) / float(paths) ** 2)
+    if not np.isfinite(fine.mean).all():
+        raise NotConvergedError(
+            f"paths ran off to infinity with {schedule.steps} steps; take more steps, or a box with faces"
+        )
+    return Sample(fine.mean, error, bias, model.columns, schedule.steps, lost / (total * m))
 
 
 def _check(problem: KolmogorovProblem, starts: np.ndarray, paths: int, steps: int) -> None:
@@ -161,49 +239,37 @@ def _check(problem: KolmogorovProblem, starts: np.ndarray, paths: int, steps: in
         )
 
 
-def _estimate(
-    problem: KolmogorovProblem,
-    scheme: "Method",
-    schedule: "Schedule",
-    fine: "Moments",
-    difference: "Moments",
-    lost: float,
-    points: Array,
-    drawn: tuple[int, int],
-) -> Estimate:
-    order = min([scheme.order, *(FACE_ORDER.get(type(f), 9.0) for pair in problem.box.faces for f in pair)])
-    bias = SAFETY * (np.abs(difference.mean) + difference.standard_error) / (2.0**order - 1.0)
-    bias = np.where(np.isfinite(bias), bias, np.inf)
-    if not np.isfinite(fine.mean).all():
-        raise NotConvergedError(
-            f"paths ran off to infinity with {schedule.steps} steps; take more steps, or a box with faces"
-        )
-    status, message = "finished", "every path reached its end"
-    if lost > 0.0:
-        status = "truncated"
-        message = (
-            f"{lost:.3g} of the weight was neither absorbed nor killed after {CROSSINGS} crossing times of the box; "
-            f"what it would have earned later is missing from the mean"
-        )
-        bias = np.full_like(bias, np.inf)
+def _estimate(scheme: "Method", found: Sample, points: Array, drawn: tuple[int, int]) -> Estimate:
+    status, message = ending(found, "mean")
+    if status == "truncated":
         warnings.warn(f"monte_carlo: {message}", KolmoWarning, stacklevel=3)
     lead = tuple(points.shape[:-1])
 
     def shaped(value: np.ndarray) -> Array:
-        columns = value.shape[1:] if fine.columns is not None else ()
+        columns = value.shape[1:] if found.columns is not None else ()
         value = value.reshape(lead + columns)
         return as_like(value, points) if is_tensor(points) else value
 
     return Estimate(
-        mean=shaped(fine.mean),
-        standard_error=shaped(fine.standard_error),
-        bias_estimate=shaped(bias),
+        mean=shaped(found.mean),
+        standard_error=shaped(found.standard_error),
+        bias_estimate=shaped(found.bias),
         paths=drawn[0],
-        steps=schedule.steps,
+        steps=found.steps,
         method=scheme.name,
         rng=drawn[1],
         status=status,
         message=message,
+    )
+
+
+def ending(found: Sample, what: str) -> tuple[str, str]:
+    """Status and message: whether all paths reached their end."""
+    if found.lost == 0.0:
+        return "finished", "every path reached its end"
+    return "truncated", (
+        f"{found.lost:.3g} of the weight was neither absorbed nor killed after {CROSSINGS} crossing times of the box; "
+        f"what it would have earned later is missing from the {what}"
     )
 
 
@@ -415,6 +481,12 @@ def _applied(sigma: np.ndarray, dW: np.ndarray) -> np.ndarray:
     return np.asarray(np.einsum("nij,nj->ni", sigma, dW))
 
 
+def _squared(sigma: np.ndarray) -> np.ndarray:
+    """σσᵀ, shape (N, d, d); of one matrix for all points one product."""
+    one = sigma[:1] if _uniform(sigma) else sigma
+    return np.broadcast_to(one @ np.swapaxes(one, -1, -2), (*sigma.shape[:-1], sigma.shape[-2]))
+
+
 def euler(model: Model, x: np.ndarray, inc: Increment) -> tuple[np.ndarray, np.ndarray]:
     """Euler–Maruyama step, weak order 1."""
     sigma = model.diffusion(inc.t, x)
@@ -466,6 +538,10 @@ class Draws:
         Antisymmetric signs.
     exponential, normal, uniform : ndarray, shape (N, d, 2)
         One of each per face, for the extremes of bridges and the instants at which they touch.
+    fraction : float
+        Instant in the step, as a part of it.
+    aside : ndarray, shape (N, m)
+        Brownian path there, less the line between the ends of the step.
     """
 
     dW: np.ndarray
@@ -473,16 +549,19 @@ class Draws:
     exponential: np.ndarray
     normal: np.ndarray
     uniform: np.ndarray
+    fraction: float
+    aside: np.ndarray
 
 
 # ------------------------------------------------------------------------------------------------------- paths
 class Walk:
-    """Paths that walk: positions, weights that are left, and what has been paid so far."""
+    """Paths that walk: positions, weights that are left, what has been paid so far, and by the source in a step."""
 
     def __init__(self, model: Model, method: Method, x: np.ndarray) -> None:
         self.model, self.method, self.x = model, method, x.copy()
         self.weight = np.ones(len(x))
         self.paid = np.zeros((len(x), model.columns or 1))
+        self.earned = np.zeros_like(self.paid)
         self.stationary = model.problem.stationary
 
     def keep(self, which: np.ndarray) -> None:
@@ -508,7 +587,8 @@ class Walk:
             stops = [y]
             if len(draws) == 2:
                 stops = [0.5 * (self.x + y + _applied(sigma, draws[0].dW - draws[1].dW)), y]
-            self._walk(Bridge(t, end, dt, stops, sigma @ np.swapaxes(sigma, -1, -2), c, g), draws)
+            middle = t if self.stationary else t + 0.5 * dt
+            self._walk(Bridge(t, middle, end, dt, stops, _squared(sigma), c, g), draws)
         else:
             self.x = y
         self.x = model.wrap(model.mirror(self.x))
@@ -562,7 +642,7 @@ class Walk:
 
     def _kill(self, bridge: "Bridge", face: Robin, hit: np.ndarray, wall: np.ndarray, local_time: np.ndarray) -> None:
         """Elastic face: pay v at the rate of the local time, kill at the rate κ of it."""
-        t = bridge.t if self.stationary else bridge.t + 0.5 * bridge.dt
+        t = bridge.middle
         exponent = self.model.face(face.kappa, t, wall) * local_time
         share = np.divide(-np.expm1(-exponent), exponent, out=np.ones_like(exponent), where=exponent != 0.0)
         self.pay(self.weight[hit] * local_time * share, self.model.face(face.value, t, wall), hit)
@@ -619,6 +699,71 @@ class Walk:
         self.pay(amount, value, hit)
 
 
+class SampledWalk(Walk):
+    r"""Euler's paths whose coefficients are read, and whose source is paid, at instants drawn at random.
+
+    One uniform instant per fine step, the same for all paths; a step twice as long pays at both of its two, and reads
+    its coefficients at one of them, drawn too. At that instant the path is where Brownian motion with the step's
+    coefficients would be, and the source is paid with the probability that it is still alive there: the sum over
+    steps is an unbiased estimate of the integral along Euler's paths in continuous time, however rough the source is
+    in time and space.
+    """
+
+    def advance(self, t: float, end: float, h: float, draws: list[Draws]) -> None:
+        """One step made of one fine one, or of two of which the coefficients are read once."""
+        model, dt = self.model, h * len(draws)
+        begins = [0.0 if self.stationary else t + n * h for n in range(len(draws))]
+        instants = [a if self.stationary else a + d.fraction * h for a, d in zip(begins, draws, strict=True)]
+        # the fraction of the last fine step, drawn anew every time, chooses without another number
+        now = instants[int(draws[-1].fraction * 2.0**20) % len(draws)]
+        x = model.fit(self.x)
+        drift, sigma = model.drift(now, x), model.diffusion(now, x)
+        S = _squared(sigma)
+        killing, rate = model.problem.killing is not None, np.zeros(len(x))
+        W = np.zeros_like(draws[0].dW)
+        paid = self.paid.copy()
+        for n, (draw, instant) in enumerate(zip(draws, instants, strict=True)):
+            spent = (n + draw.fraction) * h
+            free = self.x + drift * spent + _applied(sigma, W + draw.fraction * draw.dW + draw.aside)
+            place, alive = self._somewhere(free, S, spent)
+            amount = h * self.weight * alive
+            if killing:
+                c = model.rate(instant, place)
+                amount *= np.exp(-(rate + c * draw.fraction * h))
+                rate = rate + c * h
+            self.pay(amount, model.running(instant, place))
+            W = W + draw.dW
+        self.earned = self.paid - paid
+        y = self.x + drift * dt + _applied(sigma, W)
+        if model.bridged:
+            stops = [y]
+            if len(draws) == 2:
+                stops = [0.5 * (self.x + y + _applied(sigma, draws[0].dW - draws[1].dW)), y]
+            self._walk(Bridge(t, now, end, dt, stops, S, rate / dt, None), draws)
+        else:
+            self.x = y
+        self.x = model.wrap(self.x)
+        if killing:
+            self.weight = self.weight * np.exp(-rate)
+
+    def _somewhere(self, free: np.ndarray, S: np.ndarray, spent: float) -> tuple[np.ndarray, np.ndarray]:
+        """Where a path is inside a step, and the probability that it still is: folded at walls that push."""
+        alive = np.ones(len(free))
+        if not self.model.bridged:
+            return self.model.fit(free), alive
+        place = free.copy()
+        for axis, pair in enumerate(self.model.box.faces):
+            for side, face in enumerate(pair):
+                edge, inward = (self.model.low, self.model.high)[side][axis], 1.0 if side == 0 else -1.0
+                height = inward * (place[:, axis] - edge)
+                if isinstance(face, Absorbing):
+                    start = np.maximum(inward * (self.x[:, axis] - edge), 0.0)
+                    alive = alive * (1.0 - Touch.of(start, height, S[:, axis, axis] * spent).chance)
+                elif isinstance(face, Reflecting | Robin) and (height < 0.0).any():
+                    place += 2.0 * inward * np.maximum(-height, 0.0)[:, None] * _conormal(S, axis)
+        return self.model.fit(place), alive
+
+
 def _conormal(S: np.ndarray, axis: int) -> np.ndarray:
     """Σn over n·Σn for the face normal to an axis, shape (N, d); n where no noise crosses the face."""
     normal = S[:, axis, axis, None]
@@ -633,8 +778,8 @@ class Bridge:
 
     Attributes
     ----------
-    t, end, dt : float
-        Start, end as coefficients see it, length.
+    t, middle, end, dt : float
+        Start, an instant inside at which local time is paid for, end as coefficients see it, length.
     stops : list of ndarray, shape (N, d)
         Free path after equal parts of the step.
     S, c, g : ndarray
@@ -642,6 +787,7 @@ class Bridge:
     """
 
     t: float
+    middle: float
     end: float
     dt: float
     stops: list[np.ndarray]
@@ -734,7 +880,10 @@ class Schedule:
                 yield t, t + h, end - INSIDE * h if at_break else end, h
 
 
-def _schedule(problem: KolmogorovProblem, model: Model, starts: np.ndarray, steps: int) -> Schedule:
+def _schedule(
+    problem: KolmogorovProblem, model: Model, starts: np.ndarray, steps: int, graded: bool = False
+) -> Schedule:
+    """Equal steps between breakpoints; graded: shorter and shorter ones towards the horizon in the last stretch."""
     if problem.horizon is None:
         h = _crossing_time(model, starts) / steps
         return Schedule(((0.0, h, CROSSINGS * math.ceil(steps / 2)),), (), steps)
@@ -742,7 +891,11 @@ def _schedule(problem: KolmogorovProblem, model: Model, starts: np.ndarray, step
     pieces = []
     for a, b in itertools.pairwise(edges):
         pairs = max(1, math.ceil(0.5 * steps * (b - a) / problem.horizon - 1e-9))
-        pieces.append((a, 0.5 * (b - a) / pairs, pairs))
+        if graded and b == problem.horizon:
+            inner = b - (b - a) * np.linspace(1.0, 0.0, pairs + 1) ** 2
+            pieces += [(float(p), 0.5 * float(q - p), 1) for p, q in itertools.pairwise(inner)]
+        else:
+            pieces.append((a, 0.5 * (b - a) / pairs, pairs))
     return Schedule(tuple(pieces), problem.sde.breakpoints, 2 * sum(n for *_, n in pieces))
 
 
@@ -764,21 +917,40 @@ def _crossing_time(model: Model, starts: np.ndarray) -> float:
 
 
 class Pair:
-    """The same paths with steps h and 2h, from given starting points."""
+    """The same paths with steps h and 2h; from the m points of starts (N, m, d) they are driven by the same noise."""
 
-    def __init__(self, model: Model, method: Method, starts: np.ndarray, rng: np.random.Generator) -> None:
-        self.model, self.rng = model, rng
-        self.walks = [Walk(model, method, starts), Walk(model, method, starts)]
-        self.totals = np.zeros((2, len(starts), model.columns or 1))
-        self.index = np.arange(len(starts))
-        self.noises = model.noise_columns(starts)
+    def __init__(
+        self, model: Model, method: Method, starts: np.ndarray, rng: np.random.Generator, sampled: bool = False
+    ) -> None:
+        self.model, self.rng, self.sampled = model, rng, sampled
+        self.count, self.together = starts.shape[:2]
+        places = starts.reshape(-1, starts.shape[-1])
+        kind = SampledWalk if sampled else Walk
+        self.walks = [kind(model, method, places), kind(model, method, places)]
+        self.paid = np.zeros((2, len(places), model.columns or 1))
+        self.index = np.arange(len(places))
+        self.noises = model.noise_columns(places)
         faces = [f for pair in model.box.faces for f in pair]
         self.pushed = any(isinstance(f, Reflecting | Robin) for f in faces)
         self.absorbed = any(isinstance(f, Absorbing) for f in faces)
         self.signed = method.order > 1.0 and self.noises > 1
 
-    def run(self, schedule: Schedule) -> float:
-        """Simulate; totals receive what each path was paid. Returns the weight of the paths that had to be given up."""
+    @property
+    def totals(self) -> np.ndarray:
+        """What each path was paid, fine and coarse, shape (2, N, m, k)."""
+        return self.paid.reshape(2, self.count, self.together, -1)
+
+    def run(self, schedule: Schedule, spread: np.ndarray, owner: np.ndarray, share: np.ndarray) -> float:
+        """Simulate; totals receive what each path was paid. Returns the weight of the paths that had to be given up.
+
+        To ``spread``, shape (points, k), is added the variance that instants drawn for all paths together bring into
+        the sums over paths (weighted by ``share``, shape (N, m)) of the ``owner`` points. Of a single instant per step
+        a variance cannot be seen: the squared difference of two neighbouring steps is taken, which is at least as
+        large in the mean (collapsed strata: W. G. Cochran, 1977, Sampling Techniques, section 5A.12), less the part
+        that the paths themselves bring.
+        """
+        first = np.flatnonzero(np.diff(owner, prepend=-1))
+        n = np.diff(np.append(first, len(owner)))[:, None].astype(float)
         stationary = self.model.problem.stationary
         for t, middle, end, h in schedule.pairs():
             if stationary:
@@ -786,8 +958,15 @@ class Pair:
             draws = [self._draw(h), self._draw(h)]
             fine, coarse = self.walks
             fine.advance(t, middle, h, draws[:1])
+            earned = fine.earned
             fine.advance(middle, end, h, draws[1:])
             coarse.advance(t, end, h, draws)
+            if self.sampled and not stationary:
+                uneven = np.zeros((self.count * self.together, spread.shape[1]))
+                uneven[self.index] = earned - fine.earned
+                uneven = np.einsum("nmk,nm->nk", uneven.reshape(*share.shape, -1), share)
+                total, squares = np.add.reduceat(uneven, first), np.add.reduceat(uneven**2, first)
+                spread[owner[first]] += total**2 - (squares - total**2 / n) * n / np.maximum(n - 1.0, 1.0)
             self._drop()
             if not len(self.index):
                 return 0.0
@@ -799,8 +978,9 @@ class Pair:
         return left
 
     def _draw(self, h: float) -> Draws:
-        """Draw the random numbers of one fine step."""
-        n, d, m, rng = len(self.index), self.model.box.dim, self.noises, self.rng
+        """Draw the random numbers of one fine step; paths that go together share them."""
+        d, m, rng = self.model.box.dim, self.noises, self.rng
+        n = len(self.index) if self.together == 1 else self.count
         signs = np.zeros((n, m, m)) if self.signed else np.zeros((n, 0, 0))
         if self.signed:
             upper = np.triu(2.0 * rng.integers(0, 2, (n, m, m)) - 1.0, 1)
@@ -810,7 +990,12 @@ class Pair:
         normal, uniform = (
             (rng.standard_normal((n, d, 2)), rng.random((n, d, 2))) if self.absorbed else (np.zeros((n, d, 2)),) * 2
         )
-        return Draws(dW, signs, push, normal, uniform)
+        fraction, aside = 0.5, np.zeros((n, m))
+        if self.sampled:
+            fraction = float(rng.random())
+            aside = math.sqrt(fraction * (1.0 - fraction) * h) * rng.standard_normal((n, m))
+        who = self.index // self.together if self.together > 1 else slice(None)
+        return Draws(dW[who], signs[who], push[who], normal[who], uniform[who], fraction, aside[who])
 
     def _drop(self) -> None:
         """Forget paths that are over in both walks, once there are enough of them."""
@@ -822,7 +1007,7 @@ class Pair:
             self.index = self.index[alive]
 
     def _store(self, which: np.ndarray) -> None:
-        for total, walk in zip(self.totals, self.walks, strict=True):
+        for total, walk in zip(self.paid, self.walks, strict=True):
             total[self.index[which]] = walk.paid[which]
 
 

@@ -1,7 +1,7 @@
 """What is asked: the equation, its terminal data, horizon and domain."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from typing import Any
 
@@ -39,6 +39,9 @@ class KolmogorovProblem:
         Domain and faces; None: all of R^d.
     killing, source : callable or float, optional
         c and g: ``f(t, x)`` -> ``(...)``; a source may also give ``(..., k)``.
+    breaks : sequence, optional
+        Places where coefficients or data jump or bend: numbers in one dimension, or functions ``f(x)`` -> ``(...)``
+        whose zero sets they are. Solvers by tolerance look for breaks themselves; what is told here they need not find.
 
     Raises
     ------
@@ -62,6 +65,7 @@ class KolmogorovProblem:
         *,
         killing: Function | float | None = None,
         source: Function | float | None = None,
+        breaks: Sequence[float | Function] | None = None,
     ) -> None:
         if horizon is not None and not 0.0 < float(horizon) < LONGEST:
             raise InputError(
@@ -84,6 +88,7 @@ class KolmogorovProblem:
         if self.dim > 3:
             raise InputError("dim", self.dim, "1, 2 or 3", "map the state to fewer features first")
         self.sde, self.terminal, self.killing, self.source = sde, terminal, killing, source
+        self.breaks = _checked_breaks(breaks, self.dim)
         self.horizon = None if horizon is None else float(horizon)
         self._handed: str | None = None
         self.box = Box.unbounded(self.dim) if box is None else box
@@ -102,6 +107,31 @@ class KolmogorovProblem:
         other.sde = copy.copy(self.sde)
         other.sde.arrays = other._handed = arrays
         other.sde.device = self.sde.device if device is None else device
+        return other
+
+    def broken_at(self, times: Iterable[float]) -> "KolmogorovProblem":
+        """The same problem with more breakpoints: times at which anything in it jumps."""
+        more = tuple(sorted({*self.sde.breakpoints, *times}))
+        if more == self.sde.breakpoints:
+            return self
+        other = copy.copy(self)
+        other.sde = copy.copy(self.sde)
+        other.sde.breakpoints = more
+        return other
+
+    def showing(self, name: str, t: float) -> "KolmogorovProblem":
+        """The same problem with another of its functions at an instant as terminal data: to treat both alike.
+
+        ``name``: "drift", "covariance" (d² columns), "killing" or "source".
+        """
+        functions: dict[str, Function] = {
+            "drift": self.sde.drift,
+            "covariance": lambda t, x: self.sde.covariance(t, x).reshape(*x.shape[:-1], -1),
+            "killing": self.rate,
+            "source": self.running,
+        }
+        other = copy.copy(self)
+        other.terminal = lambda x: functions[name](t, x)
         return other
 
     @property
@@ -149,6 +179,21 @@ class KolmogorovProblem:
         return f"KolmogorovProblem(dim={self.dim}, horizon={self.horizon}, {self.box!r})"
 
 
+def _checked_breaks(breaks: Sequence[float | Function] | None, dim: int) -> tuple[float | Function, ...]:
+    """Breaks as they were given: finite numbers in one dimension, or functions."""
+    given = () if breaks is None else tuple(breaks)
+    for place in given:
+        number = isinstance(place, (int, float, np.number)) and not isinstance(place, bool)
+        if not (callable(place) or (number and dim == 1 and np.isfinite(place))):
+            raise InputError(
+                "breaks",
+                repr(place),
+                "functions f(x) whose zero sets the breaks are" + (", or finite numbers" if dim == 1 else ""),
+                "breaks=[lambda x: x[..., 0] - 0.5]",
+            )
+    return tuple(place if callable(place) else float(place) for place in given)
+
+
 def _keep_points(value: Array, x: Array, argument: str, *, columns: bool) -> Array:
     """Check that a function of points kept their leading axes; broadcast plain numbers."""
     lead = tuple(x.shape[:-1])
@@ -186,7 +231,12 @@ def check_vectorised(problem: KolmogorovProblem, points: np.ndarray) -> None:
     # on a jump rounding decides, which may differ with the number of points: a little aside it does not
     aside = some + 1e-6 * (np.roll(some, 1, axis=0) - some)
     for argument, f in functions.items():
+        kept = some.copy()
         apart = [_apart(f, x) for x in (some, aside)]
+        if not np.array_equal(some, kept):
+            some[...] = kept
+            fix = "write x = x + 1.0 in place of x += 1.0"
+            raise InputError(argument, "a function that changes the points it is handed", "one that leaves them", fix)
         if all((difference > 0).any() for difference in apart):
             where = some[int(apart[0].argmax())]
             raise InputError(

@@ -14,6 +14,8 @@ PATHS = 256
 STEPS, LEAST, MOST = 8, 24, 256
 # Steps from one look at the paths to the next: order statistics cost more than the step.
 BETWEEN = 4
+# A step is stiff where the drift draws points together by more than this exponent in it.
+STIFF = 0.5
 # Quantile of two standard deviations.
 FAR = 0.977
 TINY = 1e-300
@@ -31,22 +33,24 @@ class Reach:
         Hull of the noise-free-like centre of the paths over time.
     spread_low, spread_high : ndarray, shape (d,)
         One standard deviation below and above, at the time where it matters most.
+    exploded : float
+        Part of the paths that ran away to infinity before the horizon; they are left out of the envelope from there on.
     """
 
     low: np.ndarray
     high: np.ndarray
     spread_low: np.ndarray
     spread_high: np.ndarray
+    exploded: float = 0.0
 
     def interval(self, tail: float) -> tuple[np.ndarray, np.ndarray]:
         """Ends of the interval left with about the given probability."""
         z = -float(ndtri(0.5 * tail))
+        hull = self.high - self.low
         # without noise a cut still needs distance: closures there see data from outside
-        size = np.maximum(np.abs(self.high), np.abs(self.low))
-        apart = np.maximum(self.high - self.low, np.maximum(self.spread_low, self.spread_high))
-        # nothing tells a length where one point at 0 does not move
-        width = np.where(size + apart > 0.0, np.maximum(apart, 1e-3 * size), 1e-3)
-        pad = 0.15 * width
+        still = np.where(np.abs(self.high) > 0, 1e-3 * np.abs(self.high), 1.0)
+        moves = np.maximum(hull, self.spread_low + self.spread_high) > 1e-12 * still
+        pad = 0.15 * np.where(moves, hull, still)
         return self.low - np.maximum(z * self.spread_low, pad), self.high + np.maximum(z * self.spread_high, pad)
 
 
@@ -72,8 +76,9 @@ def reach(sde: Any, points: Any, horizon: float, *, within: Any = None, seed: in
     everywhere = np.full(dim, -np.inf), np.full(dim, np.inf)
     ends = everywhere if within is None else _readable(sde, within, starts, horizon)
     starts = np.clip(starts, *ends)
-    steps = min(max(STEPS * horizon * _rate(sde, starts, horizon, ends), LEAST), MOST)
-    steps = BETWEEN * math.ceil(steps / BETWEEN)  # the last look is at the end
+    room = _room(sde, starts, horizon)
+    wanted = STEPS * horizon * _rate(sde, starts, horizon, ends, room)
+    steps = BETWEEN * math.ceil(min(max(wanted, LEAST), MOST) / BETWEEN)  # the last look is at the end
     half = rng.standard_normal((steps, PATHS // 2, dim))
     normals = np.concatenate([half, -half], 1)
     count = normals.shape[1]
@@ -83,10 +88,12 @@ def reach(sde: Any, points: Any, horizon: float, *, within: Any = None, seed: in
     dt = horizon / steps
     steady = not (sde.noiseless or callable(sde.given["covariance"]))
     root = _root(as_numpy(sde.covariance(0.0, starts[:1]))) if steady else None
+    stepper = _Stepper(sde, dt, room, root, ends, stiff=wanted > MOST)
+    gone = np.zeros(x.shape[:2], dtype=bool)
     for n in range(steps):
-        x = _step(sde, (n + 0.5) * dt, x, dt, normals[n], root)
-        if not np.isfinite(x).all():
-            x = np.nan_to_num(x, nan=0.0, posinf=1e12, neginf=-1e12)
+        moved, away = stepper.step((n + 0.5) * dt, x, normals[n])
+        gone |= away | ~np.isfinite(moved).all(-1)
+        x = np.where(gone[..., None], x, moved)  # a path that has exploded stays where it was seen last
         if within is not None:
             x = np.minimum(np.maximum(x, ends[0]), ends[1])
         if (n + 1) % BETWEEN:
@@ -96,7 +103,17 @@ def reach(sde: Any, points: Any, horizon: float, *, within: Any = None, seed: in
         low, high = np.minimum(low, centre.min(0)), np.maximum(high, centre.max(0))
         below = np.maximum(below, _spread(centre - _quantile(ordered, 1.0 - FAR), centre[:, None] - ordered))
         above = np.maximum(above, _spread(_quantile(ordered, FAR) - centre, ordered - centre[:, None]))
-    return Reach(low, high, below, above)
+    return Reach(low, high, below, above, float(gone.mean()))
+
+
+def _room(sde: Any, starts: np.ndarray, horizon: float) -> np.ndarray:
+    """Length per axis that the problem itself has: what drift and noise would do in the whole time, and the starts."""
+    b, S = as_numpy(sde.drift(0.0, starts)), as_numpy(sde.covariance(0.0, starts))
+    noise = np.sqrt(np.maximum(np.einsum("...ii->...i", S), 0.0) * horizon)
+    with np.errstate(over="ignore", invalid="ignore"):
+        length = np.nan_to_num((noise + np.abs(b) * horizon).max(0)) + np.ptp(starts, axis=0)
+    size = np.abs(starts).max(0)
+    return np.asarray(np.where(length > 0, length, np.where(size > 0, size, 1.0)))
 
 
 def _readable(sde: Any, within: Any, starts: np.ndarray, horizon: float) -> tuple[np.ndarray, np.ndarray]:
@@ -127,32 +144,73 @@ def _extremes(points: np.ndarray) -> np.ndarray:
     return points[sorted(int(i) for i in chosen)]
 
 
-def _rate(sde: Any, x: np.ndarray, horizon: float, ends: tuple[np.ndarray, np.ndarray]) -> float:
+def _rate(sde: Any, x: np.ndarray, horizon: float, ends: tuple[np.ndarray, np.ndarray], room: np.ndarray) -> float:
     """Rate at which the drift draws points together or apart: the largest row sum of |∂b| at some times."""
     d = x.shape[1]
-    shift = 1e-4 * (1.0 + np.abs(x).max())
-    moves = np.concatenate([shift * np.eye(d), -shift * np.eye(d)])
+    shift = _shift(x, room)
+    moves = np.concatenate([np.diag(shift), -np.diag(shift)])
     beside = np.clip(x + moves[:, None], *ends).reshape(-1, d)
     rates = [0.0]
     for t in np.array([0.0, 0.5, 1.0 - 1e-9]) * horizon:
         forth, back = np.split(as_numpy(sde.drift(float(t), beside)).reshape(2 * d, -1, d), 2)
-        rates.append(float(np.abs(forth - back).sum(0).max() / (2.0 * shift)))
+        rates.append(float((np.abs(forth - back) / (2.0 * shift[:, None, None])).sum(0).max()))
     return max(rate for rate in rates if math.isfinite(rate))
 
 
-def _step(sde: Any, t: float, x: np.ndarray, dt: float, normals: np.ndarray, root: np.ndarray | None) -> np.ndarray:
-    """One step with the drift at its middle: Euler's would spiral out of a rotation; ``root`` of a constant Σ."""
-    middle = x + 0.5 * dt * _tamed(as_numpy(sde.drift(t, x)), x, dt)
-    moved = x + dt * _tamed(as_numpy(sde.drift(t, middle)), x, dt)
-    if sde.noiseless:
-        return np.asarray(moved)
-    root = _root(as_numpy(sde.covariance(t, x))) if root is None else root
-    return np.asarray(moved + math.sqrt(dt) * np.einsum("...ij,...j->...i", root, normals))
+def _shift(x: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """Distance per axis over which slopes of the drift are taken: small beside the points and beside the room."""
+    size = np.abs(x).max(axis=tuple(range(x.ndim - 1)))
+    return np.asarray(1e-4 * np.where(size > 0, np.minimum(size, room), room))
 
 
-def _tamed(b: np.ndarray, x: np.ndarray, dt: float) -> np.ndarray:
-    """Superlinear drifts, bounded so that they do not explode."""
-    return np.asarray(b / (1.0 + dt * _size(b) / (1.0 + _size(x))))
+@dataclass(frozen=True)
+class _Stepper:
+    """Steps of the ensemble; ``root`` of a constant Σ.
+
+    With the drift at the middle of the step, since Euler's method would spiral out of a rotation. ``stiff``: steps are
+    longer than the drift takes to draw points together; then the step is that of the linear equation with the slope
+    that most paths see, and so is its noise, which does not grow with the step.
+    """
+
+    sde: Any
+    dt: float
+    room: np.ndarray
+    root: np.ndarray | None
+    ends: tuple[np.ndarray, np.ndarray]
+    stiff: bool
+
+    def step(self, t: float, x: np.ndarray, normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """New positions, and which paths explode."""
+        dt, b = self.dt, as_numpy(self.sde.drift(t, x))
+        with np.errstate(over="ignore", invalid="ignore"):
+            outward = (b * x).sum(-1) > 0
+            far = _size(x / self.room)[..., 0]
+            away = outward & (far > 1.0) & (dt * _size(b / self.room)[..., 0] > 1.0 + far)
+        rate = self._contraction(t, x) if self.stiff else np.zeros(x.shape[-1])
+        slow = rate * dt < STIFF
+        lasting = np.where(slow, dt, -np.expm1(-rate * dt) / np.where(slow, 1.0, rate))
+        middle = x + 0.5 * lasting * self._tamed(b, x)
+        there = as_numpy(self.sde.drift(t, middle))
+        moved = x + lasting * self._tamed(np.where(slow, there, b), x)
+        if self.sde.noiseless:
+            return moved, away
+        root = _root(as_numpy(self.sde.covariance(t, x))) if self.root is None else self.root
+        kept = np.where(slow, 1.0, np.sqrt(-np.expm1(-2.0 * rate * dt) / np.where(slow, 1.0, 2.0 * rate * dt)))
+        return moved + kept * math.sqrt(dt) * np.einsum("...ij,...j->...i", root, normals), away
+
+    def _contraction(self, t: float, x: np.ndarray) -> np.ndarray:
+        """Rate per axis at which the drift draws most paths together."""
+        shift, rates = _shift(x, self.room), []
+        for i in range(x.shape[-1]):
+            move = np.zeros(x.shape[-1])
+            move[i] = shift[i]
+            forth, back = (as_numpy(self.sde.drift(t, np.clip(x + s * move, *self.ends)))[..., i] for s in (1, -1))
+            rates.append(float(np.nanmedian((back - forth) / (2.0 * shift[i]))))
+        return np.maximum(rates, 0.0)
+
+    def _tamed(self, b: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Superlinear drifts, bounded so that a step does not overshoot by more than the path's own size."""
+        return np.asarray(b / (1.0 + self.dt * _size(b / self.room) / (1.0 + _size(x / self.room))))
 
 
 def _size(v: np.ndarray) -> np.ndarray:

@@ -13,11 +13,12 @@ A run owns one folder::
     log.txt            what happened when
     lock               held by the process that writes to the folder; empty
 
-Every file is written beside its place and moved there in one step, so a reader sees the old file or the new one,
-never a half. The only file that grows is ``metrics.jsonl``; a line cut short by a kill is dropped when the run
-resumes, with the lines of the unit that was in flight.
+The folder appears whole. Every file is written beside its place and moved there in one step, so a reader sees the old
+file or the new one, never a half. The only files that grow are ``log.txt`` and ``metrics.jsonl``, of which a line cut
+short by a kill is dropped when the run resumes, with the lines of the unit that was in flight; so is what else a kill
+left behind. A folder that holds anything but ordinary files and folders, such as links, is refused.
 
-This room may import ``kolmo.errors`` and ``kolmo.files``.
+This room may import ``kolmo.errors``, ``kolmo.files``, ``kolmo.claims``, ``kolmo.locks`` and ``kolmo.schema``.
 """
 
 import contextlib
@@ -28,38 +29,43 @@ import logging
 import os
 import platform
 import re
-import shutil
+import stat
 import subprocess
 import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 
 import numpy as np
 
-from kolmo.errors import InputError, KolmoError
+from kolmo import claims, schema
+from kolmo.errors import InputError, KolmoError, KolmoWarning
 from kolmo.files import (
     FileError,
+    append,
+    appending,
+    damage,
     is_file,
+    opened,
+    parsed,
     plain,
     read_json,
     read_npz,
     read_tree,
     replacing,
+    synced,
     write_bytes,
     write_json,
     write_npz,
     write_tree,
     writing,
 )
+from kolmo.locks import FolderLock, Owner
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-try:
-    import fcntl
-except ImportError:  # Windows has no flock: there nothing stops two processes from resuming one run
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["Run", "RunError", "environment"]
 
@@ -67,10 +73,36 @@ _PACKAGES = ("kolmo", "numpy", "scipy", "numba", "torch", "fipy", "matplotlib", 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 _LOGGER = logging.getLogger("kolmo")
+_STATES = ("running", "done", "failed", "interrupted")
+# Bytes of a line of metrics.jsonl.
+_MAX_LINE = 2**20
+
+_CONFIG = schema.table({"name": schema.text(), "config": schema.mapping(schema.anything)})
+_STATUS = schema.table(
+    {"state": schema.text(_STATES), "message": schema.text(), "time": schema.text(), "owner": schema.anything},
+    absent=["owner"],
+)
+_WORDS = schema.mapping(schema.optional(schema.text()))
+_ENVIRONMENT = schema.table(
+    {
+        "python": schema.text(),
+        "platform": schema.text(),
+        "cores": schema.optional(schema.whole(0)),
+        "packages": _WORDS,
+        "git": schema.optional(schema.text()),
+        "threads": schema.mapping(schema.anything),
+        "seeds": schema.many(schema.whole()),
+        "resumed": schema.many(
+            schema.table({"time": schema.text(), "changes": schema.mapping(schema.pair(schema.anything))})
+        ),
+    },
+    absent=["resumed"],
+)
+_LINE = schema.mapping(schema.anything)
 
 
 class RunError(KolmoError, RuntimeError):
-    """A run folder cannot be written to: another process does."""
+    """A run folder cannot be written to: another process does, or it cannot be told whether one does."""
 
 
 class Run:
@@ -112,14 +144,16 @@ class Run:
         self.folder = Path(folder)
         if not is_file(self.folder / "config.json"):
             raise InputError("run", self.folder, "a run folder (one with a config.json)", _known_runs(self.folder))
-        stored = self._read_json("config.json")
-        if not {"name", "config"} <= set(stored):
-            raise FileError(f"{self.folder / 'config.json'} is damaged: it has no name and configuration.")
+        _check_folder(self.folder)
+        stored = self._read_json("config.json", _CONFIG)
         self.name: str = stored["name"]
         self.config: dict[str, Any] = stored["config"]
-        self._lock: IO[bytes] | None = None
+        self._lock: FolderLock | None = None
         self._unit: str | None = None
         self._log: logging.Handler | None = None
+        self._ending = "done", ""
+        self._news: list[str] = []
+        self._appending = threading.Lock()
 
     # ---------------------------------------------------------------------------------------------- making one
 
@@ -132,6 +166,7 @@ class Run:
         root: str | os.PathLike[str] = "runs",
         out: str | os.PathLike[str] | None = None,
         seeds: Sequence[int] = (),
+        files: Mapping[str, bytes] | None = None,
     ) -> Self:
         """Make a fresh run folder, never one that exists.
 
@@ -144,9 +179,11 @@ class Run:
         root : path, default "runs"
             The folder gets a fresh name in here: ``root/name-date-time``.
         out : path, optional
-            Exactly this folder instead.
+            Exactly this folder instead; one that is there must be empty.
         seeds : sequence of int, optional
             The seeds used, for the record.
+        files : mapping of str to bytes, optional
+            Files that belong to what was asked, by name; they are there from the start.
 
         Raises
         ------
@@ -156,15 +193,29 @@ class Run:
         _check_name("name", name)
         stored = plain({"name": name, "config": config})
         made_with = environment(seeds)
-        folder = _fresh_folder(Path(root), name) if out is None else _exactly(Path(out))
+        names = _fresh_names(Path(root), name) if out is None else iter([Path(out)])
+        first = next(names)
         try:
-            write_json(folder / "environment.json", made_with)
-            write_json(folder / "config.json", stored)
-        except FileError:
-            shutil.rmtree(folder, ignore_errors=True)  # nothing half-made stays where a disk is full
-            raise
+            first.parent.mkdir(parents=True, exist_ok=True)
+            claims.sweep(first.parent, first.name if out is not None else name)
+            with claims.claimed_folder(first.parent, first.name if out is not None else name) as made:
+                for file, content in (files or {}).items():
+                    write_bytes(made / file, content, in_run=True)
+                write_json(made / "environment.json", made_with, in_run=True)
+                write_json(made / "config.json", stored, in_run=True)
+                held = FolderLock.take(made)
+                try:
+                    folder = _moved(made, [first, *names] if out is None else [first])
+                except BaseException:
+                    if held is not None:
+                        held.release()
+                    raise
+        except FileError as error:
+            raise FileError(str(error).replace(os.fspath(made), os.fspath(first))) from error
+        except OSError as error:
+            raise FileError(f"cannot make a run folder {first}: {error.strerror or error}.") from error
         run = cls(folder)
-        run._acquire()
+        run._hold(held)
         return run
 
     @classmethod
@@ -173,19 +224,32 @@ class Run:
         return cls(folder)
 
     @classmethod
-    def resume(cls, folder: str | os.PathLike[str]) -> Self:
+    def resume(cls, folder: str | os.PathLike[str], *, take_over: bool = False) -> Self:
         """Open a run for writing: finished units are kept, what was in flight is forgotten.
+
+        Where versions, source or machine are not those that the run was begun with, that is warned of, and kept in
+        ``environment.json`` and the report.
+
+        Parameters
+        ----------
+        folder : path
+            The folder.
+        take_over : bool
+            Go on also where it cannot be told whether the process that wrote last still does: it runs on another
+            machine and the file system has no locks; or a process that it had started holds its lock.
 
         Raises
         ------
         InputError
             When the folder holds no run.
         RunError
-            When another process is writing to it.
+            When another process is writing to it; or may be, unless ``take_over``.
         """
         run = cls(folder)
-        run._acquire()
+        run._acquire(take_over)
+        claims.sweep_folder(run.folder)
         run._forget_unfinished_metrics()
+        run._compare_versions()
         return run
 
     def __enter__(self) -> Self:
@@ -194,13 +258,23 @@ class Run:
             self._log = _LogFile(self.folder / "log.txt", encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         _LOGGER.addHandler(self._log)
-        self._set_status("running")
+        self._ending = "done", ""
+        try:
+            self._set_status("running")
+        except BaseException:
+            self._close()
+            raise
+        for message in self._news:
+            self.log(message)
+        self._news = []
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if self._lock is None or not self._lock.ours:
+            return  # a forked process: how it ends says nothing about the run
         try:
             if kind is None:
-                self._set_status("done")
+                self._set_status(*self._ending)
             elif issubclass(kind, KeyboardInterrupt):
                 self._set_status("interrupted")
             else:
@@ -212,13 +286,19 @@ class Run:
         finally:
             self._close()
 
+    def interrupted(self, message: str) -> None:
+        """Say that the run ends early though no exception ends it: its status will be ``interrupted``."""
+        self._ending = "interrupted", message
+
     def _close(self) -> None:
         if self._log is not None:
             _LOGGER.removeHandler(self._log)
             with contextlib.suppress(OSError):  # what it still holds does not fit on the disk
                 self._log.close()
             self._log = None
-        self._release()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     # ------------------------------------------------------------------------------------------------- working
 
@@ -249,9 +329,9 @@ class Run:
                 value = function()
             finally:
                 self._unit = outer
-            write_tree(path, value)
+            write_tree(path, value, in_run=True)
         try:
-            return read_tree(path)
+            return read_tree(path, in_run=True)
         except FileError as error:
             raise FileError(f"{error} Delete it and resume the run: the unit is then done again.") from None
 
@@ -263,34 +343,37 @@ class Run:
         """Return the result of a finished unit of work."""
         if not self.finished(key):
             raise InputError("key", repr(key), "one of the finished units: " + ", ".join(self.units))
-        return read_tree(self.folder / "units" / f"{key}.npz")
+        return read_tree(self.folder / "units" / f"{key}.npz", in_run=True)
 
     def record(self, **values: Any) -> None:
         """Append one line to ``metrics.jsonl``: the values, the unit of work they belong to, and the time."""
         line = {"unit": self._unit, "time": _now(), **plain(values)}
-        path = self.folder / "metrics.jsonl"
-        with writing(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        content = (json.dumps(line, allow_nan=False) + "\n").encode()
+        if len(content) > _MAX_LINE:
+            needed = f"at most {_MAX_LINE} bytes a line"
+            raise InputError("values", f"{len(content)} bytes", needed, "save_arrays takes more")
+        with self._appending:
+            append(self.folder / "metrics.jsonl", content)
 
     def save_results(self, results: Mapping[str, Any]) -> None:
         """Write ``results.json``: the numbers that answer the question (not-a-number and infinity become null)."""
-        write_json(self.folder / "results.json", results)
+        write_json(self.folder / "results.json", results, in_run=True)
 
     def save_arrays(self, name: str, **arrays: Any) -> Path:
         """Write ``arrays/NAME.npz``."""
         _check_name("name", name)
         path = self.folder / "arrays" / f"{name}.npz"
-        write_npz(path, {key: np.asarray(value) for key, value in arrays.items()})
+        write_npz(path, {key: np.asarray(value) for key, value in arrays.items()}, in_run=True)
         return path
 
     def save_figure(self, name: str, figure: "Figure") -> Path:
         """Write a Matplotlib figure as ``figures/NAME.png`` and ``figures/NAME.pdf``; return the path of the first."""
         _check_name("name", name)
         path = self.folder / "figures" / f"{name}.png"
-        with replacing(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=200)
-        with replacing(path.with_suffix(".pdf")) as temporary:
-            figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
+        with replacing(path, in_run=True) as file:
+            figure.savefig(file, format="png", dpi=200)
+        with replacing(path.with_suffix(".pdf"), in_run=True) as file:
+            figure.savefig(file, format="pdf", metadata={"CreationDate": None})
         return path
 
     def log(self, message: str, error: BaseException | None = None) -> None:
@@ -305,20 +388,26 @@ class Run:
     @property
     def status(self) -> str:
         """``running``, ``done``, ``failed`` or ``interrupted``."""
-        if not (self.folder / "status.json").exists():
-            return "interrupted"
-        state: str = self._read_json("status.json").get("state", "interrupted")
-        return "interrupted" if state == "running" and not self._being_written() else state
+        found = self._last_status()
+        if found.get("state") != "running":
+            return str(found.get("state", "interrupted"))
+        owner = Owner.read(found.get("owner"))
+        here = self._lock is not None and self._lock.ours
+        return "running" if here or FolderLock.is_held(self.folder, owner) else "interrupted"
+
+    def _last_status(self) -> dict[str, Any]:
+        there = (self.folder / "status.json").exists()
+        return self._read_json("status.json", _STATUS) if there else {}
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What the run was made with."""
-        return self._read_json("environment.json")
+        """What the run was made with, and resumed with where that differs."""
+        return self._read_json("environment.json", _ENVIRONMENT)
 
     @property
     def results(self) -> dict[str, Any]:
         """The numbers in ``results.json``."""
-        return self._read_json("results.json")
+        return self._read_json("results.json", _LINE)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -332,7 +421,8 @@ class Run:
 
     def load_arrays(self, name: str) -> dict[str, np.ndarray[Any, Any]]:
         """Read ``arrays/NAME.npz``."""
-        return read_npz(self.folder / "arrays" / f"{name}.npz")
+        _check_name("name", name)
+        return read_npz(self.folder / "arrays" / f"{name}.npz", in_run=True)
 
     def figure(self, name: str) -> Path:
         """Path of a figure that was saved."""
@@ -340,68 +430,121 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------- inside
 
-    def _read_json(self, name: str) -> dict[str, Any]:
-        stored = read_json(self.folder / name)
-        if not isinstance(stored, dict):
-            raise FileError(f"{self.folder / name} is damaged: it holds no table of names and values.")
-        return stored
+    def _read_json(self, name: str, check: schema.Check) -> dict[str, Any]:
+        stored = read_json(self.folder / name, in_run=True)
+        with damage(self.folder / name):
+            return cast("dict[str, Any]", check(stored, name.removesuffix(".json")))
 
     def _set_status(self, state: str, message: str = "") -> None:
-        write_json(self.folder / "status.json", {"state": state, "message": message, "time": _now()})
+        status: dict[str, Any] = {"state": state, "message": message, "time": _now()}
+        if state == "running" and self._lock is not None:
+            status["owner"] = self._lock.owner.record()
+        write_json(self.folder / "status.json", status, in_run=True)
         self.log(state)
 
     def _metrics(self) -> Iterator[dict[str, Any]]:
         path = self.folder / "metrics.jsonl"
         if not path.exists():
             return
-        lines = path.read_bytes().split(b"\n")
-        for number, line in enumerate(lines, start=1):
-            if not line:
-                continue
-            try:
-                found = json.loads(line)
-            except ValueError:
-                if number == len(lines):  # the last line may have been cut short
-                    return
-                found = None
-            if not isinstance(found, dict) or not isinstance(found.get("unit", 0), str | None):
-                raise FileError(f"{path} is damaged in line {number}.")
-            yield found
+        with opened(path, in_run=True) as file:
+            for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE + 1), b""), start=1):
+                if line == b"\n":
+                    continue
+                try:
+                    found = _LINE(parsed(line, strict=True), "line")
+                    if not isinstance(found.get("unit", 0), str | None):
+                        raise schema.refuse("unit", found.get("unit", 0), "text or nothing")
+                except ValueError:
+                    if line.endswith(b"\n") or len(line) > _MAX_LINE:
+                        raise FileError(f"{path} is damaged in line {number}.") from None
+                    return  # the last line may have been cut short
+                yield found
 
     def _forget_unfinished_metrics(self) -> None:
         # Lines outside any unit go as well: the code that wrote them runs again.
-        kept = [line for line in self._metrics() if line["unit"] is not None and self.finished(line["unit"])]
-        write_bytes(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+        with replacing(self.folder / "metrics.jsonl", in_run=True) as file:
+            for line in self._metrics():
+                if line["unit"] is not None and self.finished(line["unit"]):
+                    file.write((json.dumps(line) + "\n").encode())
 
-    def _acquire(self) -> None:
+    def _compare_versions(self) -> None:
+        """Warn, and keep, that a run goes on with other versions than it was begun with."""
+        begun, now = self.environment, environment()
+        changes = {name: [begun[name], now[name]] for name in ("python", "platform", "git") if begun[name] != now[name]}
+        packages = begun["packages"] | now["packages"]
+        for name in packages:
+            pair = [begun["packages"].get(name), now["packages"].get(name)]
+            if pair[0] != pair[1]:
+                changes[name] = pair
+        earlier = begun.get("resumed", [])
+        if not changes or (earlier and {k: list(v) for k, v in earlier[-1]["changes"].items()} == changes):
+            return
+        resumed = [*earlier, {"time": _now(), "changes": changes}]
+        write_json(self.folder / "environment.json", begun | {"resumed": resumed}, in_run=True)
+        told = "; ".join(f"{name} {old} -> {new}" for name, (old, new) in changes.items())
+        self._tell(f"{self.folder} goes on with other versions than it was begun with ({told}): its results mix both.")
+
+    def _tell(self, message: str) -> None:
+        """Warn, and have it in the log."""
+        self._news.append(message)
+        warnings.warn(message, KolmoWarning, stacklevel=2)
+
+    def _acquire(self, take_over: bool = False) -> None:
         if self._lock is not None:
+            if not self._lock.ours:
+                raise RunError(f"{self.folder} is written by the process that this one was forked from.")
             return
         with writing(self.folder / "lock"):
-            lock = (self.folder / "lock").open("ab")
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                lock.close()
-                raise RunError(f"{self.folder} is being written by another process; wait for it or stop it.") from None
-        self._lock = lock
+            held = FolderLock.take(self.folder)
+        try:
+            self._check_owner(held, take_over)
+            if held is None:  # the old one stays with the process that has it
+                (self.folder / "lock").unlink(missing_ok=True)
+                held = FolderLock.take(self.folder)
+                self._check_owner(held, take_over=False)
+        except BaseException:
+            if held is not None:
+                held.release()
+            raise
+        self._hold(held)
 
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.close()  # the system drops the lock with the file, also when the process is killed
-            self._lock = None
+    def _hold(self, held: FolderLock | None) -> None:
+        self._lock = held
+        if held is not None and not held.supported:
+            self._tell(f"the file system of {self.folder} has no locks: see to it that one process writes at a time.")
 
-    def _being_written(self) -> bool:
-        if self._lock is not None or fcntl is None:
-            return True
-        with contextlib.suppress(OSError), (self.folder / "lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-        return (self.folder / "lock").exists()
+    def _check_owner(self, held: FolderLock | None, take_over: bool) -> None:
+        """Refuse a run that somebody else writes to, by its lock and by the record of who wrote last."""
+        found = self._last_status()
+        owner = Owner.read(found.get("owner")) if found.get("state") == "running" else None
+        word = "resume it with take_over=True, or --take-over"
+        who = "another process" if owner is None else f"another process, {owner}"
+        busy = RunError(f"{self.folder} is being written by {who}; wait for it or stop it.")
+        if held is None:
+            if owner is None or owner.alive() is not False:
+                raise busy
+            if not take_over:
+                raise RunError(
+                    f"{self.folder} was being written by {owner}, which is gone, but a process that it had started "
+                    f"holds its lock. Stop that, or {word}."
+                )
+        elif owner is not None and FolderLock.is_held(self.folder, owner, held):
+            if owner.alive() is None and not take_over:
+                raise RunError(
+                    f"{self.folder} was being written by {owner}. The file system has no locks, so it cannot be told "
+                    f"from here whether it still is. If it is not, {word}."
+                )
+            if owner.alive() is not None:
+                raise busy
+        if owner is not None:
+            self._news.append(f"goes on with what {owner} left")
 
 
 class _LogFile(logging.FileHandler):
     """A log that is left short where the disk is full: it must neither end the run nor show a trace."""
+
+    def _open(self) -> TextIO:  # type: ignore[override]
+        return os.fdopen(appending(Path(self.baseFilename)), "a", encoding="utf-8", errors="replace")
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging calls
         """Say nothing."""
@@ -474,30 +617,49 @@ def _check_name(argument: str, name: str) -> None:
         raise InputError(argument, repr(name), "letters, digits and . _ = + -, a letter or digit first")
 
 
-def _fresh_folder(root: Path, name: str) -> Path:
+def _fresh_names(root: Path, name: str) -> Iterator[Path]:
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        for attempt in range(1, 1000):
-            folder = root / (f"{name}-{stamp}" if attempt == 1 else f"{name}-{stamp}-{attempt}")
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir()
-                return folder
-    except OSError as error:
-        raise FileError(f"cannot make a run folder in {root}: {error.strerror or error}.") from error
-    raise FileError(f"cannot make a run folder in {root}: a thousand were made in this second.")
+    for attempt in range(1, 1000):
+        yield root / (f"{name}-{stamp}" if attempt == 1 else f"{name}-{stamp}-{attempt}")
 
 
-def _exactly(folder: Path) -> Path:
+def _moved(made: Path, names: Sequence[Path]) -> Path:
+    """Give a complete folder the first name that is free: in one step, and never in the place of something else."""
+    for folder in names:
+        try:
+            if os.name == "nt" and folder.exists():
+                continue
+            made.rename(folder)
+        except OSError:
+            if not (folder.exists() or folder.is_symlink()):
+                raise
+            continue
+        synced(folder.parent)
+        return folder
+    fix = "choose another folder, or continue the run that is in it with --resume"
+    raise InputError("out", names[0], "a folder that does not exist yet, or is empty", fix)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that holds anything but files and folders of its own: it may come from anybody."""
+    kinds = {stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    waiting = [os.fspath(folder)]
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()
-    except FileExistsError:
-        fix = "choose another folder, or continue the run that is in it with --resume"
-        raise InputError("out", folder, "a folder that does not exist yet", fix) from None
+        while waiting:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    mode = entry.stat(follow_symlinks=False).st_mode
+                    if stat.S_ISDIR(mode):
+                        waiting.append(entry.path)
+                    elif not stat.S_ISREG(mode):
+                        kind = kinds.get(stat.S_IFMT(mode), "a device")
+                        raise FileError(
+                            f"{entry.path} is {kind}: a run folder holds files and folders of its own only."
+                        )
+    except FileNotFoundError:
+        pass  # what another process writes comes and goes
     except OSError as error:
-        raise FileError(f"cannot make the folder {folder}: {error.strerror or error}.") from error
-    return folder
+        raise FileError(f"cannot read {folder}: {error.strerror or error}.") from error
 
 
 def _known_runs(folder: Path) -> str:

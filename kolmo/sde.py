@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from kolmo.arrays import Array, as_like, as_numpy, is_module, is_tensor, namespace
+from kolmo.arrays import Array, as_like, as_numpy, called, fresh, is_module, is_tensor, namespace
 from kolmo.errors import InputError
 
 Coefficient = Callable[[float, Array], Array]
@@ -169,6 +169,9 @@ class SDE:
         if self._diffusion is None:
             return as_like(0.0, x) + namespace(x).zeros_like(x)[..., None] * namespace(x).zeros_like(x)[..., None, :]
         s = self.diffusion(t, x)
+        if x.ndim > 1 and not callable(self._diffusion):  # one product for all points
+            s = s[(0,) * (x.ndim - 1)] if s.shape[0] else s
+            return _expand(s @ namespace(s).swapaxes(s, -1, -2), (*x.shape, x.shape[-1]), "diffusion", "")
         return s @ namespace(s).swapaxes(s, -1, -2)
 
     def __repr__(self) -> str:
@@ -184,12 +187,12 @@ def evaluate(f: Any, t: float, x: Array, argument: str, arrays: str | None = Non
     dropped then).
     """
     if not callable(f):
-        return as_like(f, x)
+        return as_like(checked(f, argument), x)
     hand = x
     if arrays == "torch" and not is_tensor(x):
         import torch
 
-        hand = torch.as_tensor(x, device=device)
+        hand = torch.as_tensor(x, device="cpu" if device is None else device)  # whatever the default device is
     elif arrays == "numpy" and is_tensor(x):
         hand = as_numpy(x)
     if is_module(f):
@@ -201,10 +204,10 @@ def evaluate(f: Any, t: float, x: Array, argument: str, arrays: str | None = Non
             import torch
 
             with torch.no_grad():
-                value = f(t, hand)
+                value, new = called(f, t, hand)
         else:
-            value = f(t, hand)
-    except (InputError, KeyboardInterrupt):
+            value, new = called(f, t, hand)
+    except InputError:
         raise
     except Exception as error:
         kind = "torch tensors" if is_tensor(hand) else "NumPy arrays (SDE(..., arrays='torch') hands out tensors)"
@@ -214,7 +217,42 @@ def evaluate(f: Any, t: float, x: Array, argument: str, arrays: str | None = Non
             f"a function of t (a float) and points of shape {tuple(x.shape)} that works on whole arrays",
             f"write it with x[..., i] and array functions; it is handed {kind}",
         ) from error
-    return as_like(value, x)
+    value = checked(value, argument)
+    result = as_like(value, x)
+    # a function that fills the same array again, or returns what it was handed, gets nothing into its hands
+    return result if new or "64" not in str(value.dtype) else fresh(result)
+
+
+def checked(value: Any, argument: str) -> Any:
+    """Real numbers, as an array or a tensor; text, complex numbers and other objects are refused by name."""
+    if is_tensor(value):
+        kind = str(value.dtype).removeprefix("torch.")
+        odd = value.is_complex() or value.is_quantized or value.device.type == "meta" or value.layout != _strided()
+        given = f"a tensor of {kind} on {value.device} with layout {value.layout}" if odd else ""
+    else:
+        try:
+            array = np.asanyarray(value)
+        except Exception as error:
+            raise InputError(argument, f"a {type(value).__name__} ({error})", _NUMBERS, _FIX) from error
+        odd = array.dtype.kind not in "biuf" or bool(np.ma.is_masked(array))
+        words = {"c": "complex numbers", "U": "text", "S": "text", "O": f"an object of type {type(value).__name__}"}
+        given = words.get(
+            array.dtype.kind, "masked values" if array.dtype.kind in "biuf" else f"values of {array.dtype}"
+        )
+        value = array if type(array) is np.ndarray else np.asarray(array)
+    if odd:
+        raise InputError(argument, given, _NUMBERS, "take its real part" if "complex" in given else _FIX)
+    return value
+
+
+_NUMBERS = "real numbers, as an array or a tensor"
+_FIX = "return one array, put together by np.stack or torch.stack"
+
+
+def _strided() -> Any:
+    import torch
+
+    return torch.strided
 
 
 def _torchsde_coefficients(module: Any) -> tuple[Coefficient, Coefficient]:

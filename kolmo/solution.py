@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kolmo import files
+from kolmo import files, schema, stored
 from kolmo.arrays import Array, as_like, as_numpy, as_points, is_tensor
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, MissingExtraError
@@ -219,9 +219,30 @@ def load(path: str | os.PathLike[str]) -> Solution:
     >>> bool(kolmo.load(path)(0.3) == sol(0.3))
     True
     """
-    tree = files.read_tree(Path(path))
-    if not isinstance(tree, dict) or "solution" not in tree:
-        raise InputError("path", str(path), "a file written by Solution.save")
-    tree = tree["solution"]
-    recipe = Discretization.from_record(tree.pop("discretization"))
-    return Solution(grid=recipe.grid, discretization=recipe, **tree)
+    return files.read_record(Path(path), "solution", _RECORD, _rebuilt, "a file written by Solution.save")
+
+
+_STATUSES = ("converged", "fixed", "tolerance_not_met", "interrupted")
+_RECORD = schema.of(
+    Solution,
+    grid=None,
+    values=schema.array("f", finite=False),
+    times=schema.array("f", None),
+    discretization=stored.recipe(Discretization),
+    status=schema.text(_STATUSES),
+)
+
+
+def _rebuilt(tree: dict[str, Any]) -> Solution:
+    """A solution from its record, whose parts fit together."""
+    recipe = Discretization.restored(tree.pop("discretization"))
+    found = Solution(grid=recipe.grid, discretization=recipe, **tree)
+    shape = (len(found.times), *recipe.grid.shape)
+    schema.same_shape("solution", shape, values=found.values)
+    if found.values.ndim > len(shape) + 1:
+        raise schema.refuse("solution.values", found.values, f"shape {shape}, or one axis more")
+    if found.status in ("converged", "fixed") and not np.isfinite(found.values).all():
+        raise schema.refuse("solution.values", found.values, "finite numbers")
+    if not (np.diff(found.times) > 0).all():
+        raise schema.refuse("solution.times", found.times, "increasing times")
+    return found

@@ -14,8 +14,8 @@ from kolmo.discretization import Discretization
 from kolmo.errors import InputError, KolmoError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
 from kolmo.march import Callback, Run
-from kolmo.plan import prescribe, search
 from kolmo.problem import KolmogorovProblem
+from kolmo.refine.plan import prescribe, search
 from kolmo.schemes.base import SCHEMES
 from kolmo.solution import Solution
 from kolmo.stationary import solve_stationary
@@ -23,6 +23,8 @@ from kolmo.steppers.base import STEPPERS
 from kolmo.times import missing
 
 BACKENDS = ("auto", "numba", "torch")
+# No first grid has fewer nodes along an axis.
+LEAST = 9
 
 
 def solve(
@@ -125,17 +127,31 @@ def solve(
                 shape = grid.shape if isinstance(grid, Grid) else np.atleast_1d(grid).tolist()
                 if len(shape) == 1:  # the same along every axis
                     shape = list(shape) * problem.dim
-                memory.require("grid", shape, saved=len(saved))
+                counted = steps if isinstance(steps, (int, np.integer)) and steps > 0 else 0
+                memory.require("grid", shape, columns=_width(problem), saved=len(saved), steps=int(counted))
                 recipe = prescribe(problem, grid, steps, scheme, stepper, saved, like)
                 return _fixed(problem, recipe, saved, like, callback, progress)
             if steps is not None:
                 raise InputError("steps", steps, "grid= with it, or neither to solve by tolerance")
+            memory.require("terminal", [LEAST] * problem.dim, columns=_width(problem), saved=len(saved))
             limits = {"max_seconds": max_seconds, "max_cells": max_cells}
             return _by_tolerance(problem, at, rtol, atol, saved, scheme, stepper, like, callback, progress, limits)
     except NotConvergedError as error:
         if throw:
             raise
         return _no_answer(problem, grid, error)
+
+
+def _width(problem: KolmogorovProblem) -> int:
+    """Columns of the terminal data, asked at one point before anything of the size of a grid is made; 1 without any."""
+    if problem.terminal is None:
+        return 1
+    low, high = (np.asarray(ends, dtype=float) for ends in (problem.box.lower, problem.box.upper))
+    inside = np.where(np.isfinite(low), low, np.where(np.isfinite(high), high - 1.0, 0.0))
+    bounded = np.isfinite(low) & np.isfinite(high)
+    inside = np.where(bounded, 0.5 * (inside + np.where(bounded, high, 0.0)), inside + np.isfinite(low))
+    values = problem.final(inside[None])
+    return int(values.shape[-1]) if values.ndim > 1 else 1
 
 
 def _check_names(scheme: str, stepper: str) -> None:

@@ -4,10 +4,12 @@ This room may import ``kolmo.errors``, ``kolmo.experiments`` and ``kolmo.runs``.
 """
 
 import contextlib
+import copy
 import functools
 import importlib
 import itertools
 import math
+import pickle
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -107,7 +109,7 @@ def store(
             try:
                 run.unit(key, result)
             except Exception as error:
-                failed[key] = f"{type(error).__name__}: {error}"
+                failed[key] = told(error)
                 run.log(f"{key} failed", error)
             bar.update()
     return failed
@@ -191,7 +193,7 @@ def _distributed() -> Any:
 
 
 def steadily(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function on one thread with deterministic kernels."""
+    """Call a function on one thread with deterministic kernels; what it raises can cross to another process."""
     import torch
     from threadpoolctl import threadpool_limits
 
@@ -201,9 +203,31 @@ def steadily(function: Callable[..., Any], *arguments: Any) -> Any:
     try:
         with threadpool_limits(1):
             return function(*arguments)
+    except Exception as error:
+        if _crosses(error):
+            raise
+        raise TaskError(told(error)) from None
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
+
+
+class TaskError(KolmoError, RuntimeError):
+    """What a task raised that cannot go from one process to another: its kind and its message."""
+
+
+def told(error: BaseException) -> str:
+    """Kind and message of what a task raised, the same in this process and from a worker."""
+    return str(error) if isinstance(error, TaskError) else f"{type(error).__name__}: {error}"
+
+
+def _crosses(error: Exception) -> bool:
+    """Whether an exception survives the way from one process to another."""
+    try:
+        pickle.dumps(error)
+        return str(copy.copy(error)) == str(error)  # rebuilt from the parts that are sent
+    except Exception:
+        return False
 
 
 def _experiment(name: str, values: dict[str, str]) -> dict[str, Any]:

@@ -13,15 +13,15 @@ PACKAGE = Path(__file__).resolve().parents[1] / "kolmo"
 # From the top of the house to the bottom. A module, or a subpackage with all its modules, lives in one room;
 # a new one has to be given its place here.
 ROOMS = [
-    ["errors", "arrays", "registry", "files", "memory", "expressions", "times"],
-    ["sde", "reach", "box", "problem"],
+    ["errors", "arrays", "registry", "schema", "locks", "claims", "files", "memory", "expressions", "times"],
+    ["instants", "sde", "reach", "box", "problem"],
     ["grid", "grading"],
     ["kernels"],
     ["schemes"],
     ["steppers"],
     ["march", "stationary", "limits"],
-    ["discretization", "layout", "plan"],
-    ["solve", "forward", "spectrum", "montecarlo", "solution"],
+    ["stored", "discretization", "refine", "smooth"],
+    ["solve", "forward", "spectrum", "montecarlo", "solution", "certificate"],
     ["control"],
     ["bridge"],
     ["landscape"],

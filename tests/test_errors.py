@@ -7,8 +7,8 @@ import pytest
 import kolmo
 from kolmo import SDE, Absorbing, Box, Grid, InputError, KolmogorovProblem, Robin, plan, solve
 from kolmo.control import expected_value, value
-from kolmo.plan import search
 from kolmo.problem import check_vectorised
+from kolmo.refine.plan import search
 
 
 def one(x):

@@ -58,8 +58,8 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path):
     write_bytes(path, b"old")
 
     def fill():
-        with replacing(path) as temporary:
-            temporary.write_bytes(b"ne")
+        with replacing(path) as file:
+            file.write(b"ne")
             raise OSError(28, "No space left on device")
 
     with pytest.raises(FileError, match=r"cannot write .*value\.npz: No space left on device"):

@@ -241,8 +241,8 @@ def test_a_file_is_whole_or_absent(tmp_path):
     write_json(path, {"old": 1})
 
     def break_down():
-        with replacing(path) as temporary:
-            temporary.write_text('{"new"')
+        with replacing(path) as file:
+            file.write(b'{"new"')
             raise RuntimeError("half-way")
 
     with pytest.raises(RuntimeError, match="half-way"):

@@ -19,10 +19,14 @@ from kolmo.bridge.resnet import NoisyResNet, check_shape
 from kolmo.bridge.variables import Gaussian, Variable
 from kolmo.errors import InputError, ToleranceWarning
 from kolmo.kernels import bspline
+from kolmo.refine.estimate import Convergence
 
 DEGREE = 7
 _FIRST_CELLS = {1: 40, 2: 24, 3: 14}  # cells per axis of the first level
 _REFINEMENT = {1: 2.0, 2: 1.6, 3: 1.5}
+# Spacing, Gauss rule and tail are refined together: errors are taken to fall with this order in 2^level, which for
+# smooth losses is much less than they do and is what a loss with kinks allows at best.
+_POLICY = Convergence(3.0)
 _MOST_LEVELS = 9
 _MOST_EVALUATIONS = 6e7  # spline evaluations per layer beyond which no further refinement is tried
 _MOST_NODES = 1.5e6
@@ -281,8 +285,7 @@ def recursion(
     """Compute the expected loss at points ``(n, d)``; ``columns`` maps ``(m, d)`` to ``(m, k)``.
 
     Refines spacing, Gauss rules and boxes together until the estimate meets atol + rtol max|u| in every column. The
-    estimate is the change between the last two levels; with three levels it is multiplied by twice the observed
-    reduction (at least 0.2), but is no less than 1/50 of the change before, which an accident does not make small.
+    estimate is that of :class:`kolmo.refine.estimate.Convergence`; of two levels it is their difference.
     """
     d = points.shape[1]
     if d > 3 or net.state_ndim != 1:
@@ -318,8 +321,8 @@ def _refine(layers: list[Layer], exact: Exact, y: np.ndarray, rtol: float, atol:
     tail = math.sqrt(2 * math.log(2 * d * len(layers) / (1e-2 * min(max(rtol, 1e-13), 1e-3))))
     boxes = Reach(tail).boxes(layers, y)
     spacing = max(float((b - a).max()) for a, b in boxes) / _FIRST_CELLS[d]
-    previous: np.ndarray | None = None
-    change = estimate = np.array([math.inf])
+    found: list[np.ndarray] = []
+    estimate = np.array([math.inf])
     converged, done = False, Level(spacing, 0, tail)
     for level in range(_MOST_LEVELS):
         now = Level(spacing / _REFINEMENT[d] ** level, level, tail + level)
@@ -328,20 +331,13 @@ def _refine(layers: list[Layer], exact: Exact, y: np.ndarray, rtol: float, atol:
         if level > 0 and not _affordable(layers, boxes, now, y):
             break
         values = _sweep(layers, exact, y, boxes, now)
-        if previous is not None:
-            last, change = change, np.abs(values - previous).max(0)
-            estimate = change
-            if level > 1:
-                reduction = np.clip(2 * change / np.maximum(last, 1e-300), 0.2, 1.0)
-                estimate = np.maximum(change * reduction, last / 50)
-            estimate = np.maximum(estimate, _rounding(values, len(layers)))
-        previous, done = values, now
+        found.append(values)
+        resolutions = [2.0**k for k in range(len(found))]
+        estimate = _POLICY.judge(resolutions, found, rounding=_rounding(values, len(layers))).estimate
+        done = now
         if np.all(estimate <= atol + rtol * np.abs(values).max(0)):
             converged = True
             break
-    assert previous is not None
-    if not np.isfinite(estimate).all():
-        estimate = np.full(previous.shape[1], math.inf)
     if not converged:
         warnings.warn(
             f"recursion stopped at level {done.extra} with error estimate {float(estimate.max()):.1e}, above tolerance "
@@ -350,7 +346,7 @@ def _refine(layers: list[Layer], exact: Exact, y: np.ndarray, rtol: float, atol:
             stacklevel=4,
         )
     stats = {"levels": done.extra + 1, "spacing": done.spacing, "tail": done.tail, "boxes": boxes}
-    return RecursionResult(previous, estimate, converged, stats)
+    return RecursionResult(found[-1], estimate, converged, stats)
 
 
 def _sweep(

@@ -17,6 +17,8 @@ from kolmo.runs import Run, environment
 __all__ = ["kolmo"]
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_TAKE_OVER_HELP = "With --resume, also where it cannot be told whether another process still writes."
+_TAKE_OVER = click.option("--take-over", is_flag=True, help=_TAKE_OVER_HELP)
 
 
 class _ExperimentCommand(click.Command):
@@ -37,6 +39,7 @@ class _ExperimentCommand(click.Command):
                     help="A new folder for the run; default: a fresh one in ./runs.",
                 ),
                 click.Option(["--resume"], type=click.Path(path_type=Path), help="Continue the run in this folder."),
+                click.Option(["--take-over"], is_flag=True, help=_TAKE_OVER_HELP),
                 click.Option(["--quiet"], is_flag=True, help="Show no progress."),
                 click.Option(["--json", "as_json"], is_flag=True, help="Print the results as JSON."),
             ],
@@ -199,6 +202,7 @@ def control(file: Path, assignments: tuple[str, ...], out: Path | None, quiet: b
     "--out", type=click.Path(path_type=Path), help="A new folder for the run; default: a fresh one in ./runs."
 )
 @click.option("--resume", type=click.Path(path_type=Path), help="Continue the sweep in this folder.")
+@_TAKE_OVER
 @_QUIET
 @_JSON
 def sweep(name: str, vary: tuple[str, ...], assignments: tuple[str, ...], **options: Any) -> int:
@@ -260,11 +264,19 @@ def compare(run: Path, **options: Any) -> int:
     "--out", type=click.Path(path_type=Path), help="A new folder for the run; default: a fresh one in ./runs."
 )
 @click.option("--resume", type=click.Path(path_type=Path), help="Continue the landscape in this folder.")
+@_TAKE_OVER
 @_QUIET
 @_JSON
 @click.pass_context
 def measure_landscape(
-    context: click.Context, /, out: Path | None, resume: Path | None, quiet: bool, as_json: bool, **options: Any
+    context: click.Context,
+    /,
+    out: Path | None,
+    resume: Path | None,
+    take_over: bool,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
 ) -> int:
     """Measure and draw the loss of a network over a random filter-normalised plane through its weights.
 
@@ -286,7 +298,7 @@ def measure_landscape(
         if given:
             needed = "none but --quiet and --json: a run goes on as it was started"
             raise InputError("resume", f"options beside it ({', '.join(given)})", needed)
-        return landscape.resume(resume, quiet, as_json)
+        return landscape.resume(resume, take_over, quiet, as_json)
     if options["model"] is None:
         raise InputError("model", "none", "a run folder, or package.module:factory")
     return landscape.landscape(landscape.Options(**options), out, quiet, as_json)

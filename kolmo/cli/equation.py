@@ -143,15 +143,10 @@ def _numbers(assignments: tuple[str, ...]) -> dict[str, float]:
 
 @contextmanager
 def _spoken(equation: Equation) -> Iterator[None]:
-    """Say kolmo's warnings in one line each, and place errors in the file."""
-
-    def say(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        if issubclass(category, KolmoWarning):
-            click.echo(f"kolmo: {message}", err=True)
-
+    """Place errors in the file; of warnings only those of kolmo are shown: formulas may overflow on the way."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore")
         warnings.simplefilter("always", KolmoWarning)
-        warnings.showwarning = say
         try:
             yield
         except InputError as error:

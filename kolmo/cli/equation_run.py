@@ -11,8 +11,9 @@ import numpy as np
 
 from kolmo.cli.text import readable
 from kolmo.equations import Equation
+from kolmo.equations.document import MAX_BYTES
 from kolmo.errors import InputError
-from kolmo.files import FileError, write_bytes
+from kolmo.files import is_file, read_bytes, read_text
 from kolmo.report import Block, Code, Figure, Measured, Section, Table, write_report
 from kolmo.runs import Run
 
@@ -29,14 +30,27 @@ def kept(name: str, equation: Equation, out: Path | None) -> Iterator[Run | None
     if out is None:
         yield None
         return
-    run = Run.create(name, {"parameters": equation.parameters}, out=out)
+    asked, text = {"parameters": equation.parameters}, equation.text.encode()
+    run = _unfinished(name, asked, text, out)
+    if run is None:
+        run = Run.create(name, asked, out=out, files={"equation.toml": text})
     try:
         with run:
-            write_bytes(run.folder / "equation.toml", equation.text.encode())
             yield run
     except InputError:
         shutil.rmtree(run.folder)  # of a mistake nothing is kept, so that the folder is free for the next try
         raise
+
+
+def _unfinished(name: str, asked: dict[str, Any], text: bytes, folder: Path) -> Run | None:
+    """The run of this very equation that was begun in the folder and not ended, to be done again."""
+    if not is_file(folder / "config.json"):
+        return None
+    run = Run.open(folder)
+    same = (run.name, run.config) == (name, asked) and is_file(folder / "equation.toml")
+    if not same or run.status == "done" or read_bytes(folder / "equation.toml", MAX_BYTES, in_run=True) != text:
+        return None
+    return Run.resume(folder)
 
 
 def keep(run: Run, answer: dict[str, Any], solution: "Solution | ControlSolution | None") -> None:
@@ -47,6 +61,8 @@ def keep(run: Run, answer: dict[str, Any], solution: "Solution | ControlSolution
 
     if isinstance(solution, Solution):
         solution.save(run.folder / "solution.npz")
+    if answer["status"] == "interrupted":
+        run.interrupted(answer["message"])
     if solution is not None:
         canvas = Canvas(figsize=(6.4, 4.2), layout="constrained")
         ax = solution.plot(ax=canvas.subplots())
@@ -87,7 +103,7 @@ def report(run: Run) -> Path:
     answer = run.results
     found: list[Block] = [f"{answer['status'].capitalize()}: {answer['message']}."]
     found += _fitted(run, answer) if "objective" in answer else _values(run, answer)
-    text = _text(run.folder / "equation.toml")
+    text = read_text(run.folder / "equation.toml", MAX_BYTES, in_run=True)
     words = [f"--set {shlex.quote(f'{name}={value!r}')}" for name, value in run.config["parameters"].items()]
     command = " ".join([f"kolmo {run.name} equation.toml", *words])
     sections = [Section("Answer", found), Section("What was asked", ["`equation.toml` in the folder:", Code(text)])]
@@ -129,10 +145,3 @@ def _fitted(run: Run, answer: dict[str, Any]) -> list[Block]:
 
 def _point(x: Any) -> str:
     return ", ".join(f"{c:g}" for c in np.atleast_1d(x))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"cannot read {path}: {error}.") from error

@@ -18,5 +18,8 @@ def going_on(run: Run) -> str:
     if run.name == "landscape":
         return f"kolmo landscape --resume {folder}"
     if run.name in ("solve", "control"):
-        return f"kolmo {run.name} {shlex.quote(str(run.folder / 'equation.toml'))} --out NEW_FOLDER"
+        set_to = [
+            f" --set {shlex.quote(f'{key}={value!r}')}" for key, value in run.config.get("parameters", {}).items()
+        ]
+        return f"kolmo {run.name} {shlex.quote(str(run.folder / 'equation.toml'))}{''.join(set_to)} --out {folder}"
     return f"kolmo experiment {run.name} --resume {folder}"

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import json
-import pickle
 import shlex
 import sys
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Any
 import click
 from matplotlib.figure import Figure as Canvas
 
-from kolmo import experiments
+from kolmo import experiments, schema
 from kolmo.cli.kinds import going_on
 from kolmo.cli.text import readable
 from kolmo.errors import InputError, KolmoError
-from kolmo.files import is_file
+from kolmo.files import damage, is_file, opened
 from kolmo.report import Figure, Measured, Relief, Section, Table, write_report
 from kolmo.runs import Run
 
@@ -44,13 +43,34 @@ def landscape(options: Options, out: Path | None, quiet: bool, as_json: bool) ->
     return _measured(run, options, model, loss, quiet, as_json)
 
 
-def resume(folder: Path, quiet: bool, as_json: bool) -> int:
+def resume(folder: Path, take_over: bool, quiet: bool, as_json: bool) -> int:
     """Go on with a landscape that was interrupted; what was evaluated is kept. Return the exit code."""
-    run = Run.resume(folder)
-    if run.name != "landscape":
-        raise InputError("resume", f"a run of {run.name!r}", "one of kolmo landscape", going_on(run))
-    options = Options(**run.config)
-    return _measured(run, options, *_made(options), quiet, as_json)
+    found = Run.open(folder)
+    if found.name != "landscape":
+        raise InputError("resume", f"a run of {found.name!r}", "one of kolmo landscape", going_on(found))
+    options = _asked(found)
+    model, loss = _made(options)
+    return _measured(Run.resume(folder, take_over=take_over), options, model, loss, quiet, as_json)
+
+
+_CONFIG = schema.table(
+    {
+        "model": schema.text(),
+        "network": schema.optional(schema.text()),
+        "state": schema.optional(schema.text()),
+        "points": schema.whole(5, 1001),
+        "draws": schema.whole(1),
+        "seed": schema.whole(),
+        "span": schema.number(0.0),
+        "noisy": schema.optional(schema.truth),
+    }
+)
+
+
+def _asked(run: Run) -> Options:
+    """What was asked, from the folder of a run."""
+    with damage(run.folder / "config.json"):
+        return Options(**_CONFIG(run.config, "config"))
 
 
 def _measured(run: Run, options: Options, model: Any, loss: Any, quiet: bool, as_json: bool) -> int:
@@ -88,7 +108,7 @@ def report(run: Run) -> Path:
     """Write the report of a landscape from its surface and its results."""
     from kolmo.landscape import Surface
 
-    options, surface = Options(**run.config), Surface.load(run.folder / "surface.npz")
+    options, surface = _asked(run), Surface.load(run.folder / "surface.npz")
     error = f", {options.draws} noisy passes a point" if options.draws > 1 else ""
     turning = Relief(
         surface.axes,
@@ -158,8 +178,9 @@ def _restore(model: Any, path: Path) -> None:
     import torch
 
     try:
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError, ValueError, TypeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+        with opened(path) as file:
+            model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    except Exception as error:  # whatever a damaged file leads to
         first = str(error).strip().partition("\n")[0]
         raise InputError(
             "state", f"{path} ({first})", "a state dict of the model, torch.save(model.state_dict())"

@@ -13,6 +13,7 @@ from kolmo.cli.kinds import going_on
 from kolmo.cli.text import readable
 from kolmo.errors import InputError, KolmoError
 from kolmo.experiments import Experiment
+from kolmo.files import damage
 from kolmo.report import Figure, Section, Table, write_report
 from kolmo.runs import Run
 
@@ -27,6 +28,7 @@ def experiment(
     seed: str | None,
     out: Path | None,
     resume: Path | None,
+    take_over: bool,
     quiet: bool,
     as_json: bool,
 ) -> int:
@@ -35,7 +37,10 @@ def experiment(
     values = dict(pairs(assignments, "--set")) | {
         key: value for key, value in (("seeds", seeds), ("seed", seed)) if value is not None
     }
-    run, config = _start(name, chosen, values, out) if resume is None else _again(name, chosen, values, out, resume)
+    if resume is None:
+        run, config = _start(name, chosen, values, out)
+    else:
+        run, config = _again(name, chosen, values, out, resume, take_over)
     click.echo(f"run folder: {run.folder}", err=True)
     try:
         with run:
@@ -70,16 +75,20 @@ def _start(name: str, chosen: Experiment, values: dict[str, str], out: Path | No
     return Run.create(name, dataclasses.asdict(config), out=out, seeds=experiments.seeds(config)), config
 
 
-def _again(name: str, chosen: Experiment, values: dict[str, str], out: Path | None, folder: Path) -> tuple[Run, Any]:
+def _again(
+    name: str, chosen: Experiment, values: dict[str, str], out: Path | None, folder: Path, take_over: bool
+) -> tuple[Run, Any]:
     if values or out is not None:
         given = ", ".join([*values, *(["--out"] if out is not None else [])])
         raise InputError("resume", f"options beside it ({given})", "no others: a run goes on as it was started")
-    run = Run.resume(folder)
-    if run.name != name:
+    found = Run.open(folder)
+    if found.name != name:
         raise InputError(
-            "resume", f"a run of {run.name!r}", f"one of {name!r}", f"kolmo experiment {run.name} --resume {folder}"
+            "resume", f"a run of {found.name!r}", f"one of {name!r}", f"kolmo experiment {found.name} --resume {folder}"
         )
-    return run, experiments.configure(chosen.Config, run.config)
+    with damage(folder / "config.json"):
+        config = experiments.configure(chosen.Config, found.config)
+    return Run.resume(folder, take_over=take_over), config
 
 
 def pairs(assignments: tuple[str, ...], option: str) -> list[tuple[str, str]]:

@@ -26,9 +26,9 @@ def rewrite(run: Run) -> Path:
         raise InputError("run", f"{run.folder}, which is {run.status}", "a run that has results", going_on(run))
     try:
         return _writer(run)(run)
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, KolmoError):
-            raise
+    except KolmoError:
+        raise
+    except Exception as error:  # whatever a damaged file leads to
         told = f"{type(error).__name__}: {error}"
         raise FileError(
             f"the files in {run.folder} do not hold what the report needs ({told}): "

@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
-from kolmo import experiments
+from kolmo import experiments, schema
 from kolmo import sweep as sweeps
-from kolmo.cli.kinds import going_on
+from kolmo.cli.kinds import SWEEP, going_on
 from kolmo.cli.text import averaged, readable
 from kolmo.errors import InputError, KolmoError
+from kolmo.files import damage
 from kolmo.report import Section, Table, write_report
 from kolmo.runs import Run
 
@@ -28,6 +29,7 @@ def sweep(
     workers: int,
     out: Path | None,
     resume: Path | None,
+    take_over: bool,
     quiet: bool,
     as_json: bool,
 ) -> int:
@@ -35,11 +37,13 @@ def sweep(
     if resume is not None:
         if fixed or varied or seeds is not None or out is not None:
             raise InputError("resume", "options beside it", "none but --scheduler and --workers")
-        run = Run.resume(resume)
-        if run.name != f"sweep-{name}":
-            raise InputError("resume", f"a run of {run.name!r}", f"a sweep of {name!r}")
-        fixed, varied = run.config["set"], run.config["vary"]
-        tasks = sweeps.settings(name, fixed, varied)
+        found = Run.open(resume)
+        if found.name != f"{SWEEP}{name}":
+            raise InputError("resume", f"a run of {found.name!r}", f"a sweep of {name!r}")
+        fixed, varied = _asked(found)
+        with damage(resume / "config.json"):
+            tasks = sweeps.settings(name, fixed, varied)
+        run = Run.resume(resume, take_over=take_over)
     else:
         if seeds is not None:
             known = [option for option, _, _ in experiments.options(experiments.load(name).Config)]
@@ -51,7 +55,7 @@ def sweep(
             fixed |= {"seeds": "1"} if "seeds" in known else {}
         tasks = sweeps.settings(name, fixed, varied)
         run = Run.create(
-            f"sweep-{name}",
+            f"{SWEEP}{name}",
             {"set": fixed, "vary": varied},
             out=out,
             seeds=[int(s) for s in varied.get("seed", [])],
@@ -74,6 +78,17 @@ def sweep(
     return 0
 
 
+_WORDS = schema.mapping(schema.text())
+_CONFIG = schema.table({"set": _WORDS, "vary": schema.mapping(schema.many(schema.text(), 1))})
+
+
+def _asked(run: Run) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """What is fixed and what is varied in a sweep, from its folder."""
+    with damage(run.folder / "config.json"):
+        config = _CONFIG(run.config, "config")
+    return config["set"], config["vary"]
+
+
 def _averaged(run: Run, tasks: dict[str, dict[str, str]]) -> dict[str, Any]:
     """Mean and standard error over the seeds, for every combination of the other settings."""
     varied = [key for key in run.config["vary"] if key != "seed"]
@@ -85,14 +100,15 @@ def _averaged(run: Run, tasks: dict[str, dict[str, str]]) -> dict[str, Any]:
 
 def report(run: Run) -> Path:
     """Write the report of a sweep from its results."""
-    name = run.name.removeprefix("sweep-")
+    name = run.name.removeprefix(SWEEP)
+    fixed, varied = _asked(run)
     rows = [
         [group, number, averaged(**found)]
         for group, numbers in run.results.items()
         for number, found in numbers.items()
     ]
     table = Table(["settings", "quantity", "mean ± standard error"], rows, "Over the seeds of each setting.")
-    words = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in run.config["set"].items()]
-    words += [f"--vary {shlex.quote(f'{key}={v}')}" for key, values in run.config["vary"].items() for v in values]
+    words = [f"--set {shlex.quote(f'{key}={value}')}" for key, value in fixed.items()]
+    words += [f"--vary {shlex.quote(f'{key}={v}')}" for key, values in varied.items() for v in values]
     command = " ".join(["kolmo sweep", name, *words])
     return write_report(run, [Section("Results", [table])], title=f"Sweep of {name}", command=command)

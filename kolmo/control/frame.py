@@ -36,9 +36,12 @@ class Frame:
     box: Box
     gradings: tuple[Grading, ...]
 
-    def grid(self, n: float) -> Grid:
-        """Grid with about n nodes per axis, an odd number: what lies in the middle falls on a node at every level."""
-        return Grid.of(self.box, [2 * round(0.5 * n) + 1] * self.box.dim, self.gradings)
+    def grid(self, n: float, *, shifted: bool = False) -> Grid:
+        """Grid with about n nodes per axis, an odd number: what lies in the middle falls on a node at every level.
+
+        The shifted one has a node more: in the middle its nodes lie half a cell beside those of the other.
+        """
+        return Grid.of(self.box, [2 * round(0.5 * n) + 1 + shifted] * self.box.dim, self.gradings)
 
     def widened(self, grid: Grid) -> Grid:
         """The same nodes and some more beyond every open face."""

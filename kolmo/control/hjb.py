@@ -19,8 +19,10 @@ from kolmo.discretization import Discretization
 from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
 from kolmo.limits import Limits, OutOfTimeError
-from kolmo.plan import interesting_points
 from kolmo.problem import KolmogorovProblem
+from kolmo.refine.estimate import Convergence, Verdict
+from kolmo.refine.plan import interesting_points
+from kolmo.refine.witnesses import witnesses
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.terminal import plan_terminal
 
@@ -42,8 +44,10 @@ MANY_STEPS = 3000
 CROWDING = 3
 # Share of the tolerance left to the effect of the cut, and tries at widening the box.
 CUT_SHARE, CUT_TRIES = 0.2, 6
-# Part of the estimate that the level before would give which the present one has to respect.
-LUCK = 0.5
+# Part of the tolerance that the next level aims at.
+AIM = 0.6
+# Rounding of policy iteration in many time steps, relative to the largest value.
+ROUNDING = 1e-12
 # Times kept.
 STORED = 129
 # Grids of the monotone check, by dimension, and how far it may be off, in units of its own change.
@@ -272,7 +276,10 @@ def solve_hjb(
 
 @dataclass
 class Level:
-    """One solve: the recipe, the states and policies at the times kept, latest first, and what it cost."""
+    """One solve: the recipe, the states and policies at the times kept, latest first, what it cost, and its answers.
+
+    ``at`` is the answer at the points that matter, ``witnessed`` there and beside them.
+    """
 
     recipe: Discretization
     times: list[float]
@@ -282,6 +289,7 @@ class Level:
     nodes: float = 0.0
     seconds: float = 0.0
     at: np.ndarray | None = None
+    witnessed: np.ndarray | None = None
 
     @property
     def V(self) -> np.ndarray:
@@ -386,9 +394,12 @@ class _Search:
         self.problem, self.points, self.rtol, self.atol, self.limits = problem, points, rtol, atol, limits
         self.scheme = SMOOTH if problem.obstacle is None else STOPPED
         self.order = SCHEMES[self.scheme].order
+        # bounded controls switch, and stopping sets end, somewhere between nodes
+        self.kinked = problem.obstacle is not None or not isinstance(problem.controls, Unbounded)
         self.stepper = IMPLICIT if problem.dim == 1 else EXPLICIT
         self.cut = 0.0
         self.levels: list[Level] = []
+        self._witnesses: np.ndarray | None = None
         self.iterations = 0
 
     def run(self) -> tuple[Level, float, str, str, dict[str, Any]]:
@@ -465,7 +476,8 @@ class _Search:
 
     def _measure_cut(self, layout: Frame, scheme: str) -> bool:
         """Measure the effect of the cut by a wider box; whether that box could be solved at all."""
-        level = self.levels[-2:][0]
+        coarser = [level for level in self.levels if level.nodes < self.levels[-1].nodes]
+        level = (coarser or self.levels)[-1]
         wide = layout.widened(level.recipe.grid)
         try:
             more = self._solve_on(wide, max(level.recipe.steps, FIRST_STEPS), scheme)
@@ -475,8 +487,7 @@ class _Search:
             # the data overflow there, or there is no answer or no time for one: nothing to compare with
             self.cut = max(self.cut, self._estimate())
             return False
-        at = as_numpy(wide.interpolate(more.V[:, 0], self.points, more.recipe.width))
-        self.cut = float(np.abs(at - as_numpy(level.at)).max())
+        self.cut = float(np.abs(self._answers(more, self.points) - as_numpy(level.at)).max())
         return True
 
     def _refine(self, layout: Frame, scheme: str, n: float) -> tuple[str, str]:
@@ -489,7 +500,15 @@ class _Search:
                 if not self.levels:
                     raise NotConvergedError(f"no level was finished within {self.limits.over}: allow more") from None
                 return "tolerance_not_met", self._stopped(self.limits.over)
-            if len(self.levels) >= 3 and self._estimate() <= (1.0 - CUT_SHARE) * self._tolerance():
+            except NotConvergedError as error:
+                if len(self.levels) < 2:
+                    raise
+                # the coarser levels are good, and their estimate says how good
+                return "tolerance_not_met", (
+                    f"no finer level than {self.levels[-1].nodes:.0f} nodes an axis has an answer ({error}): "
+                    f"estimate {self._estimate():.2e}, tolerance {self._tolerance():.2e}"
+                )
+            if self._enough() and self._stands(layout, scheme):
                 return "converged", "the estimate meets the tolerance"
             before, n = n, self._next(n)
             ahead = self.levels[-1].seconds * (n / before) ** (d + 1)
@@ -505,32 +524,48 @@ class _Search:
         """What to tell when a limit is met."""
         return f"stopped by {reason}: estimate {self._estimate():.2e}, tolerance {self._tolerance():.2e}"
 
+    def _enough(self) -> bool:
+        """Whether three levels or more agree within what the cut leaves of the tolerance."""
+        return len(self.levels) >= 3 and self._estimate() <= (1.0 - CUT_SHARE) * self._tolerance()
+
+    def _stands(self, layout: Frame, scheme: str) -> bool:
+        """Whether the agreement stands on a shifted grid, where the kinks of V fall elsewhere in their cells.
+
+        A kink close to the middle has nearly the same place in its cell on all grids, which then share its error.
+        """
+        if not self.kinked or scheme == MONOTONE:
+            return True
+        n = self.levels[-1].nodes
+        self.levels.insert(-1, self._solve(layout.grid(n, shifted=True), n, scheme))
+        return self._enough()
+
     def _tolerance(self) -> float:
         return self.atol + self.rtol * float(np.abs(as_numpy(self.levels[-1].at)).max())
 
+    @property
+    def _policy(self) -> Convergence:
+        return Convergence(self.order)
+
+    def _verdict(self) -> Verdict:
+        """What the levels say about the last one."""
+        values = [as_numpy(level.witnessed)[:, None] for level in self.levels]
+        rounding = ROUNDING * float(np.abs(values[-1]).max())
+        return self._policy.judge([level.nodes for level in self.levels], values, rounding=rounding)
+
     def _estimate(self) -> float:
-        """Error estimate from the changes between the last levels, at the observed order."""
-        if len(self.levels) < 2:
-            return math.inf
-        values = [as_numpy(level.at) for level in self.levels[-3:]]
-        nodes = [float(level.nodes) for level in self.levels[-3:]]
-        last = float(np.abs(values[-1] - values[-2]).max())
-        if len(values) < 3:
-            return last
-        before = float(np.abs(values[-2] - values[-3]).max())
-        observed = math.log(max(before, 1e-300) / max(last, 1e-300)) / math.log(nodes[-2] / nodes[-3])
-        order = min(max(0.8 * observed, 1.0), float(self.order))
-        # where kinks and jumps fall between the nodes changes from level to level: one small change may be luck
-        earlier = before / ((nodes[-2] / nodes[-3]) ** order - 1.0) * (nodes[-2] / nodes[-1]) ** order
-        floor = 1e-12 * (1.0 + float(np.abs(values[-1]).max()))
-        return float(max(last / ((nodes[-1] / nodes[-2]) ** order - 1.0), LUCK * earlier) + floor)
+        return float(self._verdict().estimate[0])
 
     def _next(self, n: float) -> float:
         d = self.problem.dim
         if len(self.levels) < 3:
             return n * GROWTH[d]
-        excess = self._estimate() / (0.6 * self._tolerance())
-        return float(n * min(max(excess ** (1.0 / self.order), 1.0 + 0.5 * (GROWTH[d] - 1.0)), MAX_GROWTH[d]))
+        return self._policy.next_resolution(
+            [level.nodes for level in self.levels],
+            self._verdict(),
+            np.array([AIM * self._tolerance()]),
+            least=1.0 + 0.5 * (GROWTH[d] - 1.0),
+            most=MAX_GROWTH[d],
+        )
 
     def _solve(self, grid: Grid, n: float, scheme: str) -> Level:
         # the steppers are of higher order than the scheme
@@ -540,14 +575,24 @@ class _Search:
         begun = self.limits.spent
         level = self._solve_on(grid, steps, scheme)
         level.nodes, level.seconds = n, self.limits.spent - begun
-        level.at = as_numpy(grid.interpolate(level.V[:, 0], self.points, level.recipe.width))
+        level.witnessed = self._answers(level, np.concatenate([self.points, self._beside(grid)]))
+        level.at = level.witnessed[: len(self.points)]
         self.iterations += level.iterations
         return level
+
+    def _answers(self, level: Level, points: np.ndarray) -> np.ndarray:
+        return np.asarray(level.recipe.grid.interpolate(level.V[:, 0], points, level.recipe.width))
+
+    def _beside(self, grid: Grid) -> np.ndarray:
+        """Witnesses beside the points, the same for all levels in a box."""
+        if not self.levels or self._witnesses is None:
+            self._witnesses = witnesses(grid, self.points)
+        return self._witnesses
 
     def _solve_on(self, grid: Grid, steps: int, scheme: str) -> Level:
         bellman = Bellman(self.problem, grid, scheme)
         if self.problem.horizon is None:
-            V, act, count = solve_stationary(bellman)
+            V, act, count = solve_stationary(bellman, self._guess(grid))
             return Level(Discretization(grid, (), scheme, IMPLICIT), [0.0], [V], [act], count)
         rule = plan_terminal(bellman.generator.problem, grid, bellman.box, 2)
         stepper = EULER if scheme == MONOTONE else self.stepper
@@ -563,6 +608,17 @@ class _Search:
         times[0], times[-1] = 0.0, T
         recipe = Discretization(grid, tuple(times.tolist()), scheme, stepper, rule)
         return _march(bellman, recipe, times.tolist(), self.limits)
+
+    def _guess(self, grid: Grid) -> Act | None:
+        """Policy of the finest level so far at the nearest nodes."""
+        if not self.levels:
+            return None
+        act, coarse = self.levels[-1].acts[-1], self.levels[-1].recipe.grid
+        nearest = [
+            np.searchsorted(0.5 * (old[1:] + old[:-1]), new) for old, new in zip(coarse.nodes, grid.nodes, strict=True)
+        ]
+        index = np.ravel_multi_index(np.meshgrid(*nearest, indexing="ij"), coarse.shape).reshape(-1)
+        return Act(act.a[torch.as_tensor(index)], None if act.stop is None else act.stop[index])
 
     def _check(self, layout: Frame) -> dict[str, Any]:
         """Compare with a monotone scheme on coarse grids: within its own error it must agree."""

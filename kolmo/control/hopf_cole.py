@@ -12,8 +12,8 @@ from kolmo.control.coefficients import Quadratic
 from kolmo.control.problem import ControlProblem
 from kolmo.control.sets import Unbounded
 from kolmo.errors import InputError
-from kolmo.plan import interesting_points
 from kolmo.problem import KolmogorovProblem
+from kolmo.refine.plan import interesting_points
 from kolmo.solution import Solution
 from kolmo.solve import solve
 

@@ -16,8 +16,8 @@ from kolmo.errors import InputError
 from kolmo.forward import Exit, quadrature, readings
 from kolmo.grid import Grid
 from kolmo.march import March, StepPlan
-from kolmo.plan import prescribe
 from kolmo.problem import KolmogorovProblem
+from kolmo.refine.plan import prescribe
 from kolmo.schemes.base import SCHEMES, FaceData
 from kolmo.schemes.faces import held
 from kolmo.schemes.generator import Generator, Semi

@@ -17,6 +17,7 @@ from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
 from kolmo.limits import Limits, OutOfTimeError
 from kolmo.problem import KolmogorovProblem
+from kolmo.refine.estimate import Convergence
 from kolmo.schemes.generator import Generator, discretize
 from kolmo.sde import SDE
 
@@ -30,6 +31,8 @@ INTERVALS = 32
 # Alternations of Sinkhorn's iteration, and the misfit of the marginals (total variation) at which it ends.
 ITERATIONS = 3000
 MISFIT = 1e-9
+# Probability that may be left out where no path arrives: at the ends of open faces the chain stays where it is.
+LOST = 1e-6
 # Nodes up to which the coupling is made as a matrix.
 DENSE = 3000
 # Nodes up to which transition matrices are made, where coefficients are constant in time.
@@ -186,8 +189,11 @@ def schroedinger_bridge(
     n, d = float(FIRST_NODES[box.dim]), box.dim
     limits = Limits.of(max_cells, max_seconds, MAX_CELLS[d], MAX_SECONDS)
     n = min(n, limits.cells ** (1.0 / d))
-    costs: list[float] = []
-    change = tolerance = math.inf
+    # second order where noise dominates along the axes, first order at worst: no more is counted on
+    policy = Convergence(1.0)
+    resolutions: list[float] = []
+    costs: list[np.ndarray] = []
+    estimate = tolerance = math.inf
     level: _Level | None = None
     while True:
         begun = limits.spent
@@ -196,17 +202,17 @@ def schroedinger_bridge(
         except OutOfTimeError:
             if level is None:
                 raise NotConvergedError(f"no grid was finished within {limits.over}: allow more") from None
-            return _unmet(level, problem, change, tolerance, limits.over)
-        costs.append(level.cost)
-        tolerance = atol + rtol * abs(costs[-1])
-        # second order where noise dominates along the axes, first order at worst
-        change = abs(costs[-1] - costs[-2]) / (GROWTH - 1.0) if len(costs) > 1 else math.inf
-        if len(costs) > 2 and change <= tolerance:
-            return level.bridge(problem, change, "converged")
+            return _unmet(level, problem, estimate, tolerance, limits.over)
+        resolutions.append(n)
+        costs.append(np.array([[level.cost]]))
+        tolerance = atol + rtol * abs(level.cost)
+        estimate = float(policy.judge(resolutions, costs, rounding=level.misfit * abs(level.cost)).estimate[0])
+        if len(costs) > 2 and estimate <= tolerance:
+            return level.bridge(problem, estimate, "converged")
         # the stiffer matrices of a finer grid take more products of a larger one
         reason = limits.excess((n * GROWTH) ** d, (limits.spent - begun) * GROWTH ** (d + 2))
         if reason and (len(costs) > 1 or limits.late()):
-            return _unmet(level, problem, change, tolerance, reason)
+            return _unmet(level, problem, estimate, tolerance, reason)
         n *= GROWTH
 
 
@@ -292,10 +298,10 @@ class _Level:
             limits.check()
             psi = _scaled(logs)
             start = self.chain.pulled(psi)
-            self._check_reached(start, m0, "the second density cannot be reached from all of the first one")
+            m0 = self._reached(start, m0, "the second density cannot be reached from all of the first one")
             share = np.where(m0 > 0, m0 / np.where(start > 0, start, 1.0), 0.0)
             end = self.chain.pushed(share)
-            self._check_reached(end, m1, "the first density does not reach all of the second one")
+            m1 = self._reached(end, m1, "the first density does not reach all of the second one")
             misfit = 0.5 * float(np.abs(end * psi - m1).sum())
             self.misfit, self.iterations = misfit, count
             if misfit <= MISFIT:
@@ -310,14 +316,15 @@ class _Level:
         self.masses = np.stack([a * b for a, b in zip(states, self.chain.forward(share), strict=True)])
         self.cost = float((m1 * self.log_psi[-1])[m1 > 0].sum() - (m0 * self.log_psi[0])[m0 > 0].sum())
 
-    def _check_reached(self, there: np.ndarray, mass: np.ndarray, otherwise: str) -> None:
-        """Refuse densities that no path joins."""
-        missed = np.flatnonzero((mass > 0) & ~(there > 0))
-        if len(missed):
+    def _reached(self, there: np.ndarray, mass: np.ndarray, otherwise: str) -> np.ndarray:
+        """The mass without what no path joins, if that is next to nothing; else it is refused."""
+        missed = (mass > 0) & ~(there > 0)
+        if mass[missed].sum() > LOST:
             raise NotConvergedError(
-                f"{otherwise}: nothing arrives at {self.grid.points[missed[0]].tolist()}. Fix: more noise; or "
+                f"{otherwise}: nothing arrives at {self.grid.points[missed][0].tolist()}. Fix: more noise; or "
                 "'reflecting' faces, as corners of a grid with open faces stay where they are"
             )
+        return np.asarray(np.where(missed, 0.0, mass) / mass[~missed].sum()) if missed.any() else mass
 
     def bridge(self, problem: KolmogorovProblem, estimate: float, status: str) -> SchroedingerBridge:
         """The result, with the steered process."""

@@ -20,6 +20,8 @@ CURVED = 1e-10
 # Lattice points per coordinate from which a minimisation over a box starts, by number of coordinates.
 LATTICE = {1: 5, 2: 3, 3: 3}
 MAX_CONTROLS = 6
+# Every node keeps a matrix of second derivatives of so many rows and columns.
+MAX_UNBOUNDED = 64
 # Times that the lattice is halved about its best point before Newton's method takes over.
 HALVINGS = 5
 
@@ -213,8 +215,8 @@ class Unbounded:
     """
 
     def __init__(self, m: int = 1) -> None:
-        if not isinstance(m, (int, np.integer)) or m < 1:
-            raise InputError("m", m, "a positive whole number")
+        if not isinstance(m, (int, np.integer)) or not 1 <= m <= MAX_UNBOUNDED:
+            raise InputError("m", m, f"a whole number from 1 to {MAX_UNBOUNDED}")
         self.m = int(m)
 
     @property

@@ -16,8 +16,8 @@ from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.limits import part_of
 from kolmo.march import March
-from kolmo.plan import plan
 from kolmo.problem import KolmogorovProblem
+from kolmo.refine.plan import plan
 from kolmo.schemes.base import SCHEMES
 
 

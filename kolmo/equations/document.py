@@ -1,10 +1,12 @@
 """A TOML file of tables whose errors name line and key.
 
-This room may import ``kolmo.errors`` and ``kolmo.expressions``.
+This room may import ``kolmo.errors``, ``kolmo.expressions`` and ``kolmo.files``.
 """
 
+import functools
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,9 +15,12 @@ import numpy as np
 
 from kolmo.errors import InputError, did_you_mean
 from kolmo.expressions import CONSTANTS, FUNCTIONS
+from kolmo.files import FileError, read_bytes
 
 MAX_BYTES = 32_768
 MAX_POINTS = 2000
+MAX_DOTS = 1000
+"""The time to read a dotted key grows with the square of their number."""
 KEYS = {
     "equation": (
         *("dim", "drift", "diffusion", "covariance", "terminal", "horizon", "breakpoints", "killing", "source"),
@@ -33,6 +38,8 @@ class Document:
 
     def __init__(self, path: Path) -> None:
         self.path, self.text = path, _text(path)
+        if any(part.count(".") > MAX_DOTS for part in re.split(r"[^\w\s.'\"-]", self.text)):
+            raise InputError(str(path), "a key with very many dots", f"at most {MAX_DOTS}")
         try:
             self.tables: dict[str, Any] = tomllib.loads(self.text)
         except (tomllib.TOMLDecodeError, RecursionError, ValueError, OverflowError) as error:
@@ -110,17 +117,23 @@ class Document:
         return f"{self.path}{f', line {line}' if line else ''}, {f'{table}.{key}' if key else f'[{table}]'}"
 
     def line(self, table: str, key: str) -> int | None:
-        """Line on which a key begins: behind the longest beginning of the file that is whole and lacks it."""
-        lines, start = self.text.splitlines(keepends=True), 0
-        for end in range(1, len(lines) + 1):
-            try:
-                so_far = tomllib.loads("".join(lines[:end]))
-            except ValueError:
-                continue
-            if table in so_far and (not key or key in _as_table(so_far[table])):
-                return next(n for n in range(start, end) if lines[n].strip() and lines[n].lstrip()[0] != "#") + 1
-            start = end
-        return None
+        """Line on which a table, or a key of one, begins."""
+        return self._lines.get((table, key))
+
+    @functools.cached_property
+    def _lines(self) -> dict[tuple[str, str], int]:
+        """First lines of tables and keys; the text is gone through once."""
+        found: dict[tuple[str, str], int] = {}
+        inside: tuple[str, ...] = ()
+        for number, name, value in _statements(self.text):
+            path = _names(name)
+            if value is None:
+                inside = path
+            path = path if value is None else inside + path
+            nested = _as_table(tomllib.loads(f"x = {value}")["x"]) if value is not None and len(path) == 1 else ()
+            for key in ("", *path[1:2], *nested):
+                found.setdefault((path[0], key), number)
+        return found
 
     def placed(self, error: InputError) -> InputError:
         """The same error with line and key, if its argument is a key of this file."""
@@ -160,21 +173,55 @@ class _About:
             self.document.refuse(self.table, self.key, str(error.given), error.needed, error.fix)
 
 
+_PART = re.compile(
+    r'"""(?:\\.|(?!""").)*"{3,5}|\'\'\'.*?\'{3,5}|"(?:\\.|[^"\\\n])*"|\'[^\'\n]*\'|#[^\n]*|\n|[\[\]{}=]|[^"\'#\n\[\]{}=]+',
+    re.DOTALL,
+)
+
+
+def _statements(text: str) -> Iterator[tuple[int, str, str | None]]:
+    """First line, name and value of each statement of a valid TOML text; a table has no value."""
+    depth, line, name, value, begun = 0, 1, "", None, 1
+    for part in _PART.findall(text + "\n"):
+        if part == "\n" and depth == 0:
+            if name.strip():
+                yield begun, name.strip(), value
+            name, value = "", None
+        elif not part.startswith("#"):
+            if not name.strip():
+                begun = line
+            depth += (part in ("[", "{")) - (part in ("]", "}"))
+            if value is not None:
+                value += part
+            elif part == "=":
+                value = ""
+            else:
+                name += part
+        line += part.count("\n")
+
+
+def _names(name: str) -> tuple[str, ...]:
+    """The names in a dotted key, or in the line that opens a table."""
+    inner: Any = tomllib.loads(f"{name.strip('[] ')} = 0")
+    names = []
+    while isinstance(inner, dict):
+        ((key, inner),) = inner.items()
+        names.append(key)
+    return tuple(names)
+
+
 def _as_table(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
 def _text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise InputError(str(path), "a larger file", f"at most {MAX_BYTES} bytes")
-        return content.decode("utf-8").replace("\r\n", "\n")
+        return read_bytes(path, MAX_BYTES).decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError:
         raise InputError(str(path), "bytes that are not UTF-8", "a TOML file") from None
-    except (OSError, ValueError) as error:
-        raise InputError(str(path), getattr(error, "strerror", None) or error, "a file that can be read") from None
+    except FileError as error:
+        needed = f"a file of at most {MAX_BYTES} bytes that can be read"
+        raise InputError(str(path), str(error).rstrip("."), needed) from None
 
 
 def is_number(value: Any) -> bool:

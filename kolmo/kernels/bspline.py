@@ -4,11 +4,14 @@ from functools import lru_cache
 from math import comb
 from typing import Any
 
-import numba
 import numpy as np
 from scipy.linalg import solve_banded
 
-_jit: Any = numba.njit(cache=True, error_model="numpy", nogil=True)
+from kolmo.kernels.cache import compiled
+
+_jit: Any = compiled()
+# sums may be reordered, so that neighbours in memory are added up several at a time
+_fast: Any = compiled(fastmath={"reassoc", "contract"})
 _DENSE = 400  # up to this many nodes the interpolation matrix is inverted once and applied by BLAS
 
 
@@ -132,6 +135,26 @@ def interpolation(values: np.ndarray, degree: int) -> np.ndarray:
     return np.asarray(c).reshape(-1, *values.shape[1:])
 
 
+def periodic_interpolation(values: np.ndarray, degree: int) -> np.ndarray:
+    """Coefficients of the periodic spline through values along axis 0 (one cell more than there are gaps).
+
+    Examples
+    --------
+    >>> c = periodic_interpolation(np.cos(2 * np.pi * np.arange(16.0) / 16), 5)
+    >>> c.shape, bool(np.allclose(c[:5], c[-5:]))
+    ((21,), True)
+    """
+    n = values.shape[0]
+    b = np.empty(degree + 1)
+    _basis(0.0, degree, b)
+    row = np.zeros(n)
+    np.add.at(row, np.arange(degree + 1) % n, b)
+    # a circulant system: node i reads the coefficients from i on
+    symbol = np.conj(np.fft.fft(row)).reshape(-1, *[1] * (values.ndim - 1))
+    c = np.fft.ifft(np.fft.fft(values, axis=0) / symbol, axis=0).real
+    return np.asarray(c[np.arange(n + degree) % n])
+
+
 @_jit
 def _derivatives(u: float, degree: int, scale: float, b: Any, b1: Any, b2: Any) -> None:
     """Values and first and second derivatives of the B-splines of a cell: differences of those of lower degree."""
@@ -147,6 +170,94 @@ def _derivatives(u: float, degree: int, scale: float, b: Any, b1: Any, b2: Any) 
         b1[j] -= b[j] * scale
         b1[j + 1] += b[j] * scale
     _basis(u, degree, b)
+
+
+def _quintic() -> tuple[tuple[float, ...], ...]:
+    """Coefficients of u^0, u^1, … of the six B-splines of degree five that live in a cell: one row per power."""
+    nodes = np.arange(6.0)
+    values, b = np.empty((6, 6)), np.empty(6)
+    for i, u in enumerate(nodes / 5.0):
+        _basis(u, 5, b)
+        values[i] = b
+    # the coefficients are multiples of 1/120
+    exact = np.round(np.linalg.solve(np.vander(nodes / 5.0, increasing=True), values) * 120.0) / 120.0
+    return tuple(tuple(row) for row in exact.tolist())
+
+
+QUINTIC = _quintic()
+
+
+@_fast
+def generator(c: Any, images: int, z: Any, slope: Any, bend: Any, beyond: Any, b: Any, S: Any, value: Any) -> None:
+    """Values of k quintic splines s on a graded grid, and the image of the first of them under a generator.
+
+    Coefficients have shape (k, n0, n1, n2): in d < 3 dimensions the first axes have length one. Per axis, shape (n, d):
+    positions z in nodes, moved to the ends of the axis; the map's slope and bend there, in nodes; and how far x is
+    beyond the end, where s goes on as a line. b is (n, d) or (1, d), S ``(n, d, d)`` or ``(1, d, d)``. ``value[i]``
+    receives s(x) for all, then ``b·∇s(x) + ½S:∇²s(x)`` for the first ``images``.
+    """
+    n, d = z.shape
+    columns = c.shape[0]
+    w = np.zeros((3, 3, 6))  # axis, derivative, spline
+    sizes, first = np.ones(3, np.int64), np.zeros(3, np.int64)
+    for axis in range(3 - d):
+        w[axis, 0, 0] = 1.0
+    sizes[3 - d :] = 6
+    flat = c.reshape(-1)
+    n1, n2 = c.shape[2], c.shape[3]
+    block = c.shape[1] * n1 * n2
+    v, half = np.zeros(3), np.zeros((3, 3))
+    for i in range(n):
+        own, of = i if b.shape[0] > 1 else 0, i if S.shape[0] > 1 else 0
+        for axis in range(d):
+            a = 3 - d + axis
+            cell = min(int(z[i, axis]), c.shape[1 + a] - 6)
+            first[a] = cell
+            u = z[i, axis] - cell
+            inverse, off = 1.0 / slope[i, axis], beyond[i, axis]
+            curve = bend[i, axis] * inverse
+            for r in range(6):
+                p3, p4, p5 = QUINTIC[3][r], QUINTIC[4][r], QUINTIC[5][r]
+                w0 = QUINTIC[0][r] + u * (QUINTIC[1][r] + u * (QUINTIC[2][r] + u * (p3 + u * (p4 + u * p5))))
+                w1 = QUINTIC[1][r] + u * (2.0 * QUINTIC[2][r] + u * (3.0 * p3 + u * (4.0 * p4 + u * 5.0 * p5)))
+                w2 = 2.0 * QUINTIC[2][r] + u * (6.0 * p3 + u * (12.0 * p4 + u * 20.0 * p5))
+                w[a, 0, r] = w0
+                w[a, 1, r] = w1 * inverse
+                w[a, 2, r] = (w2 - w1 * curve) * inverse * inverse
+            if off != 0.0:
+                for r in range(6):
+                    w[a, 0, r] += off * w[a, 1, r]
+                    w[a, 2, r] = 0.0
+            v[a] = b[own, axis]
+            for other in range(d):
+                half[a, 3 - d + other] = 0.5 * S[of, axis, other]
+        for k in range(columns):
+            total, image = 0.0, 0.0
+            for c0 in range(sizes[0]):
+                p0, p1, p2 = w[0, 0, c0], w[0, 1, c0], w[0, 2, c0]
+                for c1 in range(sizes[1]):
+                    q0, q1, q2 = w[1, 0, c1], w[1, 1, c1], w[1, 2, c1]
+                    at = k * block + ((first[0] + c0) * n1 + first[1] + c1) * n2 + first[2]
+                    f0 = p0 * q0
+                    if k >= images:
+                        s0 = 0.0
+                        for r in range(6):
+                            s0 += w[2, 0, r] * flat[at + r]
+                        total += f0 * s0
+                        continue
+                    s0, s1, s2 = 0.0, 0.0, 0.0
+                    for r in range(6):
+                        s0 += w[2, 0, r] * flat[at + r]
+                        s1 += w[2, 1, r] * flat[at + r]
+                        s2 += w[2, 2, r] * flat[at + r]
+                    g0 = v[0] * p1 * q0 + v[1] * p0 * q1
+                    g0 += half[0, 0] * p2 * q0 + half[1, 1] * p0 * q2 + 2.0 * half[0, 1] * p1 * q1
+                    g1 = v[2] * f0 + 2.0 * (half[0, 2] * p1 * q0 + half[1, 2] * p0 * q1)
+                    total += f0 * s0
+                    image += g0 * s0 + g1 * s1 + half[2, 2] * f0 * s2
+            value[i, k] = total
+            if k < images:
+                value[i, columns + k] = image
 
 
 @_jit

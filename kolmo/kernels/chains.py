@@ -12,7 +12,9 @@ import numba
 import numpy as np
 from numba.extending import overload
 
-_jit: Any = numba.njit(cache=True, error_model="numpy", nogil=True, fastmath={"contract"})
+from kolmo.kernels.cache import compiled
+
+_jit: Any = compiled(fastmath={"contract"})
 
 BLOCK = 512  # paths whose states, noise and accumulators stay in the first-level cache
 ADDITIVE, COORDINATE, SAMPLE = 0, 1, 2  # noise A ζ; β m_i ζ_i; β m ζ

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import numba
+from kolmo.kernels.cache import compiled
 
-_jit: Any = numba.njit(cache=True, error_model="numpy", nogil=True)
+_jit: Any = compiled()
 
 
 @_jit

@@ -9,10 +9,11 @@ function costs as much as the line.
 
 from typing import Any
 
-import numba
 import numpy as np
 
-_jit: Any = numba.njit(cache=True, error_model="numpy", nogil=True, fastmath={"contract"})
+from kolmo.kernels.cache import compiled
+
+_jit: Any = compiled(fastmath={"contract"})
 
 # Where things stand in the layout: the sizes; per axis the rows of the common stencil and the place of the row
 # pointers; the numbers of the terms.

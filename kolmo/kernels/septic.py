@@ -4,16 +4,16 @@ from functools import cached_property, lru_cache
 from math import comb
 from typing import Any
 
-import numba
 import numpy as np
 import scipy.sparse as sp
 
 from kolmo.arrays import Array, Held, is_tensor
+from kolmo.kernels.cache import compiled
 from kolmo.kernels.linear import Factorization, factorize
 
-_jit: Any = numba.njit(cache=True, error_model="numpy", nogil=True)
+_jit: Any = compiled()
 # sums may be reordered, so that neighbours in memory are added up several at a time
-_fast: Any = numba.njit(cache=True, error_model="numpy", nogil=True, fastmath={"reassoc", "contract"})
+_fast: Any = compiled(fastmath={"reassoc", "contract"})
 
 # What happens beyond an end of an axis: the value at the end, the other end's, or the line through the last two nodes.
 CLAMP, WRAP, LINEAR = 0, 1, 2

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 
+from kolmo.kernels.cache import compiled
 from kolmo.kernels.fused import FIRST, IDENTITY, POINTER, SECOND, stage
 
 # Signed with unsigned indices would give floats.
@@ -14,7 +14,7 @@ _signed: Any = np.int64
 # Lines that are factorised together where factors are not kept: a few cache lines' worth.
 TOGETHER = 16
 
-_jit: Any = numba.njit(cache=True, error_model="numpy", nogil=True)
+_jit: Any = compiled()
 
 
 @_jit

@@ -16,7 +16,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from kolmo import files
+from kolmo import files, schema
 from kolmo.errors import InputError
 from kolmo.landscape.state import Evaluation, Loss, kept, whole
 
@@ -184,10 +184,19 @@ class Curvature:
         InputError
             If the file holds something else.
         """
-        tree = files.read_tree(Path(path))
-        if not isinstance(tree, dict) or "curvature" not in tree:
-            raise InputError("path", str(path), "a file written by Curvature.save")
-        return cls.from_record(tree["curvature"])
+        check = schema.of(cls, {Tensor: schema.array("f", finite=False)}, settings=schema.mapping(schema.anything))
+        needed = "a file written by Curvature.save"
+        return files.read_record(Path(path), "curvature", check, cls._consistent, needed)
+
+    @classmethod
+    def _consistent(cls, record: dict[str, Any]) -> "Curvature":
+        count = len(record["eigenvectors"])
+        for name in ("eigenvalues", "residuals", "eigenvalue_standard_error"):
+            if record[name].shape != (count,):
+                raise schema.refuse(f"curvature.{name}", record[name], f"shape ({count},)")
+        if record["nodes"].ndim != 2 or record["nodes"].shape != record["weights"].shape:
+            raise schema.refuse("curvature.weights", record["weights"], "the shape of the nodes")
+        return cls.from_record(record)
 
     def __repr__(self) -> str:
         values = ", ".join(f"{value:.4g}" for value in self.eigenvalues)

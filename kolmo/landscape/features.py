@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kolmo import files
+from kolmo import files, schema
 from kolmo.arrays import as_numpy
 from kolmo.bridge.classifier import FlowClassifier
 from kolmo.bridge.laws import NoiseLaw
@@ -108,10 +108,17 @@ class FeatureLandscape:
         InputError
             If the file holds something else.
         """
-        tree = files.read_tree(Path(path))
-        if not isinstance(tree, dict) or "features" not in tree:
-            raise InputError("path", str(path), "a file written by FeatureLandscape.save")
-        return cls.from_record(tree["features"])
+        needed = "a file written by FeatureLandscape.save"
+        return files.read_record(Path(path), "features", schema.of(cls), cls._consistent, needed)
+
+    @classmethod
+    def _consistent(cls, record: dict[str, Any]) -> "FeatureLandscape":
+        levels, shape = len(record["levels"]), tuple(axis.size for axis in record["axes"])
+        both = (levels, len(record["times"]), *shape)
+        schema.same_shape("features", both, loss=record["loss"], probability=record["probability"])
+        schema.same_shape("features", (levels, *shape), gradient=record["gradient"], hessian=record["hessian"])
+        schema.same_shape("features", (levels,), error_estimate=record["error_estimate"])
+        return cls.from_record(record)
 
 
 def feature_landscape(

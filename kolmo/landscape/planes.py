@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kolmo import files
+from kolmo import files, schema
 from kolmo.errors import InputError
 from kolmo.landscape.state import whole
 
@@ -128,13 +128,20 @@ class Plane:
         InputError
             If the file holds something else.
         """
-        tree = files.read_tree(Path(path))
-        if not isinstance(tree, dict) or "plane" not in tree:
-            raise InputError("path", str(path), "a file written by Plane.save")
-        tree = tree["plane"]
+        weights = schema.mapping(schema.array("f", finite=False))
+        check = schema.of(cls, origin=weights, directions=schema.many(weights, 1, 2))
+        return files.read_record(Path(path), "plane", check, cls._from_record, "a file written by Plane.save")
+
+    @classmethod
+    def _from_record(cls, tree: dict[str, Any]) -> "Plane":
+        for direction in tree["directions"]:
+            for name, values in direction.items():
+                if name not in tree["origin"] or values.shape != tree["origin"][name].shape:
+                    raise schema.refuse(f"plane.directions.{name}", values, "the weights of the origin")
+        if len(tree["span"]) not in (0, len(tree["directions"])):
+            raise schema.refuse("plane.span", tree["span"], "a pair for each direction")
         tree["origin"] = _tensors(tree["origin"])
         tree["directions"] = tuple(_tensors(direction) for direction in tree["directions"])
-        tree["span"] = tuple((low, high) for low, high in tree["span"])
         return cls(**tree)
 
     def __repr__(self) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kolmo import files
+from kolmo import files, schema
 from kolmo.errors import InputError
 from kolmo.landscape.placement import place
 from kolmo.landscape.planes import Plane
@@ -217,11 +217,16 @@ class Surface:
         InputError
             If the file holds something else, or a surface that is not finished.
         """
-        tree = files.read_tree(Path(path))
-        if not isinstance(tree, dict) or "surface" not in tree:
-            fix = "go on with the same call of surface(..., path=...)" if "unfinished" in tree else ""
-            raise InputError("path", str(path), "a file with a finished surface", fix)
-        return cls.from_record(tree["surface"])
+        return files.read_record(
+            Path(path), "surface", schema.of(cls), cls._consistent, "a file with a finished surface"
+        )
+
+    @classmethod
+    def _consistent(cls, record: dict[str, Any]) -> "Surface":
+        shape = tuple(axis.size for axis in record["axes"])
+        _fields(record["values"], record["evaluated"], shape)
+        schema.text()(record["plane"].get("kind"), "surface.plane.kind")
+        return cls.from_record(record)
 
     def __repr__(self) -> str:
         shape = " × ".join(str(len(axis)) for axis in self.axes)
@@ -347,6 +352,28 @@ def surface(
     return found
 
 
+_UNFINISHED = schema.table(
+    {
+        "identity": schema.text(),
+        "origin": schema.mapping(schema.number(finite=False)),
+        "values": schema.mapping(schema.array("f", finite=False), 1),
+        "done": schema.array("b"),
+    }
+)
+
+
+def _fields(
+    values: dict[str, np.ndarray], evaluated: np.ndarray, shape: tuple[int, ...], draws: int | None = None
+) -> None:
+    """Refuse fields that do not lie over the points of a plane, with as many draws each."""
+    if not values or evaluated.dtype != bool or evaluated.shape != shape:
+        raise schema.refuse("evaluated", evaluated, f"true or false at {shape} points, and values there")
+    draws = next(iter(values.values())).shape[-1] if draws is None else draws
+    for name, found in values.items():
+        if found.dtype.kind != "f" or found.shape != (*shape, draws):
+            raise schema.refuse(f"values.{name}", found, f"numbers of shape {(*shape, draws)}")
+
+
 class _Mover:
     """Writes weights of a plane into the parameters of a model."""
 
@@ -396,10 +423,13 @@ class _Store:
     def _read(self) -> None:
         assert self._path is not None
         tree = files.read_tree(self._path)
-        if "unfinished" in tree:
-            tree = tree["unfinished"]
-            same, origin = tree["identity"] == self._identity, tree.get("origin", {})
-            self.values, self.done = dict(tree["values"]), tree["done"]
+        if isinstance(tree, dict) and "unfinished" in tree:
+            with files.damage(self._path):
+                tree = _UNFINISHED(tree["unfinished"], "unfinished")
+                same, origin = tree["identity"] == self._identity, tree["origin"]
+                if same:
+                    _fields(tree["values"], tree["done"], self.done.shape, self._draws)
+            self.values, self.done = tree["values"], tree["done"]
         else:
             self.finished = found = Surface.load(self._path)
             kept_settings = {**found.settings, "plane": found.plane["fingerprint"], "axes": list(found.axes)}

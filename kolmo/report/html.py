@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 
 from kolmo.errors import InputError
-from kolmo.files import FileError, plain, write_bytes
+from kolmo.files import FileError, plain, read_bytes, write_bytes
 from kolmo.report.blocks import Block, Code, Figure, Measured, Relief, Section, Table
 
-__all__ = ["write_html"]
+__all__ = ["as_html", "write_html"]
 
 _MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
+# Bytes of a figure that is put into a page.
+_MAX_FIGURE = 64 * 2**20
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -74,17 +76,21 @@ def write_html(path: str | Path, title: str, sections: Sequence[Section], *, sub
     >>> "0.01200 ± 0.00040" in path.read_text(encoding="utf-8")
     True
     """
+    write_bytes(Path(path), as_html(title, sections, subtitle))
+    return Path(path)
+
+
+def as_html(title: str, sections: Sequence[Section], subtitle: str, folder: Path | None = None) -> bytes:
+    """The page; figures must lie in the folder if one is given."""
     turned = any(isinstance(block, Relief) for section in sections for block in section.blocks)
     page = _PAGE.format(
         title=html.escape(title),
         subtitle=f'<p class="subtitle">{_text(subtitle)}</p>\n' if subtitle else "",
         style=_part("style.css"),
-        sections="\n".join(_section(section) for section in sections),
+        sections="\n".join(_section(section, folder) for section in sections),
         script=f"<script>\n{_part('relief.js')}</script>\n" if turned else "",
     )
-    # a folder's name may hold bytes that are no text
-    write_bytes(Path(path), page.encode(errors="replace"))
-    return Path(path)
+    return page.encode(errors="replace")  # a folder's name may hold bytes that are no text
 
 
 def _part(name: str) -> str:
@@ -92,8 +98,8 @@ def _part(name: str) -> str:
     return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-def _section(section: Section) -> str:
-    body = "\n".join(_block(block) for block in section.blocks)
+def _section(section: Section, folder: Path | None) -> str:
+    body = "\n".join(_figure(block, folder) if isinstance(block, Figure) else _block(block) for block in section.blocks)
     return f"<section>\n<h2>{html.escape(section.title)}</h2>\n{body}\n</section>"
 
 
@@ -112,10 +118,10 @@ def _code(block: Code) -> str:
     return f'<pre tabindex="0"><code>{html.escape(block.text)}</code></pre>'
 
 
-@_block.register
-def _figure(block: Figure) -> str:
+def _figure(block: Figure, folder: Path | None) -> str:
     caption = f"\n<figcaption>{_text(block.caption)}</figcaption>" if block.caption else ""
-    return f'<figure>\n<img src="{_embedded(Path(block.path))}" alt="{html.escape(block.alt)}">{caption}\n</figure>'
+    source = _embedded(Path(block.path), folder)
+    return f'<figure>\n<img src="{source}" alt="{html.escape(block.alt)}">{caption}\n</figure>'
 
 
 @_block.register
@@ -219,12 +225,11 @@ def _text(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
 
 
-def _embedded(path: Path) -> str:
+def _embedded(path: Path, folder: Path | None) -> str:
     media = _MEDIA.get(path.suffix.lower())
     if media is None:
         raise InputError("path", path, "a figure that ends in .png or .svg")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise FileError(f"cannot read the figure {path}: {error.strerror or error}.") from error
+    if folder is not None and not path.resolve().is_relative_to(folder.resolve()):
+        raise FileError(f"the figure {path} lies outside {folder}: it is not put into its report.")
+    content = read_bytes(path, _MAX_FIGURE, in_run=folder is not None)
     return f"data:{media};base64,{base64.b64encode(content).decode()}"

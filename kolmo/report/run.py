@@ -1,10 +1,11 @@
 """The report of a run: the experiment's own sections, then what they were made with and how to make them again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kolmo.files import write_bytes
 from kolmo.report.blocks import Code, Section, Table
-from kolmo.report.html import write_html
+from kolmo.report.html import as_html
 from kolmo.runs import Run
 
 __all__ = ["write_report"]
@@ -30,7 +31,9 @@ def write_report(run: Run, sections: Sequence[Section], *, title: str, command: 
         The path of the report.
     """
     subtitle = f"kolmo run `{run.folder.name}`"
-    return write_html(run.folder / "report.html", title, [*sections, _reproduce(run, command)], subtitle=subtitle)
+    page = as_html(title, [*sections, _reproduce(run, command)], subtitle, run.folder)
+    write_bytes(run.folder / "report.html", page, in_run=True)
+    return run.folder / "report.html"
 
 
 def _reproduce(run: Run, command: str) -> Section:
@@ -43,6 +46,7 @@ def _reproduce(run: Run, command: str) -> Section:
         ["platform", f"{made['platform']}, {made['cores']} cores"],
         ["git revision", made["git"] or "an installed release"],
         ["seeds", ", ".join(map(str, made["seeds"])) or "none"],
+        *([f"resumed {one['time']} with", _changes(one["changes"])] for one in made.get("resumed", [])),
         ["threads", ", ".join(f"{name} {count}" for name, count in made["threads"].items()) or "not limited"],
     ]
     return Section(
@@ -56,6 +60,11 @@ def _reproduce(run: Run, command: str) -> Section:
             Table(["made with", ""], facts, "Machine, source and versions."),
         ],
     )
+
+
+def _changes(changes: Mapping[str, Sequence[object]]) -> str:
+    """Other versions, as a run that was resumed keeps them."""
+    return ", ".join(f"{name} {new} (before: {old})" for name, (old, new) in changes.items())
 
 
 def _shown(value: object) -> str:

@@ -83,6 +83,11 @@ class Scheme(Protocol):
         """Fewest nodes an axis may have."""
         ...
 
+    @property
+    def slope_weight(self) -> float:
+        """Weight of the slope in one-sided second differences, for the mean of coefficients at breaks."""
+        ...
+
     def stencil(self, grid: Grid, box: Box, sample: Local) -> Any:
         """Frozen stencils for a grid; ``sample`` holds the coefficients they are laid out for."""
         ...

@@ -17,9 +17,9 @@ from kolmo.kernels.linear import NARROW
 from kolmo.kernels.lines import LineOperator, weighted_sum
 from kolmo.kernels.tensor import Fused, Key
 from kolmo.schemes.base import SCHEMES, Assembly, FaceData
-from kolmo.schemes.differences import CUT, FREE, SLOPE, WRAP, Differences, differences, spectral_radii
+from kolmo.schemes.differences import CUT, FREE, SLOPE, WRAP, Differences, differences, slope_weight, spectral_radii
 from kolmo.schemes.faces import Swept, Unreached, held
-from kolmo.schemes.local import Local, Metric, on_face, wall_nodes, wall_of
+from kolmo.schemes.local import Local, Metric, on_face, put_rows, wall_nodes, wall_of
 
 # How a difference operator closes at each kind of face.
 CLOSURES: dict[type[Face], str] = {
@@ -250,6 +250,11 @@ class Central:
         """Fewest nodes an axis may have."""
         return self.order + 3
 
+    @property
+    def slope_weight(self) -> float:
+        """Weight of the slope in the second difference at a break."""
+        return slope_weight(self.order)
+
     def stencil(self, grid: Grid, box: Box, sample: Local) -> "CentralStencil":
         """Difference operators of every axis and the list of terms."""
         operators, slopes = [], {}
@@ -258,7 +263,7 @@ class Central:
                 raise InputError(f"grid[{i}]", axis.n, f"at least {self.minimum_nodes} nodes for scheme {self.name!r}")
             low, high = (CLOSURES[type(face)] for face in box.faces[i])
             elastic = isinstance(box.faces[i][0], Robin), isinstance(box.faces[i][1], Robin)
-            ops, ends = _along_axis(axis.n, self.order, low, high, elastic)
+            ops, ends = _along_axis(axis.n, self.order, low, high, elastic, axis.breaks)
             slopes.update({(i, side): weights for side, weights in ends.items()})
             operators.append(ops)
         return CentralStencil.of(grid, box, operators, slopes, sample)
@@ -270,7 +275,11 @@ class Central:
         numbers = [-local.c]
         d = A.shape[1]
         for i in range(d):
-            numbers += [A[:, i], 0.5 * S[:, i, i] * keep[i]]
+            along = A[:, i], 0.5 * S[:, i, i] * keep[i]
+            for found in (b for b in local.breaks if b.axis == i):
+                where = found.nodes.like(A)
+                along = put_rows(along[0], where, 0.5 * found.above), put_rows(along[1], where, 0.5 * found.below)
+            numbers += along
         for i, j in stencil.pairs:
             numbers.append(S[:, i, j] * keep[i] * keep[j])
         load = local.g
@@ -299,6 +308,8 @@ class Central:
         real, imaginary = float(np.max(np.abs(local.c), initial=0.0)), 0.0
         for i in range(grid.dim):
             first, second = spectral_radii(self.order, *(CLOSURES[type(face)] for face in box.faces[i]))
+            if grid.axes[i].breaks:
+                first, second = np.maximum((first, second), spectral_radii(self.order, FREE, SLOPE)).tolist()
             real += 0.5 * float(np.max(local.S[:, i, i])) * second
             imaginary += float(np.max(np.abs(local.A[:, i]))) * first
         for (i, side), (kappa, _) in faces.robin.items():
@@ -312,10 +323,10 @@ class Central:
 
 @lru_cache(maxsize=64)
 def _along_axis(
-    n: int, order: int, low: str, high: str, elastic: tuple[bool, bool]
+    n: int, order: int, low: str, high: str, elastic: tuple[bool, bool], breaks: tuple[int, ...] = ()
 ) -> tuple[dict[str, LineOperator], dict[int, tuple[np.ndarray, np.ndarray]]]:
     """Operators of an axis by name, and at sides where the slope is known its weights in the two differences."""
-    D = differences(n, order, low, high)
+    D = differences(n, order, low, high, breaks)
     first, first_slope = _first(D, elastic)
     ops, ends = {"first": LineOperator(first), "second": LineOperator(D.second), "cross": LineOperator(D.cross)}, {}
     for side, closure in enumerate((low, high)):

@@ -21,7 +21,8 @@ class Differences:
     Attributes
     ----------
     first, second : csr_matrix, shape (n, n)
-        First and second derivative; at ends of kind "slope" the part that multiplies the known slope is split off.
+        First and second derivative; at ends of kind "slope" the part that multiplies the known slope is split off. At
+        a break: the second derivative there as seen from above (first) and from below (second), without its slope.
     first_slope, second_slope : ndarray, shape (n, 2)
         Weights of h·du/dξ at the low and high end.
     cross : csr_matrix, shape (n, n)
@@ -64,8 +65,11 @@ def stencil_weights(offsets: np.ndarray, derivative: int, slope_at: float | None
 
 
 @lru_cache(maxsize=256)
-def differences(n: int, order: int, low: str, high: str) -> Differences:
+def differences(n: int, order: int, low: str, high: str, breaks: tuple[int, ...] = ()) -> Differences:
     """Difference operators of the given even order on n nodes, with closures for the two ends.
+
+    At ``breaks`` (nodes at which the second derivative may jump) no stencil reaches across: rows beside a break use
+    nodes on their own side of it.
 
     Raises
     ------
@@ -91,7 +95,42 @@ def differences(n: int, order: int, low: str, high: str) -> Differences:
             matrix.add(np.array([row]), columns[None], weights * (sign if m == 1 else 1.0))
             if slopes is not None:
                 slopes[row, side] = slope * (1.0 if m == 1 else sign)
-    return Differences(first.matrix(), second.matrix(), first_slope, second_slope, cross.matrix())
+    plain = Differences(first.matrix(), second.matrix(), first_slope, second_slope, cross.matrix())
+    return _broken(plain, order, breaks) if breaks else plain
+
+
+@lru_cache(maxsize=8)
+def slope_weight(order: int) -> float:
+    """Weight of the slope at a break in the second difference there, as seen from below (from above: its negative)."""
+    offsets, _ = _closure(SLOPE, 0, 2, order)
+    return -stencil_weights(offsets, 2, 0.0)[1]
+
+
+def _broken(D: Differences, order: int, breaks: tuple[int, ...]) -> Differences:
+    """The operators with stencils that do not reach across the breaks."""
+    matrices = [D.first.tolil(), D.second.tolil(), D.cross.tolil()]
+    for node in breaks:
+        for sign in (-1, 1):
+            for j in range(1, order // 2):
+                for matrix, m in zip(matrices, (1, 2, 1), strict=True):
+                    offsets, _ = _closure(FREE, j, m, order)
+                    weights, _ = stencil_weights(offsets, m)
+                    _put(matrix, node + sign * j, node + sign * (offsets + j), weights * (sign if m == 1 else 1.0))
+            # the second derivative at the break as seen from this side, without the part of the slope
+            offsets, _ = _closure(SLOPE, 0, 2, order)
+            weights, _ = stencil_weights(offsets, 2, 0.0)
+            _put(matrices[0 if sign == 1 else 1], node, node + sign * offsets, weights)
+        # mixed derivatives: the slope as seen from above
+        offsets, _ = _closure(FREE, 0, 1, order)
+        _put(matrices[2], node, node + offsets, stencil_weights(offsets, 1)[0])
+    first, second, cross = (sp.csr_matrix(matrix) for matrix in matrices)
+    return Differences(first, second, D.first_slope, D.second_slope, cross)
+
+
+def _put(matrix: sp.lil_matrix, row: int, columns: np.ndarray, weights: np.ndarray) -> None:
+    """Replace a row."""
+    matrix[row] = 0.0
+    matrix[row, columns.astype(int)] = weights
 
 
 class _Rows:
@@ -153,6 +192,9 @@ def symbol_bounds(order: int) -> tuple[float, float]:
 
 @lru_cache(maxsize=64)
 def spectral_radii(order: int, low: str, high: str) -> tuple[float, float]:
-    """Spectral radii of the first and second difference with their closures, in units of h and h²."""
+    """Spectral radii of the first and second difference with their closures, in units of h and h².
+
+    At a break stencils close as at a free end.
+    """
     D = differences(max(4 * order, 24), order, low, high)
     return tuple(float(np.abs(np.linalg.eigvals(M.toarray())).max()) for M in (D.first, D.second))  # type: ignore[return-value]

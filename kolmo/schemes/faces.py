@@ -10,7 +10,7 @@ from kolmo.box import Absorbing, Box, Entrance, Face
 from kolmo.errors import InputError
 from kolmo.grid import Grid
 from kolmo.problem import KolmogorovProblem
-from kolmo.schemes.local import wall_nodes
+from kolmo.schemes.local import columns, wall_nodes
 
 # How far inside a face its coefficients are looked at, as a part of the first cell: they may be infinite on it.
 INSIDE = 1e-2
@@ -186,7 +186,8 @@ class Entrances:
             for weight, x, step in zip(CONTINUED, points, steps, strict=True):
                 x, step = x.like(b), step.like(b)
                 drift = problem.sde.drift(t, x)
-                seen = (drift, problem.sde.covariance(t, x), problem.rate(t, x), problem.running(t, x))
+                source = columns(problem.running(t, x), g.shape[1])
+                seen = (drift, problem.sde.covariance(t, x), problem.rate(t, x), source)
                 parts = [part + weight * v for part, v in zip(parts, seen, strict=True)]
                 pull = pull + weight * step * inward * drift[:, axis]
             self._check(t, axis, side, pull, parts[1][:, axis, axis])

@@ -1,7 +1,7 @@
 """The semi-discrete equation u' + Q(t) u + r(t) = 0 on a grid: the generator that every march and adjoint uses."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise, product
 from typing import Any
@@ -13,16 +13,21 @@ from kolmo.arrays import Array, Held, Spread, as_like, as_numpy, detached, is_te
 from kolmo.box import Absorbing, Box, Entrance, Natural, Robin
 from kolmo.errors import InputError
 from kolmo.grid import Grid
+from kolmo.instants import COMPARED, constant, reads_time
 from kolmo.problem import KolmogorovProblem, check_finite, check_vectorised
 from kolmo.schemes.base import SCHEMES, FaceData, Scheme
 from kolmo.schemes.faces import Entrances, held, probe, resolved, shrunk
-from kolmo.schemes.local import Local, Metric, local_coefficients, wall_nodes
+from kolmo.schemes.local import Local, Metric, local_coefficients, source_at, wall_nodes
+from kolmo.schemes.terminal import TerminalRule
 
 # How far beside a node of a face its values are looked at, as a part of the box; the change that is a jump, relative to
 # the largest of them.
 BESIDE, JUMP = 1e-9, 1e-6
-# Irregular instants (fractions of an interval) at which coefficients are compared to see whether they depend on time.
+# Irregular instants (fractions of an interval) at which it is asked where paths leave.
 PROBES = (0.0, 0.1309, 0.3717, 0.5, 0.6283, 0.8571, 0.9999)
+# Nodes at which coefficients are compared to see whether they depend on time, and the least number of instants in each
+# interval between breakpoints, of which there may be many.
+COMPARED_NODES, LEAST_COMPARED = 400, 8
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class Generator:
         Name of the scheme, see ``kolmo.schemes.SCHEMES``.
     autonomous : bool, optional
         Whether coefficients, source and face data are constant in time, where that is known from another grid.
+    averages : mapping, optional
+        Rules by name of functions ("drift", "covariance", "killing", "source") that are averaged around the nodes.
     everywhere : bool, default False
         Values hold at all nodes of absorbing faces, whether the process leaves there or not.
 
@@ -83,15 +90,20 @@ class Generator:
         grid: Grid,
         scheme: Scheme,
         autonomous: bool | None = None,
+        averages: Mapping[str, TerminalRule] | None = None,
         *,
         everywhere: bool = False,
     ) -> None:
+        self._means = {
+            name: partial(_mean, rule, problem, name) for name, rule in ({} if averages is None else averages).items()
+        }
         self.problem, self.grid, self.scheme, self._known = problem, grid, scheme, autonomous
         low, high = grid.box
         box = problem.box.replace(low, high)
         self.box: Box = box if everywhere else resolved(problem, grid, box, self._face_times())
         self._evaluated: dict[float, Local] = {}
         self._walls: dict[tuple[int, int], tuple[Held, Held]] = {}
+        self._kept: Local | None = None
         self._entrances = Entrances(problem, grid, self.box)
         self._check_natural()
 
@@ -206,21 +218,17 @@ class Generator:
         return self._same_over_time(sde=True)
 
     def _same_over_time(self, *, sde: bool) -> bool:
-        stride = max(1, self.grid.size // 400)
-        x = self.places()[::stride]
-        functions = self._functions(sde=sde)
-        for a, b in self.intervals() if functions else ():
-            seen: list[Any] = []
-            for fraction in PROBES:
-                t = a + fraction * (b - a)
-                now = [as_numpy(f(t, x)) for f in functions]
-                if seen and not all(map(_same, seen, now)):
-                    return False
-                seen = now
-        return True
+        x = self.places()[:: max(1, self.grid.size // COMPARED_NODES)]
+        intervals = self.intervals()
+        count = max(COMPARED // len(intervals), LEAST_COMPARED)
+        return all(
+            constant(lambda t, y, f=f: as_numpy(f(t, y)), a, b, x, count)  # type: ignore[misc]
+            for a, b in intervals
+            for f in self._functions(sde=sde)
+        )
 
     def _functions(self, *, sde: bool) -> list[Callable[[float, Array], Array]]:
-        """What might depend on time: all that is not a plain number."""
+        """What might depend on time: functions whose code does not tell that they do not."""
         problem = self.problem
         given: list[tuple[Any, Callable[[float, Array], Array]]] = [
             (problem.killing, problem.rate),
@@ -233,12 +241,37 @@ class Generator:
                 given.append((face.value, partial(problem.on_face, face.value)))
             if isinstance(face, Robin):
                 given.append((face.kappa, partial(problem.on_face, face.kappa)))
-        return [f for value, f in given if callable(value)]
+        return [f for value, f in given if reads_time(value)]
 
     def local(self, t: float, like: Array | None = None) -> Local:
         """Coefficients in index units at the nodes; ``like`` a tensor: in torch, with gradients."""
-        limits = self._entrances.limits if self._entrances.ends else None
-        return local_coefficients(self.problem, self.metric, t, self.places(like), self.columns or 1, limits)
+        x = self.places(like)
+        if is_tensor(x) or not self._steady:
+            return self._fresh(t, x)
+        if self._kept is None:
+            self._kept = self._fresh(t, x)
+            return self._kept
+        return replace(self._kept, g=source_at(self.problem, t, x, self.columns or 1, self._means))
+
+    def _fresh(self, t: float, x: Array) -> Local:
+        return local_coefficients(
+            self.problem,
+            self.grid,
+            self.metric,
+            t,
+            x,
+            self.columns or 1,
+            slope=self.scheme.slope_weight,
+            means=self._means,
+            limits=self._entrances.limits if self._entrances.ends else None,
+        )
+
+    @cached_property
+    def _steady(self) -> bool:
+        """Whether only the source may depend on time, and is read as it is."""
+        given = [*self.problem.sde.given.values(), self.problem.killing]
+        whole = not (any(axis.breaks for axis in self.grid.axes) or self._entrances.ends)
+        return whole and reads_time(self.problem.source) and not any(map(reads_time, given))
 
     def at(self, t: float, like: Array | None = None) -> Semi:
         """Stencil numbers, load and boundary values at time t; ``like`` a tensor: in torch, with gradients."""
@@ -366,14 +399,14 @@ class Generator:
                 )
 
 
+def _mean(rule: TerminalRule, problem: KolmogorovProblem, name: str, t: float, x: Array) -> Array:
+    """Averages of a function around the nodes at an instant."""
+    return rule.apply(problem.showing(name, t), x)
+
+
 def _some(intervals: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """At most some of many intervals."""
     return intervals if len(intervals) <= 8 else intervals[:: max(1, len(intervals) // 8)]
-
-
-def _same(p: np.ndarray, q: np.ndarray) -> bool:
-    """Whether two arrays hold the same numbers, NaN in the same places (which there rarely are)."""
-    return np.array_equal(p, q) or np.array_equal(p, q, equal_nan=True)
 
 
 def discretize(problem: KolmogorovProblem, grid: Grid | int | Sequence[int], scheme: str = "auto") -> Generator:

@@ -1,14 +1,44 @@
 """Coefficients of the equation at the nodes, in index units: the grid's spacing and map are divided out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 
-from kolmo.arrays import Array, Spread, as_like, namespace
+from kolmo.arrays import Array, Held, Spread, as_like, as_numpy, fresh, namespace
 from kolmo.grid import Grid
 from kolmo.problem import KolmogorovProblem, check_covariance, check_finite
+
+TINY = 1e-300
+# How far beside a break the coefficients of its two sides are read, as a part of the cells there.
+ASIDE = 1e-8
+
+
+@dataclass(frozen=True)
+class Break:
+    r"""Noise across a break of one axis, in index units, from its two sides.
+
+    There u has one slope s and two second derivatives. With :math:`u''_\mp = E_\mp u \pm \alpha s` (E: differences that
+    stay on one side) the equation of either side contains s with the factor :math:`\beta_\mp = A_\mp \pm
+    \tfrac12\alpha S_\mp`; in the mean with weights λ and 1 − λ, :math:`\lambda\beta_- + (1 - \lambda)\beta_+ = 0`, it
+    drops out. Of order two that is the harmonic mean of Σ.
+
+    Attributes
+    ----------
+    axis : int
+        Axis that the break is across.
+    nodes : Held of int
+        Nodes on the break.
+    below, above : array, shape (nodes,)
+        λ S from below, (1 − λ) S from above.
+    """
+
+    axis: int
+    nodes: Held
+    below: Array
+    above: Array
 
 
 @dataclass(frozen=True)
@@ -25,12 +55,15 @@ class Local:
         Killing rate.
     g : array, shape (size, k)
         Source.
+    breaks : tuple of Break
+        Where they jump or bend; on a break A, S, c and g are means of the two sides.
     """
 
     A: Array
     S: Array
     c: Array
     g: Array
+    breaks: tuple[Break, ...] = ()
 
 
 class Metric:
@@ -65,34 +98,207 @@ class Metric:
 
 
 Limits = Callable[[float, Array, Array, Array, Array], tuple[Array, Array, Array, Array]]
+Means = Mapping[str, Callable[[float, Array], Array]]
+"""Functions that are averaged around the nodes, as (t, nodes) → values."""
 
 
 def local_coefficients(
-    problem: KolmogorovProblem, metric: Metric, t: float, x: Array, k: int, limits: Limits | None = None
+    problem: KolmogorovProblem,
+    grid: Grid,
+    metric: Metric,
+    t: float,
+    x: Array,
+    k: int,
+    *,
+    slope: float = 2.0,
+    means: Means | None = None,
+    limits: Limits | None = None,
 ) -> Local:
     """Evaluate and check the coefficients at the nodes x at time t (x a tensor: with gradients).
 
-    ``limits(t, drift, covariance, killing, source)`` puts in what holds at nodes where they cannot be read.
+    ``slope``: weight α of the slope in the scheme's one-sided second differences, for the mean at breaks. ``means``:
+    what takes the place of some functions' values at the nodes. ``limits(t, drift, covariance, killing, source)``
+    puts in what holds at nodes where they cannot be read.
     """
-    sde, box = problem.sde, problem.box
-    b = check_finite(sde.drift(t, x), x, t, "drift", box)
     density, bend = metric.like(x)
-    S = check_covariance(sde.covariance(t, x), x, t, box)
-    c = check_finite(problem.rate(t, x), x, t, "killing", box)
-    g = check_finite(problem.running(t, x), x, t, "source", box)
+    local = _local(problem, t, x, density, bend, k, means, limits)
+    for axis in (i for i, a in enumerate(grid.axes) if a.breaks):
+        local = _averaged(problem, grid, axis, t, x, (density, bend), local, slope)
+    return local
+
+
+def _local(
+    problem: KolmogorovProblem,
+    t: float,
+    x: Array,
+    density: Array,
+    bend: Array,
+    k: int,
+    means: Means | None = None,
+    limits: Limits | None = None,
+) -> Local:
+    """Coefficients at points x with the grid's map there."""
+    means, sde, box = means or {}, problem.sde, problem.box
+    b = check_finite(means.get("drift", sde.drift)(t, x), x, t, "drift", box)
+    S = means.get("covariance", sde.covariance)(t, x).reshape(*x.shape, x.shape[-1])
+    S = check_covariance(S, x, t, box)
+    c = check_finite(means.get("killing", problem.rate)(t, x), x, t, "killing", box)
+    c = c[:, 0] if c.ndim == 2 else c
+    g = source_at(problem, t, x, k, means)
     if limits is not None:
         b, S, c, g = limits(t, b, S, c, g)
     A = b * density - 0.5 * namespace(S).einsum("...ii->...i", S) * bend
     S = S * density[:, :, None] * density[:, None, :]
+    return Local(A, S, c, g)
+
+
+def source_at(problem: KolmogorovProblem, t: float, x: Array, k: int, means: Means | None = None) -> Array:
+    """Evaluate and check the source, shape (size, k)."""
+    g = check_finite((means or {}).get("source", problem.running)(t, x), x, t, "source", problem.box)
+    return columns(g, k)
+
+
+def _averaged(
+    problem: KolmogorovProblem,
+    grid: Grid,
+    axis: int,
+    t: float,
+    x: Array,
+    maps: tuple[Array, Array],
+    local: Local,
+    slope: float,
+) -> Local:
+    """The coefficients with those on the breaks of an axis replaced by the mean of both sides."""
+    nodes = Held(break_nodes(grid, axis))
+    where = nodes.like(x)
+    sides = [
+        _side(problem, grid, axis, nodes.array, t, x[where], (maps[0][where], maps[1][where]), local.g.shape[1], sign)
+        for sign in (-1.0, 1.0)
+    ]
+    (low, density), (high, density_above) = sides
+    weight = _weight(sides, axis, slope)
+    below, above = weight * low.S[:, axis, axis], (1.0 - weight) * high.S[:, axis, axis]
+
+    def mean(name: str) -> Array:
+        p, q = getattr(low, name), getattr(high, name)
+        w = weight.reshape(-1, *([1] * (p.ndim - 1)))
+        return w * p + (1.0 - w) * q
+
+    A, S = fresh(mean("A")), fresh(mean("S"))
+    # what a chain on the nodes with exponentially fitted rates needs in order to leave at these two rates
+    A[:, axis], S[:, axis, axis] = above - below, 2.0 * _logarithmic_mean(below, above)
+    # mixed derivatives take the slope from above
+    for j in range(grid.dim):
+        if j != axis:
+            stretched = weight * low.S[:, axis, j] * as_like(density_above / density, x)
+            S[:, axis, j] = S[:, j, axis] = stretched + (1.0 - weight) * high.S[:, axis, j]
+    parts = [
+        put_rows(getattr(local, name), where, v) for name, v in (("A", A), ("S", S), ("c", mean("c")), ("g", mean("g")))
+    ]
+    return Local(*parts, (*local.breaks, Break(axis, nodes, below, above)))
+
+
+def _logarithmic_mean(p: Array, q: Array) -> Array:
+    """(q − p) / log(q / p), and p where they agree; zero where one of them is."""
+    xp = namespace(p, q)
+    positive = (p > 0) & (q > 0)
+    z = xp.where(
+        positive, xp.log(xp.where(positive, q / xp.where(positive, p, as_like(1.0, p)), as_like(1.0, p))), 0.0 * p
+    )
+    near = abs(z) < 1e-3
+    ratio = xp.expm1(z) / xp.where(near, as_like(1.0, p), z)
+    return xp.where(positive, p * xp.where(near, 1.0 + z / 2.0 + z**2 / 6.0, ratio), 0.0 * p)
+
+
+def _side(
+    problem: KolmogorovProblem,
+    grid: Grid,
+    axis: int,
+    nodes: np.ndarray,
+    t: float,
+    x: Array,
+    maps: tuple[Array, Array],
+    k: int,
+    sign: float,
+) -> tuple[Local, np.ndarray]:
+    """Coefficients at nodes on breaks of an axis as seen from one side, and the density of nodes there.
+
+    Where breaks meet, the mean of the corners.
+    """
+    along = grid.axes[axis]
+    xi = along.xi[np.unravel_index(nodes, grid.shape)[axis]] + sign * ASIDE * along.h
+    slope, bend = np.asarray(along.grading.slope(xi)), np.asarray(along.grading.bend(xi))
+    density, bends = fresh(maps[0]), fresh(maps[1])
+    density[:, axis], bends[:, axis] = as_like(1.0 / (slope * along.h), x), as_like(bend / (slope**3 * along.h), x)
+    corners = [
+        _local(problem, t, x + as_like(shift, x), density, bends, k) for shift in shifts(grid, axis, nodes, sign)
+    ]
+    mean = Local(*(sum(getattr(corner, name) for corner in corners) / len(corners) for name in ("A", "S", "c", "g")))
+    return mean, 1.0 / (slope * along.h)
+
+
+def _weight(sides: Sequence[tuple[Local, np.ndarray]], axis: int, slope: float) -> Array:
+    """Weight λ of the lower side at which the slope drops out of the mean of both sides' equations."""
+    (low, density), (high, density_above) = sides
+    xp = namespace(low.A, high.A, low.S, high.S)
+    leaving = (low.A[:, axis] + 0.5 * slope * low.S[:, axis, axis]) / as_like(density, low.A)
+    arriving = (0.5 * slope * high.S[:, axis, axis] - high.A[:, axis]) / as_like(density_above, high.A)
+    # where cells are long for the drift the weights would leave [0, 1]
+    leaving, arriving = xp.clip(leaving, 0.0, None), xp.clip(arriving, TINY, None)
+    return arriving / (leaving + arriving)
+
+
+def break_weights(problem: KolmogorovProblem, grid: Grid, axis: int, t: float, slope: float) -> np.ndarray:
+    """Weights λ of the lower sides at the ``break_nodes`` of an axis at time t, for data that jump there too."""
+    nodes, metric = break_nodes(grid, axis), Metric(grid)
+    maps = metric.density[nodes], metric.bend[nodes]
+    sides = [
+        _side(problem, grid, axis, nodes, t, grid.points[nodes], maps, _width(problem, t, grid), sign)
+        for sign in (-1.0, 1.0)
+    ]
+    return np.asarray(as_numpy(_weight(sides, axis, slope)))
+
+
+def _width(problem: KolmogorovProblem, t: float, grid: Grid) -> int:
+    """Number of columns of the source."""
+    g = as_numpy(problem.running(t, grid.points[:1]))
+    return g.shape[1] if g.ndim == 2 else 1
+
+
+def put_rows(values: Array, where: Array, those: Array) -> Array:
+    """A copy with some rows replaced."""
+    result = fresh(values + 0.0 * those.sum())  # in torch: with the gradients of both
+    result[where] = those
+    return result
+
+
+def break_nodes(grid: Grid, axis: int) -> np.ndarray:
+    """Indices of the nodes on the breaks of an axis."""
+    index = np.arange(grid.size).reshape(grid.shape)
+    return np.asarray(index.take(grid.axes[axis].breaks, axis=axis)).reshape(-1)
+
+
+def shifts(grid: Grid, axis: int, nodes: np.ndarray, sign: float) -> Iterator[np.ndarray]:
+    """Displacements (nodes, d) from breaks to one side of them; of breaks of other axes, to both sides in turn."""
+    places = np.unravel_index(nodes, grid.shape)
+    steps = np.zeros((len(nodes), grid.dim))
+    for i, a in enumerate(grid.axes):
+        if a.breaks:
+            x = a.nodes
+            cell = ASIDE * (x[np.minimum(places[i] + 1, a.n - 1)] - x[np.maximum(places[i] - 1, 0)])
+            cell = np.maximum(cell, 4.0 * np.spacing(np.abs(x[places[i]])))
+            steps[:, i] = np.where(np.isin(places[i], a.breaks), cell, 0.0)
+    others = [i for i in range(grid.dim) if i != axis and (steps[:, i] > 0).any()]
+    for signs in product((-1.0, 1.0), repeat=len(others)):
+        factors = np.zeros(grid.dim)
+        factors[axis], factors[others] = sign, signs
+        yield steps * factors
+
+
+def columns(g: Array, k: int) -> Array:
+    """Values (n,) or (n, k) as (n, k)."""
     g = g[:, None] if g.ndim == 1 else g
-    return Local(A, S, c, _columns(g, k))
-
-
-def _columns(g: Array, k: int) -> Array:
-    """Broadcast to k columns."""
-    if g.shape[1] == k:
-        return g
-    return g + as_like(np.zeros((1, k)), g)
+    return g if g.shape[1] == k else g + as_like(np.zeros((1, k)), g)
 
 
 def wall_nodes(grid: Grid, axis: int, side: int) -> np.ndarray:

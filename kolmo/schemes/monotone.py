@@ -169,6 +169,11 @@ class Monotone:
         """Fewest nodes an axis may have."""
         return 4
 
+    @property
+    def slope_weight(self) -> float:
+        """Weight of the slope in the second difference at a break: that of three nodes."""
+        return 2.0
+
     def stencil(self, grid: Grid, box: Box, sample: Local) -> MonotoneStencil:
         """Lay out the jumps for the sample covariance."""
         layout, cols = _lay_out(grid, box, as_numpy(sample.S))

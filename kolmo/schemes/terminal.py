@@ -1,5 +1,6 @@
 """Terminal data on the grid: point values where they are smooth, a smoothing kernel where they have kinks or jumps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from kolmo.arrays import Array, Spread, as_like, as_numpy, is_tensor, namespace
 from kolmo.box import Box, Entrance, Reflecting, Robin
 from kolmo.grid import Grid
 from kolmo.problem import KolmogorovProblem, check_finite
+from kolmo.schemes.differences import slope_weight
+from kolmo.schemes.local import break_nodes, break_weights, put_rows, shifts
 
 if TYPE_CHECKING:
     from scipy.interpolate import BSpline
@@ -105,6 +108,10 @@ class TerminalRule:
         Samples in the rough cells.
     weights : tuple of ndarray, shape (rows, m, q)
         Per axis, factors of the projection onto the Gauss points.
+    met : ndarray of int
+        Nodes on breaks of the grid. There φ is the mean of its values ``beside`` (nodes, sides, d), with ``shares``
+        (nodes, sides): those that the two sides have in the scheme's own sum over the nodes, so that a jump there costs
+        no accuracy and needs no smoothing.
     """
 
     grid: Grid
@@ -116,10 +123,17 @@ class TerminalRule:
     owner: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
     points: np.ndarray = field(default_factory=lambda: np.zeros((0, 1, 1)))
     weights: tuple[np.ndarray, ...] = ()
+    met: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
+    beside: np.ndarray = field(default_factory=lambda: np.zeros((0, 2, 1)))
+    shares: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
 
     def apply(self, problem: KolmogorovProblem, x: Array) -> Array:
         """Terminal data of shape (size, k) at the nodes x; tensors keep their gradients."""
         values = self._evaluate(problem, x)
+        if len(self.met):
+            sides = self._evaluate(problem, as_like(self.beside.reshape(-1, self.grid.dim), x))
+            sides = sides.reshape(*self.shares.shape, -1)
+            values = put_rows(values, self.met, (sides * as_like(self.shares, x)[..., None]).sum(1))
         if not self.smoothed:
             return values
         smooth = self._lattice_values(problem, x)
@@ -174,6 +188,9 @@ class TerminalRule:
             "owner": self.owner,
             "points": self.points,
             "weights": list(self.weights),
+            "met": self.met,
+            "beside": self.beside,
+            "shares": self.shares,
         }
 
     @classmethod
@@ -244,9 +261,10 @@ def common_break(problem: KolmogorovProblem, grid: Grid, i: int) -> float | None
 
 def plan_terminal(problem: KolmogorovProblem, grid: Grid, box: Box, order: int) -> TerminalRule:
     """Find where φ is rough on the grid's scale and lay out the smoothing there."""
+    met, beside, shares = _on_breaks(problem, grid, order)
     rough = _rough_cells(problem, grid)
     if order not in CORRECTIONS or not rough.any():
-        return TerminalRule.point_values(grid, order)
+        return TerminalRule(grid, order, np.zeros(0, dtype=int), met=met, beside=beside, shares=shares)
     near = _near(rough, grid, support(order))
     touched = np.flatnonzero(near.reshape(-1))
     gauss = 0.5 * (_gauss(order)[0] + 1.0)
@@ -268,7 +286,44 @@ def plan_terminal(problem: KolmogorovProblem, grid: Grid, box: Box, order: int) 
         cells = cells[:0]
     owner, points, weights = _samples(problem, grid, cells, order)
     index = _lattice_index(cells, kept, order)
-    return TerminalRule(grid, order, touched, tuple(lattice), tuple(smoothing), index, owner, points, weights)
+    touched = np.setdiff1d(touched, met)
+    return TerminalRule(
+        grid, order, touched, tuple(lattice), tuple(smoothing), index, owner, points, weights, met, beside, shares
+    )
+
+
+def plan_averages(
+    problem: KolmogorovProblem, grid: Grid, box: Box, order: int, names: Sequence[str]
+) -> dict[str, TerminalRule]:
+    """Rules that average functions whose breaks lie between the nodes, as terminal data are averaged.
+
+    The kernel leaves sums over the nodes exact to its order, so that what multiplies a smooth factor loses nothing
+    where it jumps. Of noise, which must stay positive, the plain (hat) kernel is taken.
+    """
+    middle = 0.5 * (problem.horizon or 0.0)
+    return {
+        name: plan_terminal(problem.showing(name, middle), grid, box, 2 if name == "covariance" else order)
+        for name in names
+    }
+
+
+def _on_breaks(problem: KolmogorovProblem, grid: Grid, order: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Nodes on breaks, points beside them, and the share of each: see ``TerminalRule.met``."""
+    met: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    most = 2 ** sum(bool(a.breaks) for a in grid.axes)
+    before = (problem.horizon or 0.0) * (1.0 - 1e-9)
+    for axis in (i for i, a in enumerate(grid.axes) if a.breaks):
+        nodes = break_nodes(grid, axis)
+        low = break_weights(problem, grid, axis, before, slope_weight(order))
+        sides = [list(shifts(grid, axis, nodes, sign)) for sign in (-1.0, 1.0)]
+        points = grid.points[nodes][:, None] + np.stack([*sides[0], *sides[1]], 1)
+        share = np.repeat(np.stack([low, 1.0 - low], 1) / len(sides[0]), len(sides[0]), axis=1)
+        pad = most - points.shape[1]
+        points, share = np.pad(points, ((0, 0), (0, pad), (0, 0)), mode="edge"), np.pad(share, ((0, 0), (0, pad)))
+        met.update(zip(nodes.tolist(), zip(points, share, strict=True), strict=True))
+    if not met:
+        return np.zeros(0, dtype=int), np.zeros((0, 2, grid.dim)), np.zeros((0, 2))
+    return np.array(list(met)), np.stack([p for p, _ in met.values()]), np.stack([s for _, s in met.values()])
 
 
 def _cells(grid: Grid) -> tuple[int, ...]:
@@ -304,8 +359,28 @@ def _rough_along(problem: KolmogorovProblem, grid: Grid, i: int, values: np.ndar
     nodes = [middle if j == i else a.nodes for j, a in enumerate(grid.axes)]
     x = Spread(nodes).like(values)
     halves = as_numpy(problem.final(x)).reshape(*[len(v) for v in nodes], -1)
-    flagged = _flag(np.moveaxis(values, i, 0), np.moveaxis(halves, i, 0), scale, axis.periodic)
-    return np.moveaxis(flagged, 0, i)
+    values, halves = np.moveaxis(values, i, 0), np.moveaxis(halves, i, 0)
+    if not axis.breaks:
+        return np.moveaxis(_flag(values, halves, scale, axis.periodic), 0, i)
+    sides = [_beside(problem, grid, i, sign) for sign in (-1.0, 1.0)]
+    flagged = []
+    for piece, (low, high) in enumerate(axis.pieces):  # what jumps on a break is smooth on either side of it
+        part = values.take(range(low, high + 1), axis=0, mode="wrap")
+        if piece > 0:
+            part[0] = sides[1][piece - 1]
+        if piece < len(axis.breaks):
+            part[-1] = sides[0][piece]
+        flagged.append(_flag(part, halves[low:high], scale, False))
+    return np.moveaxis(np.concatenate(flagged), 0, i)
+
+
+def _beside(problem: KolmogorovProblem, grid: Grid, i: int, sign: float) -> np.ndarray:
+    """Values of φ beside the breaks of an axis, shape (breaks, nodes of the other axes …, k)."""
+    nodes = break_nodes(grid, i)
+    shift = next(shifts(grid, i, nodes, sign))
+    values = as_numpy(problem.final(grid.points[nodes] + shift))
+    shape = [len(grid.axes[i].breaks) if j == i else n for j, n in enumerate(grid.shape)]
+    return np.moveaxis(values.reshape(*shape, -1), i, 0)
 
 
 def _flag(values: np.ndarray, halves: np.ndarray, scale: np.ndarray, periodic: bool) -> np.ndarray:

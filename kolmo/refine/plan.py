@@ -14,21 +14,21 @@ from kolmo.discretization import Discretization, steps_given
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Grid
 from kolmo.kernels.first_use import clock
-from kolmo.layout import Layout, first_layout
 from kolmo.limits import Limits, OutOfTimeError
 from kolmo.march import Callback, March, Run, time_nodes
 from kolmo.problem import KolmogorovProblem, check_vectorised
+from kolmo.refine.estimate import Convergence, Verdict
+from kolmo.refine.layout import FIRST_NODES, Layout, first_layout
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator, discretize
-from kolmo.schemes.terminal import plan_terminal
+from kolmo.schemes.terminal import TerminalRule, plan_averages, plan_terminal
 from kolmo.stationary import solve_stationary
 from kolmo.steppers.base import STEPPERS
 
 SCHEME, ROBUST = "central6", "monotone"
 IMPLICIT, SPLIT, EXPLICIT, TRANSPORT = "radau5", "mcs3", "rk4", "semi-lagrangian"
 
-# Nodes per axis of the first level, and implicit steps there, by dimension.
-FIRST_NODES = {1: 41, 2: 21, 3: 15}
+# Implicit steps of the first level.
 FIRST_STEPS = 8
 # Growth of the number of nodes from level to level.
 GROWTH = {1: 1.5, 2: 1.35, 3: 1.25}
@@ -47,9 +47,13 @@ CARRIED = 20.0
 EXPLICIT_PER_CARRIED = 5
 # Growth of the values from level to level at which steps are taken to be unstable.
 RUNAWAY = 10.0
+# Ranges of the data by which an answer may lie outside of them on the way; at the end it may not at all.
+RUNAWAY_RANGE = 1.0
 # Order that the estimate counts on where the breaks of φ are sampled only.
 SAMPLED_ORDER = 2.0
 TINY = 1e-300
+# Rounding of a march: a few units in the last place of the largest value, as random as the number of nodes.
+ROUNDING = 4e-15
 # Part of the tolerance that the next level aims at.
 AIM = 0.7
 # Least proportion between the axes' numbers of nodes.
@@ -58,7 +62,7 @@ MAX_CELLS = {1: 40_000, 2: 700_000, 3: 4_000_000}
 MAX_SECONDS = 120.0
 # Share of the tolerance left to the effect of the cut.
 CUT_SHARE = 0.2
-CUT_TRIES = 12
+CUT_TRIES, CUT_PATIENCE = 12, 3
 # Number of levels after which the cut is looked at even if there are finer ones to come.
 FIRST_CUT = 4
 # Points at most that get witnesses, and how far beside them these lie, as a part of the nodes of an axis.
@@ -270,13 +274,17 @@ class _Search:
         self._autonomous: bool | None = None
         self._hurried = self._closing = False
         self.limits = Limits(MAX_CELLS[problem.dim], MAX_SECONDS)
+        self._layout, self.sight = first_layout(problem, points, max(1e-2 * rtol, 1e-12), rtol)
+        self.problem = problem.broken_at(self.sight.breakpoints)
 
     def run(self, limits: Limits) -> Outcome:
         """Refine until the estimate meets the tolerance; if steps prove unstable, again in a more robust way."""
         self.limits = limits
         ways = [(self.scheme, self.stepper)]
         if self.stepper == "auto":
-            ways += [(self.scheme, EXPLICIT)] + [(ROBUST, EXPLICIT)] * self.free
+            robust = EXPLICIT if self.problem.dim > 1 or self.like is not None else IMPLICIT
+            ways += [(self.scheme, EXPLICIT)] * (self.problem.dim > 1 and not self.problem.stationary)
+            ways += [(ROBUST, robust)] * self.free
         for self.scheme, self.stepper in ways:
             self.order, self.guarded = SCHEMES[self.scheme].order, (self.scheme, self.stepper) != ways[-1]
             self.levels, self.cut, self._measured, self._pace = [], np.zeros(1), None, 1.0
@@ -288,7 +296,7 @@ class _Search:
     def _refine(self) -> Outcome:
         """From the first level on, and then see to the cut."""
         d = self.problem.dim
-        layout = first_layout(self.problem, self.points, max(1e-2 * self.rtol, 1e-12))
+        layout = self._layout
         n = min(float(FIRST_NODES[d]), self.limits.cells ** (1.0 / d))
         if d > 1 and not self.problem.stationary:
             generator = self._generator(layout.grid(n, SCHEMES[self.scheme].minimum_nodes))
@@ -304,6 +312,9 @@ class _Search:
                 self.levels.append(self._solve(layout, n))
                 if self.levels[-1].run.interrupted:
                     return self._outcome("interrupted", "interrupted by the callback or Ctrl-C")
+                self._check_possible(RUNAWAY_RANGE)
+                if self.sight.exploded > 0.0:
+                    return self._outcome("tolerance_not_met", self._explosion())
                 if self._hurried and self._splits(self.levels[-1]):
                     told = f"the horizon is longer than {MOST_STEPS} split steps that are short enough for the drift"
                     return self._outcome("tolerance_not_met", told)
@@ -312,7 +323,7 @@ class _Search:
                 settled = False
                 if len(self.levels) == FIRST_CUT or self._enough():
                     layout, settled = self._settle_cut(layout)
-                if settled and self._enough() and self._cut_fits(CUT_SHARE):
+                if settled and self._enough() and self._cut_fits(CUT_SHARE) and self._possible(0.0):
                     return self._outcome("converged", "the estimate meets the tolerance")
                 n = self._next(n)
                 told = self._limit(n, layout)
@@ -329,6 +340,25 @@ class _Search:
                 raise
             return self._outcome("interrupted", "interrupted; the finest level finished is returned")
 
+    def _possible(self, slack: float) -> bool:
+        """Whether the answer lies within the bounds of the maximum principle, up to the tolerance and some slack."""
+        if self.sight.bounds is None:
+            return True
+        low, high = self.sight.bounds
+        values, allowed = self.levels[-1].values, self._tolerance() + slack * (high - low)
+        return bool(((values >= low - allowed) & (values <= high + allowed)).all())
+
+    def _check_possible(self, slack: float) -> None:
+        """Leave an answer that cannot be to a more robust way, if there is one."""
+        if self.guarded and not self._possible(slack):
+            raise _RanAwayError
+
+    def _explosion(self) -> str:
+        return (
+            f"{self.sight.exploded:.0%} of the paths from the points run away to infinity before the horizon: what the "
+            "answer is depends on what happens there; give a box whose faces say it, or try monte_carlo"
+        )
+
     def _enough(self) -> bool:
         """Whether three levels or more agree within what the cut leaves of the tolerance."""
         within = self._estimate() <= (1 - CUT_SHARE) * self._tolerance()
@@ -336,6 +366,7 @@ class _Search:
 
     def _told(self, layout: Layout, message: str) -> Outcome:
         """The best level when a limit is met; the cut is measured on the coarsest one, where that is affordable."""
+        self._check_possible(0.0)
         if self._measured is None:
             if self.limits.affords(2.0 * self.levels[0].seconds):
                 self._closing = True
@@ -369,10 +400,14 @@ class _Search:
             self._measure_cut(layout, level)
             if self._cut_fits(share):
                 return layout, True
+        effects = []
         for _ in range(CUT_TRIES):
             wider = self._measure_cut(layout, self.levels[-1])
             if self._cut_fits(share):
                 return layout, True
+            effects.append(float(np.max(self.cut)))
+            if len(effects) > CUT_PATIENCE and effects[-1] > 0.5 * effects[-1 - CUT_PATIENCE]:
+                break  # it does not get smaller with the distance: a finer level has to show what it is
             # the wider box has the same nodes inside: its solution takes the place of the last level
             layout, self.levels[-1] = wider
         return layout, False
@@ -395,7 +430,7 @@ class _Search:
         if best.run.interrupted and len(self.levels) > 1:
             best = self.levels[-2]
         parts = self._estimate() if len(self.levels) > 1 else np.full(best.values.shape[1], np.inf)
-        estimate = parts + self.cut
+        estimate = parts + self.cut if self.sight.exploded == 0.0 else np.full(len(parts), np.inf)
         recipe = best.discretization
         time_part = np.where(np.isfinite(parts), parts, 0.0) * self._time_share()
         recipe.estimate.update(
@@ -429,31 +464,23 @@ class _Search:
         return np.asarray(self.atol + self.rtol * np.abs(self.levels[-1].values).max(0))
 
     def _estimate(self) -> np.ndarray:
-        """Error estimate per column from the differences of the last levels."""
-        values = [level.witnessed for level in self.levels]
-        nodes = [level.n for level in self.levels]
-        if len(values) < 2:
-            return np.full(values[-1].shape[1], np.inf)
-        last = np.abs(values[-1] - values[-2]).max(0)
-        ratio = nodes[-1] / nodes[-2]
-        if len(values) < 3:
-            return np.asarray(last)
-        observed = self._observed()
-        # faster than the scheme can be: one part of the error dies while another has not shown itself yet
-        surprised = 1.0 if len(values) == 3 else 0.5 * self.order
-        trusted = np.where(observed > self.order + 1.0, surprised, 0.8 * observed)
-        order = np.clip(np.nan_to_num(trusted, nan=1.0), 1.0, self._trust)
-        floor = 4e-15 * (1.0 + np.abs(values[-1]).max(0)) * math.sqrt(self.levels[-1].discretization.grid.size)
-        return np.asarray(last / (ratio**order - 1.0) + floor)
+        """Error estimate per column."""
+        verdict = self._verdict()
+        # that nothing has been met so far is no evidence where there is something to be met
+        return np.where(verdict.silent, np.maximum(verdict.estimate, self.sight.size), verdict.estimate)
 
-    def _observed(self) -> np.ndarray:
-        """Order of convergence per column that the last three levels show."""
-        first, second, third = self.levels[-3:]
-        before, last = (
-            np.abs(fine.witnessed - coarse.witnessed).max(0) for coarse, fine in ((first, second), (second, third))
+    def _verdict(self) -> Verdict:
+        """What the levels say about the last one."""
+        last = as_numpy(self.levels[-1].run.state)
+        rounding = ROUNDING * np.abs(last).max(0) * math.sqrt(len(last))
+        return self._convergence.judge(
+            [level.n for level in self.levels], [level.witnessed for level in self.levels], rounding=rounding
         )
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(np.log(before / last) / math.log(second.n / first.n))
+
+    @property
+    def _convergence(self) -> Convergence:
+        """How levels are judged: with one more of them where breaks lie between the nodes."""
+        return Convergence(self._trust, fewest=4 if self.sight.unresolved else 3)
 
     @property
     def _trust(self) -> float:
@@ -467,12 +494,11 @@ class _Search:
         d = self.problem.dim
         if len(self.levels) < 3:
             return n * self._growth
-        if len(self.levels) == 3 and (self._observed() > self.order + 1.0).any():
-            return n * GROWTH[d]  # what is left of the error is not known: a level near by shows it
         tolerance = self._tolerance()
-        excess = float(np.max(self._estimate() / np.maximum(AIM * (tolerance - self.cut), 0.1 * tolerance)))
+        allowed = np.maximum(AIM * (tolerance - self.cut), 0.1 * tolerance)
         least = 1.0 + 0.5 * (GROWTH[d] - 1.0)
-        return float(n * min(max(excess ** (1.0 / self.order), least), MAX_GROWTH[d]))
+        verdict, nodes = self._verdict(), [level.n for level in self.levels]
+        return self._convergence.next_resolution(nodes, verdict, allowed, least=least, most=MAX_GROWTH[d])
 
     def _solve(self, layout: Layout, n: float) -> Level:
         steps = max(4, math.ceil(FIRST_STEPS * n / FIRST_NODES[self.problem.dim]))
@@ -482,16 +508,20 @@ class _Search:
         if self.levels and not self._closing:
             self.limits.check()
         begun = clock()
-        generator = self._generator(grid)
+        averages = self._averages(grid)
+        generator = self._generator(grid, averages)
         if self.problem.stationary:
-            recipe = Discretization(grid, (), self.scheme, IMPLICIT, None)
+            recipe = Discretization(grid, (), self.scheme, IMPLICIT, None, (), averages)
             march = March(generator, STEPPERS[IMPLICIT], np.zeros(0))
             run = Run(solve_stationary(march), 0.0)
         else:
             stepper, count = self._choose_stepper(generator, steps, stepper or self.stepper)
-            times = time_nodes(generator.intervals(), count, self.save)
+            closer = FIRST_STEPS / steps
+            short = [(p.start, p.end, p.step * closer) for p in self.sight.pulses]
+            times = time_nodes(generator.intervals(), count, self.save, short)
             rule = plan_terminal(self.problem, grid, generator.box, self.order)
-            recipe = Discretization(grid, tuple(times.tolist()), self.scheme, stepper, rule)
+            seen = self.sight.breakpoints
+            recipe = Discretization(grid, tuple(times.tolist()), self.scheme, stepper, rule, seen, averages)
             march = March(generator, STEPPERS[stepper], times, self.like)
             first = recipe.initial(march)
             stop = None if self._closing else self.limits.late
@@ -500,6 +530,8 @@ class _Search:
                 raise OutOfTimeError
             self._check_growth(recipe, march, as_numpy(first), as_numpy(run.state))
         if not np.isfinite(as_numpy(run.state)).all():
+            if self.guarded:
+                raise _RanAwayError
             raise NotConvergedError(
                 f"the solution became infinite on {grid!r} with {recipe.stepper} and {recipe.steps} steps; "
                 "the drift may blow up inside the box: try a smaller box, or solve(..., scheme='monotone')"
@@ -521,9 +553,14 @@ class _Search:
             if np.abs(recipe.grid.interpolate(last, self.points, recipe.width)).max() > RUNAWAY * allowed:
                 raise _RanAwayError
 
-    def _generator(self, grid: Grid) -> Generator:
+    def _averages(self, grid: Grid) -> dict[str, TerminalRule]:
+        """How functions are averaged whose breaks lie between the nodes."""
+        box = self.problem.box.replace(*grid.box)
+        return plan_averages(self.problem, grid, box, self.order, self.sight.unresolved)
+
+    def _generator(self, grid: Grid, averages: dict[str, TerminalRule] | None = None) -> Generator:
         """The problem on a grid; whether it depends on time is looked at once."""
-        generator = Generator(self.problem, grid, SCHEMES[self.scheme], self._autonomous)
+        generator = Generator(self.problem, grid, SCHEMES[self.scheme], self._autonomous, averages)
         self._autonomous = generator.autonomous
         return generator
 

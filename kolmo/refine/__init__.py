@@ -1,0 +1,1 @@
+"""How "auto" chooses: look at the data, lay out a grid, refine until an estimate meets the tolerance."""
