@@ -16,6 +16,8 @@ from kolmo.arrays import Array, as_numpy, as_points
 from kolmo.box import Absorbing, Box, Entrance, Natural, Open, Periodic, Reflecting, Robin
 from kolmo.errors import InputError
 from kolmo.problem import KolmogorovProblem
+from kolmo.schemes.faces import Swept
+from kolmo.schemes.generator import discretize
 from kolmo.sde import evaluate
 from kolmo.unstructured import MeshSolution, MeshSystem, read_mesh
 
@@ -23,6 +25,8 @@ from kolmo.unstructured import MeshSolution, MeshSystem, read_mesh
 DAMPED = 2
 # Samples per axis and cell for the averages of terminal data.
 SAMPLES = 4
+# Nodes an axis of the grid on which it is seen where paths leave.
+COARSE = 9
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +213,15 @@ def _check(problem: KolmogorovProblem, steps: int | None) -> None:
         raise InputError(
             "box", box, "no entrance: FiPy reads coefficients on the faces", "compare with monte_carlo instead"
         )
-    _check_time(problem, steps, any(isinstance(f, Absorbing | Robin) for pair in box.faces for f in pair))
+    faces = [f for pair in discretize(problem, COARSE, "monotone").box.faces for f in pair]
+    if any(isinstance(f, Swept) and not f.leaves.all() for f in faces):
+        raise InputError(
+            "box",
+            box,
+            "noise across every absorbing face, or a drift that points out of it: FiPy imposes the value on all of it",
+            "compare with monte_carlo instead",
+        )
+    _check_time(problem, steps, any(isinstance(f, Absorbing | Robin) for f in faces))
 
 
 def _check_time(problem: KolmogorovProblem, steps: int | None, ends: bool) -> None:

@@ -71,12 +71,15 @@ class Run:
         States at the save times, in the order reached.
     interrupted : bool
         Whether Ctrl-C or the callback stopped it.
+    late : bool
+        Whether it was stopped because its time is over.
     """
 
     state: Array
     time: float
     saved: list[tuple[float, Array]] = field(default_factory=list)
     interrupted: bool = False
+    late: bool = False
 
 
 def time_nodes(
@@ -224,8 +227,12 @@ class March:
         save: Sequence[float] = (),
         callback: Callback | None = None,
         progress: bool = False,
+        stop: Callable[[], bool] | None = None,
     ) -> Run:
-        """March terminal data of shape (size, k) from T to 0."""
+        """March terminal data of shape (size, k) from T to 0.
+
+        ``stop()`` is asked every some tenths of a second; where it is true the march ends, and the run is late.
+        """
         wanted = {float(self.times[i]) for t in save if (i := find(self.times, t)) is not None}
         u = self.without_boundary(terminal)
         run = Run(u, float(self.times[-1]))
@@ -241,6 +248,9 @@ class March:
                 run.state, run.time = u, t
                 if t in wanted:
                     run.saved.append((t, self.with_boundary(u, t)))
+                if stop is not None and plan is not self.plans[-1] and stop():
+                    run.late = True
+                    break
                 if callback is not None and callback(t, self.generator.shaped(self.with_boundary(u, t))):
                     run.interrupted = plan is not self.plans[-1]
                     break

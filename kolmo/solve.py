@@ -43,6 +43,8 @@ def solve(
     callback: Callback | None = None,
     progress: bool = False,
     throw: bool = True,
+    max_seconds: float | None = None,
+    max_cells: int | None = None,
 ) -> Solution:
     r"""Solve a backward Kolmogorov equation.
 
@@ -80,6 +82,11 @@ def solve(
         Show a progress bar on stderr.
     throw : bool, default True
         Raise when there is no answer at all; else return a solution of NaN that says so.
+    max_seconds : float, optional
+        By tolerance: time after which the best finished level is returned, with status "tolerance_not_met"; default
+        120. Compilation does not count.
+    max_cells : int, optional
+        By tolerance: largest grid tried; default 40,000, 700,000 or 4,000,000 nodes in one, two or three dimensions.
 
     Returns
     -------
@@ -127,7 +134,8 @@ def solve(
             if steps is not None:
                 raise InputError("steps", steps, "grid= with it, or neither to solve by tolerance")
             memory.require("terminal", [LEAST] * problem.dim, columns=_width(problem), saved=len(saved))
-            return _by_tolerance(problem, at, rtol, atol, saved, scheme, stepper, like, callback, progress)
+            limits = {"max_seconds": max_seconds, "max_cells": max_cells}
+            return _by_tolerance(problem, at, rtol, atol, saved, scheme, stepper, like, callback, progress, limits)
     except NotConvergedError as error:
         if throw:
             raise
@@ -193,6 +201,7 @@ def _by_tolerance(
     like: Any,
     callback: Callback | None,
     progress: bool,
+    limits: dict[str, Any],
 ) -> Solution:
     outcome = search(
         problem,
@@ -205,6 +214,7 @@ def _by_tolerance(
         like=like,
         callback=callback,
         progress=progress,
+        **limits,
     )
     if outcome.status == "tolerance_not_met":
         warnings.warn(outcome.message, ToleranceWarning, stacklevel=3)

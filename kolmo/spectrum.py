@@ -1,7 +1,8 @@
 """Leading eigenvalues of the generator: how fast the process forgets, and where it gets stuck."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,23 @@ import scipy.sparse as sp
 import scipy.sparse.linalg as spla
 
 from kolmo.arrays import as_numpy, as_points
-from kolmo.box import Box
+from kolmo.box import Box, Open
 from kolmo.discretization import EXTRA_NODES
 from kolmo.errors import InputError, NotConvergedError
-from kolmo.grid import Grid
+from kolmo.grading import Uniform
+from kolmo.grid import Axis, Grid
 from kolmo.kernels.linear import factorize
+from kolmo.limits import Limits
 from kolmo.problem import KolmogorovProblem
 from kolmo.schemes.generator import Generator, discretize
 
 # Nodes per axis when no grid is given; the coarser ones give the error estimate.
 NODES = {1: (241, 161), 2: (49, 35), 3: (17, 14)}
+# Largest grid, and seconds, unless limits are given.
+MAX_CELLS, MAX_SECONDS = {1: 4_000, 2: 20_000, 3: 20_000}, 120.0
+# Where there are cuts: how far the box is widened to see their effect, how often at most, the factor for what is still
+# to come, and the part of the largest eigenvalue wanted that is rounding.
+WIDER, CUT_TRIES, CUT_SAFETY, ROUNDING = 1.25, 10, 2.0, 1e-10
 # Up to this many nodes all eigenvalues are computed at once.
 DENSE = 320
 
@@ -36,7 +44,7 @@ class Spectrum:
     residuals : ndarray, shape (k,)
         Largest :math:`|Q\psi - \lambda\psi|` over the nodes, relative to the largest entry of Q.
     error_estimate : ndarray or None, shape (k,)
-        Change of λ from a coarser grid; None where the grid was given.
+        Change of λ from a coarser grid and, where there are cuts, in a wider box; None where the grid was given.
     grid : Grid
         The nodes.
     scheme : str
@@ -81,6 +89,8 @@ def spectrum(
     at: Any = None,
     grid: Grid | int | Sequence[int] | None = None,
     scheme: str = "auto",
+    max_seconds: float | None = None,
+    max_cells: int | None = None,
 ) -> Spectrum:
     r"""Leading eigenvalues and eigenfunctions of the generator with killing and faces.
 
@@ -101,6 +111,10 @@ def spectrum(
         Nodes; None: chosen, with an error estimate from a coarser grid.
     scheme : str, default "auto"
         As in ``solve``.
+    max_seconds : float, optional
+        Without ``grid``: time after which cuts are moved no more; default 120.
+    max_cells : int, optional
+        Without ``grid``: largest grid; default 4,000 nodes in one dimension, 20,000 in two or three.
 
     Returns
     -------
@@ -131,12 +145,55 @@ def spectrum(
         raise InputError("k", k, "a positive whole number")
     if grid is not None:
         return _solve(problem, int(k), grid, scheme)
-    box = _finite(problem, at)
-    fine, coarse = (_solve(problem, int(k), Grid.of(box, n), scheme) for n in NODES[problem.dim])
-    change = np.abs(fine.eigenvalues - coarse.eigenvalues)
-    return Spectrum(
-        fine.eigenvalues, fine.functions, fine.residuals, change, fine.grid, fine.scheme, fine._width
-    )  # fmt: skip
+    limits = Limits.of(max_cells, max_seconds, MAX_CELLS[problem.dim], MAX_SECONDS)
+    return _refined(problem, int(k), _finite(problem, at), scheme, limits)
+
+
+def _refined(problem: KolmogorovProblem, k: int, box: Box, scheme: str, limits: Limits) -> Spectrum:
+    """Two grids tell the error of the discretisation, a wider box that of the cuts, moved until it is the lesser."""
+    d = problem.dim
+    most = int(limits.cells ** (1.0 / d) + 1e-9)
+    fine_nodes, coarse_nodes = (min(n, round(most * n / NODES[d][0])) for n in NODES[d])
+    begun = limits.spent
+    grid = Grid.of(box, fine_nodes)
+    fine = _solve(problem, k, grid, scheme)
+    seconds = limits.spent - begun
+    coarse = _solve(problem, k, Grid.of(box, coarse_nodes), scheme)
+    change, cut = _change(fine, coarse), None
+    for _ in range(CUT_TRIES if _opened(box) else 0):
+        wider = _widened(grid, box)
+        if limits.excess(wider.size, seconds * wider.size / grid.size):
+            break
+        begun = limits.spent
+        wide = _solve(problem, k, wider, scheme)
+        seconds = limits.spent - begun
+        cut, grid, fine = CUT_SAFETY * _change(wide, fine), wider, wide
+        if (cut <= np.maximum(change, ROUNDING * np.abs(fine.eigenvalues).max())).all():
+            break
+    if cut is None and _opened(box):  # no room for it: measured on the coarser grid
+        cut = CUT_SAFETY * _change(_solve(problem, k, _widened(coarse.grid, box), scheme), coarse)
+    return replace(fine, error_estimate=change if cut is None else change + cut)
+
+
+def _change(one: Spectrum, other: Spectrum) -> np.ndarray:
+    """How far eigenvalues differ."""
+    return np.asarray(np.abs(one.eigenvalues - other.eigenvalues))
+
+
+def _opened(box: Box) -> bool:
+    return any(isinstance(face, Open) for pair in box.faces for face in pair)
+
+
+def _widened(grid: Grid, box: Box) -> Grid:
+    """The same nodes and some more beyond the open faces."""
+    axes = []
+    for axis, pair in zip(grid.axes, box.faces, strict=True):
+        more = math.ceil(0.5 * (WIDER - 1.0) * axis.n)
+        low, high = (more if isinstance(face, Open) else 0 for face in pair)
+        ends = float(axis.grading(-low * axis.h)), float(axis.grading(1.0 + high * axis.h))
+        ends = ends[0] if low else axis.grading.lower, ends[1] if high else axis.grading.upper
+        axes.append(Axis(axis.n + low + high, Uniform(*ends), axis.periodic))
+    return Grid(axes)
 
 
 def _finite(problem: KolmogorovProblem, at: Any) -> Box:
@@ -161,7 +218,9 @@ def _solve(problem: KolmogorovProblem, k: int, grid: Grid | int | Sequence[int],
         raise InputError("k", k, f"at most {len(free) - 2} on this grid")
     Q = sp.csr_matrix(generator.matrix(0.0)[free][:, free])
     values, vectors = _dense(Q) if len(free) <= DENSE else _arnoldi(Q, k, _pace(generator))
-    order = np.lexsort((-values.imag, -np.round(values.real, 12)))[:k]
+    # pairs of conjugates belong together whatever rounding says of their real parts
+    scale = np.sort(np.abs(values))[min(k, len(values)) - 1] or 1.0
+    order = np.lexsort((-values.imag, -np.round(values.real / scale, 9)))[:k]
     values, vectors = values[order], vectors[:, order]
     vectors = vectors / vectors[np.abs(vectors).argmax(0), np.arange(k)]
     residuals = np.abs(Q @ vectors - vectors * values).max(0) / np.abs(Q).max()

@@ -19,7 +19,7 @@ ROOMS = [
     ["kernels"],
     ["schemes"],
     ["steppers"],
-    ["march", "stationary"],
+    ["march", "stationary", "limits"],
     ["stored", "discretization", "refine", "smooth"],
     ["solve", "forward", "spectrum", "montecarlo", "solution", "certificate"],
     ["control"],

@@ -239,7 +239,7 @@ def test_a_parameter_is_set_and_the_solution_saved(tmp_path, capsys):
 def test_a_tolerance_that_is_not_met_is_said_and_exits_with_1(tmp_path, capsys, monkeypatch):
     module = importlib.import_module("kolmo.solve")
     real = module.search
-    monkeypatch.setattr(module, "search", lambda *a, **k: real(*a, **k, max_cells=60))
+    monkeypatch.setattr(module, "search", lambda *a, **k: real(*a, **k | {"max_cells": 60}))
     assert main(["solve", written(tmp_path, CALL.replace("1e-4", "1e-9")), "--quiet"]) == 1
     out, err = capsys.readouterr()
     assert out.startswith("u(0, 90) = 5.0")

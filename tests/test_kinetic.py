@@ -137,3 +137,10 @@ def test_a_face_that_is_left_and_entered_in_turn_is_refused():
     # with noise across it the face is reached at all times
     noisy = KolmogorovProblem(SDE(sde.drift, diffusion=0.3, dim=1), lambda x: x[..., 0], 1.0, problem.box)
     assert discretize(noisy, 21).fixed.sum() == 2
+
+
+def test_fipy_refuses_a_face_that_is_left_in_parts_only():
+    fipy = pytest.importorskip("kolmo.fipy")
+    problem = Langevin(np.random.default_rng(0)).problem(lambda x: x[..., 0])
+    with pytest.raises(kolmo.InputError, match="imposes the value on all of it"):
+        fipy.solve(problem, shape=8, steps=4)

@@ -80,3 +80,46 @@ def test_bad_input():
         with pytest.raises(InputError) as caught:
             call()
         assert caught.value.argument == argument
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_estimate_counts_the_cut(seed):
+    """−nθ of an Ornstein–Uhlenbeck process, up to n = 8, in units between 1e-9 and 1e9: within the estimate."""
+    rng = np.random.default_rng(seed)
+    length, clock = 10.0 ** rng.uniform(-9.0, 9.0, 2)
+    theta, k = rng.uniform(0.5, 2.0), int(rng.integers(5, 10))
+    centre = rng.uniform(-2.0, 2.0)
+    ou = SDE(lambda t, x: theta * (centre - x / length) * length / clock, covariance=length**2 / clock, dim=1)
+    problem = KolmogorovProblem(ou, lambda x: x[..., 0], clock)
+    modes = spectrum(problem, k, at=[centre * length])
+    error = np.abs(modes.eigenvalues * clock + theta * np.arange(k))
+    assert (error <= modes.error_estimate * clock + 1e-10).all()
+    assert (modes.error_estimate * clock < 1e-2 * theta * k).all()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_estimate_counts_the_cut_where_the_process_rotates(seed):
+    rng = np.random.default_rng(10 + seed)
+    a, w = rng.uniform(0.5, 1.5, 2)
+    A = np.array([[-a, w], [-w, -a]])
+    problem = KolmogorovProblem(SDE(lambda t, x: x @ A.T, diffusion=1.0, dim=2), lambda x: x[..., 0], 1.0)
+    modes = spectrum(problem, 6, at=[[0.0, 0.0]])
+    exact = np.array([0.0, -a + 1j * w, -a - 1j * w, -2 * a + 2j * w, -2 * a, -2 * a - 2j * w])
+    error = np.abs(modes.eigenvalues[:, None] - exact).min(1)
+    assert (error <= modes.error_estimate + 1e-10).all()
+    assert modes.error_estimate.max() < 1e-3
+
+
+def test_lengths_of_any_size():
+    for length in (1e-9, 1e-3, 1e9):
+        bm = SDE(0.0, diffusion=length, dim=1)
+        problem = KolmogorovProblem(bm, lambda x: x[..., 0], 1.0, Box(0.0, length, "reflecting"))
+        assert np.allclose(spectrum(problem, 4).eigenvalues, -0.5 * np.pi**2 * np.arange(4) ** 2, atol=1e-6)
+
+
+def test_with_no_room_to_widen_the_cut_is_measured_all_the_same():
+    ou = SDE(lambda t, x: -x, diffusion=1.0, dim=1)
+    problem = KolmogorovProblem(ou, lambda x: x[..., 0], 1.0, Box(-3.0, 3.0))
+    modes = spectrum(problem, 5, max_cells=200)
+    assert modes.grid.size <= 200
+    assert (np.abs(modes.eigenvalues + np.arange(5)) <= modes.error_estimate).all()

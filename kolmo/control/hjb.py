@@ -1,7 +1,6 @@
 """The dynamic-programming optimum: the Hamilton–Jacobi–Bellman equation solved to a tolerance, with its policy."""
 
 import math
-import time
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,7 @@ from kolmo.control.sets import Finite, Unbounded
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
+from kolmo.limits import Limits, OutOfTimeError
 from kolmo.problem import KolmogorovProblem
 from kolmo.refine.estimate import Convergence, Verdict
 from kolmo.refine.plan import interesting_points
@@ -195,6 +195,8 @@ def solve_hjb(
     rtol: float = 1e-3,
     atol: float = 1e-6,
     discretization: Discretization | None = None,
+    max_seconds: float | None = None,
+    max_cells: int | None = None,
 ) -> ControlSolution:
     r"""Solve the Hamilton–Jacobi–Bellman equation of a control problem.
 
@@ -216,6 +218,10 @@ def solve_hjb(
         Relative and absolute tolerance.
     discretization : Discretization, optional
         A recipe from an earlier solution: exactly that is solved, without the check.
+    max_seconds : float, optional
+        Time after which the best finished level is returned, with status "tolerance_not_met"; default 60.
+    max_cells : int, optional
+        Largest grid tried; default 6,000, 60,000 or 200,000 nodes in one, two or three dimensions.
 
     Returns
     -------
@@ -256,8 +262,12 @@ def solve_hjb(
         return _solution(problem, _follow(problem, discretization), None, "fixed", "solved as given", {})
     still = problem.closed_loop(problem.constant(problem.controls.samples[0]))
     points = interesting_points(still, at)
-    search = _Search(problem, points, rtol, atol)
-    level, estimate, status, message, stats = search.run()
+    limits = Limits.of(max_cells, max_seconds, MAX_CELLS[problem.dim], MAX_SECONDS)
+    search = _Search(problem, points, rtol, atol, limits)
+    try:
+        level, estimate, status, message, stats = search.run()
+    except OutOfTimeError:
+        raise NotConvergedError(f"no level was finished within {limits.over}: allow more") from None
     if status == "tolerance_not_met":
         warnings.warn(message, ToleranceWarning, stacklevel=2)
     shape = () if at is None else tuple(as_points(at, problem.dim, "at").shape[:-1])
@@ -277,6 +287,7 @@ class Level:
     acts: list[Act]
     iterations: int
     nodes: float = 0.0
+    seconds: float = 0.0
     at: np.ndarray | None = None
     witnessed: np.ndarray | None = None
 
@@ -314,7 +325,7 @@ def _follow(problem: ControlProblem, recipe: Discretization) -> Level:
     return _march(bellman, recipe, list(recipe.times))
 
 
-def _march(bellman: Bellman, recipe: Discretization, times: list[float] | None, growth: float = 1.0) -> Level:
+def _march(bellman: Bellman, recipe: Discretization, times: list[float] | None, limits: Limits | None = None) -> Level:
     """March from T to 0 along the time nodes; None: explicit steps as long as stability lets them be."""
     T = float(bellman.problem.horizon or 0.0)
     step = ExplicitStep(bellman) if recipe.stepper == EXPLICIT else ImplicitStep(bellman, recipe.stepper)
@@ -323,6 +334,8 @@ def _march(bellman: Bellman, recipe: Discretization, times: list[float] | None, 
     level = Level(recipe, [T], [V], [acts[-1]], 0)
     free, t, nodes = bellman.free(V), T, [T]
     while t > 0.0:
+        if limits is not None:
+            limits.check()
         if times is not None:
             dt = t - times[len(times) - 1 - len(nodes)]
         else:
@@ -377,14 +390,14 @@ def _terminal(bellman: Bellman, recipe: Discretization) -> np.ndarray:
 class _Search:
     """Finer and finer levels until the estimate meets the tolerance, then the monotone check."""
 
-    def __init__(self, problem: ControlProblem, points: np.ndarray, rtol: float, atol: float) -> None:
-        self.problem, self.points, self.rtol, self.atol = problem, points, rtol, atol
+    def __init__(self, problem: ControlProblem, points: np.ndarray, rtol: float, atol: float, limits: Limits) -> None:
+        self.problem, self.points, self.rtol, self.atol, self.limits = problem, points, rtol, atol, limits
         self.scheme = SMOOTH if problem.obstacle is None else STOPPED
         self.order = SCHEMES[self.scheme].order
         # bounded controls switch, and stopping sets end, somewhere between nodes
         self.kinked = problem.obstacle is not None or not isinstance(problem.controls, Unbounded)
         self.stepper = IMPLICIT if problem.dim == 1 else EXPLICIT
-        self.cut, self.started = 0.0, time.process_time()
+        self.cut = 0.0
         self.levels: list[Level] = []
         self._witnesses: np.ndarray | None = None
         self.iterations = 0
@@ -396,7 +409,7 @@ class _Search:
             layout, status, message = self._in_some_box(layout, self.scheme)
         except NotConvergedError as error:
             status, message = "failed", str(error)
-        check = self._check(layout)
+        check = {"agrees": True, "unchecked": self.limits.over} if self._unfinished() else self._check(layout)
         stats: dict[str, Any] = {"monotone_check": check}
         if status == "failed" or not check["agrees"]:
             reason = message if status == "failed" else "the high-order answer disagrees with the monotone scheme"
@@ -406,7 +419,7 @@ class _Search:
         elif "unchecked" in check:
             message += "; not checked, for the monotone scheme found no answer"
         estimate = self._estimate() + self.cut
-        stats |= {"levels": len(self.levels), "seconds": time.process_time() - self.started, "cut": self.cut}
+        stats |= {"levels": len(self.levels), "seconds": self.limits.spent, "cut": self.cut}
         level = self.levels[-1]
         level.recipe.estimate.update(discretization=[self._estimate()], cut=[self.cut])
         return level, estimate, status, message, stats
@@ -418,7 +431,7 @@ class _Search:
         if isinstance(self.problem.controls, Unbounded) and self.problem.horizon is not None and self._opened(layout):
             try:
                 level = self._solve_on(layout.grid(FIRST_NODES[self.problem.dim]), FIRST_STEPS, self.scheme)
-            except NotConvergedError:
+            except (NotConvergedError, OutOfTimeError):
                 return layout
             layout = self._frame([*policies, _solution(self.problem, level, None, "fixed", "", {}).policy])
         return layout
@@ -441,6 +454,7 @@ class _Search:
     def _in_some_box(self, layout: Frame, scheme: str) -> tuple[Frame, str, str]:
         """Refine; where moving the cut changes the answer too much, move it outwards and refine again."""
         n = FIRST_NODES[self.problem.dim] * GROWTH[self.problem.dim]
+        n = min(n, self.limits.cells ** (1.0 / self.problem.dim))
         for attempt in range(CUT_TRIES):
             status, message = self._refine(layout, scheme, n)
             if self.problem.horizon is None or not self._opened(layout):
@@ -448,7 +462,7 @@ class _Search:
             reachable = self._measure_cut(layout, scheme)
             if self.cut <= CUT_SHARE * self._tolerance() or not reachable:
                 break
-            if time.process_time() - self.started > 0.5 * MAX_SECONDS:
+            if self.limits.spent > 0.5 * self.limits.seconds:
                 break
             factor = 1.25 if attempt < 2 else 1.6
             layout, n = layout.stretched(factor), 0.7 * factor * self.levels[-1].nodes
@@ -462,14 +476,15 @@ class _Search:
 
     def _measure_cut(self, layout: Frame, scheme: str) -> bool:
         """Measure the effect of the cut by a wider box; whether that box could be solved at all."""
-        level = [level for level in self.levels if level.nodes < self.levels[-1].nodes][-1]
+        coarser = [level for level in self.levels if level.nodes < self.levels[-1].nodes]
+        level = (coarser or self.levels)[-1]
         wide = layout.widened(level.recipe.grid)
         try:
             more = self._solve_on(wide, max(level.recipe.steps, FIRST_STEPS), scheme)
-        except (InputError, NotConvergedError) as error:
+        except (InputError, NotConvergedError, OutOfTimeError) as error:
             if isinstance(error, InputError) and error.argument != "terminal":
                 raise
-            # the data overflow there, or there is no answer: nothing to compare with
+            # the data overflow there, or there is no answer or no time for one: nothing to compare with
             self.cut = max(self.cut, self._estimate())
             return False
         self.cut = float(np.abs(self._answers(more, self.points) - as_numpy(level.at)).max())
@@ -481,6 +496,10 @@ class _Search:
         while True:
             try:
                 self.levels.append(self._solve(layout.grid(n), n, scheme))
+            except OutOfTimeError:
+                if not self.levels:
+                    raise NotConvergedError(f"no level was finished within {self.limits.over}: allow more") from None
+                return "tolerance_not_met", self._stopped(self.limits.over)
             except NotConvergedError as error:
                 if len(self.levels) < 2:
                     raise
@@ -491,14 +510,19 @@ class _Search:
                 )
             if self._enough() and self._stands(layout, scheme):
                 return "converged", "the estimate meets the tolerance"
-            n = self._next(n)
-            seconds = time.process_time() - self.started
-            full = n**d > MAX_CELLS[d]
-            if len(self.levels) >= 2 and (full or seconds > MAX_SECONDS):
-                limit = f"{MAX_CELLS[d]} cells" if full else f"{MAX_SECONDS:g} seconds"
-                return "tolerance_not_met", (
-                    f"stopped at {limit}: estimate {self._estimate():.2e}, tolerance {self._tolerance():.2e}"
-                )
+            before, n = n, self._next(n)
+            ahead = self.levels[-1].seconds * (n / before) ** (d + 1)
+            reason = self.limits.excess(n**d, ahead)
+            if reason:
+                return "tolerance_not_met", self._stopped(reason)
+
+    def _unfinished(self) -> bool:
+        """Whether there are levels, and no time for more."""
+        return bool(self.levels) and self.limits.late()
+
+    def _stopped(self, reason: str) -> str:
+        """What to tell when a limit is met."""
+        return f"stopped by {reason}: estimate {self._estimate():.2e}, tolerance {self._tolerance():.2e}"
 
     def _enough(self) -> bool:
         """Whether three levels or more agree within what the cut leaves of the tolerance."""
@@ -548,8 +572,9 @@ class _Search:
         steps = max(FIRST_STEPS, math.ceil(FIRST_STEPS * (n / FIRST_NODES[self.problem.dim]) ** 0.75))
         if scheme == MONOTONE:
             steps *= 3
+        begun = self.limits.spent
         level = self._solve_on(grid, steps, scheme)
-        level.nodes = n
+        level.nodes, level.seconds = n, self.limits.spent - begun
         level.witnessed = self._answers(level, np.concatenate([self.points, self._beside(grid)]))
         level.at = level.witnessed[: len(self.points)]
         self.iterations += level.iterations
@@ -574,14 +599,15 @@ class _Search:
         recipe = Discretization(grid, (), scheme, stepper, rule)
         if stepper == EXPLICIT:
             try:
-                return _march(bellman, recipe, None)
+                return _march(bellman, recipe, None, self.limits)
             except _TooManySteps:
                 self.stepper = stepper = IMPLICIT
         T, s = self.problem.horizon, np.linspace(0.0, 1.0, steps + 1)
         power = CROWDING if rule.smoothed and scheme != MONOTONE else 1
         times = T * (1.0 - s[::-1] ** power)
         times[0], times[-1] = 0.0, T
-        return _march(bellman, Discretization(grid, tuple(times.tolist()), scheme, stepper, rule), times.tolist())
+        recipe = Discretization(grid, tuple(times.tolist()), scheme, stepper, rule)
+        return _march(bellman, recipe, times.tolist(), self.limits)
 
     def _guess(self, grid: Grid) -> Act | None:
         """Policy of the finest level so far at the nearest nodes."""
@@ -603,11 +629,11 @@ class _Search:
         for n in CHECK_NODES[d]:
             try:
                 level = self._solve(layout.grid(n), float(n), MONOTONE)
-            except (InputError, NotConvergedError) as error:
+            except (InputError, NotConvergedError, OutOfTimeError) as error:
                 if mine is None:
                     raise
                 # no answer to compare with: the high-order one stands on its own convergence, and says so
-                return record | {"agrees": True, "unchecked": str(error)}
+                return record | {"agrees": True, "unchecked": str(error) or self.limits.over}
             now = as_numpy(level.at)
             if before is not None and mine is not None:
                 change, difference = float(np.abs(now - before).max()), float(np.abs(now - mine).max())

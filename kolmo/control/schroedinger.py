@@ -15,6 +15,7 @@ from kolmo.arrays import as_like, as_numpy, as_points, is_tensor, namespace
 from kolmo.box import Absorbing, Box, Robin
 from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
+from kolmo.limits import Limits, OutOfTimeError
 from kolmo.problem import KolmogorovProblem
 from kolmo.refine.estimate import Convergence
 from kolmo.schemes.generator import Generator, discretize
@@ -24,6 +25,7 @@ from kolmo.sde import SDE
 FIRST_NODES = {1: 65, 2: 25, 3: 13}
 GROWTH = 1.4
 MAX_CELLS = {1: 2_000, 2: 25_000, 3: 50_000}
+MAX_SECONDS = 120.0
 # Times between 0 and T at which the potentials are kept.
 INTERVALS = 32
 # Alternations of Sinkhorn's iteration, and the misfit of the marginals (total variation) at which it ends.
@@ -122,6 +124,8 @@ def schroedinger_bridge(
     *,
     rtol: float = 1e-3,
     atol: float = 1e-6,
+    max_seconds: float | None = None,
+    max_cells: int | None = None,
 ) -> SchroedingerBridge:
     r"""Steer one density into another with least effort.
 
@@ -147,6 +151,10 @@ def schroedinger_bridge(
         Finite domain that holds both densities and the paths between them; no absorbing or elastic faces.
     rtol, atol : float
         Tolerance on the cost.
+    max_seconds : float, optional
+        Time after which the best finished grid is taken, with status "tolerance_not_met"; default 120.
+    max_cells : int, optional
+        Largest grid tried; default 2,000, 25,000 or 50,000 nodes in one, two or three dimensions.
 
     Returns
     -------
@@ -179,24 +187,42 @@ def schroedinger_bridge(
         raise InputError("box", box, "no absorbing or elastic faces: mass would be lost")
     problem = KolmogorovProblem(sde, lambda x: x[..., 0], horizon, box).handing("torch")
     n, d = float(FIRST_NODES[box.dim]), box.dim
+    limits = Limits.of(max_cells, max_seconds, MAX_CELLS[d], MAX_SECONDS)
+    n = min(n, limits.cells ** (1.0 / d))
     # second order where noise dominates along the axes, first order at worst: no more is counted on
     policy = Convergence(1.0)
     resolutions: list[float] = []
     costs: list[np.ndarray] = []
+    estimate = tolerance = math.inf
+    level: _Level | None = None
     while True:
-        level = _Level(problem, Grid.of(box, [round(n)] * d), density0, density1)
+        begun = limits.spent
+        try:
+            level = _Level(problem, Grid.of(box, [round(n)] * d), density0, density1, limits)
+        except OutOfTimeError:
+            if level is None:
+                raise NotConvergedError(f"no grid was finished within {limits.over}: allow more") from None
+            return _unmet(level, problem, estimate, tolerance, limits.over)
         resolutions.append(n)
         costs.append(np.array([[level.cost]]))
         tolerance = atol + rtol * abs(level.cost)
         estimate = float(policy.judge(resolutions, costs, rounding=level.misfit * abs(level.cost)).estimate[0])
         if len(costs) > 2 and estimate <= tolerance:
             return level.bridge(problem, estimate, "converged")
-        if (n * GROWTH) ** d > MAX_CELLS[d] and len(costs) > 1:
-            warnings.warn(
-                f"the cost is known to {estimate:.1e}, tolerance {tolerance:.1e}", ToleranceWarning, stacklevel=2
-            )
-            return level.bridge(problem, estimate, "tolerance_not_met")
+        # the stiffer matrices of a finer grid take more products of a larger one
+        reason = limits.excess((n * GROWTH) ** d, (limits.spent - begun) * GROWTH ** (d + 2))
+        if reason and (len(costs) > 1 or limits.late()):
+            return _unmet(level, problem, estimate, tolerance, reason)
         n *= GROWTH
+
+
+def _unmet(
+    level: "_Level", problem: KolmogorovProblem, change: float, tolerance: float, reason: str
+) -> SchroedingerBridge:
+    """The finest grid that was finished, with a warning."""
+    message = f"stopped by {reason}: the cost is known to {change:.1e}, tolerance {tolerance:.1e}"
+    warnings.warn(message, ToleranceWarning, stacklevel=3)
+    return level.bridge(problem, change, "tolerance_not_met")
 
 
 class _Chain:
@@ -257,13 +283,19 @@ class _Level:
     """Sinkhorn's iteration on one grid."""
 
     def __init__(
-        self, problem: KolmogorovProblem, grid: Grid, density0: Callable[..., Any], density1: Callable[..., Any]
+        self,
+        problem: KolmogorovProblem,
+        grid: Grid,
+        density0: Callable[..., Any],
+        density1: Callable[..., Any],
+        limits: Limits,
     ) -> None:
         self.grid = grid
         self.chain = _Chain(discretize(problem, grid, "monotone"), float(problem.horizon or 0.0))
         m0, m1 = (_mass(f, grid, name) for f, name in ((density0, "density0"), (density1, "density1")))
         logs = np.zeros(grid.size)
         for count in range(1, ITERATIONS + 1):
+            limits.check()
             psi = _scaled(logs)
             start = self.chain.pulled(psi)
             m0 = self._reached(start, m0, "the second density cannot be reached from all of the first one")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,9 +11,10 @@ import torch
 from kolmo.arrays import as_like, as_points
 from kolmo.control.adjoint import Still, Sweep, apply, differentiable_march, tensor_like
 from kolmo.control.checkpoints import GradientMemory
-from kolmo.control.switches import Watch, warn_of_jumps
+from kolmo.control.switches import warn_of_jumps
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
+from kolmo.limits import part_of
 from kolmo.march import March
 from kolmo.problem import KolmogorovProblem
 from kolmo.refine.plan import plan
@@ -29,6 +30,8 @@ def value(
     discretization: Discretization | None = None,
     checkpoints: int | None = None,
     memory: float | None = None,
+    max_seconds: float | None = None,
+    max_cells: int | None = None,
 ) -> torch.Tensor:
     r"""u(0, x) as a tensor that carries the exact gradient of the number returned.
 
@@ -55,6 +58,8 @@ def value(
         rounding; ``gradient_memory`` states the peak beforehand.
     memory : float, optional
         Bytes that the gradient may keep, instead of ``checkpoints``.
+    max_seconds, max_cells : optional
+        Time for all, and largest grid, when planning by tolerance; defaults as in ``kolmo.plan``.
 
     Returns
     -------
@@ -68,7 +73,8 @@ def value(
     Warns
     -----
     KolmoWarning
-        Where terminal data jump at a place that a parameter moves, as 1{x > K} does: autograd has no derivative for it.
+        Where terminal data, a coefficient or the value of a face jump at a place or time that a parameter moves, as
+        1{x > K} does: autograd has no derivative for it.
 
     Examples
     --------
@@ -84,7 +90,7 @@ def value(
     """
     points = torch.as_tensor(as_points(x, problem.dim))
     if discretization is None:
-        discretization = planned(problem, points.detach(), rtol, atol)
+        discretization = planned(problem, points.detach(), rtol, atol, max_seconds, max_cells)
     problem = problem.handing("torch", points.device)
     if discretization.grid.dim != problem.dim:
         raise InputError("discretization", f"{discretization.grid.dim} dimensions", f"{problem.dim} dimensions")
@@ -96,15 +102,37 @@ def value(
     return values
 
 
-def planned(problem: KolmogorovProblem, points: torch.Tensor, rtol: float, atol: float) -> Discretization:
+def planned(
+    problem: KolmogorovProblem,
+    points: torch.Tensor,
+    rtol: float,
+    atol: float,
+    max_seconds: float | None = None,
+    max_cells: int | None = None,
+) -> Discretization:
     """A plan for points (..., d): the one kept, where plans are being kept, else a fresh one."""
     kept = _PLANS.get()
-    return (_planned if kept is None else kept.find)(problem, points, rtol, atol)
+    asked = Asked(rtol, atol, part_of(max_seconds), max_cells)
+    return _planned(problem, points, asked) if kept is None else kept.find(problem, points, asked)
 
 
-def _planned(problem: KolmogorovProblem, points: torch.Tensor, rtol: float, atol: float) -> Discretization:
+@dataclass(frozen=True)
+class Asked:
+    """Tolerances and limits that a plan is made for."""
+
+    rtol: float
+    atol: float
+    max_seconds: float | None = None
+    max_cells: int | None = None
+
+    def serves(self, other: "Asked") -> bool:
+        """Whether a plan made for this is good enough for the other."""
+        return self.rtol <= other.rtol and self.atol <= other.atol
+
+
+def _planned(problem: KolmogorovProblem, points: torch.Tensor, asked: Asked) -> Discretization:
     """A fresh plan at the present parameters."""
-    return plan(problem.handing("torch", points.device), at=points, rtol=rtol, atol=atol)
+    return plan(problem.handing("torch", points.device), at=points, **vars(asked))
 
 
 @dataclass
@@ -113,8 +141,7 @@ class _Kept:
 
     problem: KolmogorovProblem
     points: torch.Tensor
-    rtol: float
-    atol: float
+    asked: Asked
     recipe: Discretization
 
 
@@ -140,36 +167,37 @@ class Plans:
         """Note that an evaluation of the objective begins."""
         self._evaluations += 1
 
-    def find(self, problem: KolmogorovProblem, points: torch.Tensor, rtol: float, atol: float) -> Discretization:
+    def find(self, problem: KolmogorovProblem, points: torch.Tensor, asked: Asked) -> Discretization:
         """The plan kept for the problem; a fresh one for a new problem, a finer tolerance or points outside."""
         kept = self._kept.get(id(problem))
-        if kept is not None and kept.rtol <= rtol and kept.atol <= atol and _covers(kept.recipe, points):
+        if kept is not None and kept.asked.serves(asked) and _covers(kept.recipe, points):
             return kept.recipe
         if kept is None and self._evaluations > 1:
             # a problem made for one evaluation is not kept: it would never be met again
             self.rebuilt = True
-            return _planned(problem, points, rtol, atol)
+            return _planned(problem, points, asked)
         flat = points.reshape(-1, problem.dim)
         if kept is not None:
             flat = torch.cat([kept.points, flat])
-            rtol, atol = min(rtol, kept.rtol), min(atol, kept.atol)
-        self._kept[id(problem)] = _Kept(problem, flat, rtol, atol, _planned(problem, flat, rtol, atol))
+            rtol, atol = min(asked.rtol, kept.asked.rtol), min(asked.atol, kept.asked.atol)
+            asked = replace(asked, rtol=rtol, atol=atol)
+        self._kept[id(problem)] = _Kept(problem, flat, asked, _planned(problem, flat, asked))
         return self._kept[id(problem)].recipe
 
     def hold(self) -> bool:
         """Whether every kept plan still meets its tolerance at the present parameters, against a fresh plan."""
         self._fresh.clear()
         for key, kept in self._kept.items():
-            fresh = _planned(kept.problem, kept.points, kept.rtol, kept.atol)
+            fresh = _planned(kept.problem, kept.points, kept.asked)
             with torch.no_grad():
                 old, new = (value(kept.problem, kept.points, discretization=r) for r in (kept.recipe, fresh))
             change, scale = (v.abs().reshape(len(kept.points), -1).amax(0) for v in (old - new, new))
             # both are allowed an error of one tolerance
-            if not bool((change <= 2.0 * (kept.atol + kept.rtol * scale)).all()):
+            if not bool((change <= 2.0 * (kept.asked.atol + kept.asked.rtol * scale)).all()):
                 self._fresh[key] = fresh
                 self.message = (
                     f"the plan made at the first parameters is off by {float(change.max()):.2e} at those found "
-                    f"(rtol = {kept.rtol:g})"
+                    f"(rtol = {kept.asked.rtol:g})"
                 )
         return not self._fresh
 
@@ -209,14 +237,12 @@ def grid_value(
     generator, like = march.generator, tensor_like(problem)
     if not SCHEMES[discretization.scheme].smooth:
         raise InputError("discretization", discretization.scheme, "a scheme that is smooth in the coefficients")
+    warn_of_jumps(problem, generator, like)
     if problem.stationary:
         semi = generator.at(0.0, like)
         state = apply(Still(march, {0.0: semi.stencil}), torch.zeros_like(semi.load), {0.0: semi})
     else:
-        with Watch() as watch:
-            terminal = discretization.initial(March(generator, march.stepper, march.times, like))
-        if watch.results:
-            warn_of_jumps(problem.final, discretization.grid)
+        terminal = discretization.initial(March(generator, march.stepper, march.times, like))
         state = Sweep(march, checkpoints)(terminal)
     if march.fixed is not None:
         state = state + generator.boundary(0.0, generator.nodes(like))
@@ -307,12 +333,14 @@ def expected_value(
     discretization: Discretization | None = None,
     checkpoints: int | None = None,
     memory: float | None = None,
+    max_seconds: float | None = None,
+    max_cells: int | None = None,
 ) -> torch.Tensor:
     r"""Weighted sum of values, :math:`J = \sum_i w_i\,u(0, x_i)`, with its exact gradient.
 
     Parameters
     ----------
-    problem, rtol, atol, discretization, checkpoints, memory
+    problem, rtol, atol, discretization, checkpoints, memory, max_seconds, max_cells
         As for ``value``.
     x : array_like or tensor, shape (n, d)
         Points.
@@ -337,7 +365,10 @@ def expected_value(
     >>> round(float(control.expected_value(problem, [0.0, 1.0], [0.5, 0.5], rtol=1e-6)), 4)
     1.5
     """
-    u = value(problem, x, rtol=rtol, atol=atol, discretization=discretization, checkpoints=checkpoints, memory=memory)
+    u = value(
+        problem, x, rtol=rtol, atol=atol, discretization=discretization, checkpoints=checkpoints, memory=memory,
+        max_seconds=max_seconds, max_cells=max_cells,
+    )  # fmt: skip
     points = as_points(x, problem.dim)
     lead = points.ndim - 1
     if weights is None:

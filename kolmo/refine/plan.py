@@ -14,6 +14,7 @@ from kolmo.discretization import Discretization, steps_given
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Grid
 from kolmo.kernels.first_use import clock
+from kolmo.limits import Limits, OutOfTimeError
 from kolmo.march import Callback, March, Run, time_nodes
 from kolmo.problem import KolmogorovProblem, check_vectorised
 from kolmo.refine.estimate import Convergence, Verdict
@@ -135,7 +136,7 @@ def plan(
     max_cells : int, optional
         Largest grid tried; default 40,000, 700,000 or 4,000,000 in one, two or three dimensions.
     max_seconds : float, optional
-        Time after which no finer level is begun; default 120.
+        Time after which the best finished level is taken, with status "tolerance_not_met"; default 120.
 
     Returns
     -------
@@ -172,12 +173,12 @@ def search(
 ) -> Outcome:
     """Plan and solve on finer and finer levels until the estimate meets the tolerance."""
     _check_tolerances(rtol, atol)
+    limits = Limits.of(max_cells, max_seconds, MAX_CELLS[problem.dim], MAX_SECONDS)
     problem = problem.handing("torch", at.device) if is_tensor(at) else problem
     points = interesting_points(problem, at)
     check_vectorised(problem, points)
     searcher = _Search(problem, points, rtol, atol, tuple(save), scheme, stepper, like, callback, progress)
-    limits = (max_cells or MAX_CELLS[problem.dim], MAX_SECONDS if max_seconds is None else max_seconds)
-    return searcher.run(*limits)
+    return searcher.run(limits)
 
 
 def prescribe(
@@ -272,13 +273,14 @@ class _Search:
         self._carried: bool | None = None
         self._pace, self._slowest, self._growth = 1.0, 0.0, GROWTH[problem.dim]
         self._autonomous: bool | None = None
-        self._hurried = False
-        self.started = clock()
+        self._hurried = self._closing = False
+        self.limits = Limits(MAX_CELLS[problem.dim], MAX_SECONDS)
         self._layout, self.sight = first_layout(problem, points, max(1e-2 * rtol, 1e-12), rtol)
         self.problem = problem.broken_at(self.sight.breakpoints)
 
-    def run(self, max_cells: int, max_seconds: float) -> Outcome:
+    def run(self, limits: Limits) -> Outcome:
         """Refine until the estimate meets the tolerance; if steps prove unstable, again in a more robust way."""
+        self.limits = limits
         ways = [(self.scheme, self.stepper)]
         if self.stepper == "auto":
             robust = EXPLICIT if self.problem.dim > 1 or self.like is not None else IMPLICIT
@@ -289,14 +291,14 @@ class _Search:
             self.levels, self.cut, self._measured, self._pace = [], np.zeros(1), None, 1.0
             self._growth = GROWTH[self.problem.dim]
             with contextlib.suppress(_RanAwayError):
-                return self._refine(max_cells, max_seconds)
+                return self._refine()
         raise AssertionError("the last way is not guarded")
 
-    def _refine(self, max_cells: int, max_seconds: float) -> Outcome:
+    def _refine(self) -> Outcome:
         """From the first level on, and then see to the cut."""
         d = self.problem.dim
         layout = self._layout
-        n = float(FIRST_NODES[d])
+        n = min(float(FIRST_NODES[d]), self.limits.cells ** (1.0 / d))
         if d > 1 and not self.problem.stationary:
             generator = self._generator(layout.grid(n, SCHEMES[self.scheme].minimum_nodes))
             # steps that are long for the drift may agree, and be wrong
@@ -325,12 +327,15 @@ class _Search:
                 if settled and self._enough() and self._cut_fits(CUT_SHARE) and self._possible(0.0):
                     return self._outcome("converged", "the estimate meets the tolerance")
                 n = self._next(n)
-                told = self._limit(n, layout, max_cells, max_seconds)
+                told = self._limit(n, layout)
                 if told:
-                    self._check_possible(0.0)
-                    if self._measured is None:
-                        self._measure_cut(layout, self.levels[-1])
-                    return self._outcome("tolerance_not_met", told)
+                    return self._told(layout, told)
+        except OutOfTimeError:
+            if not self.levels:
+                raise NotConvergedError(
+                    f"no level was finished within {self.limits.over}: allow more, or give grid= and steps="
+                ) from None
+            return self._told(layout, self._stopped(self.limits.over))
         except KeyboardInterrupt:
             if not self.levels:
                 raise
@@ -360,15 +365,28 @@ class _Search:
         within = self._estimate() <= (1 - CUT_SHARE) * self._tolerance()
         return len(self.levels) >= 3 and bool(within.all())
 
-    def _limit(self, n: float, layout: Layout, max_cells: int, max_seconds: float) -> str:
+    def _told(self, layout: Layout, message: str) -> Outcome:
+        """The best level when a limit is met; the cut is measured on the coarsest one, where that is affordable."""
+        self._check_possible(0.0)
+        if self._measured is None:
+            if self.limits.affords(2.0 * self.levels[0].seconds):
+                self._closing = True
+                self._measure_cut(layout, self.levels[0])
+            elif any(isinstance(face, Open) for pair in self.problem.box.faces for face in pair):
+                self.cut, message = np.full(1, np.inf), message + "; no time was left to measure the effect of the cut"
+        return self._outcome("tolerance_not_met", message)
+
+    def _limit(self, n: float, layout: Layout) -> str:
         """Why no finer level may be begun, or nothing."""
         cells = math.prod(n * share for share in layout.shares)
-        spent = clock() - self.started
         # the next level costs more than the last by the growth of cells and steps
-        ahead = self.levels[-1].seconds * (n / self.levels[-1].n) ** (self.problem.dim + 1)
-        if cells <= max_cells and spent + ahead <= max_seconds:
-            return ""
-        reason = f"max_cells = {max_cells}" if cells > max_cells else f"max_seconds = {max_seconds:g}"
+        last = self.levels[-1]
+        more = {EXPLICIT: 2.0, SPLIT: SPLIT_GROWTH}.get(last.discretization.stepper, 1.0)
+        reason = self.limits.excess(cells, last.seconds * (n / last.n) ** (self.problem.dim + more))
+        return self._stopped(reason) if reason else ""
+
+    def _stopped(self, reason: str) -> str:
+        """What to tell when a limit is met."""
         worst, wanted = float(self._estimate().max()), float(self._tolerance().min())
         return f"stopped by {reason}: estimate {worst:.2e}, tolerance {wanted:.2e}"
 
@@ -423,18 +441,20 @@ class _Search:
             "cells": recipe.grid.size,
             "steps": recipe.steps,
             "levels": len(self.levels),
-            "seconds": clock() - self.started,
+            "seconds": self.limits.spent,
             "estimate": dict(recipe.estimate),
         }
         return Outcome(best, estimate, status, message, stats)
 
     def _time_share(self) -> np.ndarray:
         """Share of the time steps in the difference of the coarsest levels: the coarser grid with the finer steps."""
-        if self.problem.stationary or len(self.levels) < 3:
+        affordable = self.limits.affords(2.0 * self.levels[0].seconds)
+        if self.problem.stationary or len(self.levels) < 3 or not affordable:
             return np.zeros(self.levels[-1].values.shape[1])
         coarse, fine = self.levels[:2]
         if coarse.discretization.stepper == EXPLICIT and fine.effort <= coarse.discretization.steps:
             return np.zeros(coarse.values.shape[1])  # stability asks for more steps than accuracy
+        self._closing = True
         mixed = self._solve_on(coarse.discretization.grid, fine.effort, coarse.n)
         by_time = np.abs(mixed.values - coarse.values).max(0)
         by_space = np.abs(fine.values - mixed.values).max(0)
@@ -486,6 +506,8 @@ class _Search:
         return self._solve_on(layout.grid(n, SCHEMES[self.scheme].minimum_nodes), steps, n)
 
     def _solve_on(self, grid: Grid, steps: int, n: float, stepper: str = "") -> Level:
+        if self.levels and not self._closing:
+            self.limits.check()
         begun = clock()
         averages = self._averages(grid)
         generator = self._generator(grid, averages)
@@ -503,7 +525,10 @@ class _Search:
             recipe = Discretization(grid, tuple(times.tolist()), self.scheme, stepper, rule, seen, averages)
             march = March(generator, STEPPERS[stepper], times, self.like)
             first = recipe.initial(march)
-            run = march.backward(first, save=self.save, callback=self.callback, progress=self.progress)
+            stop = None if self._closing else self.limits.late
+            run = march.backward(first, save=self.save, callback=self.callback, progress=self.progress, stop=stop)
+            if run.late:
+                raise OutOfTimeError
             self._check_growth(recipe, march, as_numpy(first), as_numpy(run.state))
         if not np.isfinite(as_numpy(run.state)).all():
             if self.guarded:
