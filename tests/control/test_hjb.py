@@ -362,6 +362,41 @@ def test_good_levels_outlive_a_finer_one_without_an_answer(monkeypatch):
     assert abs(opt([0.2]).item() - fastest_exit(0.2)) <= opt.error_estimate.max() < 1e-2
 
 
+def test_a_high_order_answer_outlives_a_monotone_scheme_without_one(monkeypatch):
+    """They disagree, and then the monotone scheme fails: what is left counts with their difference."""
+    solve_on = hjb._Search._solve_on
+
+    def wrong(self, grid, steps, scheme):
+        if scheme == hjb.MONOTONE and self.scheme == hjb.MONOTONE:
+            raise NotConvergedError("no answer")
+        level = solve_on(self, grid, steps, scheme)
+        return level if scheme == hjb.MONOTONE else dataclasses.replace(level, states=[level.states[0] + 0.5])
+
+    monkeypatch.setattr(hjb._Search, "_solve_on", wrong)
+    with pytest.warns(ToleranceWarning, match="no answer"):
+        opt = control.solve_hjb(exit_problem(), at=[0.2], rtol=2e-2)
+    assert abs(opt([0.2]).item() - fastest_exit(0.2)) <= 1.1 * opt.error_estimate.max()
+
+
+def test_a_box_outlives_a_wider_one_without_an_answer(monkeypatch):
+    """The cut counts for too much, and beyond it there is no answer."""
+    solve_on, widest = hjb._Search._solve_on, []
+
+    def failing(self, grid, steps, scheme):
+        if len(widest) > 4 and grid.box[1][0] > 1.2 * min(widest):
+            raise NotConvergedError("no answer")
+        widest.append(float(grid.box[1][0]))
+        return solve_on(self, grid, steps, scheme)
+
+    monkeypatch.setattr(hjb._Search, "_solve_on", failing)
+    monkeypatch.setattr(hjb._Search, "_measure_cut", lambda self, layout, scheme: setattr(self, "cut", 0.5) or True)
+    problem = linear_quadratic(lambda t: -0.5)
+    with pytest.warns(ToleranceWarning, match="wider box"):
+        opt = control.solve_hjb(problem, at=np.array([0.0, 0.7]), rtol=1e-2)
+    assert opt.status == "tolerance_not_met"
+    assert opt.error_estimate.max() >= 0.5
+
+
 def test_a_kink_close_to_the_middle_of_all_grids_is_not_taken_for_convergence():
     """Bounded steering towards c with cost |X_T - c|; law of the optimum in Karatzas and Shreve (1991), 6.5."""
     mu, s, T, c = 2.2, 1.1, 0.47, -0.135
