@@ -298,6 +298,40 @@ def test_chunks_do_not_change_shapes_or_truth(monkeypatch):
     agrees(estimate, case.values.reshape(2, 3, 3))
 
 
+def test_every_chunk_has_its_own_randomness(monkeypatch):
+    """Were a chunk drawn twice, the mean would not get better, and the standard error would not say so."""
+    monkeypatch.setattr("kolmo.montecarlo.CHUNK", 50)
+    problem = KolmogorovProblem(
+        SDE(0.0, 1.0, dim=1), lambda x: np.stack([np.sin(k * x[..., 0]) for k in (1, 2, 3)], -1), 1.0
+    )
+    once = monte_carlo(problem, [0.0], paths=50, steps=2, rng=0)
+    twice = monte_carlo(problem, [0.0], paths=100, steps=2, rng=0)
+    assert (np.abs(twice.mean - once.mean) > 1e-6).all()
+    many = monte_carlo(problem, [0.0], paths=20_000, steps=2, rng=0)
+    assert (np.abs(many.mean) <= 4.0 * many.standard_error + many.bias_estimate).all()
+
+
+def test_the_bias_estimate_is_no_smaller_than_its_own_noise():
+    """Few paths: the difference of two step sizes is zero by accident for some seed, its standard error is not."""
+    problem = KolmogorovProblem(SDE(lambda t, x: -x, lambda t, x: 0.5 + 0.3 * np.sin(x[..., 0]), dim=1), first, 1.0)
+    biases = [monte_carlo(problem, [0.3], paths=30, steps=4, rng=seed).bias_estimate.item() for seed in range(60)]
+    assert min(biases) > 0.2 * np.median(biases)
+
+
+@pytest.mark.parametrize("name", ["euler", "platen"])
+def test_coefficients_that_depend_on_time_are_those_of_their_own_layer(name):
+    """The drift is linear in time in each layer; a step that ends at the break takes the limit from before."""
+
+    def drift(t, x):
+        assert 0.0 <= t <= 1.0
+        return t + 9.0 * (t >= 0.5) + 0.0 * x
+
+    problem = KolmogorovProblem(SDE(drift, covariance=0.0, dim=1, breakpoints=[0.5]), first, 1.0)
+    found = monte_carlo(problem, [0.0], paths=2, steps=4, rng=0, method=name).mean.item()
+    left = 0.5 * 0.25 if name == "euler" else 0.0  # the left end of four steps of a line
+    assert found == pytest.approx(5.0 - left, abs=1e-8)
+
+
 def test_tensors_in_tensors_out_and_modules_as_coefficients():
     layer = torch.nn.Linear(2, 2).double()
     with torch.no_grad():

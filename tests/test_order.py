@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from kolmo import catalog
+from kolmo import SDE, Box, KolmogorovProblem, catalog, solve
 from kolmo.schemes.base import SCHEMES
 from kolmo.steppers.base import STEPPERS
 from kolmo.testing import Table, manufactured, order_of_accuracy
@@ -115,7 +115,7 @@ def test_time(stepper, autonomous):
 @pytest.mark.parametrize("stepper", ["radau5", "implicit-euler", "rk4"])
 def test_layers(stepper):
     """Coefficients that jump: no step straddles a breakpoint, whatever the number of steps."""
-    from kolmo import Box, Grid, solve
+    from kolmo import Grid
 
     case = catalog.layered_ornstein_uhlenbeck("gauss")
     grid = Grid.of(Box(-5.0, 5.0), 81)
@@ -147,3 +147,12 @@ def test_stationary(scheme, name):
     case = catalog.CASES[name]()
     table = order_of_accuracy(case.problem, case.exact, case.points, nodes=[80, 160], steps=None, scheme=scheme)
     shows_order(table, SCHEMES[scheme].order, slack=0.8)
+
+
+@pytest.mark.parametrize("stepper", ["rk4", "radau5", "mcs3"])
+def test_layers_within_which_coefficients_depend_on_time(stepper):
+    """At a breakpoint a step takes the limit of its own layer: dX = b(t) dt + dW, whose mean is exact in space."""
+    sde = SDE(lambda t, x: t**2 + 9.0 * (t >= 0.5) + 0.0 * x, 0.3, dim=1, breakpoints=[0.5])
+    problem = KolmogorovProblem(sde, lambda x: x[..., 0], 1.0, Box(-8.0, 12.0))
+    sol = solve(problem, grid=21, steps=8 if stepper == "radau5" else 64, stepper=stepper)
+    assert sol([0.0]).item() == pytest.approx(4.5 + 1.0 / 3.0, abs=1e-7 if stepper != "mcs3" else 1e-4)

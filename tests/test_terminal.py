@@ -170,3 +170,18 @@ def test_a_slanted_break_has_no_one_place():
         SDE([0.0, 0.0], diffusion=1.0, dim=2), lambda x: np.maximum(x[..., 0] - x[..., 1], 0.0), 1.0
     )
     assert common_break(problem, Grid.of(Box([-6.0, -6.0], [6.0, 6.0]), 41), 0) is None
+
+
+@pytest.mark.parametrize("order", [4, 6])
+@pytest.mark.parametrize("flipped", [False, True])
+def test_smoothing_goes_on_oddly_beyond_faces_and_evenly_beyond_walls(flipped, order):
+    """Lines stay lines up to an absorbing face, parabolas about a reflecting one stay what they are."""
+    box = Box(0.0, 1.0, [("reflecting", "absorbing") if flipped else ("absorbing", "reflecting")])
+    problem = KolmogorovProblem(SDE(0.0, 1.0, dim=1), jump, 0.1, box)
+    rule = plan_terminal(problem, Grid.of(box, 31), box, order)
+    assert rule.smoothed
+    lattice, nodes = rule.lattice[0], np.linspace(0.0, 1.0, 31)
+    face, wall = (nodes > 0.7, nodes < 0.3) if flipped else (nodes < 0.3, nodes > 0.7)
+    at = 0.0 if flipped else 1.0
+    assert np.allclose((rule.smoothing[0] @ (3.0 + lattice))[face], 3.0 + nodes[face], rtol=0, atol=1e-12)
+    assert np.allclose((rule.smoothing[0] @ (lattice - at) ** 2)[wall], (nodes[wall] - at) ** 2, rtol=0, atol=1e-12)

@@ -413,8 +413,16 @@ class _Search:
         stats: dict[str, Any] = {"monotone_check": check}
         if status == "failed" or not check["agrees"]:
             reason = message if status == "failed" else "the high-order answer disagrees with the monotone scheme"
+            found = (self.levels, self.cut, self.scheme, self.order)
             self.scheme, self.order, self.stepper = MONOTONE, 1, EULER
-            layout, status, message = self._in_some_box(layout, MONOTONE)
+            try:
+                layout, status, message = self._in_some_box(layout, MONOTONE)
+            except NotConvergedError as error:
+                if len(found[0]) < 2:
+                    raise
+                self.levels, self.cut, self.scheme, self.order = found
+                self.cut += check["difference"]
+                status, message = "tolerance_not_met", f"the monotone scheme has no answer ({error})"
             message = f"{message} (monotone scheme: {reason})"
         elif "unchecked" in check:
             message += "; not checked, for the monotone scheme found no answer"
@@ -456,7 +464,15 @@ class _Search:
         n = FIRST_NODES[self.problem.dim] * GROWTH[self.problem.dim]
         n = min(n, self.limits.cells ** (1.0 / self.problem.dim))
         for attempt in range(CUT_TRIES):
-            status, message = self._refine(layout, scheme, n)
+            before = (self.levels, self.cut)
+            try:
+                status, message = self._refine(layout, scheme, n)
+            except NotConvergedError as error:
+                if attempt == 0:
+                    raise
+                self.levels, self.cut = before
+                message = f"the cut of the box counts for {self.cut:.2e}, and a wider box has no answer ({error})"
+                return layout, "tolerance_not_met", message
             if self.problem.horizon is None or not self._opened(layout):
                 break
             reachable = self._measure_cut(layout, scheme)

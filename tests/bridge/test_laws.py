@@ -71,6 +71,15 @@ def test_hidden_dropout_covariance():
     np.testing.assert_allclose(law.covariance(law.evaluate(branch, x, h), h).detach()[0], expected, rtol=1e-12)
 
 
+def test_a_constant_in_the_read_out_is_no_noise():
+    """b2 is added after the noise: mean it must have, covariance and fluctuations know nothing of it."""
+    plain, x, law, h = branch_for(LAWS["hidden"]), torch.tensor([[0.4, -0.8]], dtype=DOUBLE), LAWS["hidden"], 0.5
+    moved = bridge.MLPBranch(plain.W1, plain.b1, plain.W2, torch.tensor([3.0, -7.0], dtype=DOUBLE))
+    one, other = (law.evaluate(branch, x, h) for branch in (plain, moved))
+    np.testing.assert_allclose(law.covariance(other, h).detach(), law.covariance(one, h).detach(), rtol=1e-12)
+    np.testing.assert_allclose((law.mean(other) - law.mean(one)).detach()[0], [1.5, -3.5], rtol=1e-12)
+
+
 def test_shake_shake_covariance():
     law, pair, x, h = LAWS["shake"], branch_for(LAWS["shake"]), torch.tensor([[0.4, -0.8]], dtype=DOUBLE), 0.5
     f, g = (b(x)[0].detach().numpy() for b in pair)

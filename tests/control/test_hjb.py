@@ -1,16 +1,21 @@
 """solve_hjb against closed forms, Riccati equations, trees and roll-outs of its own policy."""
 
+import dataclasses
+import sys
+
 import numpy as np
 import pytest
 import torch
-from scipy.integrate import solve_ivp
+from scipy.integrate import quad, solve_ivp
 from scipy.stats import norm
 
 import kolmo
 from kolmo import control
 from kolmo.control.bellman import Bellman, solve_stationary
-from kolmo.errors import InputError
+from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
+
+hjb = sys.modules["kolmo.control.hjb"]  # the function of that name hides it
 
 
 def linear_quadratic(alpha, sigma=0.6, q=1.0, r=0.5, h=2.0, T=1.0, delta=0.0):
@@ -308,3 +313,147 @@ def test_bad_problems_name_the_argument(change, argument):
 def test_a_policy_of_the_wrong_shape_is_refused():
     with pytest.raises(InputError, match="policy"):
         kolmo.solve(benes().closed_loop(lambda t, x: x[..., :0]), at=[0.0])
+
+
+# --------------------------------------------------------------------------------------------- refinement and its end
+def exit_problem(sigma=0.5):
+    return control.ControlProblem(
+        lambda t, x, a: a,
+        sigma,
+        controls=control.Interval(-1.0, 1.0),
+        terminal=None,
+        horizon=None,
+        box=kolmo.Box(-1.0, 1.0, boundary="absorbing"),
+        running_cost=1.0,
+    )
+
+
+def fastest_exit(x, sigma=0.5):
+    return (1 - np.abs(x)) - 0.5 * sigma**2 * (np.exp(-2 * np.abs(x) / sigma**2) - np.exp(-2 / sigma**2))
+
+
+def test_an_answer_that_the_monotone_scheme_contradicts_is_not_returned(monkeypatch):
+    """High-order levels that agree on something wrong, as a solution that is not the viscosity solution."""
+    solve_on = hjb._Search._solve_on
+
+    def wrong(self, grid, steps, scheme):
+        level = solve_on(self, grid, steps, scheme)
+        return level if scheme == hjb.MONOTONE else dataclasses.replace(level, states=[level.states[0] + 0.5])
+
+    monkeypatch.setattr(hjb._Search, "_solve_on", wrong)
+    opt = control.solve_hjb(exit_problem(), at=[0.2], rtol=2e-2)
+    assert abs(opt([0.2]).item() - fastest_exit(0.2)) < 0.05
+    assert not opt.stats["monotone_check"]["agrees"]
+    assert "monotone" in opt.message
+
+
+def test_good_levels_outlive_a_finer_one_without_an_answer(monkeypatch):
+    solve_on = hjb._Search._solve_on
+
+    def failing(self, grid, steps, scheme):
+        if grid.size > 200 and scheme != hjb.MONOTONE:
+            raise NotConvergedError("policy iteration still changes V")
+        return solve_on(self, grid, steps, scheme)
+
+    monkeypatch.setattr(hjb._Search, "_solve_on", failing)
+    with pytest.warns(ToleranceWarning, match="no finer level"):
+        opt = control.solve_hjb(exit_problem(), at=[0.2], rtol=1e-7)
+    assert opt.status == "tolerance_not_met"
+    assert abs(opt([0.2]).item() - fastest_exit(0.2)) <= opt.error_estimate.max() < 1e-2
+
+
+def test_a_high_order_answer_outlives_a_monotone_scheme_without_one(monkeypatch):
+    """They disagree, and then the monotone scheme fails: what is left counts with their difference."""
+    solve_on = hjb._Search._solve_on
+
+    def wrong(self, grid, steps, scheme):
+        if scheme == hjb.MONOTONE and self.scheme == hjb.MONOTONE:
+            raise NotConvergedError("no answer")
+        level = solve_on(self, grid, steps, scheme)
+        return level if scheme == hjb.MONOTONE else dataclasses.replace(level, states=[level.states[0] + 0.5])
+
+    monkeypatch.setattr(hjb._Search, "_solve_on", wrong)
+    with pytest.warns(ToleranceWarning, match="no answer"):
+        opt = control.solve_hjb(exit_problem(), at=[0.2], rtol=2e-2)
+    assert abs(opt([0.2]).item() - fastest_exit(0.2)) <= 1.1 * opt.error_estimate.max()
+
+
+def test_a_box_outlives_a_wider_one_without_an_answer(monkeypatch):
+    """The cut counts for too much, and beyond it there is no answer."""
+    solve_on, widest = hjb._Search._solve_on, []
+
+    def failing(self, grid, steps, scheme):
+        if len(widest) > 4 and grid.box[1][0] > 1.2 * min(widest):
+            raise NotConvergedError("no answer")
+        widest.append(float(grid.box[1][0]))
+        return solve_on(self, grid, steps, scheme)
+
+    monkeypatch.setattr(hjb._Search, "_solve_on", failing)
+    monkeypatch.setattr(hjb._Search, "_measure_cut", lambda self, layout, scheme: setattr(self, "cut", 0.5) or True)
+    problem = linear_quadratic(lambda t: -0.5)
+    with pytest.warns(ToleranceWarning, match="wider box"):
+        opt = control.solve_hjb(problem, at=np.array([0.0, 0.7]), rtol=1e-2)
+    assert opt.status == "tolerance_not_met"
+    assert opt.error_estimate.max() >= 0.5
+
+
+def test_a_kink_close_to_the_middle_of_all_grids_is_not_taken_for_convergence():
+    """Bounded steering towards c with cost |X_T - c|; law of the optimum in Karatzas and Shreve (1991), 6.5."""
+    mu, s, T, c = 2.2, 1.1, 0.47, -0.135
+    m, at = mu / s, np.array([-0.386, 0.030])
+
+    def density(x, y):  # of (X_T - c) / s with drift -m sign
+        x, y = abs(x), y if x >= 0 else -y
+        root = np.sqrt(T)
+        if y >= 0:
+            return norm.pdf(x - y - m * T, scale=root) + m * np.exp(-2 * m * y) * norm.sf((x + y - m * T) / root)
+        return np.exp(2 * m * x) * norm.pdf(x - y + m * T, scale=root) + m * np.exp(2 * m * y) * norm.sf(
+            (x - y - m * T) / root
+        )
+
+    def expected(z):
+        return sum(quad(lambda y: density(z, y) * s * abs(y), *ends)[0] for ends in ((-9, 0), (0, 9)))
+
+    exact = [expected(z) for z in (at - c) / s]
+    problem = control.ControlProblem(
+        lambda t, x, a: mu * a,
+        s,
+        controls=control.Interval(-1.0, 1.0),
+        terminal=lambda x: (x[..., 0] - c).abs(),
+        horizon=T,
+        box=kolmo.Box.unbounded(1),
+    )
+    opt = control.solve_hjb(problem, at=at[:, None], rtol=1e-3, atol=1e-9)
+    assert opt.status == "converged"
+    assert np.abs(opt(at[:, None]) - exact).max() < 5.0 * opt.error_estimate.max()
+    assert np.abs(opt(at[:, None]) - exact).max() < 1e-3 * max(exact)
+
+
+def test_a_perpetual_put_on_fine_grids():
+    """The edge of the stopping set begins where the coarser level left it (McKean 1965)."""
+    r, sigma, K = 0.05, 0.3, 10.0
+    g = 2 * r / sigma**2
+    star = K * g / (1 + g)
+
+    def value(S):
+        return np.where(star < S, (K - star) * (S / star) ** -g, K - S)
+
+    ends = (kolmo.Absorbing(float(value(2.0))), kolmo.Absorbing(float(value(40.0))))
+    problem = control.ControlProblem(
+        lambda t, x, a: r * x,
+        lambda t, x, a: sigma * x,
+        controls=control.Finite([[0.0]]),
+        horizon=None,
+        terminal=None,
+        killing=r,
+        obstacle=lambda t, x: (K - x[..., 0]).clamp(min=0),
+        sense="max",
+        box=kolmo.Box(2.0, 40.0, [ends]),
+    )
+    S = np.array([8.0, 12.0, 17.0])
+    opt = control.solve_hjb(problem, at=S, rtol=1e-5, atol=1e-9)
+    assert opt.status == "converged"
+    assert np.abs(opt(S) - value(S)).max() < 1e-4
+    assert np.abs(opt(S) - value(S)).max() < 5.0 * opt.error_estimate.max()
+    assert opt.stats["cells"] > 800
+    assert opt.stats["policy_iterations"] < 10

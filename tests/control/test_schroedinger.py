@@ -59,6 +59,17 @@ def test_steered_paths_arrive_in_the_second_density(bridge):
     assert abs(x.std() - 0.8) < 0.05
 
 
+def test_wide_tails_at_open_faces_do_not_end_it():
+    """At the ends of an open box the chain stays where it is: the 1e-8 of probability there is left out."""
+    bm, s0, s1, noise = kolmo.SDE(0.0, diffusion=0.9, dim=1), 1.2, 0.6, 0.81
+    found = control.schroedinger_bridge(bm, gauss(0.4, s0), gauss(-0.3, s1), 1.0, kolmo.Box(-7.0, 7.0), rtol=3e-2)
+    C = 0.5 * (np.sqrt(4.0 * (s0 * s1) ** 2 + noise**2) - noise)
+    v, slope = s1**2 - (C / s0) ** 2, C / s0**2 - 1.0
+    exact = 0.5 * (v / noise + (0.7**2 + (slope * s0) ** 2) / noise - 1.0 - np.log(v / noise))
+    assert found.status == "converged"
+    assert abs(found.cost - exact) <= found.error_estimate <= 3e-2 * exact + 1e-6
+
+
 def test_what_cannot_be_reached_is_told():
     still = kolmo.SDE(0.0, diffusion=0.01, dim=1)
     with pytest.raises(NotConvergedError, match=r"nothing arrives at .*more noise"):
