@@ -329,7 +329,7 @@ def layered_network() -> Question:
 
 
 def stopped_pair() -> Question:
-    """Two correlated assets of which one knocks out: a digital payoff on the other, discounted at the level of the first."""
+    """Two correlated assets of which one knocks out: a steep payoff on the other, discounted at the first."""
 
     def noise(t: float, x: Array) -> Array:
         first, second = 0.3 * x[..., 0], 0.2 * x[..., 1]
