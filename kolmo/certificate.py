@@ -41,6 +41,17 @@ class Certificate:
         Seed: the same call with ``rng=certificate.rng`` gives the same numbers.
     status, message : str
         "finished" or "truncated", as in ``monte_carlo``; and what was done.
+
+    Examples
+    --------
+    >>> from kolmo import catalog, certify, solve
+    >>> case = catalog.survival()
+    >>> solution = solve(case.problem, at=case.points, rtol=1e-3)
+    >>> found = certify(case.problem, solution, case.points, paths=500, steps=40, rng=1)
+    >>> bool((abs(found.corrected - case.values) < 4 * found.uncertainty).all())
+    True
+    >>> bool((found.bound >= abs(found.error)).all())
+    True
     """
 
     error: Array

@@ -1,6 +1,7 @@
 """A smooth function through the node values of a solution, and what is left of the equation when it is put in."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -189,13 +190,13 @@ def interpolant(problem: KolmogorovProblem, recipe: Discretization, scale: float
     NotConvergedError
         If the march became infinite.
     """
-    grid = Grid([_divided(axis, LEAST_NODES[problem.dim]) for axis in recipe.grid.axes])
+    grids = [Grid([_divided(axis, LEAST_NODES[problem.dim]) for axis in recipe.grid.axes])]
     for _ in range(WIDER[problem.dim]):
-        grid = widened(grid, problem.box)
-    try:
-        return _solved(problem, _moved(problem, recipe, grid), scale)
-    except (NotConvergedError, InputError):  # coefficients need not be what they should be further out
-        return _solved(problem, recipe, scale)
+        grids.append(widened(grids[-1], problem.box))
+    for grid in reversed(grids):  # coefficients need not be what they should be further out
+        with suppress(NotConvergedError, InputError):
+            return _solved(problem, _moved(problem, recipe, grid), scale)
+    return _solved(problem, recipe, scale)
 
 
 def _divided(axis: Axis, least: int) -> Axis:

@@ -39,7 +39,7 @@ def anything(box, columns=1, stationary=False):
 # ------------------------------------------------------------------------------------------------- true errors
 @pytest.mark.parametrize("seed", range(1000, 1012))
 def test_true_error_of_a_random_problem(seed):
-    found = trial(seed, paths=1000, steps=60, largest=2)
+    found = trial(seed, paths=1000, steps=60, largest=1)
     assert found.away <= 4.0, found  # twelve problems with several columns: three would be too often by chance
 
 

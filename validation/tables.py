@@ -17,6 +17,7 @@ from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator
 from kolmo.steppers.base import STEPPERS
 from kolmo.testing import Table
+from validation.certificates import certified
 
 Array = np.ndarray
 ATOL = 1e-9
@@ -367,6 +368,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     "first_passage": first_passage,
     "densities": densities,
     "committor": committor_in_the_plane,
+    "certified": certified,
     "schemes": schemes,
     "steppers": steppers,
     "transport": transport,
