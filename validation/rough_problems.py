@@ -84,14 +84,13 @@ def kac(y: float, theta: float, T: float) -> float:
     rate = theta if y > 0 else 0.0
     if y == 0.0:
         return float(ive(0, theta * T / 2))
-    a = abs(y)
+    a, least = abs(y), abs(y) / math.sqrt(T)
 
-    def integrand(r: float) -> float:
-        law = a / math.sqrt(2 * np.pi * r**3) * math.exp(-a * a / (2 * r) - rate * r)
-        return float(law * ive(0, theta * (T - r) / 2))
+    def after(v: float) -> float:  # W meets 0 first at (a / v)², v the modulus of a standard normal variable
+        return float(2 * norm.pdf(v) * math.exp(-rate * (a / v) ** 2) * ive(0, theta * (T - (a / v) ** 2) / 2))
 
-    met = quad(integrand, 0, T, points=[min(0.9 * T, a * a / 3)], **QUAD)[0]
-    return float(met + np.exp(-rate * T) * (1 - 2 * norm.sf(a / math.sqrt(T))))
+    met = quad(after, least, 40.0, points=[least + 0.1, least + 1.0, least + 6.0], **QUAD)[0] if least < 30 else 0.0
+    return float(met + np.exp(-rate * T) * (1 - 2 * norm.sf(least)))
 
 
 def friction(x: float, function: Callable[[float], float], m: float, T: float) -> float:
