@@ -1,14 +1,16 @@
 """Random problems, each with its answer: what ``solve`` estimates against what it gets wrong.
 
-A problem is made from a :class:`Spec`, whose ``repr`` is the code that makes it again. Three kinds:
+A problem is made from a :class:`Spec`, whose ``repr`` is the code that makes it again. Four kinds:
 
 - "free": random coefficients, faces and data; the answer is a much finer solve by another scheme and stepper.
 - "manufactured": everything at once, the answer known because the source was made for it.
 - the name of a function in ``kolmo.catalog``, with random parameters: closed forms.
+- a name in ``validation.rough_problems``: data that jump, bend, are narrow, or degenerate at a face; closed forms.
 
-Each can be asked in changed coordinates. As a script it draws many and prints how estimate and true error compare:
+Each can be asked in changed coordinates, rough ones in other units too. As a script it draws many and prints how
+estimate and true error compare:
 
-    python -m validation.random_problems --count 200 --first 0
+    python -m validation.random_problems --count 200 --first 0 [--rough]
 """
 
 import argparse
@@ -30,6 +32,7 @@ from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator
 from kolmo.steppers.base import STEPPERS
 from kolmo.testing import Table, manufactured
+from validation.rough_problems import CHARTED, MAKERS, SLANTED, rough_problem
 
 Array = np.ndarray
 PERIODIC = ("periodic", "periodic")
@@ -45,6 +48,8 @@ CATALOG = (
 SECONDS = {1: 10.0, 2: 15.0, 3: 25.0}
 # Seconds that a march of the reference may take: an answer that would take longer is not judged.
 REFERENCE_SECONDS = 30.0
+# Absolute tolerance, in units of the values.
+ATOL = 1e-9
 # Rounding, relative to the largest value: below it an estimate is neither honest nor dishonest.
 ROUNDING = 1e-12
 
@@ -56,7 +61,8 @@ class Spec:
     Attributes
     ----------
     kind : str
-        "free", "manufactured", or a name in the catalog (faces, data, clock, loads, mixed and noise are then unused).
+        "free", "manufactured", or a name in the catalog or among the rough problems (faces, data, clock, loads, mixed
+        and noise are then unused).
     seed : int
         Seed of all numbers.
     faces : tuple of (str, str)
@@ -73,6 +79,8 @@ class Spec:
         Size of the noise; 0 for none.
     chart : int
         0: the coordinates it was made in; otherwise the seed of a change of coordinates.
+    units : int
+        Of rough problems: 0 for the units it was made in; otherwise the seed of other ones.
     """
 
     kind: str
@@ -84,6 +92,7 @@ class Spec:
     mixed: float = 0.0
     noise: float = 1.0
     chart: int = 0
+    units: int = 0
 
     @property
     def dim(self) -> int:
@@ -93,11 +102,12 @@ class Spec:
 
 @dataclass(frozen=True)
 class Question:
-    """A problem, where its answer matters, and the answer where it is known."""
+    """A problem, where its answer matters, the answer where it is known, and the unit of its values."""
 
     problem: KolmogorovProblem
     points: Array
     answer: Array | None
+    unit: float = 1.0
 
 
 def draw(seed: int) -> Spec:
@@ -120,6 +130,16 @@ def draw(seed: int) -> Spec:
     return Spec("free", seed, faces, data, clock, loads, mixed, noise, chart)
 
 
+def draw_rough(seed: int) -> Spec:
+    """Draw the spec of a rough problem; a third in other units, a third in other coordinates."""
+    rng = np.random.default_rng([21, seed])
+    kind, how = str(rng.choice(list(MAKERS))), rng.random()
+    other = int(rng.integers(1, 10**6))
+    if how < 1 / 3:
+        return Spec(kind, seed, units=other)
+    return Spec(kind, seed, chart=other if how > 2 / 3 and kind in CHARTED else 0)
+
+
 def question(spec: Spec) -> Question:
     """Make the problem of a spec."""
     if spec.kind == "free":
@@ -129,6 +149,9 @@ def question(spec: Spec) -> Question:
         horizon = float(np.random.default_rng(spec.seed).uniform(0.1, 0.6))
         case = manufactured(spec.faces, horizon=horizon, autonomous=not spec.clock, mixed=spec.mixed)
         asked = Question(case.problem, case.points, case.values)
+    elif spec.kind in MAKERS:
+        rough = rough_problem(spec.kind, spec.seed, spec.units)
+        asked = Question(rough.problem, rough.points, rough.answer, rough.unit)
     else:
         case = _catalogued(spec.kind, np.random.default_rng(spec.seed))
         asked = Question(case.problem, case.points, case.values)
@@ -410,7 +433,7 @@ def transformed(asked: Question, seed: int) -> Question:
     )
     inside = np.clip(points, lower, upper)  # rounding may have carried a point out of a face
     assert np.allclose(inside, points, rtol=1e-9, atol=1e-9 * (1.0 + np.abs(points).max())), "a point outside the box"
-    return Question(other, inside, asked.answer)
+    return Question(other, inside, asked.answer, asked.unit)
 
 
 # ------------------------------------------------------------------------------------------------------- the trial
@@ -469,6 +492,8 @@ class Trial:
 def tolerance(spec: Spec) -> float:
     """The relative tolerance at which a spec is asked."""
     rng = np.random.default_rng([9, spec.seed])
+    if spec.kind in SLANTED:
+        return float(rng.choice([1e-2, 1e-3]))
     flat = spec.dim == 1 and not spec.kind.startswith(("margrabe", "heat", "linear", "langevin", "rotation"))
     return float(rng.choice([1e-2, 1e-3, 1e-4, 1e-6] if flat else [1e-2, 1e-3, 1e-4]))
 
@@ -486,7 +511,7 @@ def trial(spec: Spec, rtol: float | None = None, seconds: float | None = None) -
     except (KolmoError, ArithmeticError, ValueError, IndexError) as told:
         return Trial(spec, rtol, f"error: {type(told).__name__}: {told}", *nothing, time.perf_counter() - begun)
     spent = time.perf_counter() - begun
-    bound = 1e-9 + rtol * np.abs(values).max(0)
+    bound = ATOL * asked.unit + rtol * np.abs(values).max(0)
     status = "converged" if bool((estimate <= 1.0001 * bound).all()) else "tolerance_not_met"
     if asked.answer is not None:
         answer, doubt = asked.answer.reshape(values.shape), np.zeros(values.shape[1])
@@ -504,7 +529,8 @@ def trial(spec: Spec, rtol: float | None = None, seconds: float | None = None) -
 
 def _by_tolerance(asked: Question, rtol: float, seconds: float) -> tuple[Array, Array, kolmo.Discretization]:
     """Answer at the points (P, k), its estimate (k,) and the recipe: what ``solve(..., rtol=)`` does, in less time."""
-    recipe = kolmo.plan(asked.problem, at=asked.points, rtol=rtol, atol=1e-9, max_seconds=seconds)
+    atol = ATOL * asked.unit
+    recipe = kolmo.plan(asked.problem, at=asked.points, rtol=rtol, atol=atol, max_seconds=seconds)
     sol = kolmo.solve(asked.problem, discretization=recipe)
     values = np.asarray(sol(asked.points)).reshape(len(asked.points), -1)
     return values, np.sum([np.asarray(part) for part in recipe.estimate.values()], axis=0), recipe
@@ -585,7 +611,13 @@ def distribution(trials: Sequence[Trial]) -> Table:
         "free, smooth or growing": lambda r: r.spec.kind == "free" and r.spec.data in ("smooth", "growing"),
         "free, kinked or jumping": lambda r: r.spec.kind == "free" and r.spec.data in ("kinked", "jump"),
         "manufactured": lambda r: r.spec.kind == "manufactured",
-        "closed forms": lambda r: r.spec.kind not in ("free", "manufactured"),
+        "closed forms": lambda r: r.spec.kind not in ("free", "manufactured", *MAKERS),
+        "rough: breaks in space": lambda r: r.spec.kind.startswith(("jumping", "stationary")),
+        "rough: slanted breaks": lambda r: r.spec.kind in SLANTED,
+        "rough: narrow": lambda r: r.spec.kind.startswith("narrow"),
+        "rough: windows in time": lambda r: r.spec.kind.endswith(("window", "pulse")) and "narrow" not in r.spec.kind,
+        "rough: repelled, degenerate, one way": lambda r: r.spec.kind in ("repelled", "degenerate", "one_way"),
+        "other units": lambda r: r.spec.units > 0,
         "changed coordinates": lambda r: r.spec.chart > 0,
     }
     for name, belongs in groups.items():
@@ -597,7 +629,8 @@ def distribution(trials: Sequence[Trial]) -> Table:
         ]
         quantiles = np.quantile(ratios, [0, 0.05, 0.5, 0.95]) if ratios else [math.nan] * 4
         converged = sum(r.status == "converged" for r in mine)
-        rows.append((name, len(mine), converged, len(ratios), *(float(q) for q in quantiles)))
+        if mine:
+            rows.append((name, len(mine), converged, len(ratios), *(float(q) for q in quantiles)))
     columns = ("problems", "drawn", "converged", "judged", "least", "5 %", "median", "95 %")
     return Table("estimate / true error", columns, tuple(rows))
 
@@ -608,11 +641,12 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--first", type=int, default=0, help="seed of the first problem")
     parser.add_argument("--rtol", type=float, default=None)
+    parser.add_argument("--rough", action="store_true", help="jumps, bends, windows, narrow features, faces, units")
     parser.add_argument("--verbose", action="store_true", help="print every problem")
     options = parser.parse_args()
     trials = []
     for seed in range(options.first, options.first + options.count):
-        result = trial(draw(seed), options.rtol)
+        result = trial((draw_rough if options.rough else draw)(seed), options.rtol)
         trials.append(result)
         if options.verbose or result.dishonest or result.status.startswith("error"):
             mark = "DISHONEST " if result.dishonest else ""

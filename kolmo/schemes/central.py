@@ -410,8 +410,9 @@ class CentralStencil(TensorStencil):
         for i in range(d):
             terms += [key(**{f"x{i}": "first"}), key(**{f"x{i}": "second"})]
         pairs = sorted(mixed)
-        # without walls the mixed derivatives use the first differences that are there anyway
-        once = ["cross" if (i, 0) in slopes or (i, 1) in slopes else "first" for i in range(d)]
+        # without walls and breaks the mixed derivatives use the first differences that are there anyway
+        own = [(i, 0) in slopes or (i, 1) in slopes or bool(grid.axes[i].breaks) for i in range(d)]
+        once = ["cross" if apart else "first" for apart in own]
         terms += [key(**{f"x{i}": once[i], f"x{j}": once[j]}) for i, j in pairs]
         tilted, sloping = {}, []
         for i, side in slopes:
