@@ -219,8 +219,8 @@ class Focused:
 
         parts = [np.array([self.lower, self.upper])]
         for c, w in zip(self.centres, self.widths, strict=True):
-            ends = np.arcsinh((np.array([self.lower, self.upper]) - c) / w)
-            parts.append(c + w * np.sinh(np.linspace(*ends, TABLE)))
+            low, high = (float(np.arcsinh((end - c) / w)) for end in (self.lower, self.upper))
+            parts.append(c + w * np.sinh(np.linspace(low, high, TABLE)))
         x = np.unique(np.clip(np.concatenate(parts), self.lower, self.upper))
         x = x[np.concatenate([[True], np.diff(x) > ROUNDING * (self.upper - self.lower)])]
         total, slope, _ = self._sum(x)
@@ -327,8 +327,8 @@ class Pieces:
             for v in (whole._based(np.float64(-below / inside))[0], whole._based(np.float64(1.0 + above / inside))[0])
         ]
         base = self.base.extended(-reach[0] / (reach[1] - reach[0]), (reach[1] - 1.0) / (reach[1] - reach[0]))
-        if (base.lower, base.upper) != (low, high):
-            base = replace(base, lower=low, upper=high) if not isinstance(base, Pieces) else base
+        if not isinstance(base, Pieces):
+            base = replace(base, lower=low, upper=high)  # type: ignore[type-var]
         return Pieces(base, self.places, knots)
 
 
@@ -361,7 +361,7 @@ def chart(grading: Grading, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
 def from_record(record: dict[str, Any]) -> Grading:
     """Rebuild a map from the plain dictionary that ``record`` made."""
     kinds: dict[str, Any] = {kind.__name__: kind for kind in (Uniform, Sinh, Focused, Pieces)}
-    values = {name: tuple(v) if isinstance(v, (list, np.ndarray)) else v for name, v in record.items()}
+    values: dict[str, Any] = {n: tuple(v) if isinstance(v, (list, np.ndarray)) else v for n, v in record.items()}
     if "base" in values:
         values["base"] = from_record(values["base"])
     return kinds[values.pop("kind")](**values)  # type: ignore[no-any-return]

@@ -14,6 +14,7 @@ from kolmo.arrays import Array, as_like, as_numpy
 from kolmo.box import Absorbing, Box, FaceValue, Reflecting, Robin
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, NotConvergedError
+from kolmo.grading import Pieces
 from kolmo.grid import Axis, Grid
 from kolmo.kernels import bspline
 from kolmo.problem import KolmogorovProblem
@@ -200,20 +201,24 @@ def interpolant(problem: KolmogorovProblem, recipe: Discretization, scale: float
 
 
 def _divided(axis: Axis, least: int) -> Axis:
-    """The axis with its cells divided into equal parts, so that its nodes stay nodes."""
+    """The axis with its cells divided into equal parts, so that its nodes stay nodes, and with one smooth map.
+
+    Across a break the map of an axis has a kink, and so would have a function that is smooth in ξ.
+    """
     cells = axis.n if axis.periodic else axis.n - 1
     cells *= -(-least // cells)
-    return Axis(cells + (not axis.periodic), axis.grading, axis.periodic)
+    grading = axis.grading.base if isinstance(axis.grading, Pieces) else axis.grading
+    return Axis(cells + (not axis.periodic), grading, axis.periodic)
 
 
 def _moved(problem: KolmogorovProblem, recipe: Discretization, grid: Grid) -> Discretization:
     """The recipe on another grid."""
     if problem.stationary:
-        return replace(recipe, grid=grid, terminal=None)
+        return replace(recipe, grid=grid, terminal=None, averages={})
     generator = Generator(problem, grid, SCHEMES[recipe.scheme])
     rule = plan_terminal(problem, grid, generator.box, generator.scheme.order)
     split = problem.dim > 1 and recipe.stepper in WHOLE
-    return replace(recipe, grid=grid, stepper=SPLIT if split else recipe.stepper, terminal=rule)
+    return replace(recipe, grid=grid, stepper=SPLIT if split else recipe.stepper, terminal=rule, averages={})
 
 
 def _solved(problem: KolmogorovProblem, recipe: Discretization, scale: float) -> Interpolant:

@@ -124,7 +124,8 @@ class Bellman:
         closed = self.problem.closed_loop(lambda _t, _x: a)
         with torch.no_grad():
             local = local_coefficients(closed, self.grid, self.metric, t, self.places, 1)
-        return Local(*(np.asarray(v.numpy()) for v in (local.A, local.S, local.c, local.g)))
+        A, S, c, g = (np.asarray(v.numpy()) for v in (local.A, local.S, local.c, local.g))
+        return Local(A, S, c, g)
 
     def _local(self, t: float, a: torch.Tensor) -> Local:
         """Coefficients in index units for controls a."""

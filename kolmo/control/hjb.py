@@ -421,7 +421,7 @@ class _Search:
                 if len(found[0]) < 2:
                     raise
                 self.levels, self.cut, self.scheme, self.order = found
-                self.cut += check["difference"]
+                self.cut += float(np.max(check["difference"]))  # type: ignore[arg-type]
                 status, message = "tolerance_not_met", f"the monotone scheme has no answer ({error})"
             message = f"{message} (monotone scheme: {reason})"
         elif "unchecked" in check:

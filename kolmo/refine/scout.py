@@ -12,6 +12,7 @@ is sampled first, off any grid, where the process goes, and the samples are judg
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -25,6 +26,8 @@ from kolmo.problem import KolmogorovProblem
 
 Values = Callable[[np.ndarray], np.ndarray]
 """Positions (...) on [0, 1] → values (..., m) of m functions of one variable."""
+Series = Callable[[float], np.ndarray]
+"""Time → values (m,)."""
 
 # Samples along an axis by dimension. In the core an axis of the first grid has some 16 spreads of the process, so that
 # they lie 1/1000, 1/60 and 1/8 of a spread apart; a bump is seen over 7 times its standard deviation.
@@ -199,7 +202,8 @@ def scout(problem: KolmogorovProblem, room: Room, rtol: float) -> Sight:
     breakpoints, pulses = _over_time(problem, room, data, rtol, crowded)
     fields = [_Field(d, room, times if d.timed else times[:1]) for d in data]
     size = _size(fields, room)
-    axes, slanted = [], set()
+    axes: list[AxisSight] = []
+    slanted: set[str] = set()
     for axis in range(problem.dim):
         axes.append(_along(problem, axis, room, fields, size, rtol, slanted, crowded))
     silent = not any(f.datum.adds and f.samples.any() for f in fields) and not _faces_speak(problem)
@@ -363,16 +367,22 @@ def _along(
     wanted = np.full(SAMPLES[len(room.gradings)], np.inf)
     for f in fields:
         places = _breaks_along(f, axis, slanted, crowded)
+        if places and problem.box.periodic[axis] and f.datum.name != "terminal":
+            # the seam of a circle is no end at which the map of the axis might have a kink
+            crowded.append(f.datum.name)
         breaks[f.datum.name] = places
         wanted = np.minimum(wanted, _spacing(f, axis, room, places, size, rtol))
     grading = room.gradings[axis]
     told = _told(problem, axis, room, slanted)
+    if problem.box.periodic[axis]:
+        breaks = {name: found for name, found in breaks.items() if name == "terminal"}
+        told = []
     coefficients = _merged([*told, *(s for name, found in breaks.items() if name != "terminal" for s in found)])
     marks = _merged(breaks.get("terminal", []))
     marks = [next((b for b in coefficients if abs(b - m) < SAME), m) for m in marks]
     features = _features(fields[0].x[axis] if fields else np.zeros(0), wanted, grading, room.nodes)
-    to_x = lambda found: tuple(float(grading(np.float64(s))) for s in found)  # noqa: E731
-    return AxisSight(to_x(coefficients), to_x(marks), features)
+    at_breaks, at_marks = (tuple(float(grading(np.float64(s))) for s in found) for found in (coefficients, marks))
+    return AxisSight(at_breaks, at_marks, features)
 
 
 def _told(problem: KolmogorovProblem, axis: int, room: Room, slanted: set[str]) -> list[float]:
@@ -410,7 +420,7 @@ def _zero(values: Values, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         middle = 0.5 * (a + b)
         same = values(middle[:, None])[:, 0, 0] * start > 0.0
         a, b = np.where(same, middle, a), np.where(same, b, middle)
-    return 0.5 * (a + b)
+    return np.asarray(0.5 * (a + b))
 
 
 def _merged(found: Sequence[float]) -> list[float]:
@@ -584,7 +594,7 @@ def _least_spacing(
 
 def _sixth(lines: np.ndarray, stride: int, every: int) -> np.ndarray:
     """Sixth differences at a stride, of every so many samples."""
-    n, total = len(lines), 0.0
+    n, total = len(lines), np.zeros(())
     for m, binomial in enumerate(SIXTH):
         total = total + binomial * lines[m * stride : n - (6 - m) * stride : every]
     return np.asarray(total)
@@ -603,7 +613,8 @@ def _features(x: np.ndarray, wanted: np.ndarray, grading: Grading, nodes: int) -
     rising = GROWS * x + np.minimum.accumulate(wanted - GROWS * x)
     falling = -GROWS * x + np.minimum.accumulate((wanted + GROWS * x)[::-1])[::-1]
     wanted = np.minimum(rising, falling)
-    density, found = 1.0 / base, []
+    density = 1.0 / base
+    found: list[Feature] = []
     while len(found) < MOST_FEATURES:
         need = 1.0 / (wanted * density)
         worst = int(need.argmax())
@@ -625,10 +636,7 @@ def _over_time(
     """Times at which something jumps or bends, and stretches in which it changes fast."""
     timed = [d for d in data if d.timed and not (problem.sde.autonomous and d.name in ("drift", "covariance"))]
     probes = _probes(room)
-    series: list[tuple[str, Callable[[float], np.ndarray]]] = [
-        (d.name, lambda t, d=d: d.values(t, probes).reshape(-1))
-        for d in timed  # type: ignore[misc]
-    ]
+    series: list[tuple[str, Series]] = [(d.name, partial(_flat_values, d.values, probes)) for d in timed]
     series += _face_series(problem, probes)
     if not series:
         return (), ()
@@ -678,9 +686,14 @@ def _probes(room: Room) -> np.ndarray:
     return np.asarray(np.clip(low + (high - low) * unit, ends[:, 0], ends[:, 1]))
 
 
-def _face_series(problem: KolmogorovProblem, probes: np.ndarray) -> list[tuple[str, Callable[[float], np.ndarray]]]:
+def _flat_values(f: Callable[[float, np.ndarray], Any], x: np.ndarray, t: float) -> np.ndarray:
+    """A function of (t, x) at fixed points, as one vector."""
+    return np.array(as_numpy(f(t, x)), dtype=float).reshape(-1)
+
+
+def _face_series(problem: KolmogorovProblem, probes: np.ndarray) -> list[tuple[str, Series]]:
     """Data of faces as functions of time."""
-    series = []
+    series: list[tuple[str, Series]] = []
     if problem.stationary:
         return []
     for axis, pair in enumerate(problem.box.faces):
@@ -689,12 +702,7 @@ def _face_series(problem: KolmogorovProblem, probes: np.ndarray) -> list[tuple[s
             wall[:, axis] = (problem.box.lower, problem.box.upper)[side][axis]
             for value in (getattr(face, name, None) for name in ("value", "kappa")):
                 if reads_time(value):
-                    series.append(
-                        (
-                            "boundary value",
-                            lambda t, v=value, w=wall: np.array(as_numpy(problem.on_face(v, t, w)), float).reshape(-1),
-                        )
-                    )
+                    series.append(("boundary value", partial(_flat_values, partial(problem.on_face, value), wall)))
     return series
 
 

@@ -195,7 +195,8 @@ def _averaged(
     parts = [
         put_rows(getattr(local, name), where, v) for name, v in (("A", A), ("S", S), ("c", mean("c")), ("g", mean("g")))
     ]
-    return Local(*parts, (*local.breaks, Break(axis, nodes, below, above)))
+    found = Break(axis, nodes, below, above)
+    return Local(parts[0], parts[1], parts[2], parts[3], (*local.breaks, found))
 
 
 def _logarithmic_mean(p: Array, q: Array) -> Array:
