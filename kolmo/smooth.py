@@ -14,14 +14,13 @@ from kolmo.arrays import Array, as_like, as_numpy
 from kolmo.box import Absorbing, Box, FaceValue, Reflecting, Robin
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, NotConvergedError
-from kolmo.grading import Pieces
 from kolmo.grid import Axis, Grid
 from kolmo.kernels import bspline
 from kolmo.problem import KolmogorovProblem
 from kolmo.refine.layout import widened
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator
-from kolmo.schemes.terminal import plan_terminal
+from kolmo.schemes.terminal import plan_averages, plan_terminal
 from kolmo.stationary import solve_stationary
 from kolmo.steppers.base import STEPPERS
 
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 
 # Degree in space: second derivatives are those of a C⁴ function, of order 4 where the solution is smooth.
 DEGREE = 5
+# Nodes that values between them are read from, where a map has corners.
+WIDTH = DEGREE + 3
 # Degree in time: low, because the solution is rough close to the horizon.
 TIME_DEGREE = 3
 # By dimension: nodes that an axis has at least; times that open faces are moved out; times at which a solution is kept.
@@ -70,7 +71,8 @@ class Interpolant:
 
     Splines of degree 5 in the coordinates ξ of the grid, in which its nodes are uniform, with not-a-knot ends (periodic
     axes: periodic); cubic splines in time between breakpoints, across which v is continuous. Beyond the grid v goes on
-    as a line (along each axis), with continuous slope, so that Itô's formula holds everywhere.
+    as a line (along each axis), with continuous slope, so that Itô's formula holds everywhere. Where the map of an axis
+    has corners, as at breaks, values are read at the nodes of the map without them: v would have corners too.
 
     Parameters
     ----------
@@ -94,12 +96,13 @@ class Interpolant:
     """
 
     def __init__(self, grid: Grid, times: Sequence[float], states: np.ndarray, breaks: Sequence[float] = ()) -> None:
-        self.grid, self.columns = grid, int(states.shape[-1])
+        self.grid, self.columns = Grid([_smoothly_mapped(axis) for axis in grid.axes]), int(states.shape[-1])
         at = np.asarray(times, dtype=float)
         c = np.moveaxis(states.reshape(len(at), *grid.shape, self.columns), -1, 1)
         self._fine = []
-        for i, axis in enumerate(grid.axes):
-            moved, count = _coefficients(axis, np.ascontiguousarray(np.moveaxis(c, i + 2, 0)))
+        for i, (axis, own) in enumerate(zip(self.grid.axes, grid.axes, strict=True)):
+            values = np.ascontiguousarray(np.moveaxis(c, i + 2, 0))
+            moved, count = _coefficients(axis, values if axis is own else _at(own, axis.nodes, values))
             self._fine.append(count)
             c = np.moveaxis(moved, 0, i + 2)
         c = np.ascontiguousarray(c).reshape(*c.shape[:2], *[1] * (3 - grid.dim), *c.shape[2:])
@@ -152,6 +155,21 @@ def _few(a: np.ndarray, n: int) -> np.ndarray:
     return np.ascontiguousarray(a[:1] if len(a) == n > 1 and a.strides[0] == 0 else a, dtype=float)
 
 
+def _smoothly_mapped(axis: Axis) -> Axis:
+    """The axis, or one with as many nodes on the map without corners."""
+    g = axis.grading
+    return Axis(axis.n, g.base, axis.periodic) if isinstance(g, grading.Pieces) else axis
+
+
+def _at(axis: Axis, x: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Values along axis 0, interpolated from the nodes of an axis to places x."""
+    index, weights = axis.weights(x, WIDTH)
+    result = np.zeros((len(x), *values.shape[1:]))
+    for i, w in zip(index.T, weights.T, strict=True):
+        result += w.reshape(-1, *[1] * (values.ndim - 1)) * values[i]
+    return result
+
+
 def _coefficients(axis: Axis, values: np.ndarray) -> tuple[np.ndarray, int]:
     """Spline coefficients along axis 0, and the number of cells they count."""
     if axis.periodic:
@@ -201,24 +219,23 @@ def interpolant(problem: KolmogorovProblem, recipe: Discretization, scale: float
 
 
 def _divided(axis: Axis, least: int) -> Axis:
-    """The axis with its cells divided into equal parts, so that its nodes stay nodes, and with one smooth map.
-
-    Across a break the map of an axis has a kink, and so would have a function that is smooth in ξ.
-    """
+    """The axis with its cells divided into equal parts, so that its nodes stay nodes."""
     cells = axis.n if axis.periodic else axis.n - 1
-    cells *= -(-least // cells)
-    grading = axis.grading.base if isinstance(axis.grading, Pieces) else axis.grading
-    return Axis(cells + (not axis.periodic), grading, axis.periodic)
+    parts = -(-least // cells)
+    breaks = tuple(parts * node for node in axis.breaks)
+    return Axis(parts * cells + (not axis.periodic), axis.grading, axis.periodic, breaks)
 
 
 def _moved(problem: KolmogorovProblem, recipe: Discretization, grid: Grid) -> Discretization:
     """The recipe on another grid."""
+    scheme = SCHEMES[recipe.scheme]
+    averages = plan_averages(problem, grid, problem.box.replace(*grid.box), scheme.order, list(recipe.averages))
     if problem.stationary:
-        return replace(recipe, grid=grid, terminal=None, averages={})
-    generator = Generator(problem, grid, SCHEMES[recipe.scheme])
-    rule = plan_terminal(problem, grid, generator.box, generator.scheme.order)
+        return replace(recipe, grid=grid, terminal=None, averages=averages)
+    rule = plan_terminal(problem, grid, Generator(problem, grid, scheme).box, scheme.order)
     split = problem.dim > 1 and recipe.stepper in WHOLE
-    return replace(recipe, grid=grid, stepper=SPLIT if split else recipe.stepper, terminal=rule, averages={})
+    stepper = SPLIT if split else recipe.stepper
+    return replace(recipe, grid=grid, stepper=stepper, terminal=rule, averages=averages)
 
 
 def _solved(problem: KolmogorovProblem, recipe: Discretization, scale: float) -> Interpolant:

@@ -127,6 +127,33 @@ def test_a_small_error_is_measured_to_its_own_size():
     assert (found.bound >= np.abs(found.error)).all()
 
 
+@pytest.mark.parametrize("place", [0.3, -0.41])
+def test_on_a_grid_with_a_node_on_a_jump_the_smooth_function_has_no_corner(place):
+    problem = KolmogorovProblem(
+        SDE(0.0, diffusion=1.0, dim=1), lambda x: 0.0 * first(x), 1.0, source=lambda t, x: 1.0 * (first(x) > place)
+    )
+    solution = kolmo.solve(problem, at=[0.0], rtol=1e-4)
+    assert solution.grid.axes[0].breaks
+    smooth = interpolant(problem, solution.discretization, 0.3)
+    sides = smooth.slope(0.5, np.array([[place - 1e-9], [place + 1e-9]]), np.ones((1, 1)))
+    assert abs(sides[0] - sides[1]) < 1e-6
+    found = certify(problem, solution, [0.0], paths=2000, steps=60, rng=0)
+    assert abs(found.error) < 3.0 * found.uncertainty < 3e-3, found
+
+
+def test_averages_of_a_slanted_break_are_made_anew_for_the_grid_of_the_smooth_function():
+    problem = KolmogorovProblem(
+        SDE(0.0, diffusion=1.0, dim=2),
+        lambda x: 0.0 * first(x),
+        1.0,
+        source=lambda t, x: 1.0 * (first(x) + 0.5 * x[..., 1] > 0.3),
+    )
+    solution = kolmo.solve(problem, at=[[0.0, 0.0]], rtol=1e-2)
+    assert "source" in solution.discretization.averages
+    found = certify(problem, solution, [[0.0, 0.0]], paths=200, steps=40, rng=0)
+    assert abs(found.error) < 3.0 * found.uncertainty + solution.error_estimate < 0.03, found
+
+
 def test_the_gradient_is_certified_with_common_noise():
     case = catalog.linear_sde(dim=2, terminal="gauss")
     low, high = [-4.0, -4.0], [4.0, 4.0]
