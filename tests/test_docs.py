@@ -4,6 +4,7 @@ The blocks of a page run one after the other in one name space. A block that can
 the line before it, with the reason: ``<!-- not run: needs your model -->``.
 """
 
+import ast
 import importlib
 import inspect
 import re
@@ -97,3 +98,26 @@ def test_every_page_is_in_the_contents():
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"^(\w+)$", index, re.MULTILINE))
     assert {page.stem for page in ROOT.glob("docs/*.md")} - {"index"} <= listed
+
+
+POLICY = {name.rsplit(".", 1)[-1]: name for name in ("kolmo.reach", "kolmo.instants")} | {
+    name: f"kolmo.refine.{name}" for name in ("scout", "layout", "estimate", "plan", "witnesses")
+}
+
+
+def constants(module):
+    """Numbers, tuples and tables of numbers that a module sets; what only keeps from dividing by zero is left out."""
+    tree = ast.parse(inspect.getsource(module))
+    targets = [target for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    names = [name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+    found = {name: getattr(module, name) for name in names if name.isupper() and name != "TINY"}
+    return {name: value for name, value in found.items() if isinstance(value, int | float | tuple | dict)}
+
+
+@pytest.mark.parametrize("name", POLICY)
+def test_the_page_on_the_policy_has_the_constants_of_the_code(name):
+    page = (ROOT / "docs" / "adaptive.md").read_text(encoding="utf-8")
+    rows = re.findall(rf"^\| `{name}\.([A-Z_]+)` \| `([^`]+)` \|", page, re.MULTILINE)
+    told = {constant: ast.literal_eval(value) for constant, value in rows}
+    assert len(told) == len(rows)
+    assert told == constants(importlib.import_module(POLICY[name]))
