@@ -99,6 +99,7 @@ REFERENCE = {
             "refine.layout",
             "refine.estimate",
             "refine.witnesses",
+            "refine.residual",
             "smooth",
         ],
     ),
