@@ -120,9 +120,11 @@ def _broken(D: Differences, order: int, breaks: tuple[int, ...]) -> Differences:
             offsets, _ = _closure(SLOPE, 0, 2, order)
             weights, _ = stencil_weights(offsets, 2, 0.0)
             _put(matrices[0 if sign == 1 else 1], node, node + sign * offsets, weights)
-        # mixed derivatives: the slope as seen from above
+        # mixed derivatives: the mean of the slopes as seen from both sides
         offsets, _ = _closure(FREE, 0, 1, order)
-        _put(matrices[2], node, node + offsets, stencil_weights(offsets, 1)[0])
+        weights = 0.5 * stencil_weights(offsets, 1)[0]
+        around = np.concatenate([-offsets[:0:-1], offsets])
+        _put(matrices[2], node, node + around, np.concatenate([-weights[:0:-1], [0.0], weights[1:]]))
     first, second, cross = (sp.csr_matrix(matrix) for matrix in matrices)
     return Differences(first, second, D.first_slope, D.second_slope, cross)
 

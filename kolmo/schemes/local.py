@@ -185,13 +185,18 @@ def _averaged(
         return w * p + (1.0 - w) * q
 
     A, S = fresh(mean("A")), fresh(mean("S"))
-    # what a chain on the nodes with exponentially fitted rates needs in order to leave at these two rates
-    A[:, axis], S[:, axis, axis] = above - below, 2.0 * _logarithmic_mean(below, above)
-    # mixed derivatives take the slope from above
-    for j in range(grid.dim):
-        if j != axis:
-            stretched = weight * low.S[:, axis, j] * as_like(density_above / density, x)
-            S[:, axis, j] = S[:, j, axis] = stretched + (1.0 - weight) * high.S[:, axis, j]
+    # mixed derivatives take the mean of the slopes from both sides, in index units
+    spacing, spacing_above = as_like(1.0 / density, x), as_like(1.0 / density_above, x)
+    moved = 0.0 * below
+    for j in (j for j in range(grid.dim) if j != axis):
+        mixed = weight * low.S[:, axis, j] * spacing + (1.0 - weight) * high.S[:, axis, j] * spacing_above
+        S[:, axis, j] = S[:, j, axis] = 2.0 * mixed / (spacing + spacing_above)
+        moved = moved + 0.5 * abs(S[:, axis, j])
+    # what a chain with exponentially fitted rates needs in order to leave at these two rates, less those of jumps that
+    # are slanted (as they are where each axis has noise enough of its own)
+    enough = (moved < below) & (moved < above)
+    moved = namespace(below).where(enough, moved, 0.0 * moved)
+    A[:, axis], S[:, axis, axis] = above - below, 2.0 * (_logarithmic_mean(below - moved, above - moved) + moved)
     parts = [
         put_rows(getattr(local, name), where, v) for name, v in (("A", A), ("S", S), ("c", mean("c")), ("g", mean("g")))
     ]
