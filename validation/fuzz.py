@@ -159,7 +159,7 @@ WORDS += ("--json", "--quiet", "--help", "--out", "--set", "--resume", "--seeds"
 WORDS += ("fuzzed_factory:wrong", "os:getcwd", "os:_exit", ":", "good.toml", "tcp://127.0.0.1:1", "state.pt", "--state")
 SECONDS = 3
 # An interrupt that comes while an object is finalised is shown by Python, and lost.
-LOST = re.compile(r"Exception ignored in:?.*?\nKeyboardInterrupt:? *\n", re.DOTALL)
+LOST = re.compile(r"Exception ignored (?:in|on):?.*?\nKeyboardInterrupt:? *\n", re.DOTALL)
 
 
 def damaged(text: str, rng: random.Random) -> str:

@@ -215,6 +215,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sweeps", type=float, default=0.02, help="what part of the kills are of sweeps")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin nothing after so many minutes")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -228,7 +230,7 @@ def main() -> int:
         experiments.folder = lambda: made
         experiments.__path__ = [str(made)]
         usual, expected = {}, {}
-        for name in [*ACTS, "sweep"]:
+        for name in [*ACTS, "sweep"] if chosen.sweeps > 0 else ACTS:
             with _place(root, name):
                 begun = time.monotonic()
                 if name == "sweep":
@@ -242,8 +244,9 @@ def main() -> int:
         told = {name: round(seconds, 2) for name, seconds in usual.items()}
         sys.stdout.write(f"usual seconds: {json.dumps(told)}\n")
         sys.stdout.flush()
-        while sum(counts.values()) < chosen.kills:
-            name = "sweep" if rng.random() < 0.02 else rng.choice(list(ACTS))
+        end = time.monotonic() + 60.0 * chosen.minutes
+        while sum(counts.values()) < chosen.kills and time.monotonic() < end:
+            name = "sweep" if rng.random() < chosen.sweeps else rng.choice(list(ACTS))
             with _place(root, name):
                 try:
                     tried(name, expected[name], usual[name], rng, counts)
