@@ -2,6 +2,7 @@
 #   make demo    the main job, end to end; the report lands under ./runs
 #   make test    formatting, lint, types and tests
 #   make docs    the documentation, in docs/_build/html
+#   make lowest  the tests with the lowest versions that pyproject.toml admits, in an environment of their own
 # Overridable: PYTHON (the interpreter that makes the environment), VENV, PIP_FLAGS, JOBS (test processes).
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -15,7 +16,7 @@ INSTALLED := $(VENV)/.installed
 DOCS_INSTALLED := $(VENV)/.installed-docs
 
 .DELETE_ON_ERROR:
-.PHONY: demo test format lint types pytest docs clean
+.PHONY: demo test format lint types pytest docs lowest clean
 
 demo: $(INSTALLED)
 	$(BIN)/kolmo demo $(DEMO_FLAGS)
@@ -50,6 +51,21 @@ types: $(INSTALLED)
 # One thread a process: the test processes, not the linear algebra inside them, share the cores.
 pytest: $(INSTALLED)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --quiet
+
+# Every >= of what a user or a test installs, as ==: what is promised is what is installed and tested.
+LOWEST := .venv-lowest
+$(LOWEST)/versions.txt: pyproject.toml
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) -c 'import re, tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+	  o = p["optional-dependencies"]; names = [n for n in o if n not in ("benchmarks", "docs", "dev", "lightning")]; \
+	  lines = p["dependencies"] + sum((o[n] for n in names), []); \
+	  found = (re.fullmatch(r"([\w-]+)(\[\w+\])?>=([\d.]+)", line) for line in lines); \
+	  print("\n".join(f"{m[1]}=={m[3]}" for m in found if m and m[1] not in ("mypy", "ruff")))' > $@
+
+lowest: $(LOWEST)/versions.txt
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check --quiet --constraint $< $(PIP_FLAGS) torch
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check --quiet --constraint $< $(PIP_FLAGS) -e '.[test]'
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n $(JOBS) --quiet
 
 docs: $(DOCS_INSTALLED)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build/html

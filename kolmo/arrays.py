@@ -1,9 +1,10 @@
 """NumPy or torch: the few things that differ, so that assembly is written once for both."""
 
+import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -196,8 +197,79 @@ class Spread:
 
 
 def as_numpy(value: object) -> Any:
-    """Return value as a NumPy array; tensors are detached and copied to the CPU."""
-    return value.detach().cpu().numpy() if is_tensor(value) else np.asarray(value)  # type: ignore[attr-defined]
+    """Return value as a NumPy array; tensors are detached and copied to the CPU.
+
+    Raises
+    ------
+    InputError
+        For a tensor without numbers of its own, as inside ``torch.func.grad`` or ``vmap``.
+    """
+    if not is_tensor(value):
+        return np.asarray(value)
+    if transformed(value):
+        raise InputError("tensor", "one inside a transform of torch.func", *UNTRANSFORMED)
+    return value.detach().cpu().numpy()  # type: ignore[attr-defined]
+
+
+UNTRANSFORMED = (
+    "plain tensors: a march looks at their numbers",
+    "loss.backward() or torch.autograd.grad, through kolmo.control.value",
+)
+"""What is needed in place of a transform of torch.func, and what does the same."""
+
+
+def transformed(value: object) -> bool:
+    """Whether a value is a tensor inside ``torch.func.grad``, ``vmap`` or the like."""
+    if not is_tensor(value):
+        return False
+    functorch = getattr(sys.modules["torch"]._C, "_functorch", None)
+    wrapped = getattr(functorch, "is_functorch_wrapped_tensor", None)
+    return wrapped is not None and bool(wrapped(value))
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def at_home(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function make its tensors where those are that it was given, whatever torch's default device is.
+
+    Examples
+    --------
+    >>> import torch
+    >>> made = at_home(lambda x: torch.zeros(2))
+    >>> with torch.device("meta"):
+    ...     made(np.zeros(2)).device
+    device(type='cpu')
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **named: P.kwargs) -> R:
+        torch = sys.modules.get("torch")
+        if torch is None:
+            return function(*args, **named)
+        device = next(_devices([*args, *named.values()]), torch.device("cpu"))
+        try:
+            same = torch.get_default_device() == device
+        except RuntimeError:  # inside a transform of torch.func, which is refused further in
+            same = True
+        if same:
+            return function(*args, **named)
+        with torch.device(device):
+            return function(*args, **named)
+
+    return run
+
+
+def _devices(values: Iterable[Any]) -> Iterator[Any]:
+    """Devices of the tensors among values, in lists and in modules."""
+    for value in values:
+        if is_tensor(value):
+            yield value.device
+        elif is_module(value):
+            yield from (parameter.device for parameter in value.parameters())
+        elif isinstance(value, list | tuple):
+            yield from _devices(value)
 
 
 def as_points(x: object, dim: int, argument: str = "x") -> Array:
@@ -215,6 +287,8 @@ def as_points(x: object, dim: int, argument: str = "x") -> Array:
     >>> as_points([[0.0, 1.0]], 2).shape
     (1, 2)
     """
+    if transformed(x):
+        raise InputError(argument, "a tensor inside a transform of torch.func", *UNTRANSFORMED)
     x = x.double() if is_tensor(x) else np.asarray(x, dtype=float)  # type: ignore[attr-defined]
     shape = tuple(x.shape)
     if dim == 1 and (len(shape) == 0 or shape[-1] != 1):

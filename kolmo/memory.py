@@ -13,7 +13,7 @@ from kolmo.errors import InputError
 # three with explicit steps, 257 and 288 with split ones; four more columns take 344 in two dimensions.
 PER_CELL, PER_COLUMN, PER_SAVED = 140, 85, 8
 
-# Bytes of a time step whatever the grid: its node, and the plan of its stages; measured: 256, and 329 where
+# Bytes of a time step whatever the grid: its node, and the plan of its stages. Measured: 256, and 329 where
 # coefficients depend on time.
 PER_STEP = 200
 

@@ -231,12 +231,12 @@ def check_vectorised(problem: KolmogorovProblem, points: np.ndarray) -> None:
     # on a jump rounding decides, which may differ with the number of points: a little aside it does not
     aside = some + 1e-6 * (np.roll(some, 1, axis=0) - some)
     for argument, f in functions.items():
-        kept = some.copy()
-        apart = [_apart(f, x) for x in (some, aside)]
-        if not np.array_equal(some, kept):
-            some[...] = kept
+        handed = some.copy()
+        f(handed)
+        if not np.array_equal(some, handed):
             fix = "write x = x + 1.0 in place of x += 1.0"
             raise InputError(argument, "a function that changes the points it is handed", "one that leaves them", fix)
+        apart = [_apart(f, x) for x in (some, aside)]
         if all((difference > 0).any() for difference in apart):
             where = some[int(apart[0].argmax())]
             raise InputError(

@@ -5,7 +5,18 @@ from typing import Any
 
 import numpy as np
 
-from kolmo.arrays import Array, as_like, as_numpy, called, fresh, is_module, is_tensor, namespace
+from kolmo.arrays import (
+    UNTRANSFORMED,
+    Array,
+    as_like,
+    as_numpy,
+    called,
+    fresh,
+    is_module,
+    is_tensor,
+    namespace,
+    transformed,
+)
 from kolmo.errors import InputError
 
 Coefficient = Callable[[float, Array], Array]
@@ -225,6 +236,8 @@ def evaluate(f: Any, t: float, x: Array, argument: str, arrays: str | None = Non
 
 def checked(value: Any, argument: str) -> Any:
     """Real numbers, as an array or a tensor; text, complex numbers and other objects are refused by name."""
+    if transformed(value):
+        raise InputError(argument, "a tensor inside a transform of torch.func", *UNTRANSFORMED)
     if is_tensor(value):
         kind = str(value.dtype).removeprefix("torch.")
         odd = value.is_complex() or value.is_quantized or value.device.type == "meta" or value.layout != _strided()

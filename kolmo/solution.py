@@ -243,6 +243,8 @@ def _rebuilt(tree: dict[str, Any]) -> Solution:
         raise schema.refuse("solution.values", found.values, f"shape {shape}, or one axis more")
     if found.status in ("converged", "fixed") and not np.isfinite(found.values).all():
         raise schema.refuse("solution.values", found.values, "finite numbers")
-    if not (np.diff(found.times) > 0).all():
+    if found.error_estimate is not None and found.error_estimate.size == 0:
+        raise schema.refuse("solution.error_estimate", found.error_estimate, "numbers")
+    if len(found.times) == 0 or not (np.diff(found.times) > 0).all():
         raise schema.refuse("solution.times", found.times, "increasing times")
     return found

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kolmo import memory
-from kolmo.arrays import Array, as_points, is_tensor, namespace
+from kolmo.arrays import Array, as_points, at_home, is_tensor, namespace
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, KolmoError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
@@ -27,6 +27,7 @@ BACKENDS = ("auto", "numba", "torch")
 LEAST = 9
 
 
+@at_home
 def solve(
     problem: KolmogorovProblem,
     *,

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 import scipy.sparse.linalg as spla
 
-from kolmo.arrays import as_numpy, as_points
+from kolmo.arrays import as_numpy, as_points, at_home
 from kolmo.box import Box, Open
 from kolmo.discretization import EXTRA_NODES
 from kolmo.errors import InputError, NotConvergedError
@@ -82,6 +82,7 @@ class Spectrum:
         return f"Spectrum([{shown}], {self.grid!r}, {self.scheme})"
 
 
+@at_home
 def spectrum(
     problem: KolmogorovProblem,
     k: int = 6,

@@ -63,6 +63,7 @@ def recipe(kind: type["Discretization"]) -> schema.Check:
         terminal=schema.optional(rule),
         averages=schema.mapping(rule),
         times=schema.many(schema.number()),
+        estimate=schema.mapping(schema.many(schema.number(finite=False), 1)),
     )
 
     def checked(value: Any, where: str) -> dict[str, Any]:

@@ -1,18 +1,26 @@
-"""Feed damaged files and arguments to the command line: no trace, and an exit code of 0, 1 or 2, come what may.
+"""Feed random equations, damaged files and folders, and odd words to the command line and to `kolmo.load`.
 
 python -m validation.fuzz --minutes 10 --seed 0
+python -m validation.fuzz --calls 10000 --seed 0
 
-Half of the calls solve equation files: valid ones, damaged by swapped, repeated, dropped and replaced tokens, or
-by formulas that are long, deep or circular. The others are commands with odd words for their options and arguments:
-folders, damaged runs, bytes that are no text, a large file, names in other scripts. Every call is interrupted after
-some seconds of processor time, as by Ctrl-C. Failures are printed with what caused them.
+Half of the calls solve equations that a grammar makes: most of them are valid, and solved; others have accidents
+(swapped, repeated, dropped and replaced tokens; formulas that are long, deep or circular). A quarter report, resume,
+compare or load what is in run folders of several kinds, of which files were cut, flipped, emptied, replaced by links
+and pipes, or given other values in any place of their trees. The others are commands with odd words for their options
+and arguments. Every call is interrupted after some seconds of processor time, as by Ctrl-C. A failure is anything but
+an exit code of 0, 1 or 2, or `kolmo.KolmoError`; a trace; the words "a mistake in kolmo"; ten seconds of processor
+time; a file changed outside. It is printed with what caused it. What was once found is kept in
+``validation/corpus.py``, which the tests go through.
 """
 
 import argparse
 import contextlib
 import io
+import json
+import os
 import random
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -20,10 +28,15 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kolmo import cli, experiments
+import numpy as np
+
+import kolmo
+from kolmo import cli, experiments, files
+from kolmo.landscape import Surface
 
 SOLVE = """[parameters]
 s = 0.2
@@ -146,7 +159,7 @@ WORDS += ("--json", "--quiet", "--help", "--out", "--set", "--resume", "--seeds"
 WORDS += ("fuzzed_factory:wrong", "os:getcwd", "os:_exit", ":", "good.toml", "tcp://127.0.0.1:1", "state.pt", "--state")
 SECONDS = 3
 # An interrupt that comes while an object is finalised is shown by Python, and lost.
-LOST = re.compile(r"Exception ignored in:?.*?\nKeyboardInterrupt:? *\n", re.DOTALL)
+LOST = re.compile(r"Exception ignored (?:in|on):?.*?\nKeyboardInterrupt:? *\n", re.DOTALL)
 
 
 def damaged(text: str, rng: random.Random) -> str:
@@ -204,16 +217,80 @@ def formula(rng: random.Random) -> str:
     return "".join(rng.choices(pieces, k=rng.randint(1, 30)))
 
 
+# ------------------------------------------------------------------------------------------------------ the grammar
+
+
+def bounded(rng: random.Random, d: int, depth: int = 2) -> str:
+    """A smooth formula between −1 and 1 or so."""
+    if depth == 0 or rng.random() < 0.3:
+        return rng.choice([f"x[{rng.randrange(d)}]", "s", "t", f"{rng.uniform(0.1, 2.0):.3g}"])
+    inner = bounded(rng, d, depth - 1)
+    kind = rng.randrange(6)
+    if kind == 0:
+        return f"{rng.choice(('sin', 'cos', 'tanh', 'arctan'))}({inner})"
+    if kind == 1:
+        return f"sin({inner} {rng.choice('+-*')} {bounded(rng, d, depth - 1)})"
+    if kind == 2:
+        return f"{rng.uniform(0.1, 1.0):.3g} * tanh({inner})"
+    if kind == 3:
+        return f"exp(-({inner})**2)"
+    if kind == 4:
+        return f"tanh({bounded(rng, d, depth - 1)} if x[0] > {rng.uniform(-1, 1):.2g} else {inner})"
+    return f"cos({inner}) / (1 + x[{rng.randrange(d)}]**2)"
+
+
+def terminal(rng: random.Random, d: int) -> str:
+    """What is paid in the end: smooth, with a kink, or with a jump."""
+    k = f"{rng.uniform(-1.0, 1.0):.3g}"
+    kinds = [f"x[0]**{rng.randint(1, 3)}", f"maximum(x[0] - {k}, 0)", f"exp(-x[{d - 1}]**2)", bounded(rng, d)]
+    return rng.choice([*kinds, f"x[0] > {k}" if d == 1 else "x[0] * x[1]"])
+
+
+def equation(rng: random.Random) -> tuple[str, str]:
+    """A command and a file that it can answer."""
+    d = 1 if rng.random() < 0.8 else 2
+    kind = "control" if d == 1 and rng.random() < 0.15 else "solve"
+    pull = f"{rng.uniform(0.2, 2.0):.3g}"
+    drift = [f"-{pull} * x[{i}] + {bounded(rng, d)}" for i in range(d)]
+    noise = [f"{rng.uniform(0.4, 1.5):.3g}" + (f" + 0.2 * {bounded(rng, d, 1)}" if rng.random() < 0.3 else "")] * d
+    lines = [f"horizon = {rng.uniform(0.1, 1.0):.3g}", f"terminal = {json.dumps(terminal(rng, d))}"]
+    if kind == "control":
+        drift = [drift[0] + " + a[0]"]
+        lines += [
+            'running_cost = "0.5 * a[0]**2"',
+            f'sense = "{rng.choice(("min", "max"))}"' if rng.random() < 0.2 else "",
+        ]
+    else:
+        lines += [f'killing = "{rng.uniform(0, 1):.2g}"' if rng.random() < 0.3 else ""]
+        lines += [f"source = {json.dumps(bounded(rng, d))}" if rng.random() < 0.3 else ""]
+    noisy = "diffusion" if rng.random() < 0.7 else "covariance"
+    noise = [f"{c} + 0.5" if noisy == "covariance" else c for c in noise]
+    shown = json.dumps(noise if noisy == "diffusion" else noise[0])
+    lines += [f"drift = {json.dumps(drift)}", f"{noisy} = {shown}"]
+    rng.shuffle(lines)
+    if noisy == "covariance" and d == 2:
+        lines = [line.replace(json.dumps(noise[0]), f'[["{noise[0]}", "0.1"], ["0.1", "1.5"]]') for line in lines]
+    text = "[parameters]\ns = 0.2\n[equation]\n" + "\n".join(filter(None, lines)) + "\n"
+    if rng.random() < 0.4 and d == 1:
+        low, high = (rng.choice(("absorbing", "reflecting", "open")) for _ in range(2))
+        text += f'[box]\nlower = [-3.0]\nupper = [3.0]\nboundary = [["{low}", "{high}"]]\n'
+    points = [[round(rng.uniform(-1.0, 1.0), 2) for _ in range(d)] for _ in range(rng.randint(1, 3))]
+    text += f"[solve]\nat = {points}\nrtol = {rng.choice(('1e-1', '1e-2'))}\n"
+    if kind == "control":
+        text += rng.choice(("[controls]\nunbounded = 1\n", "[controls]\nlower = [-1.0]\nupper = [1.0]\n"))
+    return kind, text
+
+
 def file(rng: random.Random) -> tuple[str, str]:
-    """A command, and the text of a file for it."""
-    command, text = rng.choice(FILES)
-    accident = rng.randrange(8)
+    """A command, and the text of a file for it: three in four as the grammar makes them."""
+    command, text = equation(rng) if rng.random() < 0.9 else rng.choice(FILES)
+    accident = rng.randrange(24)
     if accident == 0:
         key = rng.choice(("drift", "terminal", "diffusion", "killing", "source"))
         return command, re.sub(rf"(?m)^{key} = .*$", lambda _: f'{key} = "{formula(rng)}"', text)
     if accident == 1:  # parameters that are defined by each other
         return command, text.replace("s = 0.2", 's = "q"\nq = "s"')
-    return command, damaged(text, rng)
+    return command, damaged(text, rng) if accident < 6 else text
 
 
 def words(rng: random.Random) -> list[str]:
@@ -239,25 +316,101 @@ def furnish(folder: Path) -> None:
     experiments.__path__ = [str(folder / "experiments")]
 
 
+# ------------------------------------------------------------------------------------------------- folders and files
+
+VALUES = (
+    None,
+    True,
+    -1,
+    0,
+    10**30,
+    0.5,
+    float("nan"),
+    float("inf"),
+    -1e308,
+    "",
+    "x",
+    "../x",
+    [],
+    {},
+    [[]],
+    [1],
+    {"a": 1},
+)
+ARRAYS = (np.zeros(0), np.zeros((2, 2, 2)), np.array([1j]), np.array(["x"]), np.full(3, np.nan), np.arange(4))
+MADE = {
+    "toy": ["experiment", "toy", "--seeds", "2"],
+    "sweep": ["sweep", "toy", "--vary", "scale=1", "--vary", "scale=2", "--seeds", "2", "--workers", "0"],
+    "landscape": ["landscape", "fuzzed_factory:made", "--points", "5"],
+    "solved": ["solve", "good.toml"],
+    "control": ["control", "control.toml"],
+}
+"""How the folders are made that are then damaged."""
+
+
+def places(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where a value can be changed in a tree."""
+    inside = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    return [path, *(place for key, item in inside for place in places(item, (*path, key)))]
+
+
+def changed(tree: Any, path: tuple[Any, ...], value: Any) -> Any:
+    """The tree with another value in one place; left out if it is Ellipsis."""
+    if not path:
+        return value
+    copy = dict(tree) if isinstance(tree, dict) else list(tree)
+    if len(path) == 1 and value is ...:
+        del copy[path[0]]
+    else:
+        copy[path[0]] = changed(copy[path[0]], path[1:], value)
+    return copy
+
+
 def harm(folder: Path, rng: random.Random) -> None:
-    """A run folder, whole or with one file damaged."""
-    shutil.rmtree(folder, ignore_errors=True)
-    called(["experiment", "toy", "--out", str(folder), "--quiet"])
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    if not files or rng.random() < 0.3:
-        return
-    path = rng.choice(files)
+    """Damage one file of a run folder."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    path = rng.choice(found)
     content = bytearray(path.read_bytes())
-    accident = rng.randrange(4)
+    accident = rng.randrange(10)
     if accident == 0:
         path.unlink()
     elif accident == 1:
-        path.write_bytes(content[: len(content) // 2])
+        path.write_bytes(content[: rng.randrange(len(content) + 1)])
     elif accident == 2 and content:
-        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        for _ in range(rng.choice((1, 1, 5))):
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
         path.write_bytes(content)
-    else:
-        path.write_bytes(rng.choice((b"", b"[]", b"null", b'{"name": 1, "config": 2}', b"\xff\xfe")))
+    elif accident == 3:
+        path.write_bytes(rng.choice((b"", b"[]", b"null", b'{"name": 1, "config": 2}', b"\xff\xfe", b"[" * 10**5)))
+    elif accident == 4:
+        path.unlink()
+        kind = rng.choice(("pipe", "/dev/zero", "/dev/full", str(folder.parent / "outside" / "secret"), "nothing"))
+        os.mkfifo(path) if kind == "pipe" else path.symlink_to(kind)
+    elif accident == 5:
+        path.write_bytes(rng.choice(found).read_bytes())
+    elif path.suffix == ".json":
+        tree = json.loads(content)
+        value = rng.choice((*VALUES, ...))
+        path.write_text(json.dumps(changed(tree, rng.choice(places(tree)[1:]), value)))
+    elif path.suffix == ".npz":
+        with contextlib.suppress(kolmo.KolmoError):
+            tree = files.read_tree(path)
+            files.write_tree(path, changed(tree, rng.choice(places(tree)[1:]), rng.choice((*VALUES, *ARRAYS, ...))))
+    elif path.suffix in (".toml", ".jsonl", ".txt", ".html"):
+        path.write_text(damaged(content.decode(errors="replace") or "x", rng), encoding="utf-8")
+
+
+def on_folder(kind: str, rng: random.Random) -> Callable[[], Any]:
+    """What is done with a damaged folder."""
+    going_on = {"toy": ["experiment", "toy"], "sweep": ["sweep", "toy", "--workers", "0"], "landscape": ["landscape"]}
+    arguments = [["report", "run"]] * 3 + [["compare", "run"], ["landscape", "run", "--points", "5"]]
+    arguments += [[*going_on[kind], "--resume", "run", "--quiet"]] * 4 if kind in going_on else []
+    arguments += [["solve", "run/equation.toml", "--quiet"], ["solve", "good.toml", "--out", "run", "--quiet"]]
+    chosen = rng.choice(arguments)
+    loads = [lambda: kolmo.load("run/solution.npz"), lambda: Surface.load("run/surface.npz")]
+    if rng.random() < 0.3:
+        return {"solved": loads[0], "landscape": loads[1]}.get(kind, lambda: called(chosen))
+    return lambda: called(chosen)
 
 
 def called(arguments: list[str]) -> tuple[Any, str]:
@@ -273,44 +426,93 @@ def called(arguments: list[str]) -> tuple[Any, str]:
         signal.setitimer(signal.ITIMER_PROF, 0.0)
 
 
+def loaded(load: Callable[[], Any]) -> tuple[Any, str]:
+    """As `called`, for a function: 0, or 2 where it refuses by name."""
+    try:
+        found = load()
+        return found if isinstance(found, tuple) else (0, repr(found))
+    except kolmo.KolmoError as error:
+        return 2, str(error)
+    except BaseException as error:
+        return repr(error), ""
+
+
+def peak() -> float:
+    """Largest memory so far, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
 def main() -> int:
-    """Feed until time is up; 1 if anything failed."""
+    """Feed until time is up, or the calls are made; 1 if anything failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--calls", type=int, help="so many calls, whatever they take")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=("equations", "folders", "words"), help="one kind of calls only")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
-    rng, codes, failures = random.Random(chosen.seed), Counter[Any](), 0
+    rng, codes, failures, longest = random.Random(chosen.seed), Counter[Any](), 0, 0.0
     signal.signal(signal.SIGPROF, signal.default_int_handler)
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        furnish(Path(folder))
-        for command, text in FILES:  # kernels are compiled and torch is imported before calls are cut short
-            Path("damaged.toml").write_text(text, encoding="utf-8")
-            cli.main([command, "damaged.toml", "--quiet"])
-        cli.main(["landscape", "fuzzed_factory:made", "--points", "5", "--quiet"])
-        cli.main(["experiment", "toy", "--quiet"])
-        end = time.monotonic() + 60.0 * chosen.minutes
-        while time.monotonic() < end:
-            if rng.random() < 0.5:
-                command, text = file(rng)
+    with tempfile.TemporaryDirectory() as root:
+        outside, folder = Path(root) / "outside", Path(root) / "inside"
+        outside.mkdir()
+        folder.mkdir()
+        (outside / "secret").write_text("precious")
+        with contextlib.chdir(folder):
+            furnish(folder)
+            for command, text in FILES:  # kernels are compiled and torch is imported before calls are cut short
                 Path("damaged.toml").write_text(text, encoding="utf-8")
-                arguments = [command, "damaged.toml"]
-            else:
-                text, arguments = "", words(rng)
-                if rng.random() < 0.3:
-                    harm(Path("run"), rng)
-            code, shown = called(arguments)
-            codes[code] += 1
-            if code not in (0, 1, 2) or "Traceback" in shown or "mistake in kolmo" in shown:
-                failures += 1
-                sys.stdout.write(
-                    f"--- {arguments} -> {code}\n{text[:2000]}\n{shown}\n".encode(errors="replace").decode()
-                )
-                sys.stdout.flush()
-            for made in ("runs", "new", "solved"):
-                shutil.rmtree(made, ignore_errors=True)
-    sys.stdout.write(f"{sum(codes.values())} calls, exit codes {dict(codes)}, {failures} failures\n")
+                cli.main([command, "damaged.toml", "--quiet"])
+            Path("control.toml").write_text(CONTROL)
+            for kind, arguments in MADE.items():
+                cli.main([*arguments, "--out", f"whole-{kind}", "--quiet"])
+            begun, before = time.monotonic(), peak()
+            while (
+                sum(codes.values()) < chosen.calls if chosen.calls else time.monotonic() - begun < 60 * chosen.minutes
+            ):
+                label, what, call = drawn(rng, chosen.only)
+                start = time.process_time()
+                code, shown = loaded(call)
+                seconds = time.process_time() - start
+                longest = max(longest, seconds)
+                codes[f"{label}: {code}"] += 1
+                kept = [path.name for path in outside.iterdir()] == ["secret"]
+                kept = kept and (outside / "secret").read_text() == "precious" and len(os.listdir(root)) == 2  # noqa: PTH208
+                raw = "Traceback" in shown or "mistake in kolmo" in shown or "precious" in shown
+                if code not in (0, 1, 2) or raw or not kept or seconds > 10.0:
+                    failures += 1
+                    told = f"--- {label} {what} -> {code} after {seconds:.1f} s\n{shown[-2000:]}\n"
+                    sys.stdout.write(told.encode(errors="replace").decode())
+                    sys.stdout.flush()
+                for made in ("runs", "new", "solved"):
+                    shutil.rmtree(made, ignore_errors=True)
+    solved = codes["equations: 0"] / max(sum(n for key, n in codes.items() if key.startswith("equations")), 1)
+    sys.stdout.write(
+        f"{sum(codes.values())} calls, {failures} failures; {100 * solved:.0f} % of the equations solved; longest "
+        f"{longest:.1f} s; {peak() - before:.2f} GB more than at the start; {json.dumps(dict(sorted(codes.items())))}\n"
+    )
     return 1 if failures else 0
+
+
+def drawn(rng: random.Random, only: str | None) -> tuple[str, str, Callable[[], Any]]:
+    """Kind of a call, what it is about, and the call."""
+    kind = only or rng.choice(("equations", "equations", "folders", "words"))
+    if kind == "equations":
+        command, text = file(rng)
+        Path("damaged.toml").write_text(text, encoding="utf-8", errors="replace")
+        return kind, f"{command}\n{text[:2000]}", lambda: called([command, "damaged.toml"])
+    made = rng.choice(list(MADE))
+    shutil.rmtree("run", ignore_errors=True)
+    shutil.copytree(f"whole-{made}", "run")
+    if kind == "words":
+        arguments = words(rng)
+        if rng.random() < 0.3:
+            harm(Path("run").absolute(), rng)
+        return kind, str(arguments), lambda: called(arguments)
+    for _ in range(rng.choice((1, 1, 2))):
+        with contextlib.suppress(ValueError, IndexError, OSError):
+            harm(Path("run").absolute(), rng)
+    return kind, made, on_folder(made, rng)
 
 
 if __name__ == "__main__":

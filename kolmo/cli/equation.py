@@ -35,6 +35,8 @@ def solve(
     with kept("solve", equation, out) as run, _spoken(equation):
         problem = equation.problem()
         solution = solve_equation(problem, at=equation.at, rtol=equation.rtol, atol=equation.atol, progress=not quiet)
+        if solution.status == "interrupted" and 0.0 not in solution.times:
+            raise KeyboardInterrupt
         if save is not None:
             solution.save(save)
         estimate = np.broadcast_to(np.asarray(solution.error_estimate), np.shape(solution(equation.at)))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from scipy import optimize
 
+from kolmo.arrays import at_home
 from kolmo.control.value import Plans, keeping_plans
 from kolmo.errors import InputError, KolmoError, KolmoWarning, ToleranceWarning
 
@@ -43,6 +44,7 @@ class _Stop(Exception):  # noqa: N818 - no error, a way out of SciPy's loops
         self.status, self.message = status, message
 
 
+@at_home
 def minimize(
     objective: Objective,
     parameters: Any,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kolmo.arrays import as_like, as_points
+from kolmo.arrays import as_like, as_points, at_home
 from kolmo.control.adjoint import Still, Sweep, apply, differentiable_march, tensor_like
 from kolmo.control.checkpoints import GradientMemory
 from kolmo.control.switches import warn_of_jumps
@@ -21,6 +21,7 @@ from kolmo.refine.plan import plan
 from kolmo.schemes.base import SCHEMES
 
 
+@at_home
 def value(
     problem: KolmogorovProblem,
     x: Any,
@@ -323,6 +324,7 @@ def _bytes_of_step(march: March, instants: list[float]) -> int:
     return sum(storage.nbytes() for storage in saved.values())
 
 
+@at_home
 def expected_value(
     problem: KolmogorovProblem,
     x: Any,

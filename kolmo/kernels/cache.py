@@ -69,7 +69,7 @@ class _Shared:
         try:
             with _alone(Path(self._cache.cache_path)):
                 self._cache.save_overload(signature, data)
-        except OSError as error:
+        except Exception as error:  # whatever a full disk or a damaged list leads to
             _LOGGER.debug("a kernel is not kept: %s", error)
 
     def load_overload(self, signature: Any, target: Any) -> Any:

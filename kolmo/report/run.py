@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from kolmo import claims
 from kolmo.files import write_bytes
 from kolmo.report.blocks import Code, Section, Table
 from kolmo.report.html import as_html
@@ -31,6 +32,7 @@ def write_report(run: Run, sections: Sequence[Section], *, title: str, command: 
         The path of the report.
     """
     subtitle = f"kolmo run `{run.folder.name}`"
+    claims.sweep(run.folder, "report.html")  # what a report that was killed left
     page = as_html(title, [*sections, _reproduce(run, command)], subtitle, run.folder)
     write_bytes(run.folder / "report.html", page, in_run=True)
     return run.folder / "report.html"

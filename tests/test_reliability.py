@@ -1,0 +1,1037 @@
+"""What links, pipes, kills, other processes, damaged files and odd functions must not be able to do."""
+
+import contextlib
+import errno
+import json
+import os
+import pickle
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import warnings
+import zipfile
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kolmo
+from kolmo import claims, files, locks, memory, sweep
+from kolmo.cli import main
+from kolmo.errors import InputError, KolmoError, KolmoWarning, MissingExtraError, NotConvergedError, ToleranceWarning
+from kolmo.files import FileError
+from kolmo.report import Figure, Section, write_html
+from kolmo.runs import Run, RunError
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="links, pipes and signals as on POSIX")
+
+
+@contextlib.contextmanager
+def within(seconds):
+    """Fail where something waits, for a pipe or for ever."""
+
+    def late(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def names(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def leftovers(folder):
+    return [name for name in names(folder) if name.endswith(".tmp")]
+
+
+def solution():
+    problem = kolmo.KolmogorovProblem(kolmo.SDE(0.0, 1.0, dim=1), lambda x: x[..., 0], 1.0, kolmo.Box([0], [1]))
+    return kolmo.solve(problem, grid=9, steps=2)
+
+
+WRITERS = {
+    "bytes": lambda path: files.write_bytes(path, b"new"),
+    "json": lambda path: files.write_json(path, {"x": 1}),
+    "tree": lambda path: files.write_tree(path, {"x": np.arange(9.0)}),
+    "page": lambda path: write_html(path, "T", [Section("S", ["text"])]),
+}
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_planted_temporaries_are_neither_followed_nor_replaced(tmp_path, monkeypatch, name):
+    victim, path = tmp_path / "victim", tmp_path / "file"
+    victim.write_text("precious")
+    guessed = iter(["0" * 16, "1" * 16, "2" * 16])
+    monkeypatch.setattr("secrets.token_hex", lambda _=None: next(guessed))  # as if the names were known
+    with claims.claimed_file(tmp_path, "file") as (_, made):
+        planted = [tmp_path / made.name.replace("0" * 16, "1" * 16), tmp_path / f".file.{os.getpid()}.tmp"]
+    for link in planted:
+        link.symlink_to(victim)
+    WRITERS[name](path)
+    assert victim.read_text() == "precious"
+    assert path.is_file()
+    assert not path.is_symlink()
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o444])
+def test_rewriting_keeps_the_permissions(tmp_path, mode):
+    path = tmp_path / "file"
+    path.write_text("old")
+    path.chmod(mode)
+    files.write_bytes(path, b"new")
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert path.read_bytes() == b"new"
+
+
+def test_a_link_that_the_user_made_stays_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "u.npz").symlink_to(tmp_path / "disk" / "u.npz")
+    solution().save(tmp_path / "u.npz")
+    assert (tmp_path / "u.npz").is_symlink()
+    assert kolmo.load(tmp_path / "disk" / "u.npz").status == "fixed"
+
+
+def test_the_longest_name_can_be_written(tmp_path):
+    path = tmp_path / ("a" * 250 + ".json")
+    files.write_json(path, 1)
+    assert files.read_json(path) == 1
+
+
+def test_many_threads_may_write_one_file(tmp_path):
+    path, together = tmp_path / "file", threading.Barrier(6)
+
+    def write(i):
+        together.wait()
+        for _ in range(15):
+            files.write_bytes(path, bytes([65 + i]) * 1000)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(write, range(6)))
+    assert len(set(path.read_bytes())) == 1
+    assert names(tmp_path) == ["file"]
+
+
+def test_what_a_killed_save_left_is_swept_by_the_next_and_what_is_in_use_is_not(tmp_path):
+    path = tmp_path / "u.json"
+    with claims.claimed_file(tmp_path, path.name) as (_, used):
+        pid = os.fork()
+        if pid == 0:
+            claims._made_file(tmp_path, path.name, 0o600)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        assert len(leftovers(tmp_path)) == 2
+        files.write_json(path, 1)
+        assert leftovers(tmp_path) == [used.name]
+    assert names(tmp_path) == ["u.json"]
+
+
+CALLS = ("open", "write", "fsync", "replace", "mkdir", "rename", "unlink", "close", "ftruncate", "fchmod", "scandir")
+
+
+def counted(monkeypatch, act):
+    """Let a function act at every call of the system; it is told how many came before."""
+    calls = iter(range(10**6))
+
+    def watched(call):
+        def run(*args, **named):
+            act(next(calls))
+            return call(*args, **named)
+
+        return run
+
+    for name in CALLS:
+        monkeypatch.setattr(os, name, watched(getattr(os, name)))
+
+
+def begin(folder):
+    """A run that does everything once: made or resumed, a unit, a metric, results."""
+    run = Run.resume(folder) if (folder / "config.json").exists() else Run.create("toy", {"n": 1}, out=folder)
+    with run:
+
+        def work():
+            run.record(step=1)
+            return {"x": np.arange(4.0)}
+
+        run.unit("first", work)
+        run.save_arrays("field", u=np.ones(3))
+        run.save_results({"sum": 6.0})
+
+
+ACTS = {**WRITERS, "run": begin}
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_a_kill_at_any_call_of_the_system_leaves_things_whole(tmp_path, monkeypatch, name):
+    for last in range(10**6):
+        path = tmp_path / str(last) / "thing"
+        path.parent.mkdir()
+        if name != "run":
+            ACTS[name](path)
+            old = path.read_bytes()
+        pid = os.fork()
+        if pid == 0:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                counted(monkeypatch, lambda n, last=last: os._exit(9) if n == last else None)
+                ACTS[name](path)
+                os._exit(0)
+        ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert ended in (0, 9)
+        if name == "run":
+            assert not path.exists() or Run.open(path).status in ("interrupted", "done")
+            begin(path)
+            run = Run.open(path)
+            assert (run.status, run.results, run.units) == ("done", {"sum": 6.0}, ["first"])
+            assert [line["step"] for line in run.metrics] == [1]
+        else:
+            assert path.read_bytes() == old
+            ACTS[name](path)
+        assert not leftovers(path.parent)
+        if ended == 0:
+            break
+    assert last > 5
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("name", ACTS)
+def test_an_error_at_any_call_of_the_system_is_said_and_leaves_things_whole(tmp_path, monkeypatch, name, number):
+    for last in range(10**6):
+        path = tmp_path / str(last) / "thing"
+        path.parent.mkdir()
+        if name != "run":
+            ACTS[name](path)
+            old = path.read_bytes()
+
+        def fail(n, last=last):
+            if n == last:
+                raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patch:
+            counted(patch, fail)
+            try:
+                ACTS[name](path)
+                done = True
+            except KolmoError as error:
+                done, said = False, str(error)
+                assert "cannot" in said
+        if name == "run":
+            assert not path.exists() or Run.open(path).status in ("interrupted", "done", "failed")
+            begin(path)
+            assert Run.open(path).results == {"sum": 6.0}
+        else:
+            assert path.read_bytes() == old
+            ACTS[name](path)
+        assert not leftovers(path.parent)
+        if done and last > 60:
+            break
+
+
+# ------------------------------------------------------------------------------------------------------ hostile inputs
+
+
+@pytest.fixture
+def finished(tmp_path):
+    with Run.create("toy", {"n": 1}, out=tmp_path / "run", seeds=[3]) as run:
+        run.unit("only", lambda: {"x": np.arange(100.0)})
+        run.save_results({"answer": 42})
+        run.save_arrays("field", u=np.ones(3))
+    return run.folder
+
+
+INSIDE = ("config.json", "results.json", "environment.json", "status.json", "log.txt", "metrics.jsonl", "lock")
+INSIDE += ("units/only.npz", "arrays/field.npz", "report.html", "figures/x.png")
+KINDS = {
+    "link out": lambda path, secret: path.symlink_to(secret),
+    "link to nothing": lambda path, secret: path.symlink_to(secret.with_name("nothing")),
+    "link to a device": lambda path, secret: path.symlink_to("/dev/zero"),
+    "pipe": lambda path, secret: os.mkfifo(path),
+    "folder linked": lambda path, secret: path.symlink_to(secret.parent),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", INSIDE)
+def test_a_run_folder_holds_files_of_its_own_only(tmp_path, finished, name, kind, capsys):
+    secret = tmp_path / "home" / "secret"
+    secret.parent.mkdir()
+    secret.write_text("precious")
+    path = finished / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    KINDS[kind](path, secret)
+    with within(5):
+        for use in (Run.open, Run.resume):
+            with pytest.raises(KolmoError):
+                use(finished)
+        assert main(["report", str(finished)]) in (1, 2)
+        assert main(["landscape", "--resume", str(finished)]) in (1, 2)
+    shown = capsys.readouterr()
+    assert "precious" not in shown.out + shown.err
+    assert "mistake in kolmo" not in shown.err
+    assert names(secret.parent) == ["secret"]
+    assert secret.read_text() == "precious"
+
+
+def test_a_link_planted_while_a_run_is_open_is_not_followed(tmp_path, finished):
+    secret = tmp_path / "secret"
+    secret.write_text("precious")
+    run = Run.open(finished)
+    for name in ("report.html", "metrics.jsonl", "results.json"):
+        (finished / name).unlink(missing_ok=True)
+        (finished / name).symlink_to(secret)
+    with pytest.raises(FileError, match="link"):
+        run.save_results({})
+    with pytest.raises(FileError, match="metrics"):
+        run.record(x=1)
+    with pytest.raises(FileError, match="link"):
+        _ = run.results
+    with pytest.raises(FileError, match="link"):
+        _ = run.metrics
+    assert secret.read_text() == "precious"
+
+
+def test_figures_from_outside_are_not_put_into_the_report_of_a_run(tmp_path, finished):
+    from kolmo.report import write_report
+
+    outside = tmp_path / "secret.png"
+    outside.write_bytes(b"\x89PNG precious")
+    run = Run.open(finished)
+    for path in (outside, finished / ".." / "secret.png"):
+        with pytest.raises(FileError, match="outside"):
+            write_report(run, [Section("S", [Figure(path, "alt")])], title="T", command="c")
+    write_html(tmp_path / "page.html", "T", [Section("S", [Figure(outside, "alt")])])  # of one's own: anything
+
+
+READERS = {
+    "solution": kolmo.load,
+    "json": files.read_json,
+    "tree": files.read_tree,
+    "text": files.read_text,
+    "equation": lambda path: __import__("kolmo.equations").equations.read(path),
+}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "missing", "null", "socketed"])
+@pytest.mark.parametrize("name", READERS)
+def test_only_ordinary_files_are_read(tmp_path, name, kind):
+    path = tmp_path / "file"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "null":
+        path = Path("a\0b")
+    elif kind == "socketed":
+        import socket
+
+        socket.socket(socket.AF_UNIX).bind(str(path))
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    with within(3), pytest.raises(KolmoError):
+        READERS[name](path)
+
+
+def npz(path, members, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+
+
+def npy(shape, dtype, data=b""):
+    header = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape!r}, }}".encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+
+
+TREE = npy((2,), "|u1", b"{}")
+BOMBS = {
+    "compressed": lambda path: npz(path, {"tree.npy": b"\0" * 10**8}, zipfile.ZIP_DEFLATED),
+    "shape": lambda path: npz(path, {"tree.npy": TREE, "a.npy": npy((10**12,), "<f8")}),
+    "shapes": lambda path: npz(path, {"tree.npy": TREE, "a.npy": npy((10**6, 10**6, 10**6), "<f8", b"12345678")}),
+    "huge": lambda path: npz(path, {"tree.npy": TREE, "a.npy": npy((10**400,), "<f8")}),
+    "negative": lambda path: npz(path, {"tree.npy": TREE, "a.npy": npy((-1,), "<f8", b"12345678")}),
+    "nothing": lambda path: npz(path, {"tree.npy": TREE, "a.npy": npy((10**15,), "<U0")}),
+    "objects": lambda path: npz(path, {"tree.npy": TREE, "a.npy": npy((1,), "|O", b"12345678")}),
+    "records": lambda path: npz(path, {"tree.npy": TREE, "a.npy": npy((1,), [("a", "<f8")], b"12345678")}),
+    "code": lambda path: npz(path, {"tree.npy": b"\x93NUMPY\x01\x00\x10\x00__import__('os')"}),
+    "deep header": lambda path: npz(path, {"tree.npy": b"\x93NUMPY\x01\x00\x00\x20" + b"(" * 8192}),
+    "no array": lambda path: npz(path, {"tree.npy": b"text"}),
+    "no tree": lambda path: npz(path, {"a.npy": npy((1,), "<f8", b"12345678")}),
+    "twice": lambda path: npz(path, {"tree.npy": TREE, "tree": TREE}),
+    "array that is not there": lambda path: npz(path, {"tree.npy": npy((20,), "|u1", b'{"__array__":"arr9"}')}),
+    "deep": lambda path: npz(path, {"tree.npy": npy((2 * 10**6,), "|u1", b"[" * 10**6 + b"]" * 10**6)}),
+    "rather deep": lambda path: npz(path, {"tree.npy": npy((400,), "|u1", b"[" * 200 + b"]" * 200)}),
+    "long number": lambda path: npz(path, {"tree.npy": npy((10**5,), "|u1", b"9" * 10**5)}),
+    "remark": lambda path: path.write_bytes(b"PK\x05\x06" + b"\0" * 16 + b"\x05\0hello"),
+    "contents": lambda path: path.write_bytes(
+        b"\0" * 10**7 + b"PK\x05\x06" + b"\0" * 8 + (9 * 10**6).to_bytes(4, "little") + b"\0" * 6
+    ),
+    "hole": lambda path: os.truncate(path, 2**42) if path.write_bytes(b"PK") else None,
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_files_that_would_fill_the_memory_are_refused_by_name(tmp_path, name):
+    import tracemalloc
+
+    path = tmp_path / "u.npz"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        BOMBS[name](path)
+    tracemalloc.start()
+    try:
+        with within(10), pytest.raises(KolmoError, match=r"u\.npz"):
+            kolmo.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 3 * 10**7
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("text", ["[" * 10**6, "[" * 150 + "]" * 150, "9" * 10**5, "NaN", "[Infinity]", "{'a': 1}"])
+def test_json_that_is_deep_long_or_loose_is_damage(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(FileError, match=r"a\.json is damaged"):
+        files.read_json(tmp_path / "a.json")
+
+
+def test_what_cannot_be_read_back_is_not_written(tmp_path):
+    deep = [1.0]
+    for _ in range(200):
+        deep = [deep]
+    for write in (files.write_json, files.write_tree):
+        with pytest.raises(InputError, match="nested"):
+            write(tmp_path / "a", deep)
+        with pytest.raises(InputError, match="NumPy arrays"):
+            write(tmp_path / "a", ["x" * 40_000_000])
+    assert not names(tmp_path)
+
+
+def stored():
+    """Things that are saved and loaded, with what is in their files."""
+    import torch
+
+    from kolmo import landscape
+    from kolmo.discretization import Discretization
+
+    model = torch.nn.Linear(2, 1)
+
+    def loss(f):
+        return f.weight.square().sum()
+
+    plane = landscape.random_plane(model)
+    smoothed = kolmo.KolmogorovProblem(kolmo.SDE(0.0, 1.0, dim=1), lambda x: np.abs(x[..., 0] - 0.1), 1.0)
+    found = kolmo.solve(smoothed, at=[0.0], rtol=1e-2)
+    return [
+        (solution(), kolmo.load),
+        (found, kolmo.load),
+        (found.discretization, Discretization.load),
+        (plane, landscape.Plane.load),
+        (landscape.surface(loss, model, plane, points=5), landscape.Surface.load),
+        (landscape.curvature(loss, model, top=1, probes=2), landscape.Curvature.load),
+    ]
+
+
+ODD = (None, True, -1, 0, 10**30, 0.5, float("nan"), float("inf"), -1e308, "", "x", [], {}, [[]], [1], {"a": 1})
+ODD_ARRAYS = (np.zeros(0), np.zeros((2, 2, 2, 2)), np.array([1j]), np.array(["x"]), np.full(3, np.nan), np.array(10**6))
+
+
+def places(tree, path=()):
+    if isinstance(tree, dict | list):
+        for key, item in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield (*path, key)
+            yield from places(item, (*path, key))
+
+
+def changed(tree, path, value):
+    if not path:
+        return value
+    copy = dict(tree) if isinstance(tree, dict) else list(tree)
+    copy[path[0]] = changed(copy[path[0]], path[1:], value)
+    return copy
+
+
+def test_a_stored_thing_with_anything_in_any_place_is_refused_or_works(tmp_path, rng):
+    path, refused, taken, unnamed = tmp_path / "thing.npz", 0, 0, 0
+    for thing, load in stored():
+        thing.save(path)
+        whole = files.read_tree(path)
+        repr(load(path))
+        places_in = list(places(whole))
+        chosen = rng.permutation(len(places_in))[:20]
+        for i in chosen:
+            options = [*ODD, *ODD_ARRAYS]
+            for k in rng.permutation(len(options))[:3]:
+                files.write_tree(path, changed(whole, places_in[i], options[k]))
+                with within(10):
+                    try:
+                        repr(load(path))
+                        taken += 1
+                    except KolmoError as error:
+                        refused += 1
+                        unnamed += "thing.npz" not in str(error)
+    assert refused > 3 * taken
+    assert not unnamed
+
+
+@pytest.mark.parametrize("dtype", [int, bool, complex, "<U3"])
+def test_values_of_a_solution_are_floating_numbers(tmp_path, dtype):
+    path = tmp_path / "u.npz"
+    solution().save(path)
+    tree = files.read_tree(path)
+    tree["solution"]["values"] = tree["solution"]["values"].astype(dtype)
+    files.write_tree(path, tree)
+    with pytest.raises(FileError, match=r"solution\.values: got an array of"):
+        kolmo.load(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# x\n" * 7900,
+        "[equation]\n" + "# x\n" * 7900,
+        "a." * 16000 + "a = 1",
+        "[" + "a." * 16000 + "a]",
+        "a = " + "[" * 9000,
+        "[equation]\n" + "".join(f"a{i} = 1\n" for i in range(3000)),
+        "a = '''\n" + "x\n" * 15000 + "'''",
+        "[parameters]\n" + "".join(f"a{i} = 1\n" for i in range(2500)) + "b = '1'\n[equation]\ndrift = 1",
+    ],
+)
+def test_an_equation_file_of_any_kind_is_read_at_once(tmp_path, text):
+    from kolmo.equations import read
+
+    (tmp_path / "e.toml").write_text(text)
+    with within(5), pytest.raises(InputError, match=r"e\.toml"):
+        read(tmp_path / "e.toml")
+
+
+# ----------------------------------------------------------------------------------------------------------- lifecycle
+
+
+def test_an_empty_folder_can_be_used(tmp_path):
+    (tmp_path / "run").mkdir()
+    with Run.create("toy", {}, out=tmp_path / "run") as run:
+        pass
+    assert run.status == "done"
+
+
+def test_of_many_that_want_one_folder_one_gets_it(tmp_path):
+    together = threading.Barrier(8)
+
+    def make(_):
+        together.wait()
+        with contextlib.suppress(InputError):
+            return Run.create("toy", {}, out=tmp_path / "run")
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(made is not None for made in list(pool.map(make, range(8)))) == 1
+    assert names(tmp_path)[0] == "run"
+    assert not leftovers(tmp_path)
+
+
+@pytest.fixture(params=[errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF])
+def no_locks(request, monkeypatch):
+    def refuse(*_):
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(locks, "flock", refuse)
+
+
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, no_locks):
+    with pytest.warns(KolmoWarning, match="no locks"):
+        run = Run.create("toy", {}, out=tmp_path / "run")
+    with run:
+        assert run.status == Run.open(run.folder).status == "running"
+        with pytest.raises(RunError, match=f"process {os.getpid()}"):
+            Run.resume(run.folder)
+    assert run.status == "done"
+    with pytest.warns(KolmoWarning, match="no locks"):
+        Run.resume(run.folder)
+
+
+def status(folder, **changes):
+    """Write the status of a folder as another process would have left it."""
+    found = json.loads((folder / "status.json").read_text())
+    owner = locks.Owner.here(folder.stat().st_ino, (folder / "lock").stat().st_ino).record() | changes
+    (folder / "status.json").write_text(json.dumps(found | {"state": "running", "owner": owner}))
+
+
+def test_without_locks_the_record_tells_held_from_stale_and_what_cannot_be_told_takes_a_word(tmp_path, no_locks):
+    warnings.simplefilter("ignore")
+    with Run.create("toy", {}, out=tmp_path / "run") as run:
+        pass
+    status(run.folder, pid=os.getppid(), started="")  # alive
+    assert Run.open(run.folder).status == "running"
+    with pytest.raises(RunError, match="is being written"):
+        Run.resume(run.folder)
+    with pytest.raises(RunError, match="is being written"):
+        Run.resume(run.folder, take_over=True)
+    status(run.folder, pid=os.getppid(), started="1")  # the number was used again
+    assert Run.open(run.folder).status == "interrupted"
+    Run.resume(run.folder)
+    status(run.folder, place="another machine", host="mars")
+    with pytest.raises(RunError, match=r"on mars.*cannot be told.*--take-over"):
+        Run.resume(run.folder)
+    Run.resume(run.folder, take_over=True)
+
+
+def test_a_deleted_lock_admits_no_second_writer_and_a_copy_is_free(tmp_path):
+    import shutil
+
+    with Run.create("toy", {}, out=tmp_path / "run") as run:
+        (run.folder / "lock").unlink()
+        assert Run.open(run.folder).status == "running"
+        with pytest.raises(RunError, match="is being written"):
+            Run.resume(run.folder)
+        code = "import sys; from kolmo.runs import Run; Run.resume(sys.argv[1])"
+        done = subprocess.run([sys.executable, "-c", code, run.folder], capture_output=True, text=True, check=False)
+        assert "is being written by another process, process" in done.stderr
+        shutil.copytree(run.folder, tmp_path / "copy")
+        assert Run.open(tmp_path / "copy").status == "interrupted"
+        Run.resume(tmp_path / "copy")
+    assert run.status == "done"
+    Run.resume(run.folder)
+
+
+def test_a_forked_process_neither_keeps_the_lock_nor_ends_the_run(tmp_path):
+    program = textwrap.dedent("""
+        import os, sys, time
+        from kolmo.runs import Run
+        with Run.create("toy", {}, out=sys.argv[1]) as run:
+            if os.fork() == 0:
+                run.__exit__(None, None, None)
+                print("forked", run.status, flush=True)
+                time.sleep(60)
+                os._exit(0)
+            time.sleep(60)
+    """)
+    command = [sys.executable, "-c", program, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout.readline() == "forked running\n"
+        process.kill()
+        process.wait()
+        try:
+            assert Run.open(tmp_path / "run").status == "interrupted"
+            with Run.resume(tmp_path / "run") as run:  # the forked process lives
+                pass
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert run.status == "done"
+
+
+def test_a_lock_that_a_process_of_a_dead_one_still_has_takes_a_word(tmp_path):
+    with Run.create("toy", {}, out=tmp_path / "run") as run:
+        pass
+    status(run.folder, pid=os.getppid(), started="1")
+    with (run.folder / "lock").open("rb") as kept:
+        assert locks.lock(kept.fileno())
+        assert Run.open(run.folder).status == "interrupted"
+        with pytest.raises(RunError, match=r"which is gone.*--take-over"):
+            Run.resume(run.folder)
+        with Run.resume(run.folder, take_over=True) as again, pytest.raises(RunError, match="is being written"):
+            Run.resume(run.folder, take_over=True)
+        assert again.status == "done"
+
+
+SLOW = """
+equation = { drift = "-sin(x[0] * (1 + t))", diffusion = 0.02, terminal = "tanh(50*x[0])", horizon = 10.0 }
+solve = { at = [0.1], rtol = 1e-9, atol = 1e-14 }
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_solve_that_is_ended_says_so_in_its_status(tmp_path, number):
+    (tmp_path / "e.toml").write_text(SLOW)
+    # Python starts with Ctrl-C ignored where a shell started it in the background
+    program = (
+        "import signal, sys, kolmo.solve; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "search = kolmo.solve.search if hasattr(kolmo.solve, 'search') else None\n"
+        "import kolmo.march as march; back = march.March.backward\n"
+        "def told(*a, **k):\n    print('solving', flush=True); return back(*a, **k)\n"
+        "march.March.backward = told\n"
+        "from kolmo.cli import main; sys.exit(main())"
+    )
+    command = [sys.executable, "-c", program, "solve", "e.toml", "--out", "run", "--quiet"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, **pipes) as process:
+        assert process.stdout.readline() == "solving\n"
+        time.sleep(0.3)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1, err
+    assert "Traceback" not in err
+    assert Run.open(tmp_path / "run").status == "interrupted"
+
+
+def test_an_unfinished_solve_is_done_again_in_its_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = SLOW.replace("1e-9", "1e-2").replace("10.0", "0.1")
+    (tmp_path / "e.toml").write_text(text)
+    (tmp_path / "other.toml").write_text(text.replace("0.1]", "0.2]"))
+    assert main(["solve", "e.toml", "--out", "run", "--quiet"]) == 0
+    assert main(["solve", "e.toml", "--out", "run", "--quiet"]) == 2  # it is done
+    (tmp_path / "run" / "status.json").unlink()
+    (tmp_path / "run" / "results.json").unlink()
+    assert main(["solve", "other.toml", "--out", "run", "--quiet"]) == 2  # another equation
+    assert main(["report", "run"]) == 2
+    assert "--out run" in capsys.readouterr().err
+    assert main(["solve", "run/equation.toml", "--out", "run", "--quiet"]) == 0
+    assert Run.open("run").status == "done"
+
+
+def test_a_resume_under_other_versions_is_told_kept_and_shown(tmp_path, finished):
+    from kolmo.report import write_report
+
+    path = finished / "environment.json"
+    made = json.loads(path.read_text())
+    made["packages"] |= {"numpy": "1.0", "fipy": None}
+    made["python"] = "3.0"
+    path.write_text(json.dumps(made))
+    with pytest.warns(KolmoWarning, match=r"python 3\.0 -> .*numpy 1\.0 -> .*results mix both"):
+        run = Run.resume(finished)
+    with run:
+        assert "numpy 1.0 ->" in (finished / "log.txt").read_text()
+    assert run.environment["packages"]["numpy"] == "1.0"
+    assert run.environment["resumed"][0]["changes"]["numpy"][1] == np.__version__
+    page = write_report(run, [], title="T", command="c").read_text()
+    assert f"numpy {np.__version__} (before: 1.0)" in page
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Run.resume(finished)  # the same as last time is no news
+
+
+def test_a_metric_that_does_not_fit_on_the_disk_leaves_no_half_line(tmp_path, monkeypatch):
+    with Run.create("toy", {}, out=tmp_path / "run") as run:
+        run.record(a=1)
+        write = os.write
+        monkeypatch.setattr(os, "write", lambda fd, content: write(fd, content[:9]))
+        with pytest.raises(FileError, match="No space"):
+            run.record(b=2)
+        monkeypatch.undo()
+        run.record(c=3)
+        assert [line.get("a", line.get("c")) for line in run.metrics] == [1, 3]
+
+
+# ----------------------------------------------------------------------------------------------------------- processes
+
+
+class Odd:
+    def __str__(self):
+        return "an odd thing"
+
+    def __reduce__(self):
+        raise TypeError("not to be sent")
+
+
+ERRORS = [
+    InputError("x", 1.0, "two", "write 2"),
+    InputError("x", Odd(), "an even thing"),
+    InputError("x", np.ones(2), "a number"),
+    MissingExtraError("gmsh", "gmsh"),
+    *(
+        kind("a message")
+        for kind in (KolmoError, NotConvergedError, FileError, RunError, KolmoWarning, ToleranceWarning)
+    ),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_errors_and_warnings_go_from_process_to_process(error):
+    error.add_note("a note")
+    back = pickle.loads(pickle.dumps(error))
+    assert (type(back), str(back), back.__notes__) == (type(error), str(error), ["a note"])
+    if isinstance(error, InputError):
+        assert (back.argument, back.needed, back.fix) == (error.argument, error.needed, error.fix)
+
+
+class TwoWordsError(Exception):
+    def __init__(self, one, two):
+        super().__init__(f"{one} {two}")
+
+
+def raising(kind):
+    if kind == "input":
+        raise InputError("x", Odd(), "an even thing")
+    if kind == "two words":
+        raise TwoWordsError("not", "rebuilt")
+    raise ZeroDivisionError("plain")
+
+
+@pytest.mark.parametrize("kind", ["input", "two words", "plain"])
+def test_what_a_task_raises_reads_the_same_here_and_from_a_pool(kind):
+    said = []
+    with ProcessPoolExecutor(1, get_context("fork")) as pool:
+        for result in (pool.submit(sweep.steadily, raising, kind).result, lambda: sweep.steadily(raising, kind)):
+            with pytest.raises(Exception) as caught:  # noqa: PT011 -- which one is compared
+                result()
+            said.append((type(caught.value), sweep.told(caught.value)))
+    assert said[0] == said[1]
+
+
+KERNEL = """
+import numpy as np
+from kolmo.kernels import chains, compiled, splitting
+x = np.linspace(0.0, 1.0, 8)
+out = np.empty(8)
+kinds = [(np.ones((3, 8)), np.ones((3, 8, 1))), (np.ones((3, 8), np.float32), np.ones((3, 8, 1), np.float32))]
+for a, fields in kinds if {kind} else kinds[::-1]:
+    out = np.zeros((8, 1), a.dtype)
+    compiled.weighted_sum(a, fields, out)
+    assert (out == 3.0).all(), out
+"""
+
+
+def test_kernels_work_where_nothing_can_be_kept(tmp_path):
+    program = (
+        "import numba.core.caching as caching\n"
+        "def refuse(self):\n    raise OSError(30, 'Read-only file system')\n"
+        "caching._CacheLocator.ensure_cache_path = refuse\n" + KERNEL.format(kind=0)
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", ["full", "damaged"])
+def test_a_cache_that_cannot_be_written_or_read_does_not_matter(tmp_path, broken):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    program = KERNEL.format(kind=0)
+    if broken == "full":
+        program = (
+            "import numba.core.caching as c\ndef f(*_):\n    raise OSError(28, 'x')\nc.IndexDataCacheFile.save = f\n"
+            + program
+        )
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        for path in tmp_path.rglob("*.nb?"):
+            path.write_bytes(b"damaged")
+
+
+@pytest.mark.slow
+def test_sixteen_processes_may_compile_at_once_for_the_first_time(tmp_path):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    for _ in range(2):  # cold, then from what was kept
+        commands = [[sys.executable, "-c", KERNEL.format(kind=i % 2)] for i in range(16)]
+        running = [subprocess.Popen(c, env=environment, stderr=subprocess.PIPE, text=True) for c in commands]
+        for process in running:
+            _, err = process.communicate()
+            assert process.returncode == 0, err
+
+
+# ----------------------------------------------------------------------------------------------------------- callables
+
+
+def reusing(kind):
+    """A drift −x(1 + t) that hands out its own memory."""
+    buffers = {}
+
+    def drift(t, x):
+        if kind == "tensor":
+            import torch
+
+            buffer = buffers.setdefault(x.shape, torch.empty(x.shape, dtype=torch.float64))
+            buffer.copy_(-x * (1.0 + t))
+            return buffer.detach()
+        buffer = buffers.setdefault(x.shape, np.empty(x.shape))
+        np.multiply(-x, 1.0 + t, out=buffer)
+        return {"array": buffer, "view": buffer[...], "reshaped": buffer.reshape(x.shape), "list": list(buffer)}[kind]
+
+    return drift
+
+
+@pytest.mark.parametrize("kind", ["array", "view", "reshaped", "list", "tensor"])
+def test_a_function_may_fill_the_same_array_again_and_again(kind):
+    arrays = "torch" if kind == "tensor" else None
+
+    def answer(drift):
+        sde = kolmo.SDE(drift, 1.0, dim=1, arrays=arrays)
+        return float(kolmo.solve(kolmo.KolmogorovProblem(sde, lambda x: x[..., 0] ** 2, 1.0), at=[0.5], rtol=1e-4)(0.5))
+
+    assert answer(reusing(kind)) == answer(lambda t, x: -x * (1.0 + t))
+
+
+def test_a_function_that_changes_its_points_is_refused_by_name():
+    def drift(t, x):
+        x *= -1.0
+        return x
+
+    problem = kolmo.KolmogorovProblem(kolmo.SDE(drift, 1.0, dim=1), lambda x: x[..., 0], 1.0)
+    with pytest.raises(InputError, match="drift: got a function that changes the points"):
+        kolmo.solve(problem, at=[0.5])
+
+
+VALUES = {
+    "text": "one",
+    "texts": np.array(["1.0"]),
+    "complex": 1j,
+    "complexes": np.ones(3) * (1 + 0j),
+    "nothing": None,
+    "table": {"a": 1},
+    "objects": [1.0, None],
+    "ragged": [[1.0], [1.0, 2.0]],
+    "dates": np.datetime64("2020-01-01"),
+    "masked": np.ma.masked_array([1.0, 2.0], [True, False]),
+}
+
+
+@pytest.mark.parametrize("argument", ["drift", "diffusion", "covariance", "terminal", "killing", "source"])
+@pytest.mark.parametrize("name", VALUES)
+def test_what_is_no_real_number_is_refused_by_name(name, argument):
+    functions = {"drift": lambda t, x: -x, "terminal": lambda x: x[..., 0], "killing": None, "source": None}
+    functions[argument] = (lambda x: VALUES[name]) if argument == "terminal" else (lambda t, x: VALUES[name])
+    noise = (
+        {"covariance": functions["covariance"]}
+        if argument == "covariance"
+        else {"diffusion": functions.get("diffusion", 1.0)}
+    )
+    sde = kolmo.SDE(functions["drift"], **noise, dim=1)
+    problem = kolmo.KolmogorovProblem(
+        sde, functions["terminal"], 1.0, killing=functions["killing"], source=functions["source"]
+    )
+    with pytest.raises(InputError) as caught:
+        kolmo.solve(problem, at=[0.5])
+    assert caught.value.argument == argument
+
+
+@pytest.mark.parametrize("value", ["one", 1j, object()])
+def test_constants_too(value):
+    problem = kolmo.KolmogorovProblem(kolmo.SDE(0.0, 1.0, dim=1), lambda x: x[..., 0], 1.0, killing=value)
+    with pytest.raises(InputError, match="killing: got"):
+        kolmo.solve(problem, at=[0.5])
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_default_devices_and_precisions_of_torch_change_nothing(device, dtype):
+    import torch
+
+    from kolmo import control
+
+    rate = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    problems = [
+        kolmo.KolmogorovProblem(kolmo.SDE(lambda t, x: -x, 1.0, dim=1, arrays=arrays), lambda x: x[..., 0] ** 2, 1.0)
+        for arrays in (None, "torch")
+    ]
+    fitted = kolmo.KolmogorovProblem(kolmo.SDE(lambda t, x: -rate * x, 1.0, dim=1), lambda x: x[..., 0] ** 2, 1.0)
+
+    def answers():
+        found = [float(kolmo.solve(problem, at=[0.5], rtol=1e-3)(0.5)) for problem in problems]
+        value = control.value(fitted, [0.5], rtol=1e-3).sum()
+        return [*found, float(value.detach()), float(torch.autograd.grad(value, rate)[0])]
+
+    expected, before = answers(), torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        with torch.device(device):
+            assert answers() == expected
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("transform", ["grad", "vmap", "jacrev", "jvp"])
+def test_transforms_of_torch_are_refused_by_name(transform):
+    import torch
+
+    from kolmo import control
+
+    def loss(rate):
+        sde = kolmo.SDE(lambda t, x: -rate * x, 1.0, dim=1)
+        return control.value(kolmo.KolmogorovProblem(sde, lambda x: x[..., 0], 1.0), [0.5], rtol=1e-2).sum()
+
+    one = torch.ones((2,) if transform == "vmap" else (), dtype=torch.float64)
+    apply = getattr(torch.func, transform)
+    with pytest.raises(InputError, match=r"transform of torch\.func"):
+        apply(loss, (one,), (one,)) if transform == "jvp" else apply(loss)(one)
+
+
+# ----------------------------------------------------------------------------------------------------------- resources
+
+
+def test_columns_steps_and_saved_times_count_as_memory(monkeypatch):
+    monkeypatch.setattr(memory, "available", lambda: 10**9)
+    box = kolmo.Box([0.0], [1.0], "reflecting")
+
+    def problem(k=None):
+        return kolmo.KolmogorovProblem(
+            kolmo.SDE(0.0, 1.0, dim=1), lambda x: x[..., 0] if k is None else x[..., :1] * np.ones(k), 1.0, box
+        )
+
+    calls = {
+        "columns": lambda: kolmo.solve(problem(10**7), grid=21, steps=4),
+        "columns by tolerance": lambda: kolmo.solve(problem(10**7), at=[0.5]),
+        "steps": lambda: kolmo.solve(problem(), grid=21, steps=10**12),
+        "saved": lambda: kolmo.solve(problem(1000), grid=1001, steps=4, save=np.linspace(0.0, 1.0, 1001)),
+    }
+    for call in calls.values():
+        with within(10), pytest.raises(InputError, match=r"take at least [\d.]+ GB; needed at most the 1\.0 GB"):
+            call()
+
+
+def test_the_size_of_a_set_of_controls_is_bounded(tmp_path, capsys):
+    from kolmo import control
+
+    with within(2), pytest.raises(InputError, match="from 1 to 64"):
+        control.Unbounded(10**9)
+
+
+PROGRAM = "import sys; from kolmo.cli import main; sys.exit(main())"
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code"), [(">/dev/full", 1), (">&-", 0), ("| head -c 1", 0), ("2>/dev/full", 0)]
+)
+def test_output_that_cannot_be_written_is_no_mistake_of_kolmo(redirection, code):
+    command = f"'{sys.executable}' -c '{PROGRAM}' list --json {redirection}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done
+    assert "Traceback" not in done.stderr
+    assert "mistake" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    if redirection == ">/dev/full":
+        assert "No space left on device" in done.stderr
+
+
+def test_a_working_directory_that_is_gone_is_no_mistake_of_kolmo(tmp_path):
+    (tmp_path / "e.toml").write_text(SLOW.replace("1e-9", "1e-1").replace("10.0", "0.1"))
+    for arguments in (
+        ["experiment", "lqg"],
+        ["list"],
+        ["landscape", "a:b"],
+        ["solve", str(tmp_path / "e.toml"), "--out", "run"],
+    ):
+        gone = tmp_path / "gone"
+        gone.mkdir()
+        program = f"import os, shutil; os.chdir({str(gone)!r}); shutil.rmtree({str(gone)!r}); {PROGRAM}"
+        done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode in (0, 1, 2)
+        assert "mistake" not in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr, done.stderr
+
+
+# -------------------------------------------------------------------------------------------------------- dependencies
+
+
+def test_versions_with_known_holes_are_not_admitted():
+    import tomllib
+
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    found = tomllib.loads(project.read_text())["project"]
+    assert "torch>=2.6" in found["dependencies"]  # weights_only loading before could run code (CVE-2025-32434)
+    assert "pytest-xdist>=3.6.1" in found["optional-dependencies"]["test"]  # 3.6.0 was withdrawn
