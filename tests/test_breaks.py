@@ -184,8 +184,9 @@ def drawn(kind, seed=0):
     """A random case, a graded map, points on, beside and away from the break, and the answers there."""
     rng = np.random.default_rng([seed, CASES.index(kind)])
     case = kind(rng)
-    maps = Sinh(-9.0, 9.0, rng.uniform(-1, 1), rng.uniform(1.0, 2.0)), Focused(
-        -9.0, 9.0, (rng.uniform(-1, 1), case.c), (1.5, 0.7), (4.0, 1.0)
+    maps = (
+        Sinh(-9.0, 9.0, rng.uniform(-1, 1), rng.uniform(1.0, 2.0)),
+        Focused(-9.0, 9.0, (rng.uniform(-1, 1), case.c), (1.5, 0.7), (4.0, 1.0)),
     )
     points = np.array([case.c, *(case.c + rng.uniform(-1, 1, 3)), case.c + 1e-3, case.c - 1e-3])
     return case, maps[int(rng.integers(2))], points[:, None], np.array([case.exact(x) for x in points])
@@ -268,14 +269,15 @@ class Patched:
         for j in range(self.d):
             if self.breaking[j]:
                 terms.append([self._patch(x, j) if i == j else self._wave(x, i) for i in range(self.d)])
-        value = lambda orders: decay * sum(  # noqa: E731
-            np.prod([term[i][o] for i, o in enumerate(orders)], axis=0) for term in terms
+        value = lambda orders: (
+            decay
+            * sum(  # noqa: E731
+                np.prod([term[i][o] for i, o in enumerate(orders)], axis=0) for term in terms
+            )
         )
         unit = np.eye(self.d, dtype=int)
         first = np.stack([value(unit[i]) for i in range(self.d)], -1)
-        second = np.stack(
-            [np.stack([value(unit[i] + unit[j]) for j in range(self.d)], -1) for i in range(self.d)], -2
-        )
+        second = np.stack([np.stack([value(unit[i] + unit[j]) for j in range(self.d)], -1) for i in range(self.d)], -2)
         return value(np.zeros(self.d, dtype=int)), first, second
 
     def _jumping(self, which, x):
@@ -510,9 +512,7 @@ def test_a_recipe_with_breaks_breakpoints_and_averages_gives_the_same_bytes(tmp_
     """Saved, loaded and solved again."""
     w = np.array([0.6, 0.8])
     sde = SDE(lambda t, x: -x + 0.5 * (t > 0.2131) * np.sign(x[..., :1] - 0.23), 0.8, dim=2)
-    problem = KolmogorovProblem(
-        sde, lambda x: (x[..., 0] > 0.23) * 1.0, 0.5, killing=lambda t, x: 2.0 * (x @ w > 0.1)
-    )
+    problem = KolmogorovProblem(sde, lambda x: (x[..., 0] > 0.23) * 1.0, 0.5, killing=lambda t, x: 2.0 * (x @ w > 0.1))
     recipe = kolmo.plan(problem, at=[[0.1, 0.2]], rtol=0.1, max_seconds=5.0)
     assert recipe.grid.axes[0].breaks, recipe.grid.axes
     assert not recipe.grid.axes[1].breaks

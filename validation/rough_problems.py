@@ -201,9 +201,7 @@ def slanted_source(rng: np.random.Generator) -> Rough:
     """Two dimensions, the source jumps across a line."""
     s, T, c, w = rng.uniform(0.5, 1.5), rng.uniform(0.3, 2), rng.normal() * 0.4, direction(rng)
     at = rng.normal(size=(2, 2)) * 0.5
-    problem = KolmogorovProblem(
-        brownian(s, 2), lambda x: 0 * x[..., 0], T, source=lambda t, x: (x @ w > c) * 1.0
-    )
+    problem = KolmogorovProblem(brownian(s, 2), lambda x: 0 * x[..., 0], T, source=lambda t, x: (x @ w > c) * 1.0)
     return asked(problem, at, [time_above(x @ w - c, 0.0, s, 0, T) for x in at])
 
 
@@ -374,7 +372,9 @@ def degenerate(rng: np.random.Generator) -> Rough:
     sde = SDE(lambda t, x: a * (b - x), covariance=lambda t, x: (s * s * x)[..., None], dim=1)
     box = Box(0.0, np.inf, [("natural", "open")])
     return asked(
-        KolmogorovProblem(sde, lambda x: (x[..., 0] > K) * 1.0, T, box), at, ncx2.sf(K / c, 4 * a * b / s**2, at * e / c)
+        KolmogorovProblem(sde, lambda x: (x[..., 0] > K) * 1.0, T, box),
+        at,
+        ncx2.sf(K / c, 4 * a * b / s**2, at * e / c),
     )
 
 
@@ -387,7 +387,9 @@ def one_way(rng: np.random.Generator) -> Rough:
     box = Box([0.0, -np.inf], [1.0, np.inf], [(never, out) if v > 0 else (out, never), ("open", "open")])
     sde = SDE(np.array([v, 0.0]), covariance=np.diag([0.0, s * s]), dim=2)
     problem = KolmogorovProblem(sde, lambda x: np.cos(k * x[..., 1]), T, box)
-    return asked(problem, at, [float(mean_wave(y, s * math.sqrt(min(r, T)), k)) for y, r in zip(at[:, 1], left, strict=True)])
+    return asked(
+        problem, at, [float(mean_wave(y, s * math.sqrt(min(r, T)), k)) for y, r in zip(at[:, 1], left, strict=True)]
+    )
 
 
 MAKERS: dict[str, Callable[[np.random.Generator], Rough]] = {
