@@ -87,10 +87,12 @@ def time_nodes(
     steps: int,
     save: Sequence[float] = (),
     short: Sequence[tuple[float, float, float]] = (),
+    least: int = 1,
 ) -> np.ndarray:
     """Time nodes, increasing: about ``steps`` equal steps in all, so that no step straddles a breakpoint or save time.
 
-    ``short``: stretches (start, end, length) with steps of that length at most.
+    ``short``: stretches (start, end, length) with steps of that length at most. ``least``: steps at least between
+    breakpoints, however close together these are: a step that is alone there on every level is refined by none.
 
     Examples
     --------
@@ -104,7 +106,7 @@ def time_nodes(
     nodes = [np.array([start])]
     for a, b in pairwise(fixed):
         length = min([(end - start) / steps, *[c for p, q, c in short if p <= a and b <= q]])
-        count = max(1, int(np.ceil((b - a) / length - 1e-9)))
+        count = max(least, int(np.ceil((b - a) / length - 1e-9)))
         nodes.append(a + (b - a) * np.arange(1, count + 1) / count)
         nodes[-1][-1] = b
     return np.concatenate(nodes)

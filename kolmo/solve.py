@@ -15,7 +15,7 @@ from kolmo.errors import InputError, KolmoError, NotConvergedError, ToleranceWar
 from kolmo.grid import Grid
 from kolmo.march import Callback, Run
 from kolmo.problem import KolmogorovProblem
-from kolmo.refine.plan import prescribe, search
+from kolmo.refine.plan import SILENT, prescribe, search
 from kolmo.schemes.base import SCHEMES
 from kolmo.solution import Solution
 from kolmo.stationary import solve_stationary
@@ -217,8 +217,8 @@ def _by_tolerance(
         progress=progress,
         **limits,
     )
-    if outcome.status == "tolerance_not_met":
-        warnings.warn(outcome.message, ToleranceWarning, stacklevel=3)
+    if outcome.status == "tolerance_not_met" or outcome.message == SILENT:
+        warnings.warn(outcome.message, ToleranceWarning, stacklevel=4)
     columns = _columns(problem, outcome.level.discretization)
     estimate = outcome.estimate if columns is not None else outcome.estimate[0]
     if at is not None:

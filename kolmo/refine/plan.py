@@ -19,6 +19,7 @@ from kolmo.march import Callback, March, Run, time_nodes
 from kolmo.problem import KolmogorovProblem, check_vectorised
 from kolmo.refine.estimate import Convergence, Verdict
 from kolmo.refine.layout import FIRST_NODES, Layout, first_layout
+from kolmo.refine.witnesses import witnesses
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator, discretize
 from kolmo.schemes.terminal import TerminalRule, plan_averages, plan_terminal
@@ -47,6 +48,10 @@ CARRIED = 20.0
 EXPLICIT_PER_CARRIED = 5
 # Growth of the values from level to level at which steps are taken to be unstable.
 RUNAWAY = 10.0
+SILENT = (
+    "terminal data, source and face values were zero wherever they were looked at, and so is the answer; if they are "
+    "not, say where by breaks="
+)
 # Ranges of the data by which an answer may lie outside of them on the way; at the end it may not at all.
 RUNAWAY_RANGE = 1.0
 # Order that the estimate counts on where the breaks of φ are sampled only.
@@ -66,8 +71,6 @@ CUT_SHARE = 0.2
 CUT_TRIES, CUT_PATIENCE = 12, 3
 # Number of levels after which the cut is looked at even if there are finer ones to come.
 FIRST_CUT = 4
-# Points at most that get witnesses, and how far beside them these lie, as a part of the nodes of an axis.
-WITNESSES, WITNESS_SHIFT = 8, 0.02
 # The wider box is cut too: with heavy tails what is left may be as large as what was seen.
 CUT_SAFETY = 2.0
 
@@ -307,7 +310,8 @@ class _Search:
             self._slowest = 0.0 if self._hurried else wanted / FIRST_SPLIT_STEPS
             self._pace = max(1.0, self._slowest)
             if self._along_characteristics(generator):
-                layout, self._pace = layout.evened(), max(CARRIED_PACE, self._slowest)
+                self._carried = self.stepper != "auto" or self._carrying_pays(layout, n)
+                layout, self._pace = self._way(layout, carried=self._carried)
         try:
             while True:
                 self.levels.append(self._solve(layout, n))
@@ -325,7 +329,9 @@ class _Search:
                 if len(self.levels) == FIRST_CUT or self._enough():
                     layout, settled = self._settle_cut(layout)
                 if settled and self._enough() and self._cut_fits(CUT_SHARE) and self._possible(0.0):
-                    return self._outcome("converged", "the estimate meets the tolerance")
+                    return self._outcome(
+                        "converged", SILENT if self.sight.silent else "the estimate meets the tolerance"
+                    )
                 n = self._next(n)
                 told = self._limit(n, layout)
                 if told:
@@ -388,7 +394,14 @@ class _Search:
     def _stopped(self, reason: str) -> str:
         """What to tell when a limit is met."""
         worst, wanted = float(self._estimate().max()), float(self._tolerance().min())
-        return f"stopped by {reason}: estimate {worst:.2e}, tolerance {wanted:.2e}"
+        return f"stopped by {reason}: estimate {worst:.2e}, tolerance {wanted:.2e}; {self._advice()}"
+
+    def _advice(self) -> str:
+        """What stood in the way, and what to try."""
+        names = " and ".join(self.sight.unresolved)
+        seen = f"{names} break between the nodes (breaks= may say where); " if names else ""
+        reason = self._verdict().reason
+        return f"{seen}{reason + '; ' if reason else ''}try a larger max_seconds, scheme='monotone' or monte_carlo"
 
     def _settle_cut(self, layout: Layout) -> tuple[Layout, bool]:
         """Measure the effect of the cut; while it exceeds its share, go over to the wider box.
@@ -519,7 +532,7 @@ class _Search:
             stepper, count = self._choose_stepper(generator, steps, stepper or self.stepper)
             closer = FIRST_STEPS / steps
             short = [(p.start, p.end, p.step * closer) for p in self.sight.pulses]
-            times = time_nodes(generator.intervals(), count, self.save, short)
+            times = time_nodes(generator.intervals(), count, self.save, short, math.ceil(steps / FIRST_STEPS))
             rule = plan_terminal(self.problem, grid, generator.box, self.order)
             seen = self.sight.breakpoints
             recipe = Discretization(grid, tuple(times.tolist()), self.scheme, stepper, rule, seen, averages)
@@ -609,13 +622,9 @@ class _Search:
         return level.discretization.stepper in (TRANSPORT, SPLIT, "mcs") and not self.problem.sde.noiseless
 
     def _witnesses(self, grid: Grid) -> np.ndarray:
-        """Points beside those that matter: two levels may agree at a few points by accident, hardly at all of these."""
+        """The same witnesses on all levels."""
         if self._beside is None:
-            some = self.points[:: max(1, len(self.points) // WITNESSES)]
-            xi = np.stack([a.grading.inverse(some[:, i]) for i, a in enumerate(grid.axes)], -1)
-            shifts = WITNESS_SHIFT * np.concatenate([np.eye(grid.dim), -np.eye(grid.dim)])
-            xi = np.clip((xi[:, None] + shifts).reshape(-1, grid.dim), 0.0, 1.0)
-            self._beside = np.stack([a.grading(xi[:, i]) for i, a in enumerate(grid.axes)], -1)
+            self._beside = witnesses(grid, self.points)
         return self._beside
 
     def _along_characteristics(self, generator: Generator) -> bool:
@@ -623,6 +632,26 @@ class _Search:
         if self.problem.sde.noiseless:
             return False
         return self._choose_stepper(generator, FIRST_STEPS, self.stepper)[0] == TRANSPORT
+
+    def _way(self, layout: Layout, *, carried: bool) -> tuple[Layout, float]:
+        """Layout and first pace for steps along characteristics, or for others."""
+        return (layout.evened(), max(CARRIED_PACE, self._slowest)) if carried else (layout, max(1.0, self._slowest))
+
+    def _carrying_pays(self, layout: Layout, n: float) -> bool:
+        """Whether steps along characteristics cost less than others for the tolerance, by two coarse grids each."""
+        d, prices = self.problem.dim, []
+        for carried in (True, False):
+            self._carried = carried
+            tried, self._pace = self._way(layout, carried=carried)
+            try:
+                coarse, fine = (self._solve(tried, m) for m in (n, GROWTH[d] * n))
+            except _RanAwayError:
+                prices.append(math.inf)
+                continue
+            allowed = self.atol + self.rtol * np.abs(fine.values).max(0)
+            excess = float((np.abs(fine.values - coarse.values).max(0) / np.maximum(allowed, TINY)).max())
+            prices.append(fine.seconds * max(excess, 1.0) ** ((d + SPLIT_GROWTH) / self.order))
+        return prices[0] <= prices[1]
 
     def _choose_stepper(self, generator: Generator, steps: int, name: str) -> tuple[str, int]:
         """Along characteristics where drift does it all; implicit in one dimension; else explicit or split."""

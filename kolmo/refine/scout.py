@@ -32,6 +32,8 @@ Series = Callable[[float], np.ndarray]
 # Samples along an axis by dimension. In the core an axis of the first grid has some 16 spreads of the process, so that
 # they lie 1/1000, 1/60 and 1/8 of a spread apart; a bump is seen over 7 times its standard deviation.
 SAMPLES = {1: 16384, 2: 512, 3: 64}
+# So many times more along an axis where terminal data, source and face values were zero at all of them.
+DENSER = {1: 32, 2: 4, 3: 2}
 # Instants at which what may depend on time is sampled, so many times more where it does, and points at which it is.
 INSTANTS, CLOSER, POINTS = 256, 4, 24
 # Samples lie by this part of a cell off its beginning: the square of the golden ratio's inverse, hardly met by nodes.
@@ -51,6 +53,8 @@ PARTS, JUMP, KINK = 16, 0.35, 0.045
 LOOKS_AT_A_KINK, LOOKS_AT_A_JUMP = 4, 15
 # Halvings that find a zero to rounding.
 BISECTIONS = 52
+# Beside a break others are looked for from this part of the interval on.
+BESIDE_BREAK = 1e-3
 # Breaks of several functions this close, as a part of the axis, are one.
 SAME = 1e-9
 # An interval around a jump in time, of this part of the whole, is divided to the last digit.
@@ -200,13 +204,14 @@ def scout(problem: KolmogorovProblem, room: Room, rtol: float) -> Sight:
     times = _look_times(problem, data)
     crowded: list[str] = []
     breakpoints, pulses = _over_time(problem, room, data, rtol, crowded)
-    fields = [_Field(d, room, times if d.timed else times[:1]) for d in data]
-    size = _size(fields, room)
-    axes: list[AxisSight] = []
+    for denser in (1, DENSER[problem.dim]):  # where there is nothing, look again
+        fields = [_Field(d, room, times if d.timed else times[:1], denser) for d in data]
+        size = _size(problem, fields, room)
+        silent = size == 0.0 and not _faces_speak(problem)
+        if not silent:
+            break
     slanted: set[str] = set()
-    for axis in range(problem.dim):
-        axes.append(_along(problem, axis, room, fields, size, rtol, slanted, crowded))
-    silent = not any(f.datum.adds and f.samples.any() for f in fields) and not _faces_speak(problem)
+    axes = [_along(problem, axis, room, fields, size, rtol, slanted, crowded) for axis in range(problem.dim)]
     return Sight(
         tuple(axes),
         breakpoints,
@@ -255,11 +260,11 @@ def _look_times(problem: KolmogorovProblem, data: Sequence[_Datum]) -> list[floa
 class _Field:
     """Samples of one function on a lattice over the room, off any grid; columns of several instants side by side."""
 
-    def __init__(self, datum: _Datum, room: Room, times: Sequence[float]) -> None:
+    def __init__(self, datum: _Datum, room: Room, times: Sequence[float], denser: int = 1) -> None:
         self.datum, self.room, self.times = datum, room, times
         self._candidates: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         d = len(room.gradings)
-        n = SAMPLES[d]
+        n = denser * SAMPLES[d]
         self.s = _offset(n)
         self.x = [np.asarray(g(self.s)) for g in room.gradings]
         mesh = np.stack(np.meshgrid(*self.x, indexing="ij"), -1).reshape(-1, d)
@@ -299,9 +304,10 @@ class _Field:
         return values
 
 
-def _size(fields: Sequence["_Field"], room: Room) -> float:
+def _size(problem: KolmogorovProblem, fields: Sequence["_Field"], room: Room) -> float:
     """Mean size of what the data add to the answer; 0 where they are zero."""
-    total = 0.0
+    steady = 0.0 if callable(problem.source) or problem.source is None else problem.source
+    total = room.time * float(np.max(np.abs(as_numpy(steady))))
     for f in fields:
         if f.datum.adds:
             weights = _lattice_density(f, room)
@@ -364,7 +370,7 @@ def _along(
 ) -> AxisSight:
     """Breaks and features of one axis."""
     breaks: dict[str, list[float]] = {}
-    wanted = np.full(SAMPLES[len(room.gradings)], np.inf)
+    wanted = np.full(len(fields[0].s) if fields else 1, np.inf)
     for f in fields:
         places = _breaks_along(f, axis, slanted, crowded)
         if places and problem.box.periodic[axis] and f.datum.name != "terminal":
@@ -455,18 +461,16 @@ def _breaks_along(f: "_Field", axis: int, slanted: set[str], crowded: list[str])
         if all(abs(i - j) > 2 for j in chosen):
             chosen.append(int(i))
     found: list[float] = []
-    taken = np.zeros_like(candidate)
     for i in chosen[:CANDIDATES]:
         window = slice(max(i - 2, 0), i + 3)
         which = np.flatnonzero(candidate[window].any(0))
         some = which[:: max(1, len(which) // LOCATED)][:LOCATED]
-        located = _locate(f.on_lines(axis, some), f.s[max(i - 2, 0)], f.s[min(i + 2, n - 1)], len(some))
-        real = located[np.isfinite(located)]
-        if len(real) and (total == 1 or len(real) >= 2) and np.ptp(real) < SAME:
-            found.append(float(np.median(real)))
-            taken[window] = True
-        elif len(real):
-            slanted.add(f.datum.name)
+        ends = float(f.s[max(i - 2, 0)]), float(f.s[min(i + 2, n - 1)])
+        for real in _located(f.on_lines(axis, some), *ends, len(some)):
+            if (total == 1 or len(real) >= 2) and np.ptp(real) < SAME:
+                found.append(float(np.median(real)))
+            else:
+                slanted.add(f.datum.name)
     if len(found) > MOST_BREAKS:
         crowded.append(f.datum.name)
         return []
@@ -487,11 +491,26 @@ def _candidates(lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return found, second
 
 
+def _located(values: Values, low: float, high: float, count: int, depth: int = 2) -> list[np.ndarray]:
+    """ξ of the breaks in [low, high], of the functions that have one there; beside one that all share may be more."""
+    places = _locate(values, low, high, count)
+    places = places[np.isfinite(places)]
+    if not len(places):
+        return []
+    found, margin = [places], BESIDE_BREAK * (high - low)
+    if depth and np.ptp(places) < SAME:
+        for a, b in ((low, places.min() - margin), (places.max() + margin, high)):
+            if b - a > margin:
+                found += _located(values, float(a), float(b), count, depth - 1)
+    return found
+
+
 def _locate(values: Values, low: float, high: float, count: int) -> np.ndarray:
     """ξ of the break of each of some functions in [low, high], NaN where there is none."""
     a, b = np.full(count, low), np.full(count, high)
     rows, unit = np.arange(count), np.linspace(0.0, 1.0, PARTS + 1)
     sizes: list[np.ndarray] = []
+    largest = np.zeros(count)
     place = np.full(count, np.nan)
     kind = np.zeros(count, dtype=int)  # 1 jump, 2 kink
     for look in range(LOOKS_AT_A_JUMP):
@@ -500,10 +519,12 @@ def _locate(values: Values, low: float, high: float, count: int) -> np.ndarray:
         second = np.abs(np.diff(v, 2, axis=1)).max(-1)
         peak = second.argmax(1)
         sizes.append(second[rows, peak])
+        largest = np.abs(v).max(axis=(1, 2)) if look == 0 else largest
         if look == LOOKS_AT_A_KINK:
             with np.errstate(divide="ignore", invalid="ignore"):
                 shrink = np.where(sizes[0] > 0, (sizes[-1] / sizes[0]) ** (1.0 / LOOKS_AT_A_KINK), 0.0)
             kind = np.where(shrink > JUMP, 1, np.where(shrink > KINK, 2, 0))
+            kind = np.where(sizes[0] > ROUNDING * largest, kind, 0)
             place = np.where(kind == 2, _vertex(s, v, peak), place)
             if not (kind == 1).any():
                 break
@@ -725,8 +746,8 @@ def _breaks_in_time(
 
     found = []
     for i in chosen[:CANDIDATES]:
-        located = _locate(values, float(s[max(i - 2, 0)]), float(s[min(i + 2, len(s) - 1)]), 1)
-        found += [_first_after(f, a + q * (b - a), b - a) for q in located[np.isfinite(located)]]
+        ends = float(s[max(i - 2, 0)]), float(s[min(i + 2, len(s) - 1)])
+        found += [_first_after(f, a + float(q[0]) * (b - a), b - a) for q in _located(values, *ends, 1)]
     return [t for t in found if a < t < b]
 
 
