@@ -41,8 +41,9 @@ LOOKS = 5
 # A second difference is a candidate for a break where it is so many times those two and three samples away: that of a
 # jump or kink ends at once, on either side, that of a smooth slope goes on.
 STANDS_OUT = 8.0
-# Second differences below this part of the largest value are rounding (of networks in single precision too).
-ROUNDING = 1e-6
+# Second differences below this part of the largest value are rounding, and that of functions in single precision: of
+# networks, whose sums cancel, up to 2e-5 was seen.
+ROUNDING, SINGLE = 1e-6, 1e-4
 # Candidates looked at more closely (the strongest), and breaks that a function may have to be treated one by one.
 CANDIDATES, MOST_BREAKS = 48, 16
 # Each closer look divides the interval by eight: a jump keeps its second difference, a kink an eighth of it, a smooth
@@ -482,7 +483,8 @@ def _candidates(lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     below, above = np.zeros_like(second), np.zeros_like(second)
     below[3:] = np.minimum(second[1:-2], second[:-3])
     above[:-3] = np.minimum(second[2:-1], second[3:])
-    found = (second > STANDS_OUT * below) & (second > STANDS_OUT * above) & (second > ROUNDING)
+    rounding = SINGLE if np.array_equal(lines, lines.astype(np.float32)) else ROUNDING
+    found = (second > STANDS_OUT * below) & (second > STANDS_OUT * above) & (second > rounding)
     found[:3] = found[n - 3 :] = False
     return found, second
 
