@@ -447,7 +447,8 @@ def _breaks_along(f: "_Field", axis: int, slanted: set[str], crowded: list[str])
     if total > 1:
         places = np.flatnonzero((near >= max(2.0, ALONG * total)) & (count > 0))
         if not len(places):
-            slanted.add(f.datum.name)
+            if _some_real(f, axis, candidate, strength):
+                slanted.add(f.datum.name)
             return []
     # one candidate of each cluster, the strongest first
     order = places[np.argsort(-strength[places].max(1))]
@@ -472,6 +473,17 @@ def _breaks_along(f: "_Field", axis: int, slanted: set[str], crowded: list[str])
         crowded.append(f.datum.name)
         return []
     return found
+
+
+def _some_real(f: "_Field", axis: int, candidate: np.ndarray, strength: np.ndarray) -> bool:
+    """Whether some of the strongest candidates, looked at more closely, are breaks: waves have candidates too."""
+    where = np.argwhere(candidate)
+    strongest = where[np.argsort(-strength[candidate], kind="stable")][:LOCATED]
+    ends = np.clip(strongest[:, 0, None] + np.array([-2, 2]), 0, len(candidate) - 1)
+    return any(
+        np.isfinite(_locate(f.on_lines(axis, np.array([line])), f.s[low], f.s[high], 1)).any()
+        for line, (low, high) in zip(strongest[:, 1], ends, strict=True)
+    )
 
 
 def _candidates(lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
