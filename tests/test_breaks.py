@@ -270,11 +270,8 @@ class Patched:
         for j in range(self.d):
             if self.breaking[j]:
                 terms.append([self._patch(x, j) if i == j else self._wave(x, i) for i in range(self.d)])
-        value = lambda orders: (
-            decay
-            * sum(  # noqa: E731
-                np.prod([term[i][o] for i, o in enumerate(orders)], axis=0) for term in terms
-            )
+        value = lambda orders: (  # noqa: E731
+            decay * sum(np.prod([term[i][o] for i, o in enumerate(orders)], axis=0) for term in terms)
         )
         unit = np.eye(self.d, dtype=int)
         first = np.stack([value(unit[i]) for i in range(self.d)], -1)
@@ -476,7 +473,7 @@ def test_taylor_remainder_of_everything_that_jumps(scheme, rng):
     assert (table.column("order")[1:] > 1.9).all(), table
 
 
-# --------------------------------------------------------------------------------------------------------- interpolation
+# --------------------------------------------------------------------------------------------------------- interpolation  # noqa: E501
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("width", [4, 6, 8])
 def test_interpolation_is_exact_on_either_side(width, seed):
@@ -490,7 +487,7 @@ def test_interpolation_is_exact_on_either_side(width, seed):
     parts[2] = parts[2] + parts[1](places[1]) - parts[2](places[1])
     x = np.concatenate([rng.uniform(-1, 2, 200), places])
     which = lambda x: np.searchsorted(places, x, side="right")  # noqa: E731
-    f = lambda x, m=0: np.array([(parts[i].deriv(m) if m else parts[i])(v) for i, v in zip(which(x), x, strict=True)])  # noqa: E731
+    f = lambda x, m=0: np.array([(parts[i].deriv(m) if m else parts[i])(v) for i, v in zip(which(x), x, strict=True)])  # noqa: E501, E731, RUF100
     for m in (0, 1, 2):
         values = grid.interpolate(f(axis.nodes), x[:, None], width, [m])
         assert np.abs(values - f(x, m)).max() < 1e-9 * 40**m, m
@@ -563,10 +560,10 @@ def test_numbers_tell_no_place_in_two_dimensions():
 # ------------------------------------------------------------------------------------------------------- slanted breaks
 @pytest.mark.parametrize("scheme", ["central2", "central6"])
 @pytest.mark.parametrize("kind", [Killing, Source, Friction])
-def test_slanted_breaks_converge_at_order_two(kind, scheme, seed=0):
+def test_slanted_breaks_converge_at_order_two(kind, scheme):
     """Away from the line, with averages around the nodes; along w it is the problem of one dimension."""
     case = drawn(kind)[0]
-    angle = np.random.default_rng([seed, 5]).uniform(0.2, 1.3)
+    angle = np.random.default_rng(5).uniform(0.2, 1.3)
     w = np.array([np.cos(angle), np.sin(angle)])
     along = lambda x: (x @ w)[..., None]  # noqa: E731
     sde = SDE(lambda t, x: case.sde.drift(t, along(x)) * w, 1.0, dim=2)
