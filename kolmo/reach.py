@@ -189,9 +189,9 @@ class _Stepper:
         rate = self._contraction(t, x) if self.stiff else np.zeros(x.shape[-1])
         slow = rate * dt < STIFF
         lasting = np.where(slow, dt, -np.expm1(-rate * dt) / np.where(slow, 1.0, rate))
-        middle = x + 0.5 * lasting * self._tamed(b, x)
+        middle = x + 0.5 * lasting * self._tamed(b, x, lasting)
         there = as_numpy(self.sde.drift(t, middle))
-        moved = x + lasting * self._tamed(np.where(slow, there, b), x)
+        moved = x + lasting * self._tamed(np.where(slow, there, b), x, lasting)
         if self.sde.noiseless:
             return moved, away
         root = _root(as_numpy(self.sde.covariance(t, x))) if self.root is None else self.root
@@ -208,9 +208,9 @@ class _Stepper:
             rates.append(float(np.nanmedian((back - forth) / (2.0 * shift[i]))))
         return np.maximum(rates, 0.0)
 
-    def _tamed(self, b: np.ndarray, x: np.ndarray) -> np.ndarray:
+    def _tamed(self, b: np.ndarray, x: np.ndarray, lasting: np.ndarray) -> np.ndarray:
         """Superlinear drifts, bounded so that a step does not overshoot by more than the path's own size."""
-        return np.asarray(b / (1.0 + self.dt * _size(b / self.room) / (1.0 + _size(x / self.room))))
+        return np.asarray(b / (1.0 + _size(lasting * b / self.room) / (1.0 + _size(x / self.room))))
 
 
 def _size(v: np.ndarray) -> np.ndarray:

@@ -331,7 +331,7 @@ def generator_signs(problem: KolmogorovProblem, grid: Nodes, scheme: str = "auto
     generator = discretize(problem, grid, scheme)
     Q = generator.matrix(t).tocoo()
     scale = float(np.abs(Q.data).max())
-    sums = np.asarray(Q.sum(1)).ravel() + as_numpy(problem.rate(t, generator.grid.points))
+    sums = np.asarray(Q.sum(1)).ravel() + as_numpy(generator.local(t).c)
     inner = ~generator.fixed
     for i, pair in enumerate(generator.box.faces):
         for side, face in enumerate(pair):

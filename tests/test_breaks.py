@@ -1,6 +1,7 @@
 """Coefficients that jump or bend: order of accuracy, duality, gradients, mass and records on grids with breaks."""
 
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 import pytest
@@ -269,11 +270,8 @@ class Patched:
         for j in range(self.d):
             if self.breaking[j]:
                 terms.append([self._patch(x, j) if i == j else self._wave(x, i) for i in range(self.d)])
-        value = lambda orders: (
-            decay
-            * sum(  # noqa: E731
-                np.prod([term[i][o] for i, o in enumerate(orders)], axis=0) for term in terms
-            )
+        value = lambda orders: (  # noqa: E731
+            decay * sum(np.prod([term[i][o] for i, o in enumerate(orders)], axis=0) for term in terms)
         )
         unit = np.eye(self.d, dtype=int)
         first = np.stack([value(unit[i]) for i in range(self.d)], -1)
@@ -402,32 +400,20 @@ def named(words):
 
 
 @pytest.mark.parametrize("scheme", [*SCHEMES])
-@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize("words", [w for w in WORDS if not any("robin" in pair for pair in w)])
 def test_rows_sum_to_minus_the_killing(words, scheme, rng):
-    problem, c = rough_problem(rng, len(words), named(words))
+    """On a break c is a mean of what is around."""
+    problem, c = rough_problem(rng, len(words), words)
     grid = rough_grid(problem, c, 18)
     generator = discretize(problem, grid, scheme)
-    sums = np.asarray(generator.matrix(0.02).sum(1)).ravel() + generator.local(0.02).c
-    inside = np.ones(grid.shape, dtype=bool)
-    for i, pair in enumerate(words):
-        for side, word in enumerate(pair):
-            if word in ("robin", "absorbing"):  # there is killing at the wall, or no equation
-                np.moveaxis(inside, i, 0)[0 if side == 0 else -1] = False
-    # elastic walls act on the nodes whose stencils they close
-    kept = inside.ravel() if not any("robin" in pair for pair in words) else on_breaks(grid)
-    assert np.abs(sums[kept]).max() < 1e-9 * np.abs(generator.matrix(0.02)).max()
-    below, above = (problem.rate(0.02, grid.points + s * 1e-9) for s in (-1, 1))
+    free = ~generator.fixed
     killing = generator.local(0.02).c
-    assert (killing >= np.minimum(below, above) - 1e-9).all()
-    assert (killing <= np.maximum(below, above) + 1e-9).all()
-
-
-def on_breaks(grid):
-    """Nodes on the breaks of an axis."""
-    mask = np.zeros(grid.shape, dtype=bool)
-    for i, axis in enumerate(grid.axes):
-        np.moveaxis(mask, i, 0)[list(axis.breaks)] = True
-    return mask.ravel()
+    sums = np.asarray(generator.matrix(0.02).sum(1)).ravel() + killing
+    assert np.abs(sums[free]).max() < 1e-12 * np.abs(generator.matrix(0.02)).max()
+    corners = [1e-9 * np.array(signs) for signs in product((-1, 1), repeat=len(words))]
+    around = [problem.rate(0.02, grid.points + corner) for corner in corners]
+    assert (killing >= np.min(around, axis=0) - 1e-8).all()
+    assert (killing <= np.max(around, axis=0) + 1e-8).all()
 
 
 @pytest.mark.parametrize("scheme", ["central2", "central6", "monotone"])
@@ -454,7 +440,7 @@ def test_mass_is_conserved(word, dim, scheme, rng):
 
 @pytest.mark.parametrize("scheme", ["central6", "monotone"])
 def test_what_leaves_is_accounted_for(scheme, rng):
-    problem, c = rough_problem(rng, 2, [("absorbing", "reflecting"), ("robin", "absorbing")][:1] * 2)
+    problem, c = rough_problem(rng, 2, named([("absorbing", "reflecting"), ("robin", "absorbing")]))
     table = mass_balance(problem, grid=rough_grid(problem, c, 16), steps=3, scheme=scheme)
     assert table.rows[-1][1] < 1e-11, table
 
@@ -487,7 +473,7 @@ def test_taylor_remainder_of_everything_that_jumps(scheme, rng):
     assert (table.column("order")[1:] > 1.9).all(), table
 
 
-# --------------------------------------------------------------------------------------------------------- interpolation
+# --------------------------------------------------------------------------------------------------------- interpolation  # noqa: E501
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("width", [4, 6, 8])
 def test_interpolation_is_exact_on_either_side(width, seed):
@@ -501,7 +487,7 @@ def test_interpolation_is_exact_on_either_side(width, seed):
     parts[2] = parts[2] + parts[1](places[1]) - parts[2](places[1])
     x = np.concatenate([rng.uniform(-1, 2, 200), places])
     which = lambda x: np.searchsorted(places, x, side="right")  # noqa: E731
-    f = lambda x, m=0: np.array([(parts[i].deriv(m) if m else parts[i])(v) for i, v in zip(which(x), x, strict=True)])  # noqa: E731
+    f = lambda x, m=0: np.array([(parts[i].deriv(m) if m else parts[i])(v) for i, v in zip(which(x), x, strict=True)])  # noqa: E501, E731, RUF100
     for m in (0, 1, 2):
         values = grid.interpolate(f(axis.nodes), x[:, None], width, [m])
         assert np.abs(values - f(x, m)).max() < 1e-9 * 40**m, m
@@ -574,10 +560,10 @@ def test_numbers_tell_no_place_in_two_dimensions():
 # ------------------------------------------------------------------------------------------------------- slanted breaks
 @pytest.mark.parametrize("scheme", ["central2", "central6"])
 @pytest.mark.parametrize("kind", [Killing, Source, Friction])
-def test_slanted_breaks_converge_at_order_two(kind, scheme, seed=0):
+def test_slanted_breaks_converge_at_order_two(kind, scheme):
     """Away from the line, with averages around the nodes; along w it is the problem of one dimension."""
     case = drawn(kind)[0]
-    angle = np.random.default_rng([seed, 5]).uniform(0.2, 1.3)
+    angle = np.random.default_rng(5).uniform(0.2, 1.3)
     w = np.array([np.cos(angle), np.sin(angle)])
     along = lambda x: (x @ w)[..., None]  # noqa: E731
     sde = SDE(lambda t, x: case.sde.drift(t, along(x)) * w, 1.0, dim=2)

@@ -19,11 +19,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import kolmo
 from kolmo import catalog
 from kolmo.testing import duality_gap, maximum_principle
-from validation.random_problems import CATALOG, DATA, PERIODIC, WORDS, Spec, question, trial
+from validation.random_problems import CATALOG, DATA, PERIODIC, WORDS, Spec, draw_rough, question, trial
+from validation.rough_problems import CHARTED, MAKERS, SLANTED, in_units, rough_problem
 
 COUNT = int(os.environ.get("KOLMO_RANDOM_PROBLEMS", "16"))
 # How the problems are shared out: three dimensions only where there are many.
-SHARES = {"free in 1-D": 0.35, "free in 2-D": 0.2, "free in 3-D": 0.02, "manufactured": 0.13, "closed form": 0.3}
+SHARES = {
+    "free in 1-D": 0.3, "free in 2-D": 0.16, "free in 3-D": 0.02, "manufactured": 0.12, "closed form": 0.2,
+    "rough": 0.2,
+}  # fmt: skip
 # The catalog's slowest problems are drawn with the rest only where there are many.
 QUICK = [name for name in CATALOG if name not in ("margrabe", "linear_sde", "langevin", "rotation", "heat")]
 
@@ -61,6 +65,10 @@ DRAWN = {
     "free in 2-D": free(2),
     "free in 3-D": free(3),
     "manufactured": manufactured(),
+    # with few problems those in one dimension, which take least
+    "rough": st.integers(0, 2**20)
+    .map(draw_rough)
+    .filter(lambda s: COUNT >= 100 or not (s.kind in SLANTED or question(s).problem.dim > 1)),
     "closed form": st.builds(Spec, st.sampled_from(QUICK if COUNT < 100 else CATALOG), seeds, chart=charts),
 }
 
@@ -95,6 +103,36 @@ def test_estimates_are_honest(what):
 
     check_all(DRAWN[what], count, check)
     assert sum(r.status == "converged" for r in trials) >= 0.5 * len(trials), trials
+
+
+@pytest.mark.parametrize("kind", list(MAKERS))
+def test_exact_answers_of_rough_problems(kind):
+    """A sum of paths agrees with the closed form: what estimates are judged by is right itself."""
+    for seed in range(2):
+        rough = rough_problem(kind, seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if kind == "repelled":  # Euler's steps may cross the end: |W| in δ dimensions does not
+                continue
+            steps = 4_000 if kind.endswith("window") else 200  # many of them within the window
+            est = kolmo.monte_carlo(rough.problem, rough.points, paths=4_000, steps=steps, rng=seed)
+        spread = 5.0 * est.standard_error + np.abs(est.bias_estimate)
+        assert (np.abs(np.asarray(est.mean) - rough.answer) <= spread + 0.05 * np.abs(rough.answer).max()).all(), (
+            kind, seed, est, rough.answer,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CHARTED[::4])
+def test_rough_problems_in_other_units_and_coordinates(kind):
+    """The same answers are asked for: in other units times the unit, in other coordinates the same."""
+    plain, other = rough_problem(kind, 5), rough_problem(kind, 5, units=3)
+    assert other.answer / other.unit == pytest.approx(plain.answer, rel=1e-12)
+    same = in_units(plain, 1.0, 1.0, 1.0)
+    t, x = 0.3 * (plain.problem.horizon or 0.0), plain.points
+    assert np.asarray(same.problem.sde.drift(t, x)) == pytest.approx(np.asarray(plain.problem.sde.drift(t, x)))
+    moved = question(Spec(kind, 5, chart=7))
+    assert np.asarray(moved.answer) == pytest.approx(plain.answer)
+    assert moved.points.shape == plain.points.shape
 
 
 def test_coordinates_do_not_matter():

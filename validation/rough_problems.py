@@ -8,6 +8,7 @@ noncentral χ² law. A problem can be asked in other units of place, time and va
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -120,8 +121,7 @@ def before_exit(x: float, source: Callable[[float], float], L: float, kinks: Seq
     def green(y: float) -> float:
         return (L - max(x, y)) * (min(x, y) + L) / L
 
-    pairs = zip(ends[:-1], ends[1:], strict=True)
-    return float(sum(quad(lambda y: green(y) * source(y), a, b, **QUAD)[0] for a, b in pairs))
+    return float(sum(quad(lambda y: green(y) * source(y), a, b, **QUAD)[0] for a, b in pairwise(ends)))
 
 
 # ------------------------------------------------------------------------------------------- jumps and kinks in space

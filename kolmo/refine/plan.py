@@ -532,7 +532,9 @@ class _Search:
             stepper, count = self._choose_stepper(generator, steps, stepper or self.stepper)
             closer = FIRST_STEPS / steps
             short = [(p.start, p.end, p.step * closer) for p in self.sight.pulses]
-            times = time_nodes(generator.intervals(), count, self.save, short, math.ceil(steps / FIRST_STEPS))
+            # one step between two breakpoints on every level would be an error in time that no level shows
+            grown = math.ceil((count if stepper in (SPLIT, "mcs") else steps) / FIRST_STEPS)
+            times = time_nodes(generator.intervals(), count, self.save, short, grown)
             rule = plan_terminal(self.problem, grid, generator.box, self.order)
             seen = self.sight.breakpoints
             recipe = Discretization(grid, tuple(times.tolist()), self.scheme, stepper, rule, seen, averages)

@@ -43,8 +43,9 @@ LOOKS = 5
 # A second difference is a candidate for a break where it is so many times those two and three samples away: that of a
 # jump or kink ends at once, on either side, that of a smooth slope goes on.
 STANDS_OUT = 8.0
-# Second differences below this part of the largest value are rounding (of networks in single precision too).
-ROUNDING = 1e-6
+# Second differences below this part of the largest value are rounding, and that of functions in single precision: of
+# networks, whose sums cancel, up to 2e-5 was seen.
+ROUNDING, SINGLE = 1e-6, 1e-4
 # Candidates looked at more closely (the strongest), and breaks that a function may have to be treated one by one.
 CANDIDATES, MOST_BREAKS = 48, 16
 # Each closer look divides the interval by eight: a jump keeps its second difference, a kink an eighth of it, a smooth
@@ -452,7 +453,8 @@ def _breaks_along(f: "_Field", axis: int, slanted: set[str], crowded: list[str])
     if total > 1:
         places = np.flatnonzero((near >= max(2.0, ALONG * total)) & (count > 0))
         if not len(places):
-            slanted.add(f.datum.name)
+            if _some_real(f, axis, candidate, strength):
+                slanted.add(f.datum.name)
             return []
     # one candidate of each cluster, the strongest first
     order = places[np.argsort(-strength[places].max(1))]
@@ -477,6 +479,17 @@ def _breaks_along(f: "_Field", axis: int, slanted: set[str], crowded: list[str])
     return found
 
 
+def _some_real(f: "_Field", axis: int, candidate: np.ndarray, strength: np.ndarray) -> bool:
+    """Whether some of the strongest candidates, looked at more closely, are breaks: waves have candidates too."""
+    where = np.argwhere(candidate)
+    strongest = where[np.argsort(-strength[candidate], kind="stable")][:LOCATED]
+    ends = np.clip(strongest[:, 0, None] + np.array([-2, 2]), 0, len(candidate) - 1)
+    return any(
+        np.isfinite(_locate(f.on_lines(axis, np.array([line])), f.s[low], f.s[high], 1)).any()
+        for line, (low, high) in zip(strongest[:, 1], ends, strict=True)
+    )
+
+
 def _candidates(lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where second differences stand out, and how large they are, shape (n, lines)."""
     n = len(lines)
@@ -486,7 +499,8 @@ def _candidates(lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     below, above = np.zeros_like(second), np.zeros_like(second)
     below[3:] = np.minimum(second[1:-2], second[:-3])
     above[:-3] = np.minimum(second[2:-1], second[3:])
-    found = (second > STANDS_OUT * below) & (second > STANDS_OUT * above) & (second > ROUNDING)
+    rounding = SINGLE if np.array_equal(lines, lines.astype(np.float32)) else ROUNDING
+    found = (second > STANDS_OUT * below) & (second > STANDS_OUT * above) & (second > rounding)
     found[:3] = found[n - 3 :] = False
     return found, second
 
