@@ -25,7 +25,7 @@ from validation.rough_problems import CHARTED, MAKERS, SLANTED, in_units, rough_
 COUNT = int(os.environ.get("KOLMO_RANDOM_PROBLEMS", "16"))
 # How the problems are shared out: three dimensions only where there are many.
 SHARES = {
-    "free in 1-D": 0.3, "free in 2-D": 0.16, "free in 3-D": 0.02, "manufactured": 0.12, "closed form": 0.2, 
+    "free in 1-D": 0.3, "free in 2-D": 0.16, "free in 3-D": 0.02, "manufactured": 0.12, "closed form": 0.2,
     "rough": 0.2,
 }  # fmt: skip
 # The catalog's slowest problems are drawn with the rest only where there are many.
