@@ -176,7 +176,7 @@ AND_DATA = KillingAndData, FrictionAndData, NoiseAndData
 # Exponentially fitted rates have order two where noise dominates.
 ORDER = {name: 2 if name == "monotone" else SCHEMES[name].order for name in SCHEMES}
 # Numbers of cells by order of the coarser of two grids, and the errors below which the answers' own accuracy shows.
-CELLS = {2: 60, 4: 140, 6: 70}
+CELLS = {2: 60, 4: 210, 6: 70}
 FLOOR = 3e-9
 
 
