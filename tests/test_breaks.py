@@ -1,7 +1,7 @@
 """Coefficients that jump or bend: order of accuracy, duality, gradients, mass and records on grids with breaks."""
 
 from functools import lru_cache
-from itertools import pairwise, product
+from itertools import product
 
 import numpy as np
 import pytest
@@ -210,8 +210,8 @@ def test_order_with_a_node_on_the_break(kind, seed, scheme):
     for factor in factors:
         sol = solve(problem, grid=Grid([broken(base, [case.c], factor * cells)]), steps=48, scheme=scheme)
         errors.append(np.abs(sol(points) - exact).max())
-    # parts of an error may cancel on one grid: of the pairs one shows the order
-    assert max(np.log2(p / q) for p, q in pairwise(errors)) > order - 0.6 or errors[1] < FLOOR, errors
+    # the finest pair counts: on coarse grids parts of an error may cancel
+    assert np.log2(errors[-2] / errors[-1]) > order - 0.6 or errors[-1] < FLOOR, errors
     assert errors[1] < {2: 5e-3, 4: 1e-4, 6: 1e-5}[order], errors
 
 
