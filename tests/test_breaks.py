@@ -206,10 +206,12 @@ def test_order_with_a_node_on_the_break(kind, seed, scheme):
     )
     # data that jump show the order later
     cells = cells_between(base, [case.c], CELLS[order] * (1.5 if kind in AND_DATA else 1.0))
-    for factor in (1, 2):
+    factors = (1, 2) if order < 4 else (1, 2, 4)
+    for factor in factors:
         sol = solve(problem, grid=Grid([broken(base, [case.c], factor * cells)]), steps=48, scheme=scheme)
         errors.append(np.abs(sol(points) - exact).max())
-    assert np.log2(errors[0] / errors[1]) > order - 0.6 or errors[1] < FLOOR, errors
+    # the finest pair counts: on coarse grids parts of an error may cancel
+    assert np.log2(errors[-2] / errors[-1]) > order - 0.6 or errors[-1] < FLOOR, errors
     assert errors[1] < {2: 5e-3, 4: 1e-4, 6: 1e-5}[order], errors
 
 
