@@ -103,9 +103,11 @@ def test_conditions_on_walls_that_the_smooth_function_does_not_fulfil_are_paid_f
 
 
 def test_a_wrong_answer_called_converged_is_found_out():
-    """A drift that is on for a twentieth of the time is between the instants that planning looks at."""
+    """A drift that is on for a twentieth of the time, and is said to be constant."""
     problem = KolmogorovProblem(
-        SDE(lambda t, x: 5.0 * (0.31 < t < 0.36) + 0.0 * x, 1.0, dim=1), lambda x: np.cos(first(x)), 1.0
+        SDE(lambda t, x: 5.0 * (0.31 < t < 0.36) + 0.0 * x, 1.0, dim=1, autonomous=True),  # which is not true
+        lambda x: np.cos(first(x)),
+        1.0,
     )
     grid = Grid.of(Box(-7.0, 7.0), 81)
     solution = kolmo.solve(problem, grid=grid, steps=8)

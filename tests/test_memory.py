@@ -22,16 +22,16 @@ def problem(dim):
 @pytest.mark.parametrize(("dim", "grid"), [(3, 5000), (3, (4000, 5000, 6000)), (2, 400_000), (1, 3_000_000_000)])
 def test_a_grid_beyond_the_memory_is_refused_with_numbers(dim, grid):
     with pytest.raises(
-        InputError, match=r"grid: got .* nodes, which take at least [\d.]+ GB; needed at most the [\d.]+"
+        InputError, match=r"grid: got .* nodes, 4 steps, which take at least [\d.]+ GB; needed at most the [\d.]+"
     ):
         kolmo.solve(problem(dim), grid=grid, steps=4)
 
 
 def test_the_limit_is_what_is_free(monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda: memory.predicted((21, 21)) - 1)
+    monkeypatch.setattr(memory, "available", lambda: memory.predicted((21, 21), steps=4) - 1)
     with pytest.raises(InputError, match="21 × 21 nodes"):
         kolmo.solve(problem(2), grid=21, steps=4)
-    monkeypatch.setattr(memory, "available", lambda: memory.predicted((21, 21)))
+    monkeypatch.setattr(memory, "available", lambda: memory.predicted((21, 21), steps=4))
     kolmo.solve(problem(2), grid=21, steps=4)
     monkeypatch.setattr(memory, "available", lambda: None)
     kolmo.solve(problem(2), grid=21, steps=4)

@@ -14,6 +14,7 @@ from kolmo.forward.density import Density, Spreading
 from kolmo.forward.layout import Asked, start_of
 from kolmo.forward.search import MAX_CELLS, MAX_SECONDS, LawSearch
 from kolmo.grid import Grid
+from kolmo.limits import Limits
 from kolmo.problem import KolmogorovProblem, check_vectorised
 from kolmo.refine.plan import plan, prescribe
 from kolmo.schemes.base import SCHEMES
@@ -157,7 +158,8 @@ def solve_forward(
     if discretization is not None:
         return _told(Spreading(problem, discretization, kept).run(given))
     asked = Asked(kept, _points(problem, at), _times(problem, flux_times))
-    limits = max_cells or MAX_CELLS[problem.dim], MAX_SECONDS if max_seconds is None else max_seconds
+    limit = Limits.of(max_cells, max_seconds, MAX_CELLS[problem.dim], MAX_SECONDS)
+    limits = limit.cells, limit.seconds
     if problem.sde.noiseless:
         return _without_noise(problem, given, asked, rtol, atol, limits)
     start = start_of(problem, given, asked.points)

@@ -301,7 +301,7 @@ class _Search:
         """From the first level on, and then see to the cut."""
         d = self.problem.dim
         layout = self._layout
-        n = min(float(FIRST_NODES[d]), self.limits.cells ** (1.0 / d))
+        n = min(float(FIRST_NODES[d]), (self.limits.cells / math.prod(layout.shares)) ** (1.0 / d))
         if d > 1 and not self.problem.stationary:
             generator = self._generator(layout.grid(n, SCHEMES[self.scheme].minimum_nodes))
             # steps that are long for the drift may agree, and be wrong
@@ -317,12 +317,12 @@ class _Search:
                 self.levels.append(self._solve(layout, n))
                 if self.levels[-1].run.interrupted:
                     return self._outcome("interrupted", "interrupted by the callback or Ctrl-C")
-                self._check_possible(RUNAWAY_RANGE)
                 if self.sight.exploded > 0.0:
                     return self._outcome("tolerance_not_met", self._explosion())
                 if self._hurried and self._splits(self.levels[-1]):
                     told = f"the horizon is longer than {MOST_STEPS} split steps that are short enough for the drift"
                     return self._outcome("tolerance_not_met", told)
+                self._check_possible(RUNAWAY_RANGE)
                 if d > 1 and len(self.levels) == 1:
                     layout = self._proportioned(layout, n)
                 settled = False

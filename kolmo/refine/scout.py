@@ -65,6 +65,8 @@ SIXTH = tuple(b / 64.0 for b in (1.0, -6.0, 15.0, -20.0, 15.0, -6.0, 1.0))
 # What weighs something is followed to spacings at which it has this part of its largest effect left: the first level
 # has to see it, the next ones are there to resolve it.
 WEIGHS, SEEN = 0.1, 0.03
+# Tolerance below which sixth differences are those of rounding.
+LEAST_RTOL = 1e-9
 # A feature is narrower than this part of the axis: a tenth of a spread, about.
 NARROW = 128
 # A place is a feature where it needs so many times the nodes that are there; spacings grow by this part of the distance
@@ -201,6 +203,7 @@ class _Datum:
 
 def scout(problem: KolmogorovProblem, room: Room, rtol: float) -> Sight:
     """Sample the functions of a problem where the process goes; see the module."""
+    rtol = max(rtol, LEAST_RTOL)
     data = _data(problem, room)
     times = _look_times(problem, data)
     crowded: list[str] = []
