@@ -118,7 +118,9 @@ def pieced(grading: Grading, breaks: tuple[float, ...], count: int, least: int, 
     return Axis(total, Pieces(grading, inside, knots) if inside else grading, periodic, tuple(nodes.tolist()))
 
 
-def first_layout(problem: KolmogorovProblem, points: np.ndarray, tail: float, rtol: float) -> tuple[Layout, Sight]:
+def first_layout(
+    problem: KolmogorovProblem, points: np.ndarray, tail: float, rtol: float, atol: float = 0.0
+) -> tuple[Layout, Sight]:
     """Box that the process from the points hardly leaves, fine where it spends its time and where the data ask for it.
 
     With it what was seen of the data.
@@ -134,7 +136,7 @@ def first_layout(problem: KolmogorovProblem, points: np.ndarray, tail: float, rt
     else:
         cloud = reach(problem.sde, points, horizon, within=box)
         layout = _reached(problem, points, cloud, tail)
-    sight = scout(problem, _room(problem, layout, cloud), rtol)
+    sight = scout(problem, _room(problem, layout, cloud), rtol, atol)
     if cloud is not None:
         layout = _focused(problem, layout, cloud)
         sight = replace(sight, exploded=cloud.exploded)

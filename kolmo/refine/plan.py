@@ -44,6 +44,8 @@ CARRIED_PACE, MOST_STEPS, LEAST_PACE = 0.125, 4000, 0.25
 # Mean drift on the coarsest grid, in nodes a unit of time, over the largest covariance there, from which on steps
 # follow the characteristics.
 CARRIED = 20.0
+# Change from one coarse grid to the next, of the answer, up to which a method has begun to converge.
+BEGUN = 0.1
 # Stable explicit steps on the coarsest grid, for one along characteristics, from which on these are worth their price.
 EXPLICIT_PER_CARRIED = 5
 # Growth of the values from level to level at which steps are taken to be unstable.
@@ -62,6 +64,8 @@ TINY = 1e-300
 ROUNDING = 4e-15
 # Part of the tolerance that the next level aims at.
 AIM = 0.7
+# Change of an axis' share of the nodes from which on the first level is solved again.
+RESHAPED = 0.1
 # Least proportion between the axes' numbers of nodes.
 LEAST_SHARE = 0.4
 MAX_CELLS = {1: 40_000, 2: 700_000, 3: 4_000_000}
@@ -278,7 +282,7 @@ class _Search:
         self._autonomous: bool | None = None
         self._hurried = self._closing = False
         self.limits = Limits(MAX_CELLS[problem.dim], MAX_SECONDS)
-        self._layout, self.sight = first_layout(problem, points, max(1e-2 * rtol, 1e-12), rtol)
+        self._layout, self.sight = first_layout(problem, points, max(1e-2 * rtol, 1e-12), rtol, atol)
         self.problem = problem.broken_at(self.sight.breakpoints)
 
     def run(self, limits: Limits) -> Outcome:
@@ -324,7 +328,9 @@ class _Search:
                     return self._outcome("tolerance_not_met", told)
                 self._check_possible(RUNAWAY_RANGE)
                 if d > 1 and len(self.levels) == 1:
-                    layout = self._proportioned(layout, n)
+                    before, layout = layout, self._proportioned(layout, n)
+                    if max(abs(p / q - 1.0) for p, q in zip(layout.shares, before.shares, strict=True)) > RESHAPED:
+                        self.levels = [self._solve(layout, n)]  # levels of one family, or their differences say little
                 settled = False
                 if len(self.levels) == FIRST_CUT or self._enough():
                     layout, settled = self._settle_cut(layout)
@@ -648,6 +654,9 @@ class _Search:
             try:
                 coarse, fine = (self._solve(tried, m) for m in (n, GROWTH[d] * n))
             except _RanAwayError:
+                prices.append(math.inf)
+                continue
+            if _change(fine, coarse) > BEGUN:  # it says nothing yet of what finer grids will cost
                 prices.append(math.inf)
                 continue
             allowed = self.atol + self.rtol * np.abs(fine.values).max(0)

@@ -201,20 +201,20 @@ class _Datum:
     """Whether it is added to the answer (φ, g), whose size is not known, or acts on it."""
 
 
-def scout(problem: KolmogorovProblem, room: Room, rtol: float) -> Sight:
+def scout(problem: KolmogorovProblem, room: Room, rtol: float, atol: float = 0.0) -> Sight:
     """Sample the functions of a problem where the process goes; see the module."""
-    rtol = max(rtol, LEAST_RTOL)
     data = _data(problem, room)
     times = _look_times(problem, data)
-    crowded: list[str] = []
-    breakpoints, pulses = _over_time(problem, room, data, rtol, crowded)
     for denser in (1, DENSER[problem.dim]):  # where there is nothing, look again
         fields = [_Field(d, room, times if d.timed else times[:1], denser) for d in data]
         size = _size(problem, fields, room)
         silent = size == 0.0 and not _faces_speak(problem)
         if not silent:
             break
+    rtol = max(rtol + (atol / size if size > 0.0 else 0.0), LEAST_RTOL)
     slanted: set[str] = set()
+    crowded: list[str] = []
+    breakpoints, pulses = _over_time(problem, room, data, rtol, crowded)
     axes = [_along(problem, axis, room, fields, size, rtol, slanted, crowded) for axis in range(problem.dim)]
     return Sight(
         tuple(axes),
