@@ -19,7 +19,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ import kolmo
 from kolmo import SDE, Absorbing, Box, Grid, KolmogorovProblem, Robin, catalog
 from kolmo.box import Open
 from kolmo.errors import KolmoError, NotConvergedError
+from kolmo.grading import Pieces
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator
 from kolmo.steppers.base import STEPPERS
@@ -562,11 +563,8 @@ def _finer(asked: Question, recipe: kolmo.Discretization, factor: float) -> Arra
                     low[i] -= 0.15 * width
                 else:
                     high[i] += 0.15 * width
-        grading = axis.grading
-        if hasattr(grading, "centre"):
-            grading = type(grading)(low[i], high[i], grading.centre, grading.width)
-        else:
-            grading = type(grading)(low[i], high[i])
+        grading = axis.grading.base if isinstance(axis.grading, Pieces) else axis.grading
+        grading = replace(grading, lower=low[i], upper=high[i])
         layout.append((max(round(factor * axis.n * (1 + 0.15 * more)), 41), grading))
     box = problem.box.replace(low, high)
     grid = Grid.of(box, [n for n, _ in layout], [g for _, g in layout])
