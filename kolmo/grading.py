@@ -178,25 +178,31 @@ class Focused:
     widths: tuple[float, ...]
     weights: tuple[float, ...]
 
-    def _sum(self, x: Array) -> tuple[Array, Array, Array]:
-        """Σ a arsinh((x − c)/w) and its first two derivatives."""
-        xp = namespace(x)
-        total, slope, bend = 0.0 * x, 0.0 * x, 0.0 * x
-        for c, w, a in zip(self.centres, self.widths, self.weights, strict=True):
-            s = (x - c) / w
-            root = xp.sqrt(1.0 + s * s)
-            total, slope, bend = total + a * xp.arcsinh(s), slope + a / (w * root), bend - a * s / (w * w * root**3)
-        return total, slope, bend
+    def _sum(self, x: Array) -> Array:
+        """Σ a arsinh((x − c)/w)."""
+        return sum((a * namespace(x).arcsinh((x - c) / w) for c, w, a in self._parts), 0.0 * x)
+
+    def _density(self, x: Array) -> Array:
+        """Its derivative."""
+        return sum((a / w / namespace(x).sqrt(1.0 + ((x - c) / w) ** 2) for c, w, a in self._parts), 0.0 * x)
+
+    def _change(self, x: Array) -> Array:
+        """Its second derivative."""
+        return sum((-a * (x - c) / w**3 / (1.0 + ((x - c) / w) ** 2) ** 1.5 for c, w, a in self._parts), 0.0 * x)
+
+    @property
+    def _parts(self) -> list[tuple[float, float, float]]:
+        return list(zip(self.centres, self.widths, self.weights, strict=True))
 
     @cached_property
     def ends(self) -> tuple[float, float]:
         """The sum at the two ends."""
-        return float(self._sum(np.float64(self.lower))[0]), float(self._sum(np.float64(self.upper))[0])
+        return float(self._sum(np.float64(self.lower))), float(self._sum(np.float64(self.upper)))
 
     def inverse(self, x: Array) -> Array:
         """ξ(x)."""
         a, b = self.ends
-        return (self._sum(x)[0] - a) / (b - a)
+        return (self._sum(x) - a) / (b - a)
 
     def __call__(self, xi: Array) -> Array:
         """Position x(ξ): from a table, closed in by Newton's method."""
@@ -205,8 +211,8 @@ class Focused:
         x = np.asarray(self._table(wanted))
         # beyond the ends the sum is concave or convex: Newton's method from outside its range goes there by itself
         for _ in range(NEWTON):
-            total, slope, _ = self._sum(x)
-            move = (total - wanted) / slope
+            slope = self._density(x)
+            move = (self._sum(x) - wanted) / slope
             x = x - move
             if not (np.abs(move) > CLOSE * (np.abs(x) + 1.0 / slope)).any():
                 break
@@ -223,19 +229,18 @@ class Focused:
             parts.append(c + w * np.sinh(np.linspace(low, high, TABLE)))
         x = np.unique(np.clip(np.concatenate(parts), self.lower, self.upper))
         x = x[np.concatenate([[True], np.diff(x) > ROUNDING * (self.upper - self.lower)])]
-        total, slope, _ = self._sum(x)
-        return CubicHermiteSpline(total, x, 1.0 / slope)
+        return CubicHermiteSpline(self._sum(x), x, 1.0 / self._density(x))
 
     def slope(self, xi: Array) -> Array:
         """dx/dξ."""
         a, b = self.ends
-        return (b - a) / self._sum(self(xi))[1]
+        return (b - a) / self._density(self(xi))
 
     def bend(self, xi: Array) -> Array:
         """d²x/dξ²."""
         a, b = self.ends
-        _, slope, bend = self._sum(self(xi))
-        return -((b - a) ** 2) * bend / slope**3
+        x = self(xi)
+        return -((b - a) ** 2) * self._change(x) / self._density(x) ** 3
 
     def extended(self, below: float, above: float) -> "Focused":
         """The map of a longer axis."""

@@ -101,7 +101,9 @@ def test_every_page_is_in_the_contents():
 
 
 POLICY = {name.rsplit(".", 1)[-1]: name for name in ("kolmo.reach", "kolmo.instants")} | {
-    name: f"kolmo.refine.{name}" for name in ("scout", "layout", "estimate", "plan", "witnesses")
+    path.stem: f"kolmo.refine.{path.stem}"
+    for path in (ROOT / "kolmo" / "refine").glob("*.py")
+    if path.stem not in ("__init__", "residual")
 }
 
 

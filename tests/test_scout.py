@@ -10,7 +10,8 @@ import kolmo
 from kolmo import SDE, Absorbing, Box, KolmogorovProblem, solve
 from kolmo.instants import constant, reads_time
 from kolmo.refine.layout import first_layout
-from kolmo.refine.scout import LOOKS, SAMPLES
+from kolmo.refine.samples import SAMPLES
+from kolmo.refine.scout import LOOKS
 
 # Part of an axis to which a break is located, and of the horizon to which a window is.
 CLOSE = 1e-9
@@ -503,8 +504,8 @@ def test_stiff_and_long_problems(rate, horizon):
 
 
 # ---------------------------------------------------------------------------------------------------------------- price
-# Points beyond the samples, an axis: what breaks are located with, and looks at times.
-MORE = {False: 60_000, True: 300_000}
+# Points beyond the samples, an axis: what breaks are located with, and 1,280 instants at 256 points.
+MORE = {False: 60_000, True: 500_000}
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3])

@@ -16,7 +16,8 @@ from kolmo.grading import Focused, Grading, Pieces, Sinh, Uniform
 from kolmo.grid import Axis, Grid
 from kolmo.problem import KolmogorovProblem
 from kolmo.refine.layout import interfaces, pieced, widened
-from kolmo.refine.scout import Room, Sight, scout
+from kolmo.refine.samples import Room
+from kolmo.refine.scout import Sight, scout
 
 # Nodes per axis, and first steps, of the rough look at where the law goes: a monotone scheme with implicit Euler steps,
 # whose masses are a law whatever the equation. It says where grids shall be fine to within a factor of two or so.

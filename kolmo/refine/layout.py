@@ -13,7 +13,9 @@ from kolmo.grading import Focused, Grading, Pieces, Sinh, Uniform
 from kolmo.grid import Axis, Grid
 from kolmo.problem import KolmogorovProblem
 from kolmo.reach import Reach, reach
-from kolmo.refine.scout import AxisSight, Feature, Room, Sight, scout
+from kolmo.refine.features import Feature
+from kolmo.refine.samples import Room
+from kolmo.refine.scout import AxisSight, Sight, scout
 from kolmo.schemes.terminal import common_break, rough_places
 
 # Nodes per axis of the first level, by dimension.

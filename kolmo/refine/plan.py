@@ -41,6 +41,9 @@ FIRST_SPLIT_STEPS, SPLIT_GROWTH = 8, 1.7
 # Steps along characteristics that are tried first, as a part of the split ones: where the splitting is exact, as for a
 # rotation, few are enough. Steps on the first level at most, and the least part taken of the fewest that were tried.
 CARRIED_PACE, MOST_STEPS, LEAST_PACE = 0.125, 4000, 0.25
+# Part of the last change, by twice the steps along characteristics, that the next one has to fall to: they are of order
+# 2 at least, but each interpolates, and on a coarse grid many of them do so badly.
+CALMER = 0.7
 # Mean drift on the coarsest grid, in nodes a unit of time, over the largest covariance there, from which on steps
 # follow the characteristics.
 CARRIED = 20.0
@@ -56,8 +59,6 @@ SILENT = (
 )
 # Ranges of the data by which an answer may lie outside of them on the way; at the end it may not at all.
 RUNAWAY_RANGE = 1.0
-# Order that the estimate counts on where the breaks of φ are sampled only.
-SAMPLED_ORDER = 2.0
 TINY = 1e-300
 # Rounding of a march: a few units in the last place of the largest value, as random as the number of nodes; of one
 # large system, which is as ill-conditioned as there are nodes, not so random.
@@ -69,7 +70,7 @@ RESHAPED = 0.1
 # Least proportion between the axes' numbers of nodes.
 LEAST_SHARE = 0.4
 MAX_CELLS = {1: 40_000, 2: 700_000, 3: 4_000_000}
-MAX_SECONDS = 120.0
+MAX_SECONDS = 60.0
 # Share of the tolerance left to the effect of the cut.
 CUT_SHARE = 0.2
 CUT_TRIES, CUT_PATIENCE = 12, 3
@@ -279,7 +280,6 @@ class _Search:
         self._beside: np.ndarray | None = None
         self._carried: bool | None = None
         self._pace, self._slowest, self._growth = 1.0, 0.0, GROWTH[problem.dim]
-        self._autonomous: bool | None = None
         self._hurried = self._closing = False
         self.limits = Limits(MAX_CELLS[problem.dim], MAX_SECONDS)
         self._layout, self.sight = first_layout(problem, points, max(1e-2 * rtol, 1e-12), rtol, atol)
@@ -500,14 +500,7 @@ class _Search:
     @property
     def _convergence(self) -> Convergence:
         """How levels are judged: with one more of them where breaks lie between the nodes."""
-        return Convergence(self._trust, fewest=4 if self.sight.unresolved else 3)
-
-    @property
-    def _trust(self) -> float:
-        """Highest order that the estimate counts on; kinks in three dimensions are sampled, not located."""
-        rule = self.levels[-1].discretization.terminal
-        sampled = self.problem.dim == 3 and rule is not None and rule.smoothed
-        return SAMPLED_ORDER if sampled else self.order
+        return Convergence(self.order, fewest=4 if self.sight.unresolved else 3)
 
     def _next(self, n: float) -> float:
         """Resolution of the next level, from the estimate and the order."""
@@ -581,10 +574,8 @@ class _Search:
         return plan_averages(self.problem, grid, box, self.order, self.sight.unresolved)
 
     def _generator(self, grid: Grid, averages: dict[str, TerminalRule] | None = None) -> Generator:
-        """The problem on a grid; whether it depends on time is looked at once."""
-        generator = Generator(self.problem, grid, SCHEMES[self.scheme], self._autonomous, averages)
-        self._autonomous = generator.autonomous
-        return generator
+        """The problem on a grid; whether it depends on time was seen."""
+        return Generator(self.problem, grid, SCHEMES[self.scheme], self.sight.steady, averages)
 
     def _proportioned(self, layout: Layout, n: float) -> Layout:
         """Give each axis nodes, and time steps, in proportion to the error they cause, seen by refining one alone."""
@@ -608,9 +599,11 @@ class _Search:
     def _set_pace(self, by_space: float) -> None:
         """Take as many steps as keep the error in time at that in space: a grid does not know how long the horizon is.
 
-        The steps of the first level are doubled until that changes it no more than refining its axes does.
+        The steps of the first level are doubled until that changes it no more than refining its axes does; or no longer
+        changes it less and less: then it is the grid that errs in every step.
         """
         wanted = max(by_space, CUT_SHARE * float(np.min(self._tolerance() / _size(self.levels[-1]))))
+        before, calmest = math.inf, self.levels[-1]
         while self._pace * FIRST_SPLIT_STEPS <= MOST_STEPS:
             level = self.levels[-1]
             if not self._splits(level):
@@ -618,6 +611,10 @@ class _Search:
             self._pace *= 2.0
             self.levels[-1] = self._solve_on(level.discretization.grid, level.effort, level.n)
             change = _change(level, self.levels[-1])
+            if change > CALMER * before and self._carried:
+                self._pace, self.levels[-1] = max(0.25 * self._pace, self._slowest), calmest
+                return
+            before, calmest = change, level
             if change <= wanted:
                 order = STEPPERS[level.discretization.stepper].order
                 self._pace *= 0.5 * max((change / wanted) ** (1.0 / order), LEAST_PACE)
