@@ -85,7 +85,7 @@ def solve(
         Raise when there is no answer at all; else return a solution of NaN that says so.
     max_seconds : float, optional
         By tolerance: time after which the best finished level is returned, with status "tolerance_not_met"; default
-        60. Compilation does not count.
+        40. Compilation does not count.
     max_cells : int, optional
         By tolerance: largest grid tried; default 40,000, 700,000 or 4,000,000 nodes in one, two or three dimensions.
 

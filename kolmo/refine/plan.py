@@ -70,7 +70,7 @@ RESHAPED = 0.1
 # Least proportion between the axes' numbers of nodes.
 LEAST_SHARE = 0.4
 MAX_CELLS = {1: 40_000, 2: 700_000, 3: 4_000_000}
-MAX_SECONDS = 60.0
+MAX_SECONDS = 40.0
 # Share of the tolerance left to the effect of the cut.
 CUT_SHARE = 0.2
 CUT_TRIES, CUT_PATIENCE = 12, 3
