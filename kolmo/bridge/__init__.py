@@ -15,8 +15,10 @@ from kolmo.bridge.laws import (
 )
 from kolmo.bridge.loss import LossEstimate, expected_loss
 from kolmo.bridge.modified import modified_sde, roughness
+from kolmo.bridge.noise import eject
 from kolmo.bridge.regularisation import Regularisation, regularisation
 from kolmo.bridge.resnet import MLPBranch, NoisyResNet
+from kolmo.bridge.sites import Site, Sites, sites
 from kolmo.bridge.variables import Variable, variable
 from kolmo.bridge.weak_error import WeakErrorTable, weak_error
 
@@ -39,6 +41,10 @@ __all__ = [
     "FlowClassifier",
     "inject",
     "Injection",
+    "eject",
+    "sites",
+    "Site",
+    "Sites",
     "weak_error",
     "WeakErrorTable",
     "expected_loss",

@@ -1,8 +1,7 @@
-"""Put a noise law into the residual blocks of a network that someone else wrote, without subclassing it."""
+"""Put a noise law into the residual branches of a network that someone else wrote, without subclassing it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from types import TracebackType
 from typing import Any
 
@@ -10,39 +9,52 @@ import torch
 from torch import Tensor, nn
 
 from kolmo.bridge.laws import HiddenDropout, NoiseLaw, ShakeShake
+from kolmo.bridge.noise import BatchNormRule, batchnorms, carriers, drops_samples, eject, place, untouched
 from kolmo.bridge.resnet import Averaged, Rng, as_generator, average
+from kolmo.bridge.selection import Where, select
+from kolmo.bridge.sites import Operand, Sites, devices
 from kolmo.errors import InputError
 
-Where = None | str | Sequence[str] | Callable[[str, nn.Module], bool]
-_SKIPS = ("shortcut", "downsample", "skip")  # names of the identity path in residual blocks
-_ENDS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.Linear)
+BATCHNORM = ("refuse", "train", "freeze")
 
 
 def inject(
-    model: nn.Module, law: NoiseLaw, where: Where = None, *, horizon: float = 1.0, batchnorm: str = "refuse"
+    model: nn.Module,
+    law: NoiseLaw | Sequence[NoiseLaw],
+    where: Where = None,
+    *,
+    inputs: Sequence[Any] | None = None,
+    horizon: float = 1.0,
+    batchnorm: str = "refuse",
 ) -> "Injection":
-    r"""Add a noise law to the outputs of the residual branches of any model.
+    r"""Add a noise law to the residual branches of any model.
 
-    A block x + F(x) becomes x + ΔX with E ΔX = F(x): the branch output F is read as h f with h = horizon / (number of
-    blocks). In training mode the passes are noisy, in evaluation mode they take the mean increment.
+    A residual addition x + F(x) becomes x + ΔX with E ΔX = F(x): the branch F is read as h f with h = horizon / (number
+    of additions in a pass). In training mode the passes are noisy, in evaluation mode they take the mean increment.
 
     Parameters
     ----------
     model : nn.Module
-        The model; changed in place by forward hooks until `Injection.remove`.
-    law : NoiseLaw
-        Any law that acts on the branch output (not `HiddenDropout` or `ShakeShake`). Sequences such as a linear decay
-        of ``keep`` follow the order of the blocks in ``model.named_modules()``.
-    where : None, str, sequence of str or callable, optional
-        The modules whose output is the output of a residual branch: name patterns such as ``"layer*.bn2"``, or
-        ``where(name, module) -> bool``. None: modules called ``DropPath`` or named ``drop_path*``, whose own noise is
-        replaced; without these, the last convolution, linear or normalisation layer of every block that has a
-        ``shortcut``, ``downsample`` or ``skip``.
+        The model; changed in place until `Injection.remove`. Its copies carry the noise too and follow their own mode;
+        `eject` takes it out of them.
+    law : NoiseLaw or sequence of NoiseLaw
+        Any law that acts on the branch output (not `HiddenDropout` or `ShakeShake`), or one for each site. Sequences in
+        a law, such as a linear decay of ``keep``, have one value for each site or for each addition of the pass, in the
+        order of the pass. A strength that is an ``nn.Parameter`` becomes a parameter of the model, ``…noise_s``.
+    where : None, Sites, Site, str, sequence of these, or callable, optional
+        Which residual additions: rows of `sites`; names of modules whose output is that of a branch, or patterns of
+        them, in which ``*`` does not cross dots and ``**`` does; ``where(name, module) -> bool``. None: all.
+    inputs : sequence, optional
+        Inputs of the pass that `sites` follows, ``model(*inputs)``. By default they are guessed from the first layer;
+        where no guess fits, names are taken as they are, on trust: the whole output (the first tensor of it) is a
+        branch, samples are along axis 0, and each module is called once in a pass.
     horizon : float
         T, so that diffusive laws know h.
-    batchnorm : {"refuse", "freeze"}
+    batchnorm : {"refuse", "train", "freeze"}
         Batch normalisation in training mode couples the samples of a batch, so that no equation for one sample
-        describes the noisy passes. "refuse": raise then. "freeze": keep it in evaluation mode.
+        describes the noisy passes. "refuse": raise then. "train": normalise by the batch, as is usual in training;
+        expectations are then over batches (`Injection.couples_samples`). "freeze": keep it in evaluation mode, on
+        statistics that data have touched, until `Injection.remove`.
 
     Returns
     -------
@@ -52,37 +64,44 @@ def inject(
     Raises
     ------
     InputError
-        No residual branch found, or a law that needs the inside of the branch.
+        No residual addition found, or none that can be followed; names that are not ends of branches; additions that
+        are no chain; a law that needs the inside of the branch; a model that has noise in its branches already;
+        "freeze" on fresh statistics.
 
     Examples
     --------
     >>> class Block(nn.Module):
     ...     def __init__(self):
     ...         super().__init__()
-    ...         self.conv, self.shortcut = nn.Conv2d(3, 3, 3, padding=1), nn.Identity()
+    ...         self.conv = nn.Conv2d(3, 3, 3, padding=1)
     ...     def forward(self, x):
-    ...         return self.shortcut(x) + self.conv(x)
+    ...         return x + self.conv(x)
     >>> from kolmo import bridge
     >>> model = nn.Sequential(Block(), Block())
     >>> with inject(model, bridge.StochasticDepth(0.8)) as noise:
     ...     print(noise.sites)
     ['0.conv', '1.conv']
     """
-    if isinstance(law, (HiddenDropout, ShakeShake)) or not isinstance(law, NoiseLaw):
-        raise InputError("law", type(law).__name__, "a law that acts on the output of a branch", "use NoisyResNet")
-    if batchnorm not in ("refuse", "freeze"):
-        raise InputError("batchnorm", repr(batchnorm), "'refuse' or 'freeze'")
+    for one in law if isinstance(law, (list, tuple)) else [law]:
+        _check_law(one)
+    if batchnorm not in BATCHNORM:
+        raise InputError("batchnorm", repr(batchnorm), "'refuse', 'train' or 'freeze'")
     if not horizon > 0:
         raise InputError("horizon", horizon, "a positive number")
-    names = _sites(model, where)
-    if not names:
-        raise InputError(
-            "where",
-            where,
-            "at least one module whose output is that of a residual branch",
-            "name them, as in where='layer*.bn2'; names are those of model.named_modules()",
-        )
-    return Injection(model, law, names, horizon, batchnorm)
+    if carriers(model):
+        given = f"a model with noise in {carriers(model)[0][0] or 'it'!r}"
+        raise InputError("model", given, "a model without injected noise", "remove() the first noise, or eject(model)")
+    rows, called = select(model, where, inputs)
+    _check_own_noise(model, rows, called if where is None else None)
+    if batchnorm == "freeze":
+        _check_statistics(model)
+    laws = _laws(law, rows)
+    h = horizon / rows.depth
+    for site, one in zip(rows, laws, strict=True):
+        place(model, site, one, h)
+    if batchnorms(model) and batchnorm != "train":
+        model.register_forward_pre_hook(BatchNormRule(batchnorm))
+    return Injection(model, rows, h, batchnorm)
 
 
 class Injection:
@@ -92,12 +111,10 @@ class Injection:
     ----------
     model : nn.Module
         The model.
-    sites : list of str
-        Names of the modules whose outputs carry the noise.
+    rows : Sites
+        The sites.
     h : float
-        Step: horizon / number of sites.
-    generator : torch.Generator or None
-        Source of the noise in training passes; None: torch's global one.
+        Step: horizon / number of residual additions.
 
     Examples
     --------
@@ -105,9 +122,9 @@ class Injection:
     >>> class Block(nn.Module):
     ...     def __init__(self):
     ...         super().__init__()
-    ...         self.fc, self.shortcut = nn.Linear(2, 2), nn.Identity()
+    ...         self.fc = nn.Linear(2, 2)
     ...     def forward(self, x):
-    ...         return self.shortcut(x) + self.fc(x)
+    ...         return x + self.fc(x)
     >>> model, x = nn.Sequential(Block(), Block()), torch.ones(1, 2)
     >>> before = model(x)
     >>> with inject(model, bridge.Multiplicative(0.5)) as noise:
@@ -116,41 +133,42 @@ class Injection:
     (True, True)
     """
 
-    def __init__(self, model: nn.Module, law: NoiseLaw, sites: list[str], horizon: float, batchnorm: str) -> None:
-        self.model, self.sites, self.h = model, sites, horizon / len(sites)
-        self.generator: torch.Generator | None = None
-        self._batchnorm, self._always = batchnorm, False
-        modules = dict(model.named_modules())
-        self._hooks = [model.register_forward_pre_hook(self._check_batchnorm)]
-        for k, name in enumerate(sites):
-            self._hooks.append(modules[name].register_forward_hook(self._hook(law.layer(k, len(sites)))))
+    def __init__(self, model: nn.Module, rows: Sites, h: float, batchnorm: str) -> None:
+        self.model, self.rows, self.h = model, rows, h
+        self._batchnorm = batchnorm
+        self._generator: torch.Generator | None = None
+        self._seeding: list[Any] = []
 
-    def _hook(self, law: NoiseLaw) -> Callable[[nn.Module, Any, Any], Tensor]:
-        """Return the forward hook that replaces a branch output m by m + noise, or by its mean."""
+    @property
+    def sites(self) -> list[str]:
+        """Names of the sites."""
+        return self.rows.names
 
-        def hook(module: nn.Module, inputs: Any, output: Any) -> Tensor:
-            m: Tensor = inputs[0] if _is_drop_path(module) else output
-            if not (self._always or self.model.training):
-                return law.mean(m)
-            return law.sample(m, self.h, state_ndim=m.ndim - 1, generator=self.generator)
+    @property
+    def couples_samples(self) -> bool:
+        """Whether training passes couple the samples of a batch: then no equation for one sample describes them."""
+        return self._batchnorm == "train" and bool(batchnorms(self.model))
 
-        return hook
+    @property
+    def generator(self) -> torch.Generator | None:
+        """Source of all randomness in training passes of this model (not of its copies); None: torch's global one.
 
-    def _check_batchnorm(self, model: nn.Module, inputs: Any) -> None:
-        """Freeze or refuse batch normalisation in training mode."""
-        if not model.training:
-            return
-        for name, module in model.named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-                if self._batchnorm == "refuse":
-                    raise InputError(
-                        "model",
-                        f"{type(module).__name__} {name!r} in training mode",
-                        "normalisation that does not mix the samples of a batch: with it a noisy pass of one sample "
-                        "depends on the noise of the others, and no equation for one sample describes it",
-                        "inject(..., batchnorm='freeze'), or use GroupNorm or LayerNorm",
-                    )
-                module.eval()
+        Every pass through the model draws a seed from it, with which torch's global generator then runs until the end
+        of the pass, so that checkpointing of blocks repeats the same noise.
+        """
+        return self._generator
+
+    @generator.setter
+    def generator(self, generator: torch.Generator | None) -> None:
+        for handle in self._seeding:
+            handle.remove()
+        self._generator, self._seeding = generator, []
+        if generator is not None:
+            rule = _Seeding(generator)
+            self._seeding = [
+                self.model.register_forward_pre_hook(rule.before, prepend=True),
+                self.model.register_forward_hook(rule.after, always_call=True),
+            ]
 
     @contextmanager
     def noisy(self, rng: Rng = None) -> Iterator[nn.Module]:
@@ -159,19 +177,24 @@ class Injection:
         Parameters
         ----------
         rng : None, int or generator
-            Source of the noise.
+            Source of the noise. Torch's global generator runs with a seed from it inside, and is put back afterwards.
         """
-        before = self.generator, self._always, self.model.training
-        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        self.generator, self._always = as_generator(rng, device), True
+        noises = [noise for _, noise in carriers(self.model)]
+        before = [noise.always for noise in noises]
         modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
-            yield self.model
-        finally:
-            self.generator, self._always = before[:2]
-            for module, training in modes:
-                module.training = training
+        seed = int(torch.randint(1 << 62, (), generator=as_generator(rng)))
+        with torch.random.fork_rng(devices=devices(self.model)):
+            torch.manual_seed(seed)
+            self.model.eval()
+            try:
+                for noise in noises:
+                    noise.always = True
+                yield self.model
+            finally:
+                for noise, always in zip(noises, before, strict=True):
+                    noise.always = always
+                for module, training in modes:
+                    module.training = training
 
     @torch.no_grad()
     def mc(self, x: Any, n: int, rng: Rng = None, loss: Callable[[Tensor], Tensor] | None = None) -> Averaged:
@@ -190,18 +213,16 @@ class Injection:
         """
         with self.noisy(rng) as model:
 
-            def sample(generator: torch.Generator) -> Tensor:
+            def sample() -> Tensor:
                 output = model(x)
                 return output if loss is None else loss(output)
 
-            assert self.generator is not None
-            return average(sample, n, self.generator)
+            return average(sample, n)
 
     def remove(self) -> None:
-        """Take the noise out of the model again."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        """Take the noise out of the model again, and give back what was frozen; copies keep theirs (see `eject`)."""
+        self.generator = None
+        eject(self.model)
 
     def __enter__(self) -> "Injection":
         return self
@@ -211,29 +232,103 @@ class Injection:
     ) -> None:
         self.remove()
 
+    def __str__(self) -> str:
+        """Return the sites as a table, and what becomes of batch normalisation."""
+        coupled = "\nbatch statistics: no equation for one sample; expectations are over batches"
+        return str(self.rows) + (coupled if self.couples_samples else "")
 
-def _is_drop_path(module: nn.Module) -> bool:
-    return type(module).__name__ == "DropPath"
+
+class _Seeding:
+    """Every training pass runs with a seed from a generator of its own."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+        self._states: list[Any] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies draw from torch's global generator."""
+        return {"_generator": None, "_states": []}
+
+    def before(self, model: nn.Module, args: Any) -> None:
+        """Seed torch's global generators."""
+        if self._generator is None or not model.training:
+            return
+        if torch._C._current_graph_task_id() != -1:  # the pass is repeated in a backward pass
+            raise InputError(
+                "generator",
+                "a model that is checkpointed as a whole",
+                "checkpointed blocks inside the model: the repeated pass would draw another seed",
+                "checkpoint the blocks, or use torch.manual_seed instead of a generator",
+            )
+        fork = torch.random.fork_rng(devices=devices(model))
+        fork.__enter__()
+        self._states.append(fork)
+        torch.manual_seed(int(torch.randint(1 << 62, (), generator=self._generator, device=self._generator.device)))
+
+    def after(self, model: nn.Module, args: Any, output: Any) -> None:
+        """Put the generators back."""
+        if self._states:
+            self._states.pop().__exit__(None, None, None)
 
 
-def _sites(model: nn.Module, where: Where) -> list[str]:
-    """Names of the modules whose outputs are residual branch outputs."""
-    modules = [(name, module) for name, module in model.named_modules() if name]
-    if callable(where):
-        return [name for name, module in modules if where(name, module)]
-    if where is not None:
-        patterns = [where] if isinstance(where, str) else list(where)
-        unmatched = [p for p in patterns if not any(fnmatch(name, p) for name, _ in modules)]
-        if unmatched:
-            known = ", ".join(name for name, _ in modules[:20])
-            raise InputError("where", unmatched[0], f"the pattern of a module's name; the first are {known}")
-        return [name for name, _ in modules if any(fnmatch(name, p) for p in patterns)]
-    paths = [name for name, module in modules if _is_drop_path(module) or name.split(".")[-1].startswith("drop_path")]
-    if paths:
-        return paths
-    found = []
-    for name, block in modules:
-        if any(hasattr(block, skip) for skip in _SKIPS):
-            ends = [child for child, part in block.named_children() if child not in _SKIPS and isinstance(part, _ENDS)]
-            found += [f"{name}.{ends[-1]}"] if ends else []
-    return found
+def _check_law(law: Any) -> None:
+    if isinstance(law, (HiddenDropout, ShakeShake)) or not isinstance(law, NoiseLaw):
+        raise InputError("law", type(law).__name__, "a law that acts on the output of a branch", "use NoisyResNet")
+    for name, value in ((name, getattr(law, name)) for name in law.numbers):
+        if isinstance(value, Tensor) and value.requires_grad and not isinstance(value, nn.Parameter):
+            given = f"a tensor {name} that requires a gradient"
+            raise InputError("law", given, "an nn.Parameter, which becomes one of the model", f"nn.Parameter({name})")
+
+
+def _laws(law: NoiseLaw | Sequence[NoiseLaw], rows: Sites) -> list[NoiseLaw]:
+    """Law of every site."""
+    if not isinstance(law, NoiseLaw):
+        if len(law) != len(rows):
+            raise InputError("law", f"{len(law)} laws", f"one law, or one for each of the {len(rows)} sites")
+        return list(law)
+    scheduled = [getattr(law, name) for name in law.numbers if isinstance(getattr(law, name), tuple)]
+    if all(len(values) == len(rows) for values in scheduled):
+        return [law.layer(k, len(rows)) for k in range(len(rows))]
+    laws = []
+    for site in rows:
+        of_calls = [law.layer(k, rows.depth) for k in site.order]
+        numbers = [[getattr(one, name) for name in law.numbers] for one in of_calls]
+        if any(other != numbers[0] for other in numbers):
+            raise InputError(
+                "law",
+                f"different numbers for the {site.calls} calls of {site.name!r} in a pass",
+                f"one value for each of the {len(rows)} sites",
+            )
+        laws.append(of_calls[0])
+    return laws
+
+
+def _check_own_noise(model: nn.Module, rows: Sites, called: frozenset[str] | None) -> None:
+    """Refuse noise of the model itself that would be added to ours; at the end of a branch it is replaced."""
+    ends = {site.module for site in rows if not isinstance(site.end, Operand)}
+    for name, module in model.named_modules():
+        used = _beside(name, rows) if called is None else name in called
+        if name not in ends and used and drops_samples(module):
+            raise InputError(
+                "model",
+                f"{name!r}, a {type(module).__name__} that drops samples and is not the end of a branch",
+                "no noise of the model's own in the branches",
+                f"set its rate to zero, or put nn.Identity() in place of {name!r}",
+            )
+
+
+def _beside(name: str, rows: Sites) -> bool:
+    """Whether a module belongs to the block of a chosen site."""
+    return any(name.startswith(site.module.rpartition(".")[0] + ".") for site in rows)
+
+
+def _check_statistics(model: nn.Module) -> None:
+    """Refuse to freeze statistics that no data have touched."""
+    for name, module in batchnorms(model):
+        if untouched(module):
+            raise InputError(
+                "batchnorm",
+                f"'freeze' with fresh statistics (mean 0, variance 1) in {name!r}",
+                "running statistics of data",
+                "pass data through the model in training mode first, or use batchnorm='train'",
+            )

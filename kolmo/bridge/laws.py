@@ -11,13 +11,14 @@ a law says how m and G come from the branch output, and which variable ζ is.
 import copy
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kolmo.bridge.variables import Variable, bernoulli, variable
+from kolmo.bridge.variables import Variable, bernoulli, rank, uniform, variable
 from kolmo.errors import InputError
 
 Output = Any
@@ -98,11 +99,17 @@ class NoiseLaw(nn.Module, ABC):
             return (1,) * len(shape)
         return shape[: len(shape) - state_ndim] + (1,) * state_ndim
 
+    def draw(self, shape: Sequence[int], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ζ, of the kind of a given tensor."""
+        return self.variable.sample(shape, like.dtype, like.device, generator)
+
     def sample(self, m: Output, h: float, *, state_ndim: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """Draw an increment for every state of the batch."""
+        """Draw an increment for every state of the batch; numbers of half precision are drawn in single precision."""
+        if isinstance(m, Tensor) and m.dtype in (torch.float16, torch.bfloat16):
+            return self.sample(m.float(), h, state_ndim=state_ndim, generator=generator).to(m.dtype)
         mean = self.mean(m)
         shape = self.noise_shape(m, state_ndim)
-        return self.increment(m, self.variable.sample(shape, mean.dtype, mean.device, generator), h)
+        return self.increment(m, self.draw(shape, mean, generator), h)
 
     def factor(self, m: Output, h: float) -> Tensor:
         """Noise matrix G of shape ``(..., d, r)``: one column for each ζ (vector states)."""
@@ -368,6 +375,16 @@ class _Bernoulli(NoiseLaw):
         if isinstance(self.keep, tuple):
             raise InputError("keep", "one value for each layer", "the law of one layer", "use law.layer(k, depth)")
         return bernoulli(float(self.keep))
+
+    def draw(self, shape: Sequence[int], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ζ with the call that torchvision and timm make: the same seed drops the same samples."""
+        if generator is None and rank():
+            on = uniform(shape, like.dtype, like.device) < self.keep
+        else:
+            on = like.new_empty(tuple(shape)).bernoulli_(self.keep, generator=generator) > 0
+        noise = self._noise_to_signal()
+        low = -1 / noise if noise else 0.0
+        return torch.where(on, like.new_full((), noise), like.new_full((), low))
 
     def _noise_to_signal(self) -> Any:
         return ((1 - self.keep) / self.keep) ** 0.5

@@ -293,7 +293,8 @@ class NoisyResNet(nn.Module):
         Averaged
             ``mean`` and ``standard_error``, shaped like x.
         """
-        return average(lambda g: self.path(x, independent(g)), n, as_generator(rng, x.device))
+        generator = as_generator(rng, x.device)
+        return average(lambda: self.path(x, independent(generator)), n)
 
     def corrected(self, x: Tensor) -> Moments:
         r"""Drift-corrected deterministic network: one pass that carries mean and covariance of the state.
@@ -356,14 +357,14 @@ def _pushed(m: Callable[[Tensor], Tensor], x: Tensor, columns: Tensor) -> Tensor
     return torch.stack(moved, -1)
 
 
-def average(sample: Callable[[torch.Generator], Tensor], n: int, generator: torch.Generator) -> Averaged:
+def average(sample: Callable[[], Tensor], n: int) -> Averaged:
     """Mean and standard error of n draws, by Welford's running update."""
     if n < 2:
         raise InputError("n", n, "at least 2 passes, to have a standard error")
-    mean = sample(generator)
+    mean = sample()
     squares = torch.zeros_like(mean)
     for i in range(2, n + 1):
-        delta = sample(generator) - mean
+        delta = sample() - mean
         mean = mean + delta / i
         squares = squares + delta**2 * ((i - 1) / i)
     return Averaged(mean, (squares / (n - 1) / n).sqrt())

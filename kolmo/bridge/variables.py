@@ -8,9 +8,50 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from kolmo.errors import InputError
+
+# Increment and multipliers of SplitMix64 (Steele, Lea & Flood, 2014).
+_GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def rank() -> int:
+    """Number of this process among those that train together; 0 where there is one alone."""
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+
+
+def uniform(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """Uniform numbers in [0, 1) in single precision or better.
+
+    Half precision has too few numbers near 0: events of probability .001 would come three times as often. From torch's
+    global generator the processes of data-parallel training draw different numbers, also when their seeds are alike.
+    """
+    fine = torch.float64 if dtype == torch.float64 else torch.float32
+    if generator is None and rank():
+        return _scrambled(shape, device, rank()).to(fine)
+    return torch.rand(shape, dtype=fine, device=device, generator=generator)
+
+
+def _scrambled(shape: Sequence[int], device: torch.device, number: int) -> Tensor:
+    """Uniform numbers from the global generator's bits, mixed with the number of the process; multiples of 2⁻²⁴."""
+    bits = torch.randint(-(1 << 63), (1 << 63) - 1, tuple(shape), dtype=torch.int64, device=device)
+    z = bits + _signed(number * _GOLDEN)
+    z = (z ^ _shifted(z, 30)) * _signed(_MIX1)
+    z = (z ^ _shifted(z, 27)) * _signed(_MIX2)
+    return _shifted(z ^ _shifted(z, 31), 40).double() * 2.0**-24
+
+
+def _signed(number: int) -> int:
+    """The signed 64-bit integer with the same bits."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    """Shift of unsigned numbers to the right."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
 @dataclass(frozen=True)
@@ -58,15 +99,15 @@ class Variable(ABC):
         self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None = None
     ) -> Tensor:
         """Independent draws of ζ."""
-        return self.from_uniform(torch.rand(shape, dtype=dtype, device=device, generator=generator))
+        return self.from_uniform(uniform(shape, dtype, device, generator)).to(dtype)
 
     def mirrored(
         self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None = None
     ) -> Tensor:
         """Antithetic draws: the second half of the first axis mirrors the first half, F⁻¹(1 − u) for F⁻¹(u)."""
         half = (shape[0] // 2, *shape[1:])
-        u = torch.rand(half, dtype=dtype, device=device, generator=generator)
-        return torch.cat([self.from_uniform(u), self.from_uniform(1 - u)])
+        u = uniform(half, dtype, device, generator)
+        return torch.cat([self.from_uniform(u), self.from_uniform(1 - u)]).to(dtype)
 
 
 @lru_cache(maxsize=64)
@@ -95,6 +136,8 @@ class Gaussian(Variable):
         self, shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None = None
     ) -> Tensor:
         """Independent standard normal draws."""
+        if generator is None and rank():
+            return super().sample(shape, dtype, device)
         return torch.randn(shape, dtype=dtype, device=device, generator=generator)
 
     def mirrored(
@@ -147,9 +190,11 @@ class Discrete(Variable):
         )
         object.__setattr__(self, "values", z)
         object.__setattr__(self, "probabilities", w)
+        object.__setattr__(self, "steps", tuple(zip(z.tolist(), np.cumsum(w).tolist(), strict=True)))
 
     values: np.ndarray
     probabilities: np.ndarray
+    steps: tuple[tuple[float, float], ...]
 
     @property
     def is_discrete(self) -> bool:
@@ -162,11 +207,10 @@ class Discrete(Variable):
 
     def from_uniform(self, u: Tensor) -> Tensor:
         """Look up the value whose interval of the distribution function holds u."""
-        values = torch.as_tensor(self.values, dtype=u.dtype, device=u.device)
-        if len(values) == 2:
-            return torch.where(u < self.probabilities[0], values[0], values[1])
-        upper = torch.as_tensor(np.cumsum(self.probabilities)[:-1], dtype=u.dtype, device=u.device)
-        return values[torch.bucketize(u, upper, right=True)]
+        zeta = u.new_full((), self.steps[-1][0])
+        for value, upper in reversed(self.steps[:-1]):  # plain numbers, so that torch.compile sees through
+            zeta = torch.where(u < upper, u.new_full((), value), zeta)
+        return zeta.expand(u.shape)
 
 
 def bernoulli(keep: float) -> Discrete:

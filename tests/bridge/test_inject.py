@@ -127,11 +127,19 @@ def test_training_mode_batchnorm_is_refused_or_frozen():
     model, x = CifarNet().train(), images()
     with bridge.inject(model, bridge.StochasticDepth(0.5)), pytest.raises(InputError, match=r"training mode.*freeze"):
         model(x)
-    model.train()
+    with pytest.raises(InputError, match=r"fresh statistics.*layer1.0.bn1"):
+        bridge.inject(model, bridge.StochasticDepth(0.5), batchnorm="freeze")
+    model(x)
+    model.layer2[1].bn1.eval()  # by its owner, who gets it back like that
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    modes = [m.training for m in norms]
     with bridge.inject(model, bridge.StochasticDepth(0.5), batchnorm="freeze"):
         mean = model.layer1[0].bn1.running_mean.clone()
         model(x)
         assert torch.equal(model.layer1[0].bn1.running_mean, mean)
+    assert [m.training for m in norms] == modes
+    model(x)
+    assert not torch.equal(model.layer1[0].bn1.running_mean, mean)
     normless = Line(2).train()
     with bridge.inject(normless, bridge.StochasticDepth(0.5), where="blocks.*"):
         normless(torch.ones(1, 3, dtype=torch.float64))
@@ -222,5 +230,5 @@ def test_bad_input_is_named():
         bridge.inject(nn.Sequential(nn.Linear(1, 1)), bridge.StochasticDepth(0.5))
     with pytest.raises(InputError, match="stem"):
         bridge.inject(CifarNet(), bridge.StochasticDepth(0.5), where="block*")
-    with pytest.raises(InputError, match="'freeze'"):
+    with pytest.raises(InputError, match=r"needed 'refuse', 'train' or 'freeze'"):
         bridge.inject(CifarNet(), bridge.StochasticDepth(0.5), batchnorm="ignore")

@@ -1,0 +1,309 @@
+"""Noise that belongs to the modules of a network: copied, saved, moved and switched with them."""
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from kolmo.bridge.laws import NoiseLaw
+from kolmo.bridge.sites import Output, Site, is_addition
+from kolmo.errors import InputError
+
+_BATCHNORM = nn.modules.batchnorm._BatchNorm
+_IN_PLACE = (Tensor.add_, Tensor.__iadd__)
+# Samples with which a module is asked whether it drops samples: a rate of .001 is missed in exp(-8) of all cases where
+# what it keeps is not rescaled, and else never.
+_SAMPLES = 8192
+
+
+class Noise:
+    """Noise of one site: replaces a branch output m by m + noise, or by its mean in evaluation mode.
+
+    A forward hook without a closure: mode and strengths are those of the module that adds the branch, which is copied
+    and saved together with it.
+
+    Attributes
+    ----------
+    owner : nn.Module
+        The module in whose code the addition is: the noise follows its mode. (That of the branch's last layer may be
+        another one, such as a frozen batch normalisation.)
+    always : bool
+        Noise in evaluation mode too.
+    change : callable or None
+        ``change(m, law, h, axis)`` instead of the law's sample: what the readings of the noise are made with.
+    """
+
+    def __init__(self, site: Site, owner: nn.Module, law: NoiseLaw, h: float) -> None:
+        self.owner, self.law, self.h = owner, law, h
+        self.axis = site.batch_axis or 0
+        self.path = site.end.path if isinstance(site.end, Output) else ()
+        self.learnt: dict[str, str] = {}
+        self.always = False
+        self.change: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies are quiet in evaluation mode, also those made within `Injection.noisy`."""
+        return {**self.__dict__, "always": False, "change": None}
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Replace the output of the module."""
+        if not self.path and isinstance(output, tuple):
+            return (self.noisy(output[0]), *output[1:])
+        return _replaced(output, self.path, self.noisy)
+
+    def noisy(self, m: Tensor) -> Tensor:
+        """Increment of the site for a branch output m."""
+        law = self.law
+        if self.learnt:
+            law = law.replaced(**{name: getattr(self.owner, key) for name, key in self.learnt.items()})
+        if self.change is not None:
+            return self.change(m, law, self.h, self.axis)  # type: ignore[no-any-return]
+        with torch._C.DisableTorchFunction():  # the additions of the law are none of the network's
+            if not (self.always or self.owner.training):
+                return law.mean(m)
+            return sample(law, m, self.h, self.axis)
+
+
+def sample(law: NoiseLaw, m: Tensor, h: float, axis: int) -> Tensor:
+    """Draw the increment of a branch output whose samples are along an axis."""
+    if axis == 0:
+        return law.sample(m, h, state_ndim=m.ndim - 1)
+    return law.sample(m.movedim(axis, 0), h, state_ndim=m.ndim - 1).movedim(0, axis)
+
+
+class Quiet:
+    """Forward pass of a module that dropped samples, without that: its input. In place of ``module.forward``."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.before = module.__dict__.get("forward")
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the input."""
+        return x
+
+
+class NoisyForward:
+    """A module's forward pass with noise in operands of additions in its code; in place of ``module.forward``."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.before = module, module.__dict__.get("forward")
+        self.noises: dict[int, tuple[int, Noise]] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the pass."""
+        with _Additions(self.noises):
+            if self.before is not None:
+                return self.before(*args, **kwargs)
+            return type(self.module).forward(self.module, *args, **kwargs)
+
+
+class _Additions(TorchFunctionMode):
+    """Counts the additions of two tensors and puts noise into the operands that are branches."""
+
+    def __init__(self, noises: dict[int, tuple[int, Noise]]) -> None:
+        super().__init__()
+        self._noises, self._count = noises, 0
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if is_addition(function, args):
+            if self._count in self._noises:
+                operand, noise = self._noises[self._count]
+                args = _with_noise(function, args, operand, noise)
+            self._count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def _with_noise(function: Any, args: tuple[Any, ...], operand: int, noise: Noise) -> tuple[Any, ...]:
+    """Operands with noise in one of them, written into it where the addition writes there too."""
+    if operand == 0 and function in _IN_PLACE:
+        return (args[0].copy_(noise.noisy(args[0].clone())), *args[1:])
+    both = list(args)
+    both[operand] = noise.noisy(args[operand])
+    return tuple(both)
+
+
+def _replaced(value: Any, path: tuple[Any, ...], change: Any) -> Any:
+    """A nested output with one tensor of it changed."""
+    if not path:
+        return change(value)
+    first, rest = path[0], path[1:]
+    if isinstance(value, tuple):
+        parts = [_replaced(part, rest, change) if i == first else part for i, part in enumerate(value)]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    other = copy.copy(value)
+    if isinstance(value, (dict, list)):
+        other[first] = _replaced(value[first], rest, change)
+    else:
+        setattr(other, first, _replaced(getattr(value, first), rest, change))
+    return other
+
+
+def place(model: nn.Module, site: Site, law: NoiseLaw, h: float) -> None:
+    """Put the noise of a site into the module that the branch ends in."""
+    module, owner = model.get_submodule(site.module), model.get_submodule(site.owner)
+    noise = Noise(site, owner, law, h)
+    for name in law.numbers:
+        value = getattr(law, name)
+        if isinstance(value, nn.Parameter):
+            noise.learnt[name] = _registered(owner, name, value)
+    if isinstance(site.end, Output):
+        if drops_samples(module):
+            module.__dict__["forward"] = Quiet(module)
+        module.register_forward_hook(noise)
+        return
+    forward = module.__dict__.get("forward")
+    if not isinstance(forward, NoisyForward):
+        forward = NoisyForward(module)
+        module.__dict__["forward"] = forward
+    forward.noises[site.end.addition] = (site.end.operand, noise)
+
+
+def _registered(module: nn.Module, name: str, value: nn.Parameter) -> str:
+    """Register a strength as a parameter of the module; returns its name there."""
+    key, k = f"noise_{name}", 1
+    while hasattr(module, key):
+        k += 1
+        key = f"noise{k}_{name}"
+    module.register_parameter(key, value)
+    return key
+
+
+def carriers(model: nn.Module) -> list[tuple[str, Noise]]:
+    """Every injected noise of a model, with the name of its module, in no particular order."""
+    found = []
+    for name, module in model.named_modules():
+        found += [(name, hook) for hook in module._forward_hooks.values() if isinstance(hook, Noise)]
+        forward = module.__dict__.get("forward")
+        if isinstance(forward, NoisyForward):
+            found += [(name, noise) for _, noise in forward.noises.values()]
+    return found
+
+
+def eject(model: nn.Module) -> None:
+    """Take injected noise out of a model, or out of a copy of one, and give back the batch normalisation it froze.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model; one without injected noise stays as it is.
+
+    Examples
+    --------
+    >>> import copy
+    >>> from kolmo import bridge
+    >>> class Block(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.fc = nn.Linear(2, 2)
+    ...     def forward(self, x):
+    ...         return x + self.fc(x)
+    >>> model = Block()
+    >>> noise = bridge.inject(model, bridge.StochasticDepth(0.5))
+    >>> twin = copy.deepcopy(model)
+    >>> eject(twin)
+    >>> x = torch.ones(1, 2)
+    >>> torch.equal(twin.train()(x), model.eval()(x))
+    True
+    """
+    for module in model.modules():
+        for keys, noise in [(key, hook) for key, hook in module._forward_hooks.items() if isinstance(hook, Noise)]:
+            del module._forward_hooks[keys]
+            _forget([noise])
+        forward = module.__dict__.get("forward")
+        if isinstance(forward, NoisyForward):
+            _forget(noise for _, noise in forward.noises.values())
+        if isinstance(forward, (NoisyForward, Quiet)):
+            del module.__dict__["forward"]
+            if forward.before is not None:
+                module.__dict__["forward"] = forward.before
+    for rule_key, rule in list(model._forward_pre_hooks.items()):
+        if isinstance(rule, BatchNormRule):
+            rule.thaw(model)
+            del model._forward_pre_hooks[rule_key]
+
+
+def _forget(noises: Iterable[Noise]) -> None:
+    """Take the learnable strengths out of the modules again."""
+    for noise in noises:
+        for key in noise.learnt.values():
+            del noise.owner._parameters[key]
+
+
+class BatchNormRule:
+    """What a training pass does with batch normalisation: refuse it, or freeze it. A forward pre-hook of the model."""
+
+    def __init__(self, rule: str) -> None:
+        self.rule = rule
+        self.frozen: list[nn.Module] = []
+
+    def __call__(self, model: nn.Module, args: Any) -> None:
+        """Look at every batch normalisation."""
+        if not model.training:
+            return
+        for name, module in batchnorms(model):
+            if not module.training:
+                continue
+            if self.rule == "refuse":
+                raise InputError(
+                    "model",
+                    f"{type(module).__name__} {name!r} in training mode",
+                    "normalisation that does not mix the samples of a batch: with it a noisy pass of one sample "
+                    "depends on the noise of the others, and no equation for one sample describes it",
+                    "inject(..., batchnorm='train') to train and measure over batches, batchnorm='freeze' to keep "
+                    "the statistics, or use GroupNorm or LayerNorm",
+                )
+            module.eval()
+            if module not in self.frozen:
+                self.frozen.append(module)
+
+    def thaw(self, model: nn.Module) -> None:
+        """Give the frozen layers the mode of the model again."""
+        for module in self.frozen:
+            module.train(model.training)
+
+
+def batchnorms(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """All batch normalisations of a model, by name."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, _BATCHNORM)]
+
+
+def untouched(module: nn.Module) -> bool:
+    """Whether the running statistics of a batch normalisation are missing or those that it began with."""
+    mean, variance = (module._buffers.get(name) for name in ("running_mean", "running_var"))
+    if mean is None or variance is None:
+        return True
+    return not bool(mean.any()) and bool((variance == 1).all())
+
+
+def drops_samples(module: nn.Module) -> bool:
+    """Whether a module drops whole samples of its input in training mode: drop-path, stochastic depth, by behaviour.
+
+    Modules of torch itself do not; others are tried out on a copy where they have neither weights nor parts.
+    """
+    if type(module).__module__.startswith("torch.") or any(True for _ in module.parameters()):
+        return False
+    if any(True for _ in module.children()) or any(True for _ in module.buffers()):
+        return False
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return any(_drops(copy.deepcopy(module), torch.ones(_SAMPLES, *[2] * n)) for n in (3, 2, 1))
+
+
+def _drops(module: nn.Module, ones: Tensor) -> bool:
+    """Whether ones come back as they were in evaluation mode, and each sample as one number, 0 or not, in training."""
+    try:
+        quiet, noisy = module.eval()(ones.clone()), [module.train()(ones.clone()) for _ in range(4)]
+    except Exception:  # it wants another input: no drop-path
+        return False
+    if not isinstance(quiet, Tensor) or not torch.equal(quiet, ones):
+        return False
+    if not all(isinstance(found, Tensor) and found.shape == ones.shape for found in noisy):
+        return False
+    flat = torch.stack(noisy).flatten(2)
+    levels = torch.unique(flat[..., 0])
+    return bool((flat == flat[..., :1]).all()) and len(levels) <= 2 and not torch.equal(flat, torch.ones_like(flat))
