@@ -3,6 +3,7 @@
 import time
 import warnings
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from kolmo.arrays import Array, as_like, as_numpy, as_points, is_tensor
 from kolmo.errors import InputError, KolmoWarning, NotConvergedError
 from kolmo.montecarlo import METHODS, ending, seed_of, simulate
 from kolmo.problem import KolmogorovProblem
-from kolmo.smooth import Interpolant, error_problem, interpolant
+from kolmo.smooth import Interpolant, error_problem, interpolants
 from kolmo.solution import Solution
 
 # Half the distance of the two points whose difference stands for a derivative, in cells of the grid.
@@ -29,8 +30,9 @@ class Certificate:
     standard_error : array, same shape
         Its standard deviation over paths and instants drawn.
     bias_estimate : array, same shape
-        Estimate of the part that is due to the steps of the paths, as in ``monte_carlo``. Infinite where paths of a
-        stationary problem had to be given up.
+        Estimate of the part that is due to the steps of the paths, as in ``monte_carlo``, and to paths too rare
+        to be drawn: what the smooth function still changes by on a wider grid. Infinite where paths of a stationary
+        problem had to be given up.
     value : array, same shape
         What the solution says at the points.
     paths, steps : int
@@ -177,7 +179,7 @@ def certify(
     # breakpoints that the solver found are where v is not smooth in time; that none was missed is not counted on
     problem = problem.broken_at(t for t in solution.discretization.breakpoints if 0.0 < t < (problem.horizon or 0.0))
     columns = _fitting(problem, solution, value)
-    v, told = _smooth(problem, solution)
+    (v, *inner), told = _smooth(problem, solution)
     places = np.asarray(as_numpy(points), dtype=float).reshape(-1, problem.dim)
     starts, weights = _differences(problem, solution, places) if gradient else (places[:, None], np.ones((1, 1)))
     like = points if is_tensor(points) else None
@@ -192,12 +194,18 @@ def certify(
         """From one row a point (and direction) to the shape of the value."""
         return as_like(table.reshape(given.shape), value)
 
-    ways = np.eye(d)[:, None]
-    smooth = np.stack([v.slope(0.0, places, way) for way in ways], 1) if gradient else v(0.0, places)
+    def read(function: Interpolant) -> np.ndarray:
+        if not gradient:
+            return function(0.0, places)
+        return np.stack([function.slope(0.0, places, way) for way in np.eye(d)[:, None]], 1)
+
+    smooth = read(v)
+    # what a wider grid still changes is due to paths that few, or none, of those drawn are among
+    unseen = np.abs(smooth - read(inner[0])) if inner else np.zeros(smooth.shape)
     return Certificate(
         error=shaped(found.mean.reshape(smooth.shape) + smooth - given.reshape(smooth.shape)),
         standard_error=shaped(found.standard_error),
-        bias_estimate=shaped(found.bias),
+        bias_estimate=shaped(found.bias + unseen.reshape(found.bias.shape)),
         value=value,
         paths=int(paths),
         steps=found.steps,
@@ -222,18 +230,17 @@ def _fitting(problem: KolmogorovProblem, solution: Solution, value: Array) -> in
     return solution.columns
 
 
-def _smooth(problem: KolmogorovProblem, solution: Solution) -> tuple[Interpolant, str]:
-    """A smooth function close to the solution of the problem, and where it is from."""
+def _smooth(problem: KolmogorovProblem, solution: Solution) -> tuple[list[Interpolant], str]:
+    """Smooth functions close to the solution of the problem, on a wide grid and on the one inside it, if any."""
     scale = float(np.abs(as_numpy(solution.values[0])).max())
     try:
-        return interpolant(
-            problem, solution.discretization, scale
-        ), "the smooth function: solved again on a grid like it"
+        found = list(islice(interpolants(problem, solution.discretization, scale), 2))
+        return found, "the smooth function: solved again on a grid like it"
     except NotConvergedError:
         # the identity holds for any function: this one is constant in time
         values = np.asarray(as_numpy(solution.values), dtype=float)[:1].reshape(1, solution.grid.size, -1)
         told = "its discretisation does not solve the problem: the smooth function is the solution at all times"
-        return Interpolant(solution.grid, [0.0], values), told
+        return [Interpolant(solution.grid, [0.0], values)], told
 
 
 def _differences(problem: KolmogorovProblem, solution: Solution, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

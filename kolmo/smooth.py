@@ -1,6 +1,6 @@
 """A smooth function through the node values of a solution, and what is left of the equation when it is put in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -11,7 +11,7 @@ import numpy as np
 
 from kolmo import grading
 from kolmo.arrays import Array, as_like, as_numpy
-from kolmo.box import Absorbing, Box, FaceValue, Reflecting, Robin
+from kolmo.box import Absorbing, Box, FaceValue, Open, Reflecting, Robin
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Axis, Grid
@@ -190,12 +190,12 @@ def _piece(times: np.ndarray, c: np.ndarray) -> Piece:
 
 
 # ------------------------------------------------------------------------------------------------------- from a solve
-def interpolant(problem: KolmogorovProblem, recipe: Discretization, scale: float = 0.0) -> Interpolant:
-    """Solve a problem much as a recipe says, for a function that is smooth in time and space and close to the solution.
+def interpolants(problem: KolmogorovProblem, recipe: Discretization, scale: float = 0.0) -> Iterator[Interpolant]:
+    """Solve a problem much as a recipe says, for functions that are smooth in time and space and close to the solution.
 
     Some nodes more are put beyond open faces; axes with few nodes, and long steps, are divided; steps get shorter
-    towards the horizon; beyond one dimension implicit steps become split ones. Where that has no answer the grid and
-    the stepper are the recipe's own.
+    towards the horizon; beyond one dimension implicit steps become split ones. The widest grid is the first, then come
+    those inside it, down to the nodes of the recipe.
 
     Parameters
     ----------
@@ -207,15 +207,20 @@ def interpolant(problem: KolmogorovProblem, recipe: Discretization, scale: float
     Raises
     ------
     NotConvergedError
-        If the march became infinite.
+        If no march came to an end.
     """
     grids = [Grid([_divided(axis, LEAST_NODES[problem.dim]) for axis in recipe.grid.axes])]
-    for _ in range(WIDER[problem.dim]):
-        grids.append(widened(grids[-1], problem.box))
+    if any(isinstance(face, Open) for pair in problem.box.faces for face in pair):
+        for _ in range(WIDER[problem.dim]):
+            grids.append(widened(grids[-1], problem.box))
+    found = False
     for grid in reversed(grids):  # coefficients need not be what they should be further out
         with suppress(NotConvergedError, InputError):
-            return _solved(problem, _moved(problem, recipe, grid), scale)
-    return _solved(problem, recipe, scale)
+            solved = _solved(problem, _moved(problem, recipe, grid), scale)
+            found = True
+            yield solved
+    if not found:
+        yield _solved(problem, recipe, scale)
 
 
 def _divided(axis: Axis, least: int) -> Axis:

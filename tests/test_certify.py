@@ -15,7 +15,7 @@ from kolmo import SDE, Absorbing, Box, Grid, KolmogorovProblem, Robin, catalog, 
 from kolmo.errors import InputError, KolmoWarning, NotConvergedError
 from kolmo.grading import Sinh
 from kolmo.montecarlo import METHODS, simulate
-from kolmo.smooth import Interpolant, clock, error_problem, interpolant
+from kolmo.smooth import Interpolant, clock, error_problem, interpolants
 from validation.certificates import trial
 
 
@@ -136,7 +136,7 @@ def test_on_a_grid_with_a_node_on_a_jump_the_smooth_function_has_no_corner(place
     )
     solution = kolmo.solve(problem, at=[0.0], rtol=1e-4)
     assert solution.grid.axes[0].breaks
-    smooth = interpolant(problem, solution.discretization, 0.3)
+    smooth = next(interpolants(problem, solution.discretization, 0.3))
     sides = smooth.slope(0.5, np.array([[place - 1e-9], [place + 1e-9]]), np.ones((1, 1)))
     assert abs(sides[0] - sides[1]) < 1e-6
     found = certify(problem, solution, [0.0], paths=2000, steps=60, rng=0)
@@ -286,7 +286,7 @@ def test_few_nodes_are_joined_by_one_polynomial(nodes):
 def test_solved_again_it_keeps_close_to_the_solution_at_all_times():
     case = catalog.layered_ornstein_uhlenbeck()
     solution = kolmo.solve(case.problem, at=case.points, rtol=1e-4)
-    v = interpolant(case.problem, solution.discretization)
+    v = next(interpolants(case.problem, solution.discretization))
     for t in (0.0, 0.3 * case.problem.horizon, 0.97 * case.problem.horizon):
         assert np.allclose(v(t, case.points)[:, 0], case.exact(t, case.points), atol=1e-4)
 
@@ -365,7 +365,7 @@ def test_where_the_discretisation_has_no_answer_any_function_does(rough, monkeyp
     def nothing(*_):
         raise NotConvergedError("infinite")
 
-    monkeypatch.setitem(certify.__globals__, "interpolant", nothing)
+    monkeypatch.setitem(certify.__globals__, "interpolants", nothing)
     found = certify(problem, solution, 0.0, paths=4000, steps=40, rng=0)
     assert abs(found.error + float(solution(0.0)) - 0.30205975) < 4.0 * found.uncertainty
     assert "does not solve" in found.message
