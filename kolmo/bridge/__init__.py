@@ -1,6 +1,7 @@
 """Noisy residual networks, their modified SDEs and their Kolmogorov equations."""
 
 from kolmo.bridge.classifier import FlowClassifier
+from kolmo.bridge.diagnose import Diagnosis, diagnose
 from kolmo.bridge.inject import Injection, inject
 from kolmo.bridge.laws import (
     Additive,
@@ -42,6 +43,8 @@ __all__ = [
     "inject",
     "Injection",
     "eject",
+    "diagnose",
+    "Diagnosis",
     "sites",
     "Site",
     "Sites",

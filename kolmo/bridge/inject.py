@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kolmo.bridge.laws import HiddenDropout, NoiseLaw, ShakeShake
-from kolmo.bridge.noise import BatchNormRule, batchnorms, carriers, drops_samples, eject, place, untouched
+from kolmo.bridge.noise import BatchNormRule, Noise, batchnorms, carriers, drops_samples, eject, place, untouched
 from kolmo.bridge.resnet import Averaged, Rng, as_generator, average
 from kolmo.bridge.selection import Where, select
 from kolmo.bridge.sites import Operand, Sites, devices
@@ -97,11 +97,10 @@ def inject(
         _check_statistics(model)
     laws = _laws(law, rows)
     h = horizon / rows.depth
-    for site, one in zip(rows, laws, strict=True):
-        place(model, site, one, h)
+    noises = [place(model, site, one, h) for site, one in zip(rows, laws, strict=True)]
     if batchnorms(model) and batchnorm != "train":
         model.register_forward_pre_hook(BatchNormRule(batchnorm))
-    return Injection(model, rows, h, batchnorm)
+    return Injection(model, rows, noises, h, batchnorm)
 
 
 class Injection:
@@ -113,6 +112,8 @@ class Injection:
         The model.
     rows : Sites
         The sites.
+    noises : list of Noise
+        The noise of each.
     h : float
         Step: horizon / number of residual additions.
 
@@ -133,8 +134,8 @@ class Injection:
     (True, True)
     """
 
-    def __init__(self, model: nn.Module, rows: Sites, h: float, batchnorm: str) -> None:
-        self.model, self.rows, self.h = model, rows, h
+    def __init__(self, model: nn.Module, rows: Sites, noises: list[Noise], h: float, batchnorm: str) -> None:
+        self.model, self.rows, self.noises, self.h = model, rows, noises, h
         self._batchnorm = batchnorm
         self._generator: torch.Generator | None = None
         self._seeding: list[Any] = []
@@ -179,19 +180,18 @@ class Injection:
         rng : None, int or generator
             Source of the noise. Torch's global generator runs with a seed from it inside, and is put back afterwards.
         """
-        noises = [noise for _, noise in carriers(self.model)]
-        before = [noise.always for noise in noises]
+        before = [noise.always for noise in self.noises]
         modes = [(module, module.training) for module in self.model.modules()]
         seed = int(torch.randint(1 << 62, (), generator=as_generator(rng)))
         with torch.random.fork_rng(devices=devices(self.model)):
             torch.manual_seed(seed)
             self.model.eval()
             try:
-                for noise in noises:
+                for noise in self.noises:
                     noise.always = True
                 yield self.model
             finally:
-                for noise, always in zip(noises, before, strict=True):
+                for noise, always in zip(self.noises, before, strict=True):
                     noise.always = always
                 for module, training in modes:
                     module.training = training

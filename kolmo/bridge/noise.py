@@ -59,9 +59,9 @@ class Noise:
         law = self.law
         if self.learnt:
             law = law.replaced(**{name: getattr(self.owner, key) for name, key in self.learnt.items()})
-        if self.change is not None:
-            return self.change(m, law, self.h, self.axis)  # type: ignore[no-any-return]
         with torch._C.DisableTorchFunction():  # the additions of the law are none of the network's
+            if self.change is not None:
+                return self.change(m, law, self.h, self.axis)  # type: ignore[no-any-return]
             if not (self.always or self.owner.training):
                 return law.mean(m)
             return sample(law, m, self.h, self.axis)
@@ -143,8 +143,8 @@ def _replaced(value: Any, path: tuple[Any, ...], change: Any) -> Any:
     return other
 
 
-def place(model: nn.Module, site: Site, law: NoiseLaw, h: float) -> None:
-    """Put the noise of a site into the module that the branch ends in."""
+def place(model: nn.Module, site: Site, law: NoiseLaw, h: float) -> Noise:
+    """Put the noise of a site into the module that the branch ends in, and return it."""
     module, owner = model.get_submodule(site.module), model.get_submodule(site.owner)
     noise = Noise(site, owner, law, h)
     for name in law.numbers:
@@ -155,12 +155,13 @@ def place(model: nn.Module, site: Site, law: NoiseLaw, h: float) -> None:
         if drops_samples(module):
             module.__dict__["forward"] = Quiet(module)
         module.register_forward_hook(noise)
-        return
+        return noise
     forward = module.__dict__.get("forward")
     if not isinstance(forward, NoisyForward):
         forward = NoisyForward(module)
         module.__dict__["forward"] = forward
     forward.noises[site.end.addition] = (site.end.operand, noise)
+    return noise
 
 
 def _registered(module: nn.Module, name: str, value: nn.Parameter) -> str:
