@@ -917,32 +917,123 @@ def test_constants_too(value):
         kolmo.solve(problem, at=[0.5])
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_default_devices_and_precisions_of_torch_change_nothing(device, dtype):
+def uses_of_torch():
+    """Everything that may meet tensors, by name: functions that give numbers."""
     import torch
 
-    from kolmo import control
+    from kolmo import bridge, control
 
     rate = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
-    problems = [
-        kolmo.KolmogorovProblem(kolmo.SDE(lambda t, x: -x, 1.0, dim=1, arrays=arrays), lambda x: x[..., 0] ** 2, 1.0)
-        for arrays in (None, "torch")
-    ]
-    fitted = kolmo.KolmogorovProblem(kolmo.SDE(lambda t, x: -rate * x, 1.0, dim=1), lambda x: x[..., 0] ** 2, 1.0)
+    inside = kolmo.Box(-4.0, 4.0, "absorbing")
 
-    def answers():
-        found = [float(kolmo.solve(problem, at=[0.5], rtol=1e-3)(0.5)) for problem in problems]
-        value = control.value(fitted, [0.5], rtol=1e-3).sum()
-        return [*found, float(value.detach()), float(torch.autograd.grad(value, rate)[0])]
+    def problem(arrays=None, box=None, rate=1.0):
+        sde = kolmo.SDE(lambda t, x: -rate * x, 1.0, dim=1, arrays=arrays)
+        return kolmo.KolmogorovProblem(sde, lambda x: x[..., 0] ** 2, 1.0, box)
 
-    expected, before = answers(), torch.get_default_dtype()
+    def gradient():
+        value = control.value(problem(rate=rate), [0.5], rtol=1e-2).sum()
+        return [value.detach(), torch.autograd.grad(value, rate)[0]]
+
+    steered = control.ControlProblem(
+        lambda t, x, a: a,
+        covariance=1.0,
+        controls=control.Interval(-1.0, 1.0),
+        terminal=lambda x: x[..., 0] ** 2,
+        horizon=0.2,
+        box=kolmo.Box(-8.0, 8.0),
+    )
+
+    def bellman():
+        found = control.solve_hjb(steered, at=[0.5], rtol=1e-1)
+        followed = kolmo.monte_carlo(found.closed_loop(), [0.5], paths=64, steps=4, rng=0)
+        return [found(0.5), found.policy(0.0, [0.5]), followed.mean]
+
+    def forward(arrays, **options):
+        found = kolmo.solve_forward(problem(arrays, inside), [0.1], rtol=1e-2, **options)
+        return [found.value, found.exited("low")]
+
+    branches = [bridge.MLPBranch.create(1, 4, rng=i) for i in range(2)]
+    dropped, noisy = (bridge.NoisyResNet(branches, law) for law in (bridge.StochasticDepth(0.5), bridge.Additive(0.3)))
+
+    x = torch.ones(2, 1)
+
+    def expansion():
+        found = bridge.regularisation(noisy, lambda x: x[..., 0] ** 2, x)
+        return [found.flow.double(), found.predicted.double()]
+
+    def law():
+        found = control.law(problem("torch", inside), [0.1], rtol=1e-2)
+        return [part.detach() for part in (found.mass(), found([0.1]), found.expectation(lambda x: x[..., 0]))]
+
+    def loss(method, net=dropped, **options):
+        def run():
+            found = bridge.expected_loss(net, lambda x: x[..., 0] ** 2, x, method=method, rng=0, **options)
+            return found.mean.double()
+
+        return run
+
+    return {
+        "solve": lambda: kolmo.solve(problem(), at=[0.5], rtol=1e-2)(0.5),
+        "solve torch": lambda: kolmo.solve(problem("torch"), at=[0.5], rtol=1e-2)(0.5),
+        "plan": lambda: kolmo.plan(problem("torch"), at=[0.5], rtol=1e-2).grid.size,
+        "gradient": gradient,
+        "monte_carlo": lambda: kolmo.monte_carlo(problem(), [0.5], paths=64, steps=4, rng=0).mean,
+        "monte_carlo torch": lambda: kolmo.monte_carlo(problem("torch"), [0.5], paths=64, steps=4, rng=0).mean,
+        "solve_hjb": bellman,
+        "solve_forward": lambda: forward(None),
+        "solve_forward torch": lambda: forward("torch"),
+        "stationary_density": lambda: (
+            kolmo.stationary_density(problem("torch", kolmo.Box(-4.0, 4.0, "reflecting"))).mass
+        ),
+        "law": law,
+        "loss sampled": loss("monte_carlo", paths=64),
+        "loss sobol": loss("monte_carlo", paths=64, sampling="sobol"),
+        "loss enumerated": loss("enumerate"),
+        "loss recursion": loss("recursion", rtol=1e-2),
+        "loss pde": loss("pde", noisy, rtol=1e-2),
+        "loss controlled": loss("monte_carlo", noisy, paths=64, control_variate="pde"),
+        "regularisation": expansion,
+    }
+
+
+@pytest.fixture(scope="module")
+def usual():
+    """The uses, and what each gives where nothing is set."""
+    uses = uses_of_torch()
+    return uses, {name: numbers(use) for name, use in uses.items()}
+
+
+def numbers(use):
+    found = use()
+    return [np.asarray(part).tolist() for part in (found if isinstance(found, list) else [found])]
+
+
+@pytest.mark.parametrize(("dtype", "device"), [("bfloat16", "meta"), ("float16", "cpu"), ("float64", "meta")])
+def test_default_devices_and_precisions_of_torch_change_nothing(usual, device, dtype):
+    import torch
+
+    uses, expected = usual
+    before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
+    torch.set_default_device(device)
     try:
-        with torch.device(device):
-            assert answers() == expected
+        for name, use in uses.items():
+            assert numbers(use) == expected[name], name
     finally:
         torch.set_default_dtype(before)
+        torch.set_default_device(None)
+
+
+def test_states_of_another_precision_or_device_than_the_weights_are_refused_by_name():
+    import torch
+
+    from kolmo import bridge
+
+    net = bridge.NoisyResNet([bridge.MLPBranch.create(1, 4, rng=0)], bridge.StochasticDepth(0.5))
+    for x in (torch.ones(2, 1, dtype=torch.float64), torch.ones(2, 1, device="meta")):
+        for method in ("monte_carlo", "enumerate", "recursion"):
+            with pytest.raises(InputError, match=r"x: got a tensor of .*as the weights are"):
+                bridge.expected_loss(net, lambda x: x[..., 0], x, method=method)
 
 
 @pytest.mark.parametrize("transform", ["grad", "vmap", "jacrev", "jvp"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kolmo.arrays import as_numpy, as_points
+from kolmo.arrays import as_numpy, as_points, at_home
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, ToleranceWarning
 from kolmo.forward.density import Density, Spreading
@@ -24,6 +24,7 @@ from kolmo.steppers.base import STEPPERS
 PLANNING_POINTS = 200
 
 
+@at_home
 def solve_forward(
     problem: KolmogorovProblem,
     initial: Any,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kolmo.arrays import as_numpy, as_points, is_tensor
+from kolmo.arrays import as_numpy, as_points, at_home, is_tensor
 from kolmo.box import Absorbing, Entrance, Open, Reflecting, Robin
 from kolmo.discretization import Discretization, steps_given
 from kolmo.errors import InputError, NotConvergedError
@@ -122,6 +122,7 @@ class Outcome:
     stats: dict[str, Any] = field(default_factory=dict)
 
 
+@at_home
 def plan(
     problem: KolmogorovProblem,
     *,
