@@ -275,14 +275,14 @@ def timeless(tree: Any) -> Any:
     return [timeless(item) for item in tree] if isinstance(tree, list) else tree
 
 
-def whole() -> None:
-    """Everything that is there can be read."""
+def whole(*endings: str) -> None:
+    """Everything that is there can be read; runs may have ended in these ways too."""
     if Path("u.npz").exists():
         kolmo.load("u.npz")
     for folder in ("run", "kept"):
         if Path(folder).exists():
             run = Run.open(folder)
-            assert run.status in ("interrupted", "done"), run.status
+            assert run.status in ("interrupted", "done", *endings), run.status
             for key in run.units:
                 run.load_unit(key)
             if Path(folder, "report.html").exists():
@@ -342,6 +342,7 @@ def _alive(pid: int) -> bool:
 
 def tried(name: str, expected: Any, usual: float, rng: random.Random, counts: Counter[str]) -> None:
     """Kill one thing once or a few times, and go on with it to the end."""
+    endings: set[str] = set()
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         pid = begun(name)
         time.sleep(rng.uniform(0.0, usual))
@@ -355,7 +356,8 @@ def tried(name: str, expected: Any, usual: float, rng: random.Random, counts: Co
             f"{name}, {'another of its processes' if victim != pid else 'killed' if code < 0 else 'at its end'}"
         ] += 1
         alone(started)
-        whole()
+        endings |= {"failed"} if victim != pid else set()  # the run lives, and says what it lost
+        whole(*endings)
     code = ended(begun(name)) if not _finished(name) else 0
     assert code == 0, f"goes on with {code}"
     assert answer(name) == expected, "another result"
