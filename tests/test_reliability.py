@@ -241,6 +241,105 @@ def test_an_error_at_any_call_of_the_system_is_said_and_leaves_things_whole(tmp_
             break
 
 
+TOY = '''
+"""Draw a few numbers."""
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Config:
+    seed: int = 0
+    scale: float = 1.0
+
+
+def run(config, run, progress):
+    run.record(seed=config.seed)
+    return {"sum": config.scale * float(np.random.default_rng(config.seed).normal())}
+'''
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """An experiment of its own, and a place to work in."""
+    from kolmo import experiments
+
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    (folder / "toy_killed.py").write_text(TOY)
+    monkeypatch.setattr(experiments, "folder", lambda: folder)
+    monkeypatch.setattr(experiments, "__path__", [str(folder)])
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("kolmo.experiments.toy_killed", None)
+
+
+def commanded(name):
+    """Do it with the command line, or go on with it; the exit code."""
+    if name == "report":
+        return main(["report", "kept"])
+    words = ["--vary", "scale=1", "--vary", "scale=2"] if name == "sweep" else ["--set", "scale=2"]
+    going_on = ["--resume", "run"] if Path("run").exists() else [*words, "--out", "run"]
+    return main([name, "toy_killed", *going_on, "--quiet", *(["--workers", "0"] if name == "sweep" else [])])
+
+
+def held(name):
+    """What there is in the end."""
+    if name == "report":
+        return Path("kept/report.html").read_bytes()
+    run = Run.open("run")
+    assert run.status == "done"
+    assert Path("run/report.html").read_text().endswith("</html>\n")
+    return run.results, run.units, [line.get("seed") for line in run.metrics]
+
+
+@pytest.mark.parametrize("ending", ["kill", errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("name", ["sweep", "experiment", "report"])
+def test_commands_that_end_at_some_call_of_the_system_are_gone_on_with(toy, monkeypatch, rng, capfd, name, ending):
+    assert main(["experiment", "toy_killed", "--out", "kept", "--quiet"]) == 0
+
+    def fresh():
+        import shutil
+
+        shutil.rmtree("run", ignore_errors=True)
+
+    commanded(name)
+    expected, count = held(name), []
+    fresh()
+    with monkeypatch.context() as patch:
+        counted(patch, count.append)
+        commanded(name)
+    for last in sorted(rng.choice(len(count), 4 if name == "sweep" else 8, replace=False).tolist()):
+        fresh()
+        if ending == "kill":
+            pid = os.fork()
+            if pid == 0:
+                counted(monkeypatch, lambda n, last=last: os._exit(9) if n == last else None)
+                commanded(name)
+                os._exit(0)
+            os.waitpid(pid, 0)
+        else:
+
+            def fail(n, last=last):
+                if n == last:
+                    raise OSError(ending, os.strerror(ending))
+
+            with monkeypatch.context() as patch:
+                counted(patch, fail)
+                assert commanded(name) in (0, 1)
+            shown = capfd.readouterr().err
+            assert "Traceback" not in shown
+            assert "mistake in kolmo" not in shown
+        if Path("run").exists():
+            for key in Run.open("run").units:
+                Run.open("run").load_unit(key)
+        if name == "report" or not Path("run").exists() or Run.open("run").status != "done":
+            assert commanded(name) == 0
+        assert held(name) == expected
+        assert not leftovers(toy)
+
+
 # ------------------------------------------------------------------------------------------------------ hostile inputs
 
 
@@ -1073,6 +1172,51 @@ def test_columns_steps_and_saved_times_count_as_memory(monkeypatch):
     for call in calls.values():
         with within(10), pytest.raises(InputError, match=r"take at least [\d.]+ GB; needed at most the 1\.0 GB"):
             call()
+
+
+def test_every_grid_that_is_given_is_asked_for_its_memory():
+    from kolmo import control
+
+    def problem(dim):
+        box = kolmo.Box([-1.0] * dim, [1.0] * dim, "reflecting")
+        return kolmo.KolmogorovProblem(kolmo.SDE(0.0, 1.0, dim=dim), lambda x: x[..., 0], 0.1, box)
+
+    def stationary(dim):
+        box = kolmo.Box([-1.0] * dim, [1.0] * dim, "absorbing")
+        return kolmo.KolmogorovProblem(kolmo.SDE(0.0, 1.0, dim=dim), None, None, box, source=1.0)
+
+    start = [0.0, 0.0, 0.0]
+    calls = {
+        "solve": lambda: kolmo.solve(problem(3), grid=5000, steps=4),
+        "stationary": lambda: kolmo.solve(stationary(3), grid=5000),
+        "solve_forward": lambda: kolmo.solve_forward(problem(3), start, grid=5000, steps=4),
+        "steps": lambda: kolmo.solve_forward(problem(1), [0.0], grid=11, steps=10**12),
+        "law": lambda: control.law(problem(3), start, grid=(5000, 4000, 6000), steps=4),
+        "discretize": lambda: kolmo.discretize(problem(3), 5000),
+        "spectrum": lambda: kolmo.spectrum(problem(3), 3, grid=2000),
+        "stationary_density": lambda: kolmo.stationary_density(problem(3), grid=2000),
+    }
+    for call in calls.values():
+        with within(10), pytest.raises(InputError, match=r"take at least [\d.]+ GB; needed at most the [\d.]+ GB"):
+            call()
+
+
+def test_lists_of_controls_are_short_and_fit_into_the_memory(monkeypatch):
+    from kolmo import control
+
+    with pytest.raises(InputError, match="1000000 controls; needed at most 10000"):
+        control.Finite(np.linspace(-1.0, 1.0, 10**6))
+    steered = control.ControlProblem(
+        lambda t, x, a: a,
+        covariance=1.0,
+        controls=control.Finite(np.linspace(-1.0, 1.0, 1001)),
+        terminal=lambda x: x[..., 0] ** 2,
+        horizon=0.2,
+        box=kolmo.Box(-8.0, 8.0),
+    )
+    monkeypatch.setattr(memory, "available", lambda: 10**6)
+    with within(10), pytest.raises(InputError, match=r"controls: got 1001 controls at \d+ nodes, which take at least"):
+        control.solve_hjb(steered, at=[0.5], rtol=1e-1)
 
 
 def test_the_size_of_a_set_of_controls_is_bounded(tmp_path, capsys):

@@ -10,12 +10,12 @@ import numpy as np
 from kolmo.arrays import as_numpy, as_points, at_home
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
-from kolmo.forward.density import Density, Spreading
+from kolmo.forward.density import Density, OutOfTimeError, Spreading
 from kolmo.forward.layout import Asked, start_of
 from kolmo.forward.search import MAX_CELLS, MAX_SECONDS, LawSearch
 from kolmo.grid import Grid
 from kolmo.kernels.first_use import clock
-from kolmo.limits import Limits, OutOfTimeError
+from kolmo.limits import Limits
 from kolmo.problem import KolmogorovProblem, check_vectorised
 from kolmo.refine.plan import plan, prescribe
 from kolmo.schemes.base import SCHEMES
@@ -159,10 +159,11 @@ def solve_forward(
         shape = grid.shape if isinstance(grid, Grid) else np.broadcast_to(grid, problem.dim).tolist()
         given_limits.require("grid", shape, steps if isinstance(steps, (int, np.integer)) else 1)
         discretization = prescribe(problem, grid, steps, scheme, stepper, kept, None)
+    elif discretization is not None:
+        given_limits.require("discretization", discretization.grid.shape, discretization.steps)
     elif steps is not None:
         raise InputError("steps", steps, "grid= with it, or neither to solve by tolerance")
     if discretization is not None:
-        given_limits.require("discretization", discretization.grid.shape, discretization.steps)
         deadline = given_limits.started + given_limits.seconds
         try:
             return _told(Spreading(problem, discretization, kept, deadline, clock).run(given))
