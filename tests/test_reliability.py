@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import signal
 import stat
 import subprocess
@@ -813,6 +814,123 @@ def test_a_resume_under_other_versions_is_told_kept_and_shown(tmp_path, finished
         Run.resume(finished)  # the same as last time is no news
 
 
+def apart(act):
+    """Do something in a process of its own; what it says."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        said = "nothing"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                said = str(act())
+            except BaseException as error:
+                said = f"{type(error).__name__}: {error}"
+        os.write(writing, said.encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.read().decode()
+    os.waitpid(pid, 0)
+    return said
+
+
+NOBODY = 65534
+
+
+def as_nobody(act):
+    """Do something as a user who owns nothing; what it says."""
+
+    def other():
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        return act()
+
+    return apart(other)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
+def test_another_user_can_look_but_not_write_and_is_told(capfd):
+    import shutil
+    import tempfile
+
+    root = Path(tempfile.mkdtemp())  # pytest's folders are closed to others
+    root.chmod(0o755)
+    try:
+        with Run.create("toy", {"n": 1}, out=root / "run", seeds=[3]) as run:
+            run.save_results({"answer": 42})
+            running = as_nobody(lambda: Run.open(run.folder).status)
+        assert running == "running"
+        assert (
+            as_nobody(lambda: (Run.open(run.folder).status, Run.open(run.folder).results)) == "('done', {'answer': 42})"
+        )
+        for act, told in (
+            (lambda: Run.resume(run.folder), "FileError: cannot write .*lock: Permission denied"),
+            (
+                lambda: Run.create("toy", {}, out=root / "new"),
+                "FileError: cannot make a run folder .*Permission denied",
+            ),
+            (lambda: files.write_json(run.folder / "results.json", {}), "FileError: cannot write .*Permission denied"),
+            (lambda: solution().save(root / "u.npz"), "FileError: cannot write .*Permission denied"),
+        ):
+            assert re.search(told, as_nobody(act))
+        (run.folder / "results.json").chmod(0o600)
+        assert "FileError: cannot read" in as_nobody(lambda: Run.open(run.folder).results)
+        run.folder.chmod(0o700)
+        assert as_nobody(lambda: main(["report", str(run.folder)])) in ("1", "2")
+        shown = capfd.readouterr().err
+        assert "mistake in kolmo" not in shown
+        assert "Traceback" not in shown
+        run.folder.chmod(0o777)  # anybody may leave something there
+        as_nobody(lambda: claims._made_file(run.folder, "results.json", 0o666) and os._exit(0))
+        (left,) = leftovers(run.folder)
+        with Run.resume(run.folder):  # what belongs to another is left to them
+            assert leftovers(run.folder) == [left]
+    finally:
+        shutil.rmtree(root)
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or not hasattr(os, "geteuid") or os.geteuid() != 0,
+    reason="only root can mount",
+)
+def test_a_mount_that_is_read_only_is_told_and_read(tmp_path, finished):
+    solution().save(tmp_path / "u.npz")
+    program = textwrap.dedent(f"""
+        import sys, warnings
+        sys.path[:] = {sys.path!r}
+        import kolmo
+        from kolmo import files
+        from kolmo.cli import main
+        from kolmo.runs import Run
+        def told(act):
+            try:
+                print(act())
+            except kolmo.KolmoError as error:
+                print(error)
+        told(lambda: Run.open("run").results)
+        told(lambda: kolmo.load("u.npz").status)
+        told(lambda: Run.resume("run"))
+        told(lambda: Run.create("toy", {{}}, out="new"))
+        told(lambda: files.write_json(files.Path("run/results.json"), {{}}))
+        told(lambda: main(["report", "run"]))
+    """)
+    mount = f"mount --bind '{tmp_path}' '{tmp_path}' && mount -o remount,bind,ro '{tmp_path}' && cd '{tmp_path}' && "
+    command = ["unshare", "--mount", "sh", "-c", mount + 'exec "$0" -B -c "$1"', sys.executable, program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip("mounts are not allowed here")
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["{'answer': 42}", "fixed"]
+    for line, start in zip(lines[2:5], ("cannot write", "cannot make a run folder", "cannot write"), strict=True):
+        assert line.startswith(start)
+        assert line.endswith("Read-only file system.")
+    assert lines[5] in ("1", "2")
+    assert "mistake in kolmo" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_metric_that_does_not_fit_on_the_disk_leaves_no_half_line(tmp_path, monkeypatch):
     with Run.create("toy", {}, out=tmp_path / "run") as run:
         run.record(a=1)
@@ -878,6 +996,20 @@ def test_what_a_task_raises_reads_the_same_here_and_from_a_pool(kind):
             with pytest.raises(Exception) as caught:  # noqa: PT011 -- which one is compared
                 result()
             said.append((type(caught.value), sweep.told(caught.value)))
+    assert said[0] == said[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["input", "two words"])
+def test_a_crew_of_processes_says_what_one_process_says(tmp_path, kind):
+    from kolmo.experiments._crew import Crew
+
+    said = []
+    for workers in (1, 2):
+        run = Run.create("toy", {}, out=tmp_path / str(workers))
+        with pytest.raises(Exception) as caught, Crew(run, workers, units=1, progress=False) as crew:  # noqa: PT011
+            crew.do({"one": (raising, (kind,))})
+        said.append((type(caught.value), sweep.told(caught.value)))
     assert said[0] == said[1]
 
 
