@@ -459,7 +459,7 @@ def on_file(rng: random.Random) -> tuple[str, Callable[[], Any]]:
     shutil.copytree(Path("whole-stored") / kind, "stored")
     (path,) = Path("stored").absolute().iterdir()
     for _ in range(rng.choice((1, 1, 2))):
-        with contextlib.suppress(ValueError, IndexError, OSError):
+        with contextlib.suppress(ValueError, IndexError, OSError, RecursionError):
             harm(path.parent, rng)
     return kind, lambda: LOADS[kind](path)
 
@@ -566,7 +566,7 @@ def drawn(rng: random.Random, only: str | None) -> tuple[str, str, Callable[[], 
             harm(Path("run").absolute(), rng)
         return kind, str(arguments), lambda: called(arguments)
     for _ in range(rng.choice((1, 1, 2))):
-        with contextlib.suppress(ValueError, IndexError, OSError):
+        with contextlib.suppress(ValueError, IndexError, OSError, RecursionError):
             harm(Path("run").absolute(), rng)
     return kind, made, on_folder(made, rng)
 
