@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kolmo import SDE, bridge
+from kolmo.errors import InputError
 
-CLASSES = 10
+CLASSES, COUNT = 10, 1797
 REACH = 2.0  # the encoder's features lie in (-REACH, REACH)²
 
 
@@ -26,6 +27,8 @@ class Digits:
 
 def split(seed: int, held_out: int) -> tuple[Digits, Digits]:
     """Training and held-out digits, every class in its proportion."""
+    if not CLASSES <= held_out <= COUNT - CLASSES:  # one of every class, on either side
+        raise InputError("held_out", held_out, f"from {CLASSES} to {COUNT - CLASSES} of the {COUNT} digits")
     x, y = load_digits(return_X_y=True)
     parts = train_test_split(x.astype(np.float32) / 16, y, test_size=held_out, random_state=seed, stratify=y)
     train_x, test_x, train_y, test_y = map(torch.as_tensor, parts)

@@ -314,9 +314,19 @@ def processes(device: str) -> Iterator[tuple[int, int]]:
 
 def _end_with(parent: int) -> None:
     """End this process when torchrun was killed: no one else would, and the run could not be resumed."""
-    while os.getppid() == parent:
+    while os.getppid() == parent and not _adopted(parent):
         time.sleep(0.1)
     os._exit(1)
+
+
+def _adopted(parent: int) -> bool:
+    """Whether torchrun was killed before its process could ask who it is: the first process has its children then."""
+    if parent != 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    try:
+        return b"torch" not in Path("/proc/1/cmdline").read_bytes()  # torchrun is the first one in some containers
+    except OSError:
+        return False
 
 
 # --------------------------------------------------------------------------------------------------------- measuring

@@ -24,6 +24,7 @@ from kolmo.experiments._crew import Crew
 
 import kolmo
 from kolmo import bridge, experiments
+from kolmo.errors import InputError
 from kolmo.experiments import _demo_figures as figures
 from kolmo.experiments import _digits as digits
 from kolmo.report import Figure, Measured, Section, Table
@@ -57,6 +58,7 @@ class Config:
 
 
 def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
+    check(config)
     seeds = range(config.seed, config.seed + config.seeds)
     units = len(seeds) * (2 * len(laws(config)) + len(config.noise) + len(studied(config)))
     with Crew(run, config.workers, units=units, progress=progress) as crew:
@@ -68,6 +70,24 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
     for name, figure in figures.draw(config.digit, found[0], results).items():
         run.save_figure(name, figure)
     return results
+
+
+def check(config: Config) -> None:
+    """Say what is wrong with options before anything is trained."""
+    least = dict.fromkeys(("seeds", "epochs", "batch", "encoder_width", "width", "depth", "workers"), 1) | {"paths": 2}
+    for name, value in least.items():
+        if getattr(config, name) < value:
+            raise InputError(name, getattr(config, name), f"at least {value}")
+    for name in ("rate", "bernoulli", "rtol", "depth_atol"):
+        if not getattr(config, name) > 0.0:
+            raise InputError(name, getattr(config, name), "a positive number")
+    if not config.noise or not all(s > 0.0 for s in config.noise) or config.moderate not in config.noise:
+        raise InputError("noise, moderate", (config.noise, config.moderate), "positive levels, moderate one of them")
+    if not config.depths or min(config.depths) < 1:
+        raise InputError("depths", config.depths, "at least one, each at least 1")
+    if not 0 <= config.digit < digits.CLASSES:
+        raise InputError("digit", config.digit, f"from 0 to {digits.CLASSES - 1}")
+    digits.split(config.seed, config.held_out)
 
 
 def networks(run: Run) -> dict[str, Any]:

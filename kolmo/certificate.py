@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kolmo.arrays import Array, as_like, as_numpy, as_points, is_tensor
+from kolmo.arrays import Array, as_like, as_numpy, as_points, at_home, is_tensor
 from kolmo.errors import InputError, KolmoWarning, NotConvergedError
 from kolmo.montecarlo import METHODS, ending, seed_of, simulate
 from kolmo.problem import KolmogorovProblem
@@ -93,6 +93,7 @@ class Certificate:
         return "\n".join([*lines, f"  {self.message}; rng={self.rng}"])
 
 
+@at_home
 def certify(
     problem: KolmogorovProblem,
     solution: Solution,

@@ -61,16 +61,19 @@ def require(argument: str, shape: Sequence[int], *, columns: int = 1, saved: int
     InputError
         With the memory needed and the memory there is.
     """
-    need, there = predicted(shape, columns=columns, saved=saved, steps=steps), available()
+    counts = {"column": columns, "saved time": saved, "step": steps}
+    beside = "".join(f", {n} {word}s" for word, n in counts.items() if n > 1)
+    what = f"{' × '.join(map(str, shape))} nodes{beside}"
+    fix = "fewer of the largest of these, or no grid: a tolerance places nodes where they count"
+    afford(argument, what, predicted(shape, columns=columns, saved=saved, steps=steps), fix)
+
+
+def afford(argument: str, what: str, need: int, fix: str = "") -> None:
+    """Refuse what takes more bytes than there are; see `require`."""
+    there = available()
     if there is not None and need > there:
-        counts = {"column": columns, "saved time": saved, "step": steps}
-        beside = "".join(f", {n} {word}s" for word, n in counts.items() if n > 1)
-        raise InputError(
-            argument,
-            f"{' × '.join(map(str, shape))} nodes{beside}, which take at least {need / 1e9:.1f} GB",
-            f"at most the {there / 1e9:.1f} GB of memory that are free",
-            "fewer of the largest of these, or no grid: a tolerance places nodes where they count",
-        )
+        given = f"{what}, which take at least {need / 1e9:.1f} GB"
+        raise InputError(argument, given, f"at most the {there / 1e9:.1f} GB of memory that are free", fix)
 
 
 def _lines(path: str) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.special import log_ndtr, ndtr
 
-from kolmo.arrays import Array, as_like, as_numpy, as_points, is_tensor
+from kolmo.arrays import Array, as_like, as_numpy, as_points, at_home, is_tensor
 from kolmo.box import Absorbing, Box, Entrance, Natural, Open, Periodic, Reflecting, Robin
 from kolmo.errors import InputError, KolmoWarning, NotConvergedError
 from kolmo.problem import KolmogorovProblem
@@ -70,6 +70,7 @@ class Estimate:
     message: str
 
 
+@at_home
 def monte_carlo(
     problem: KolmogorovProblem, x: Any, *, paths: int, steps: int, rng: Any = None, method: str = "euler"
 ) -> Estimate:

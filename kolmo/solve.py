@@ -13,6 +13,7 @@ from kolmo.arrays import Array, as_points, at_home, is_tensor, namespace
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, KolmoError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
+from kolmo.limits import Limits
 from kolmo.march import Callback, Run
 from kolmo.problem import KolmogorovProblem
 from kolmo.refine.plan import SILENT, prescribe, search
@@ -85,9 +86,11 @@ def solve(
         Raise when there is no answer at all; else return a solution of NaN that says so.
     max_seconds : float, optional
         By tolerance: time after which the best finished level is returned, with status "tolerance_not_met"; default
-        40. Compilation does not count.
+        40. With ``grid`` or ``discretization``: time after which there is no answer; what is sure to take longer is
+        refused before it begins; default none. Compilation does not count.
     max_cells : int, optional
         By tolerance: largest grid tried; default 40,000, 700,000 or 4,000,000 nodes in one, two or three dimensions.
+        Otherwise: largest grid that is not refused.
 
     Returns
     -------
@@ -123,20 +126,25 @@ def solve(
                     raise InputError(
                         "discretization, grid, steps", "several", "either discretization= or grid= with steps="
                     )
-                return _fixed(problem, discretization, saved, like, callback, progress)
+                limits = Limits.given(max_cells, max_seconds)
+                limits.require("discretization", discretization.grid.shape, discretization.steps, _width(problem))
+                return _fixed(problem, discretization, saved, like, callback, progress, limits)
             if grid is not None:
+                limits = Limits.given(max_cells, max_seconds)
                 shape = grid.shape if isinstance(grid, Grid) else np.atleast_1d(grid).tolist()
                 if len(shape) == 1:  # the same along every axis
                     shape = list(shape) * problem.dim
                 counted = steps if isinstance(steps, (int, np.integer)) and steps > 0 else 0
-                memory.require("grid", shape, columns=_width(problem), saved=len(saved), steps=int(counted))
+                columns = _width(problem)
+                memory.require("grid", shape, columns=columns, saved=len(saved), steps=int(counted))
+                limits.require("grid", shape, int(counted), columns)
                 recipe = prescribe(problem, grid, steps, scheme, stepper, saved, like)
-                return _fixed(problem, recipe, saved, like, callback, progress)
+                return _fixed(problem, recipe, saved, like, callback, progress, limits)
             if steps is not None:
                 raise InputError("steps", steps, "grid= with it, or neither to solve by tolerance")
             memory.require("terminal", [LEAST] * problem.dim, columns=_width(problem), saved=len(saved))
-            limits = {"max_seconds": max_seconds, "max_cells": max_cells}
-            return _by_tolerance(problem, at, rtol, atol, saved, scheme, stepper, like, callback, progress, limits)
+            bounds = {"max_seconds": max_seconds, "max_cells": max_cells}
+            return _by_tolerance(problem, at, rtol, atol, saved, scheme, stepper, like, callback, progress, bounds)
     except NotConvergedError as error:
         if throw:
             raise
@@ -242,6 +250,7 @@ def _fixed(
     like: Any,
     callback: Callback | None,
     progress: bool,
+    limits: Limits,
 ) -> Solution:
     """Solve exactly what the recipe says."""
     begun = time.perf_counter()
@@ -255,7 +264,9 @@ def _fixed(
         absent = missing(march.times, save)
         if absent:
             raise InputError("save", absent, "time nodes of the discretization", "plan or solve with grid= and save=")
-        run = march.backward(recipe.initial(march), save=save, callback=callback, progress=progress)
+        run = march.backward(recipe.initial(march), save=save, callback=callback, progress=progress, stop=limits.late)
+        if run.late:
+            raise NotConvergedError(f"the march came from {recipe.times[-1]:g} to {run.time:g} within {limits.over}")
     if not bool(namespace(run.state).isfinite(run.state).all()):
         raise NotConvergedError(f"the solution became infinite with {recipe!r}")
     status = "interrupted" if run.interrupted else "fixed"

@@ -138,6 +138,8 @@ def spread(
         If Dask is needed and not installed.
     InputError
         If no scheduler answers at the address.
+    KolmoError
+        If the scheduler is gone before the end.
     """
     if not tasks:
         return
@@ -158,10 +160,13 @@ def spread(
                 futures[future] = key
                 done.add(future)
 
-        fill()
-        for future in done:
-            yield futures.pop(future), future.result
+        with _connected(client):
             fill()
+            for future in done:
+                if future.status in ("cancelled", "lost"):  # nobody else cancels them
+                    raise _gone(client)
+                yield futures.pop(future), future.result
+                fill()
 
 
 @contextlib.contextmanager
@@ -182,6 +187,23 @@ def _client(scheduler: str | None, workers: int) -> Iterator[Any]:
         raise InputError("scheduler", f"{scheduler} ({error})", "the address of a running scheduler", fix) from None
     with client:
         yield client
+
+
+@contextlib.contextmanager
+def _connected(client: Any) -> Iterator[None]:
+    """Say that the scheduler is gone where that is what an error comes from."""
+    try:
+        yield
+    except KolmoError:
+        raise
+    except Exception as error:
+        if client.status == "running" and not isinstance(error, OSError):
+            raise
+        raise _gone(client) from error
+
+
+def _gone(client: Any) -> KolmoError:
+    return KolmoError(f"the scheduler {client.scheduler.address} is gone; what is finished is kept.")
 
 
 def _distributed() -> Any:

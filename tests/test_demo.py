@@ -139,6 +139,26 @@ def test_two_processes_do_what_one_does_and_keep_what_is_done(tmp_path):
         assert crew.do(tasks) == {"unit-4": 0.25, "unit-3": 1.0 / 3.0}
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *[("held_out", n) for n in (4, 0, -1, 100_000)],
+        *[(name, 0) for name in ("seeds", "epochs", "batch", "width", "depth", "depths", "paths", "rtol")],
+        ("noise", "0.1"),
+        ("noise", "nan"),
+        ("digit", 10),
+    ],
+)
+def test_options_out_of_range_are_named_before_anything_is_trained(tmp_path, monkeypatch, capsys, option, value):
+    monkeypatch.setattr(demo, "Crew", None)  # which would start the work
+    arguments = ["demo", "--quiet", "--out", str(tmp_path / "run"), "--set", f"{option}={value}"]
+    assert main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert f"{option}" in shown
+    assert "needed" in shown
+    assert "Error" not in shown
+
+
 def test_the_report_stands_alone(folder):
     page = (folder / "report.html").read_text()
     assert len(re.findall(r'<img src="data:image/png;base64,', page)) == 4

@@ -305,6 +305,17 @@ def test_a_killed_torchrun_goes_on_to_the_same_networks_and_results(folder):
     assert measured[0] == measured[1]
 
 
+@pytest.mark.slow
+def test_processes_whose_torchrun_is_killed_before_they_begin_end_too(folder):
+    path, _ = folder
+    found = torchrun(path, path / "run", small(path, epochs=2))
+    until(lambda: len(children(found.pid)) == 2)
+    workers = children(found.pid)
+    os.kill(found.pid, signal.SIGKILL)
+    found.wait()
+    until(lambda: not any(map(alive, workers)))
+
+
 def until(condition):
     limit = time.monotonic() + 60
     while not condition():

@@ -1,6 +1,7 @@
 """Limits of time and size: not overrun, and the best finished level is returned."""
 
 import math
+import time
 import warnings
 
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 import torch
 
 import kolmo
-from kolmo import SDE, Box, KolmogorovProblem, control, solve, solve_forward, spectrum
+from kolmo import SDE, Box, KolmogorovProblem, control, march, solve, solve_forward, spectrum
 from kolmo.kernels.first_use import clock
-from kolmo.limits import Limits, OutOfTimeError
+from kolmo.limits import PER_NODE, Limits, OutOfTimeError
 from kolmo.march import March, time_nodes
 from kolmo.schemes.generator import discretize
 from kolmo.steppers.base import STEPPERS
@@ -132,6 +133,52 @@ def test_value_and_density_pass_their_limits_on():
         other, _ = timed(lambda call=call: call(torched, x, **ask | {"max_cells": 60}))
         assert one.item() != other.item()  # another grid
         assert abs(one.item() - other.item()) < 1e-6
+
+
+def still(columns=None):
+    """A problem whose grid is given."""
+    final = (lambda x: x[..., 0]) if columns is None else (lambda x: x[..., :1] * np.ones(columns))
+    return KolmogorovProblem(SDE(0.0, diffusion=0.1, dim=1), final, 1.0, Box(-1.0, 1.0, "reflecting"))
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: solve(still(), grid=1001, steps=10**6, max_seconds=1.0), "grid: got 1001 nodes, 1000000 steps"),
+        (lambda: solve(still(1000), grid=1001, steps=10**4, max_seconds=1.0), "1000 columns, 10000 steps"),
+        (lambda: solve_forward(still(), [0.0], grid=1001, steps=10**6, max_seconds=1.0), "1001 nodes, 1000000 steps"),
+    ],
+)
+def test_what_is_sure_to_take_longer_is_refused_before_it_begins(call, told, monkeypatch):
+    monkeypatch.setattr(march, "time_nodes", None)  # nothing is laid out
+    message = rf"{told}, which take at least [\d.]+ s; needed at most max_seconds = 1\."
+    with pytest.raises(kolmo.InputError, match=message):
+        call()
+
+
+def test_recipes_and_cells_count_too():
+    found = solve(still(), grid=101, steps=50)
+    for later in (solve, lambda *a, **k: solve_forward(a[0], [0.0], **k)):
+        with pytest.raises(kolmo.InputError, match=r"discretization: got 101 nodes, 50 steps.*max_seconds = 1e-07"):
+            later(still(), discretization=found.discretization, max_seconds=1e-7)
+        with pytest.raises(kolmo.InputError, match="max_cells = 100"):
+            later(still(), grid=101, steps=50, max_cells=100)
+    assert solve(still(), grid=101, steps=50, max_cells=101, max_seconds=60.0).status == "fixed"
+
+
+def test_a_march_that_is_late_ends():
+    for later in (solve, lambda *a, **k: solve_forward(a[0], [0.0], **k)):
+        begun = time.perf_counter()
+        with pytest.raises(kolmo.NotConvergedError, match=r"max_seconds = 0\.3"):
+            later(still(), grid=401, steps=30_000, stepper="radau5", max_seconds=0.3)
+        assert time.perf_counter() - begun < 30.0
+
+
+def test_the_time_that_is_predicted_is_a_lower_bound():
+    for columns in (None, 20):
+        begun = time.process_time()
+        solve(still(columns), grid=401, steps=500)
+        assert PER_NODE * 401 * 500 * (columns or 1) < 0.5 * (time.process_time() - begun)
 
 
 def test_limits_say_which_is_broken():

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import signal
 import stat
 import subprocess
@@ -239,6 +240,105 @@ def test_an_error_at_any_call_of_the_system_is_said_and_leaves_things_whole(tmp_
         assert not leftovers(path.parent)
         if done and last > 60:
             break
+
+
+TOY = '''
+"""Draw a few numbers."""
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Config:
+    seed: int = 0
+    scale: float = 1.0
+
+
+def run(config, run, progress):
+    run.record(seed=config.seed)
+    return {"sum": config.scale * float(np.random.default_rng(config.seed).normal())}
+'''
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """An experiment of its own, and a place to work in."""
+    from kolmo import experiments
+
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    (folder / "toy_killed.py").write_text(TOY)
+    monkeypatch.setattr(experiments, "folder", lambda: folder)
+    monkeypatch.setattr(experiments, "__path__", [str(folder)])
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("kolmo.experiments.toy_killed", None)
+
+
+def commanded(name):
+    """Do it with the command line, or go on with it; the exit code."""
+    if name == "report":
+        return main(["report", "kept"])
+    words = ["--vary", "scale=1", "--vary", "scale=2"] if name == "sweep" else ["--set", "scale=2"]
+    going_on = ["--resume", "run"] if Path("run").exists() else [*words, "--out", "run"]
+    return main([name, "toy_killed", *going_on, "--quiet", *(["--workers", "0"] if name == "sweep" else [])])
+
+
+def held(name):
+    """What there is in the end."""
+    if name == "report":
+        return Path("kept/report.html").read_bytes()
+    run = Run.open("run")
+    assert run.status == "done"
+    assert Path("run/report.html").read_text().endswith("</html>\n")
+    return run.results, run.units, [line.get("seed") for line in run.metrics]
+
+
+@pytest.mark.parametrize("ending", ["kill", errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("name", ["sweep", "experiment", "report"])
+def test_commands_that_end_at_some_call_of_the_system_are_gone_on_with(toy, monkeypatch, rng, capfd, name, ending):
+    assert main(["experiment", "toy_killed", "--out", "kept", "--quiet"]) == 0
+
+    def fresh():
+        import shutil
+
+        shutil.rmtree("run", ignore_errors=True)
+
+    commanded(name)
+    expected, count = held(name), []
+    fresh()
+    with monkeypatch.context() as patch:
+        counted(patch, count.append)
+        commanded(name)
+    for last in sorted(rng.choice(len(count), 4 if name == "sweep" else 8, replace=False).tolist()):
+        fresh()
+        if ending == "kill":
+            pid = os.fork()
+            if pid == 0:
+                counted(monkeypatch, lambda n, last=last: os._exit(9) if n == last else None)
+                commanded(name)
+                os._exit(0)
+            os.waitpid(pid, 0)
+        else:
+
+            def fail(n, last=last):
+                if n == last:
+                    raise OSError(ending, os.strerror(ending))
+
+            with monkeypatch.context() as patch:
+                counted(patch, fail)
+                assert commanded(name) in (0, 1)
+            shown = capfd.readouterr().err
+            assert "Traceback" not in shown
+            assert "mistake in kolmo" not in shown
+        if Path("run").exists():
+            for key in Run.open("run").units:
+                Run.open("run").load_unit(key)
+        if name == "report" or not Path("run").exists() or Run.open("run").status != "done":
+            assert commanded(name) == 0
+        assert held(name) == expected
+        assert not leftovers(toy)
 
 
 # ------------------------------------------------------------------------------------------------------ hostile inputs
@@ -714,6 +814,123 @@ def test_a_resume_under_other_versions_is_told_kept_and_shown(tmp_path, finished
         Run.resume(finished)  # the same as last time is no news
 
 
+def apart(act):
+    """Do something in a process of its own; what it says."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        said = "nothing"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                said = str(act())
+            except BaseException as error:
+                said = f"{type(error).__name__}: {error}"
+        os.write(writing, said.encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.read().decode()
+    os.waitpid(pid, 0)
+    return said
+
+
+NOBODY = 65534
+
+
+def as_nobody(act):
+    """Do something as a user who owns nothing; what it says."""
+
+    def other():
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+        return act()
+
+    return apart(other)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
+def test_another_user_can_look_but_not_write_and_is_told(capfd):
+    import shutil
+    import tempfile
+
+    root = Path(tempfile.mkdtemp())  # pytest's folders are closed to others
+    root.chmod(0o755)
+    try:
+        with Run.create("toy", {"n": 1}, out=root / "run", seeds=[3]) as run:
+            run.save_results({"answer": 42})
+            running = as_nobody(lambda: Run.open(run.folder).status)
+        assert running == "running"
+        assert (
+            as_nobody(lambda: (Run.open(run.folder).status, Run.open(run.folder).results)) == "('done', {'answer': 42})"
+        )
+        for act, told in (
+            (lambda: Run.resume(run.folder), "FileError: cannot write .*lock: Permission denied"),
+            (
+                lambda: Run.create("toy", {}, out=root / "new"),
+                "FileError: cannot make a run folder .*Permission denied",
+            ),
+            (lambda: files.write_json(run.folder / "results.json", {}), "FileError: cannot write .*Permission denied"),
+            (lambda: solution().save(root / "u.npz"), "FileError: cannot write .*Permission denied"),
+        ):
+            assert re.search(told, as_nobody(act))
+        (run.folder / "results.json").chmod(0o600)
+        assert "FileError: cannot read" in as_nobody(lambda: Run.open(run.folder).results)
+        run.folder.chmod(0o700)
+        assert as_nobody(lambda: main(["report", str(run.folder)])) in ("1", "2")
+        shown = capfd.readouterr().err
+        assert "mistake in kolmo" not in shown
+        assert "Traceback" not in shown
+        run.folder.chmod(0o777)  # anybody may leave something there
+        as_nobody(lambda: claims._made_file(run.folder, "results.json", 0o666) and os._exit(0))
+        (left,) = leftovers(run.folder)
+        with Run.resume(run.folder):  # what belongs to another is left to them
+            assert leftovers(run.folder) == [left]
+    finally:
+        shutil.rmtree(root)
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or not hasattr(os, "geteuid") or os.geteuid() != 0,
+    reason="only root can mount",
+)
+def test_a_mount_that_is_read_only_is_told_and_read(tmp_path, finished):
+    solution().save(tmp_path / "u.npz")
+    program = textwrap.dedent(f"""
+        import sys, warnings
+        sys.path[:] = {sys.path!r}
+        import kolmo
+        from kolmo import files
+        from kolmo.cli import main
+        from kolmo.runs import Run
+        def told(act):
+            try:
+                print(act())
+            except kolmo.KolmoError as error:
+                print(error)
+        told(lambda: Run.open("run").results)
+        told(lambda: kolmo.load("u.npz").status)
+        told(lambda: Run.resume("run"))
+        told(lambda: Run.create("toy", {{}}, out="new"))
+        told(lambda: files.write_json(files.Path("run/results.json"), {{}}))
+        told(lambda: main(["report", "run"]))
+    """)
+    mount = f"mount --bind '{tmp_path}' '{tmp_path}' && mount -o remount,bind,ro '{tmp_path}' && cd '{tmp_path}' && "
+    command = ["unshare", "--mount", "sh", "-c", mount + 'exec "$0" -B -c "$1"', sys.executable, program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip("mounts are not allowed here")
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["{'answer': 42}", "fixed"]
+    for line, start in zip(lines[2:5], ("cannot write", "cannot make a run folder", "cannot write"), strict=True):
+        assert line.startswith(start)
+        assert line.endswith("Read-only file system.")
+    assert lines[5] in ("1", "2")
+    assert "mistake in kolmo" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_metric_that_does_not_fit_on_the_disk_leaves_no_half_line(tmp_path, monkeypatch):
     with Run.create("toy", {}, out=tmp_path / "run") as run:
         run.record(a=1)
@@ -779,6 +996,20 @@ def test_what_a_task_raises_reads_the_same_here_and_from_a_pool(kind):
             with pytest.raises(Exception) as caught:  # noqa: PT011 -- which one is compared
                 result()
             said.append((type(caught.value), sweep.told(caught.value)))
+    assert said[0] == said[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["input", "two words"])
+def test_a_crew_of_processes_says_what_one_process_says(tmp_path, kind):
+    from kolmo.experiments._crew import Crew
+
+    said = []
+    for workers in (1, 2):
+        run = Run.create("toy", {}, out=tmp_path / str(workers))
+        with pytest.raises(Exception) as caught, Crew(run, workers, units=1, progress=False) as crew:  # noqa: PT011
+            crew.do({"one": (raising, (kind,))})
+        said.append((type(caught.value), sweep.told(caught.value)))
     assert said[0] == said[1]
 
 
@@ -917,32 +1148,123 @@ def test_constants_too(value):
         kolmo.solve(problem, at=[0.5])
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_default_devices_and_precisions_of_torch_change_nothing(device, dtype):
+def uses_of_torch():
+    """Everything that may meet tensors, by name: functions that give numbers."""
     import torch
 
-    from kolmo import control
+    from kolmo import bridge, control
 
     rate = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
-    problems = [
-        kolmo.KolmogorovProblem(kolmo.SDE(lambda t, x: -x, 1.0, dim=1, arrays=arrays), lambda x: x[..., 0] ** 2, 1.0)
-        for arrays in (None, "torch")
-    ]
-    fitted = kolmo.KolmogorovProblem(kolmo.SDE(lambda t, x: -rate * x, 1.0, dim=1), lambda x: x[..., 0] ** 2, 1.0)
+    inside = kolmo.Box(-4.0, 4.0, "absorbing")
 
-    def answers():
-        found = [float(kolmo.solve(problem, at=[0.5], rtol=1e-3)(0.5)) for problem in problems]
-        value = control.value(fitted, [0.5], rtol=1e-3).sum()
-        return [*found, float(value.detach()), float(torch.autograd.grad(value, rate)[0])]
+    def problem(arrays=None, box=None, rate=1.0):
+        sde = kolmo.SDE(lambda t, x: -rate * x, 1.0, dim=1, arrays=arrays)
+        return kolmo.KolmogorovProblem(sde, lambda x: x[..., 0] ** 2, 1.0, box)
 
-    expected, before = answers(), torch.get_default_dtype()
+    def gradient():
+        value = control.value(problem(rate=rate), [0.5], rtol=1e-2).sum()
+        return [value.detach(), torch.autograd.grad(value, rate)[0]]
+
+    steered = control.ControlProblem(
+        lambda t, x, a: a,
+        covariance=1.0,
+        controls=control.Interval(-1.0, 1.0),
+        terminal=lambda x: x[..., 0] ** 2,
+        horizon=0.2,
+        box=kolmo.Box(-8.0, 8.0),
+    )
+
+    def bellman():
+        found = control.solve_hjb(steered, at=[0.5], rtol=1e-1)
+        followed = kolmo.monte_carlo(found.closed_loop(), [0.5], paths=64, steps=4, rng=0)
+        return [found(0.5), found.policy(0.0, [0.5]), followed.mean]
+
+    def forward(arrays, **options):
+        found = kolmo.solve_forward(problem(arrays, inside), [0.1], rtol=1e-2, **options)
+        return [found.value, found.exited("low")]
+
+    branches = [bridge.MLPBranch.create(1, 4, rng=i) for i in range(2)]
+    dropped, noisy = (bridge.NoisyResNet(branches, law) for law in (bridge.StochasticDepth(0.5), bridge.Additive(0.3)))
+
+    x = torch.ones(2, 1)
+
+    def expansion():
+        found = bridge.regularisation(noisy, lambda x: x[..., 0] ** 2, x)
+        return [found.flow.double(), found.predicted.double()]
+
+    def law():
+        found = control.law(problem("torch", inside), [0.1], rtol=1e-2)
+        return [part.detach() for part in (found.mass(), found([0.1]), found.expectation(lambda x: x[..., 0]))]
+
+    def loss(method, net=dropped, **options):
+        def run():
+            found = bridge.expected_loss(net, lambda x: x[..., 0] ** 2, x, method=method, rng=0, **options)
+            return found.mean.double()
+
+        return run
+
+    return {
+        "solve": lambda: kolmo.solve(problem(), at=[0.5], rtol=1e-2)(0.5),
+        "solve torch": lambda: kolmo.solve(problem("torch"), at=[0.5], rtol=1e-2)(0.5),
+        "plan": lambda: kolmo.plan(problem("torch"), at=[0.5], rtol=1e-2).grid.size,
+        "gradient": gradient,
+        "monte_carlo": lambda: kolmo.monte_carlo(problem(), [0.5], paths=64, steps=4, rng=0).mean,
+        "monte_carlo torch": lambda: kolmo.monte_carlo(problem("torch"), [0.5], paths=64, steps=4, rng=0).mean,
+        "solve_hjb": bellman,
+        "solve_forward": lambda: forward(None),
+        "solve_forward torch": lambda: forward("torch"),
+        "stationary_density": lambda: (
+            kolmo.stationary_density(problem("torch", kolmo.Box(-4.0, 4.0, "reflecting"))).mass
+        ),
+        "law": law,
+        "loss sampled": loss("monte_carlo", paths=64),
+        "loss sobol": loss("monte_carlo", paths=64, sampling="sobol"),
+        "loss enumerated": loss("enumerate"),
+        "loss recursion": loss("recursion", rtol=1e-2),
+        "loss pde": loss("pde", noisy, rtol=1e-2),
+        "loss controlled": loss("monte_carlo", noisy, paths=64, control_variate="pde"),
+        "regularisation": expansion,
+    }
+
+
+@pytest.fixture(scope="module")
+def usual():
+    """The uses, and what each gives where nothing is set."""
+    uses = uses_of_torch()
+    return uses, {name: numbers(use) for name, use in uses.items()}
+
+
+def numbers(use):
+    found = use()
+    return [np.asarray(part).tolist() for part in (found if isinstance(found, list) else [found])]
+
+
+@pytest.mark.parametrize(("dtype", "device"), [("bfloat16", "meta"), ("float16", "cpu"), ("float64", "meta")])
+def test_default_devices_and_precisions_of_torch_change_nothing(usual, device, dtype):
+    import torch
+
+    uses, expected = usual
+    before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))
+    torch.set_default_device(device)
     try:
-        with torch.device(device):
-            assert answers() == expected
+        for name, use in uses.items():
+            assert numbers(use) == expected[name], name
     finally:
         torch.set_default_dtype(before)
+        torch.set_default_device(None)
+
+
+def test_states_of_another_precision_or_device_than_the_weights_are_refused_by_name():
+    import torch
+
+    from kolmo import bridge
+
+    net = bridge.NoisyResNet([bridge.MLPBranch.create(1, 4, rng=0)], bridge.StochasticDepth(0.5))
+    for x in (torch.ones(2, 1, dtype=torch.float64), torch.ones(2, 1, device="meta")):
+        for method in ("monte_carlo", "enumerate", "recursion"):
+            with pytest.raises(InputError, match=r"x: got a tensor of .*as the weights are"):
+                bridge.expected_loss(net, lambda x: x[..., 0], x, method=method)
 
 
 @pytest.mark.parametrize("transform", ["grad", "vmap", "jacrev", "jvp"])
@@ -982,6 +1304,51 @@ def test_columns_steps_and_saved_times_count_as_memory(monkeypatch):
     for call in calls.values():
         with within(10), pytest.raises(InputError, match=r"take at least [\d.]+ GB; needed at most the 1\.0 GB"):
             call()
+
+
+def test_every_grid_that_is_given_is_asked_for_its_memory():
+    from kolmo import control
+
+    def problem(dim):
+        box = kolmo.Box([-1.0] * dim, [1.0] * dim, "reflecting")
+        return kolmo.KolmogorovProblem(kolmo.SDE(0.0, 1.0, dim=dim), lambda x: x[..., 0], 0.1, box)
+
+    def stationary(dim):
+        box = kolmo.Box([-1.0] * dim, [1.0] * dim, "absorbing")
+        return kolmo.KolmogorovProblem(kolmo.SDE(0.0, 1.0, dim=dim), None, None, box, source=1.0)
+
+    start = [0.0, 0.0, 0.0]
+    calls = {
+        "solve": lambda: kolmo.solve(problem(3), grid=5000, steps=4),
+        "stationary": lambda: kolmo.solve(stationary(3), grid=5000),
+        "solve_forward": lambda: kolmo.solve_forward(problem(3), start, grid=5000, steps=4),
+        "steps": lambda: kolmo.solve_forward(problem(1), [0.0], grid=11, steps=10**12),
+        "law": lambda: control.law(problem(3), start, grid=(5000, 4000, 6000), steps=4),
+        "discretize": lambda: kolmo.discretize(problem(3), 5000),
+        "spectrum": lambda: kolmo.spectrum(problem(3), 3, grid=2000),
+        "stationary_density": lambda: kolmo.stationary_density(problem(3), grid=2000),
+    }
+    for call in calls.values():
+        with within(10), pytest.raises(InputError, match=r"take at least [\d.]+ GB; needed at most the [\d.]+ GB"):
+            call()
+
+
+def test_lists_of_controls_are_short_and_fit_into_the_memory(monkeypatch):
+    from kolmo import control
+
+    with pytest.raises(InputError, match="1000000 controls; needed at most 10000"):
+        control.Finite(np.linspace(-1.0, 1.0, 10**6))
+    steered = control.ControlProblem(
+        lambda t, x, a: a,
+        covariance=1.0,
+        controls=control.Finite(np.linspace(-1.0, 1.0, 1001)),
+        terminal=lambda x: x[..., 0] ** 2,
+        horizon=0.2,
+        box=kolmo.Box(-8.0, 8.0),
+    )
+    monkeypatch.setattr(memory, "available", lambda: 10**6)
+    with within(10), pytest.raises(InputError, match=r"controls: got 1001 controls at \d+ nodes, which take at least"):
+        control.solve_hjb(steered, at=[0.5], rtol=1e-1)
 
 
 def test_the_size_of_a_set_of_controls_is_bounded(tmp_path, capsys):

@@ -5,7 +5,10 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ import pytest
 
 from kolmo import experiments, sweep
 from kolmo.cli import main
-from kolmo.errors import InputError
+from kolmo.errors import InputError, KolmoError
 from kolmo.runs import Run
 
 cloudpickle = pytest.importorskip("cloudpickle")
@@ -68,6 +71,54 @@ def test_a_scheduler_of_ones_own_and_a_task_that_fails(tmp_path):
         failed = sweep.store(run, tasks, 3, scheduler=cluster.scheduler_address, workers=2, progress=False)
     assert failed == {"seed-1": "ZeroDivisionError: in a task"}
     assert run.units == ["seed-0", "seed-2"]
+
+
+def lasting(seed):
+    """A task that takes a while."""
+    time.sleep(0.3)
+    return {"x": seed}
+
+
+CLUSTER = """
+import sys
+from distributed import LocalCluster
+if __name__ == "__main__":
+    options = {"threads_per_worker": 1, "dashboard_address": None, "silence_logs": "ERROR"}
+    with LocalCluster(n_workers=2, **options) as cluster:
+        print(cluster.scheduler_address, *(worker.pid for worker in cluster.workers.values()), flush=True)
+        sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="kills as on POSIX")
+def test_a_scheduler_or_a_worker_of_others_that_is_killed_costs_what_was_in_flight(tmp_path):
+    (tmp_path / "cluster.py").write_text(CLUSTER)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+
+    def begin():
+        process = subprocess.Popen([sys.executable, "cluster.py"], cwd=tmp_path, **pipes)
+        address, *workers = process.stdout.readline().split()
+        return process, address, [int(pid) for pid in workers]
+
+    tasks = {f"seed-{s}": (lasting, (s,)) for s in range(8)}
+    process, address, (worker, _) = begin()
+    with Run.create("toy", {}, out=tmp_path / "run") as run:
+        threading.Timer(0.5, os.kill, (worker, signal.SIGKILL)).start()
+        few = dict(list(tasks.items())[:4])
+        assert sweep.store(run, few, 4, scheduler=address, workers=2, progress=False) == {}
+        killer = threading.Timer(0.5, process.kill)
+        killer.start()
+        waiting = {key: task for key, task in tasks.items() if not run.finished(key)}
+        with pytest.raises(KolmoError, match=r"scheduler tcp.* is gone"):  # an end, not an endless wait
+            sweep.store(run, waiting, 8, scheduler=address, workers=2, progress=False)
+        process.wait()
+        process, address, _ = begin()
+        waiting = {key: task for key, task in tasks.items() if not run.finished(key)}
+        assert 0 < len(waiting) < 5
+        assert sweep.store(run, waiting, 8, scheduler=address, workers=2, progress=False) == {}
+        process.communicate("")
+        assert {key: run.load_unit(key)["x"] for key in tasks} == {f"seed-{s}": s for s in range(8)}
 
 
 TOY = '''

@@ -3,14 +3,14 @@
 python -m validation.fuzz --minutes 10 --seed 0
 python -m validation.fuzz --calls 10000 --seed 0
 
-Half of the calls solve equations that a grammar makes: most of them are valid, and solved; others have accidents
-(swapped, repeated, dropped and replaced tokens; formulas that are long, deep or circular). A quarter report, resume,
-compare or load what is in run folders of several kinds, of which files were cut, flipped, emptied, replaced by links
-and pipes, or given other values in any place of their trees. The others are commands with odd words for their options
-and arguments. Every call is interrupted after some seconds of processor time, as by Ctrl-C. A failure is anything but
-an exit code of 0, 1 or 2, or `kolmo.KolmoError`; a trace; the words "a mistake in kolmo"; ten seconds of processor
-time; a file changed outside. It is printed with what caused it. What was once found is kept in
-``validation/corpus.py``, which the tests go through.
+Two in five calls solve equations that a grammar makes: most of them are valid, and solved; others have accidents
+(swapped, repeated, dropped and replaced tokens; formulas that are long, deep or circular). As many report, resume or
+compare what is in run folders of several kinds, or load what is in files, that were cut, flipped, emptied, replaced by
+links and pipes, or given other values in any place of their trees. The others are commands with odd words for their
+options and arguments. Every call is interrupted after some seconds of processor time, as by Ctrl-C. A failure is
+anything but an exit code of 0, 1 or 2, or `kolmo.KolmoError`; a trace; the words "a mistake in kolmo"; ten seconds of
+processor time; 1 GB of memory more than at the start; a file changed outside. It is printed with what caused it. What
+was once found is kept in ``validation/corpus.py``, which the tests go through.
 """
 
 import argparse
@@ -36,7 +36,9 @@ import numpy as np
 
 import kolmo
 from kolmo import cli, experiments, files
-from kolmo.landscape import Surface
+from kolmo.discretization import Discretization
+from kolmo.landscape import Curvature, Plane, Surface, curvature, random_plane, surface
+from kolmo.runs import Run
 
 SOLVE = """[parameters]
 s = 0.2
@@ -407,10 +409,59 @@ def on_folder(kind: str, rng: random.Random) -> Callable[[], Any]:
     arguments += [[*going_on[kind], "--resume", "run", "--quiet"]] * 4 if kind in going_on else []
     arguments += [["solve", "run/equation.toml", "--quiet"], ["solve", "good.toml", "--out", "run", "--quiet"]]
     chosen = rng.choice(arguments)
-    loads = [lambda: kolmo.load("run/solution.npz"), lambda: Surface.load("run/surface.npz")]
-    if rng.random() < 0.3:
-        return {"solved": loads[0], "landscape": loads[1]}.get(kind, lambda: called(chosen))
     return lambda: called(chosen)
+
+
+LOADS: dict[str, Callable[[Path], Any]] = {
+    "solution": kolmo.load,
+    "recipe": Discretization.load,
+    "plane": Plane.load,
+    "surface": Surface.load,
+    "curvature": Curvature.load,
+    "arrays": files.read_npz,
+    "tree": files.read_tree,
+    "json": files.read_json,
+    "run": lambda path: Run.open(path.parent),
+}
+"""What is read, each from a file of its own kind."""
+
+
+def store(folder: Path) -> None:
+    """Lay out one file of every kind."""
+    import torch
+
+    model = torch.nn.Linear(2, 1)
+    plane = random_plane(model)
+    problem = kolmo.KolmogorovProblem(kolmo.SDE(0.0, 1.0, dim=1), lambda x: abs(x[..., 0] - 0.1), 1.0)
+    found = kolmo.solve(problem, at=[0.0], rtol=1e-2)
+    things = {
+        "solution": found,
+        "recipe": found.discretization,
+        "plane": plane,
+        "surface": surface(lambda f: f.weight.square().sum(), model, plane, points=5),
+        "curvature": curvature(lambda f: f.weight.square().sum(), model, top=1, probes=2),
+    }
+    for name, thing in things.items():
+        (folder / name).mkdir(parents=True)
+        thing.save(folder / name / "stored.npz")
+    for name in ("arrays", "tree", "json", "run"):
+        (folder / name).mkdir()
+    files.write_npz(folder / "arrays" / "stored.npz", {"x": np.arange(9.0), "y": np.array(["a", "b"])})
+    files.write_tree(folder / "tree" / "stored.npz", {"a": [1, {"b": np.ones((2, 3))}], "c": "x", "d": None})
+    files.write_json(folder / "json" / "stored.json", {"a": [1, {"b": 0.5}], "c": "x", "d": None})
+    files.write_json(folder / "run" / "config.json", {"name": "toy", "config": {"a": [1, {"b": 0.5}]}})
+
+
+def on_file(rng: random.Random) -> tuple[str, Callable[[], Any]]:
+    """Which file was damaged, and its load."""
+    kind = rng.choice(list(LOADS))
+    shutil.rmtree("stored", ignore_errors=True)
+    shutil.copytree(Path("whole-stored") / kind, "stored")
+    (path,) = Path("stored").absolute().iterdir()
+    for _ in range(rng.choice((1, 1, 2))):
+        with contextlib.suppress(ValueError, IndexError, OSError, RecursionError):
+            harm(path.parent, rng)
+    return kind, lambda: LOADS[kind](path)
 
 
 def called(arguments: list[str]) -> tuple[Any, str]:
@@ -448,7 +499,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--calls", type=int, help="so many calls, whatever they take")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=("equations", "folders", "words"), help="one kind of calls only")
+    parser.add_argument("--only", choices=("equations", "folders", "files", "words"), help="one kind of calls only")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
     rng, codes, failures, longest = random.Random(chosen.seed), Counter[Any](), 0, 0.0
@@ -466,6 +517,7 @@ def main() -> int:
             Path("control.toml").write_text(CONTROL)
             for kind, arguments in MADE.items():
                 cli.main([*arguments, "--out", f"whole-{kind}", "--quiet"])
+            store(folder / "whole-stored")
             begun, before = time.monotonic(), peak()
             while (
                 sum(codes.values()) < chosen.calls if chosen.calls else time.monotonic() - begun < 60 * chosen.minutes
@@ -479,7 +531,8 @@ def main() -> int:
                 kept = [path.name for path in outside.iterdir()] == ["secret"]
                 kept = kept and (outside / "secret").read_text() == "precious" and len(os.listdir(root)) == 2  # noqa: PTH208
                 raw = "Traceback" in shown or "mistake in kolmo" in shown or "precious" in shown
-                if code not in (0, 1, 2) or raw or not kept or seconds > 10.0:
+                large = peak() - before > 1.0
+                if code not in (0, 1, 2) or raw or not kept or seconds > 10.0 or large:
                     failures += 1
                     told = f"--- {label} {what} -> {code} after {seconds:.1f} s\n{shown[-2000:]}\n"
                     sys.stdout.write(told.encode(errors="replace").decode())
@@ -496,11 +549,14 @@ def main() -> int:
 
 def drawn(rng: random.Random, only: str | None) -> tuple[str, str, Callable[[], Any]]:
     """Kind of a call, what it is about, and the call."""
-    kind = only or rng.choice(("equations", "equations", "folders", "words"))
+    kind = only or rng.choice(("equations", "equations", "folders", "files", "words"))
     if kind == "equations":
         command, text = file(rng)
         Path("damaged.toml").write_text(text, encoding="utf-8", errors="replace")
         return kind, f"{command}\n{text[:2000]}", lambda: called([command, "damaged.toml"])
+    if kind == "files":
+        what, load = on_file(rng)
+        return kind, what, load
     made = rng.choice(list(MADE))
     shutil.rmtree("run", ignore_errors=True)
     shutil.copytree(f"whole-{made}", "run")
@@ -510,7 +566,7 @@ def drawn(rng: random.Random, only: str | None) -> tuple[str, str, Callable[[], 
             harm(Path("run").absolute(), rng)
         return kind, str(arguments), lambda: called(arguments)
     for _ in range(rng.choice((1, 1, 2))):
-        with contextlib.suppress(ValueError, IndexError, OSError):
+        with contextlib.suppress(ValueError, IndexError, OSError, RecursionError):
             harm(Path("run").absolute(), rng)
     return kind, made, on_folder(made, rng)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kolmo.arrays import at_home
 from kolmo.bridge.laws import HiddenDropout, NoiseLaw, ShakeShake
 from kolmo.bridge.noise import BatchNormRule, Noise, batchnorms, carriers, drops_samples, eject, place, untouched
 from kolmo.bridge.resnet import Averaged, Rng, as_generator, average
@@ -18,6 +19,7 @@ from kolmo.errors import InputError
 BATCHNORM = ("refuse", "train", "freeze")
 
 
+@at_home
 def inject(
     model: nn.Module,
     law: NoiseLaw | Sequence[NoiseLaw],

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kolmo.arrays import at_home
 from kolmo.bridge.control import Control, final_state, pilot_paths, solved_control
 from kolmo.bridge.fused import Chains
 from kolmo.bridge.resnet import NoisyResNet, Rng, as_generator
@@ -81,6 +82,7 @@ class Columns:
         return values.reshape(lead) if self.scalar else values.reshape(*lead, values.shape[-1])
 
 
+@at_home
 def expected_loss(
     net: NoisyResNet,
     loss: Callable[[Tensor], Tensor],
@@ -161,6 +163,8 @@ def expected_loss(
     if x.ndim < net.state_ndim:
         raise InputError("x", f"shape {tuple(x.shape)}", f"at least {net.state_ndim} axes (one state)")
     lead = x.shape[: x.ndim - net.state_ndim]
+    if method != "pde":  # whose functions take points of their own precision
+        _fitting(net, x)
     flat = x.reshape(-1, *x.shape[x.ndim - net.state_ndim :])
     columns = Columns(loss, net.state_ndim)
     if method == "monte_carlo":
@@ -171,6 +175,14 @@ def expected_loss(
     if method == "recursion":
         return _recursion(net, columns, flat, lead, rtol, atol)
     return _pde(net, columns, flat, lead, order, rtol, atol, solve_options)
+
+
+def _fitting(net: nn.Module, x: Tensor) -> None:
+    """Refuse states of another precision or device than the weights, which torch refuses later without a name."""
+    kinds = {(p.dtype, p.device) for p in net.parameters() if p.is_floating_point()}
+    if kinds and (x.dtype, x.device) not in kinds:
+        needed = " or ".join(sorted(f"{dtype} on {device}, as the weights are" for dtype, device in kinds))
+        raise InputError("x", f"a tensor of {x.dtype} on {x.device}", needed, "x.to(next(net.parameters()))")
 
 
 def refuse_batchnorm(module: nn.Module) -> None:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
+from kolmo.arrays import at_home
 from kolmo.bridge.laws import Additive, NoiseLaw
 from kolmo.bridge.resnet import NoisyResNet
 from kolmo.errors import InputError, KolmoWarning
@@ -35,6 +36,7 @@ Field = Callable[[Tensor, Tensor], Tensor]
 """A function of layer time n (a scalar tensor) and state x ``(..., d)``."""
 
 
+@at_home
 def modified_sde(
     net: NoisyResNet, order: int = 1, *, depth: str = "layers", strict: bool = True, dim: int | None = None
 ) -> SDE:
@@ -105,6 +107,7 @@ def modified_sde(
     )
 
 
+@at_home
 def roughness(net: NoisyResNet) -> float:
     r"""How fast the weights change with depth: L · mean ‖θ_{l+1} − θ_l‖ / mean ‖θ_l‖.
 

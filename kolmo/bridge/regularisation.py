@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kolmo.arrays import at_home
 from kolmo.bridge.loss import Columns, LossEstimate, expected_loss, refuse_batchnorm
 from kolmo.bridge.modified import Point, layer_point, symmetric
 from kolmo.bridge.resnet import NoisyResNet, check_shape
@@ -122,6 +123,7 @@ class Regularisation:
         return ax
 
 
+@at_home
 def regularisation(
     net: NoisyResNet, loss: Callable[[Tensor], Tensor], x: Tensor, *, method: str | None = None, **options: Any
 ) -> Regularisation:

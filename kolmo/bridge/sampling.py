@@ -94,7 +94,9 @@ def _sobol_blocks(net: NoisyResNet, x: Tensor, paths: int, chunk: int, generator
     for _ in range(REPLICATES):
         seed = int(torch.randint(2**31, (), generator=generator))
         engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
+        first = engine.quasi.double() / 2.0**engine.MAXBIT  # which the engine has in the default precision only
         uniform = engine.draw(points, dtype=torch.float64)
+        uniform[0] = first
 
         def draw(k: int, variable: Variable, shape: Sequence[int], like: Tensor, u: Tensor = uniform) -> Tensor:
             part = u[:, offsets[k] : offsets[k + 1]].reshape(len(u), 1, *shape[2:])

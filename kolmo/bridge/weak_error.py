@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kolmo.arrays import at_home
 from kolmo.bridge.loss import LossEstimate, expected_loss
 from kolmo.bridge.resnet import NoisyResNet
 from kolmo.errors import InputError
@@ -105,6 +106,7 @@ class WeakErrorTable:
         return ax
 
 
+@at_home
 def weak_error(
     make_net: Callable[[int], NoisyResNet],
     depths: Sequence[int],

@@ -63,7 +63,11 @@ def sweep(
     click.echo(f"run folder: {run.folder}", err=True)
     try:
         with run:
-            failed = sweeps.perform(run, name, tasks, scheduler=scheduler, workers=workers, progress=not quiet)
+            try:
+                failed = sweeps.perform(run, name, tasks, scheduler=scheduler, workers=workers, progress=not quiet)
+            except KolmoError:
+                click.echo(f"Finished work is kept; go on with: {going_on(run)}", err=True)
+                raise
             if failed:
                 said = [f"{key}: {message}" for key, message in failed.items()]
                 kept = f"{len(failed)} of {len(tasks)} tasks failed; the others are kept. Go on with: {going_on(run)}"

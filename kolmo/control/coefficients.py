@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from kolmo import memory
 from kolmo.control.problem import ControlProblem
 from kolmo.control.sets import Finite
 from kolmo.schemes.generator import PROBES
@@ -151,7 +152,8 @@ class Coefficients:
     @cached_property
     def _list(self) -> list[Values]:
         """Values for every control of a finite set, constant in time."""
-        controls = self.problem.controls.samples
+        controls, (n, d) = self.problem.controls.samples, self.x.shape
+        memory.afford("controls", f"{len(controls)} controls at {n} nodes", 8 * len(controls) * n * (d * d + d + 2))
         return [evaluate(self.problem, 0.0, self.x, torch.as_tensor(a).expand(len(self.x), len(a))) for a in controls]
 
     def _listed(self, V: np.ndarray, p: np.ndarray, M: np.ndarray, start: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kolmo.arrays import Array, as_like, as_numpy, as_points, is_tensor, namespace
+from kolmo.arrays import Array, as_like, as_numpy, as_points, at_home, is_tensor, namespace
 from kolmo.box import Open
 from kolmo.control.bellman import Act, Bellman, ExplicitStep, ImplicitStep, solve_stationary
 from kolmo.control.coefficients import Coefficients
@@ -188,6 +188,7 @@ class ControlSolution:
         return f"ControlSolution({self.status}{estimate}, {self.grid!r}, {len(self.times)} times)"
 
 
+@at_home
 def solve_hjb(
     problem: ControlProblem,
     *,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kolmo.arrays import Array, as_like, as_numpy, as_points, namespace
+from kolmo.arrays import Array, as_like, as_numpy, as_points, at_home, namespace
 from kolmo.box import Absorbing, Box, Open, Periodic, Reflecting
 from kolmo.control.coefficients import Quadratic
 from kolmo.control.problem import ControlProblem
@@ -87,6 +87,7 @@ class HopfColeSolution:
         return -self.problem.sign * p @ as_like(self.gain.T, points)
 
 
+@at_home
 def hopf_cole(problem: ControlProblem, *, at: Any, rtol: float = 1e-3, atol: float = 1e-6) -> HopfColeSolution:
     r"""Solve a linearly solvable control problem by one linear equation.
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kolmo.arrays import as_points
+from kolmo.arrays import as_points, at_home
 from kolmo.control.adjoint import Steps, differentiable_march, own, seed
 from kolmo.control.value import planned
 from kolmo.discretization import Discretization
@@ -61,6 +61,7 @@ class Law(Passages):
     _flux: dict[Exit, torch.Tensor]
     _readings: tuple[torch.Tensor, ...]
 
+    @at_home
     def __call__(self, x: Any, t: float | None = None) -> torch.Tensor:
         """Density ρ(t, x) at points (..., d), shape (...); t a kept time (None: the horizon)."""
         points = torch.as_tensor(as_points(x, self.grid.dim))
@@ -68,6 +69,7 @@ class Law(Passages):
         values: torch.Tensor = self.grid.interpolate(rho, points, self.discretization.width)
         return values
 
+    @at_home
     def expectation(self, function: Callable[[torch.Tensor], torch.Tensor], t: float | None = None) -> torch.Tensor:
         """E[f(X_t); still inside] for ``function(x)`` of points (..., d), shape () or (k,)."""
         values = function(torch.as_tensor(self.grid.points))
@@ -87,6 +89,7 @@ class Law(Passages):
         return f"Law({self.grid!r}, {len(self.times)} times)"
 
 
+@at_home
 def law(
     problem: KolmogorovProblem,
     initial: Any,
@@ -161,6 +164,7 @@ def law(
     return Law(weights, clock[indices], clock, recipe.grid, recipe, flux, _reading_tensors(march.generator))
 
 
+@at_home
 def transition_density(
     problem: KolmogorovProblem,
     x: Any,

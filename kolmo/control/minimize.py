@@ -358,6 +358,7 @@ class _Loop:
         )
 
 
+@at_home
 def hessian_product(objective: Objective, parameters: Any, direction: Sequence[Any]) -> list[torch.Tensor]:
     r"""Hessian of an objective times a direction, :math:`\nabla^2 J(\theta)\,v`.
 

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from kolmo.arrays import as_like, as_numpy, as_points, is_tensor, namespace
+from kolmo.arrays import as_like, as_numpy, as_points, at_home, is_tensor, namespace
 from kolmo.box import Absorbing, Box, Robin
 from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
@@ -115,6 +115,7 @@ class SchroedingerBridge:
         return np.asarray(joint * (self.masses[0] / np.where(rows > 0, rows, 1.0))[:, None])
 
 
+@at_home
 def schroedinger_bridge(
     sde: SDE,
     density0: Callable[..., Any],

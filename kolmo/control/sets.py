@@ -20,6 +20,8 @@ CURVED = 1e-10
 # Lattice points per coordinate from which a minimisation over a box starts, by number of coordinates.
 LATTICE = {1: 5, 2: 3, 3: 3}
 MAX_CONTROLS = 6
+# Every control of a list is tried at every node and step.
+MAX_LISTED = 10_000
 # Every node keeps a matrix of second derivatives of so many rows and columns.
 MAX_UNBOUNDED = 64
 # Times that the lattice is halved about its best point before Newton's method takes over.
@@ -161,7 +163,7 @@ class Finite:
     Raises
     ------
     InputError
-        If the list is empty or not finite.
+        If the list is empty, too long or not finite.
 
     Examples
     --------
@@ -174,6 +176,8 @@ class Finite:
         points = points[:, None] if points.ndim == 1 else points
         if points.ndim != 2 or points.size == 0 or not np.isfinite(points).all():
             raise InputError("values", f"an array of shape {points.shape}", "at least one control, finite")
+        if len(points) > MAX_LISTED:
+            raise InputError("values", f"{len(points)} controls", f"at most {MAX_LISTED}", "Interval or BoxSet")
         self.values = points
 
     @property

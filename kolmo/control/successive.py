@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy import optimize
 
-from kolmo.arrays import as_points
+from kolmo.arrays import as_points, at_home
 from kolmo.control.adjoint import Steps, apply, differentiable_march
 from kolmo.control.minimize import collect, minimize
 from kolmo.control.value import expected_value, planned
@@ -27,6 +27,7 @@ POOR, GOOD = 0.25, 0.75
 STILL = 1e-10
 
 
+@at_home
 def successive(
     problem: KolmogorovProblem,
     x: Any,

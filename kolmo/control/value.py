@@ -250,6 +250,7 @@ def grid_value(
     return state
 
 
+@at_home
 def gradient_memory(
     problem: KolmogorovProblem,
     discretization: Discretization,

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from kolmo.arrays import as_numpy, as_points
+from kolmo.arrays import as_numpy, as_points, at_home
 from kolmo.discretization import Discretization
-from kolmo.errors import InputError, ToleranceWarning
-from kolmo.forward.density import Density, Spreading
+from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
+from kolmo.forward.density import Density, OutOfTimeError, Spreading
 from kolmo.forward.layout import Asked, start_of
 from kolmo.forward.search import MAX_CELLS, MAX_SECONDS, LawSearch
 from kolmo.grid import Grid
+from kolmo.kernels.first_use import clock
 from kolmo.limits import Limits
 from kolmo.problem import KolmogorovProblem, check_vectorised
 from kolmo.refine.plan import plan, prescribe
@@ -24,6 +25,7 @@ from kolmo.steppers.base import STEPPERS
 PLANNING_POINTS = 200
 
 
+@at_home
 def solve_forward(
     problem: KolmogorovProblem,
     initial: Any,
@@ -84,7 +86,8 @@ def solve_forward(
     max_cells : int, optional
         Largest grid tried; default 40,000, 700,000 or 4,000,000 in one, two or three dimensions.
     max_seconds : float, optional
-        Time after which the finest level finished is returned; default 120.
+        Time after which the finest level finished is returned; default 120. Both as in ``solve`` with ``grid`` or
+        ``discretization``.
 
     Returns
     -------
@@ -151,12 +154,21 @@ def solve_forward(
         given = as_numpy(as_points(initial, problem.dim, "initial")).reshape(-1, problem.dim)
         if len(given) == 0:
             raise InputError("initial", "no samples", "a density function, at least one sample, or a point")
+    given_limits = Limits.given(max_cells, max_seconds)
     if grid is not None:
+        shape = grid.shape if isinstance(grid, Grid) else np.broadcast_to(grid, problem.dim).tolist()
+        given_limits.require("grid", shape, steps if isinstance(steps, (int, np.integer)) else 1)
         discretization = prescribe(problem, grid, steps, scheme, stepper, kept, None)
+    elif discretization is not None:
+        given_limits.require("discretization", discretization.grid.shape, discretization.steps)
     elif steps is not None:
         raise InputError("steps", steps, "grid= with it, or neither to solve by tolerance")
     if discretization is not None:
-        return _told(Spreading(problem, discretization, kept).run(given))
+        deadline = given_limits.started + given_limits.seconds
+        try:
+            return _told(Spreading(problem, discretization, kept, deadline, clock).run(given))
+        except OutOfTimeError:
+            raise NotConvergedError(f"the march did not end within {given_limits.over}") from None
     asked = Asked(kept, _points(problem, at), _times(problem, flux_times))
     limit = Limits.of(max_cells, max_seconds, MAX_CELLS[problem.dim], MAX_SECONDS)
     limits = limit.cells, limit.seconds

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from kolmo.arrays import at_home
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.forward.density import Density, readings
@@ -16,6 +17,7 @@ from kolmo.refine.plan import plan
 from kolmo.schemes.generator import Generator, discretize
 
 
+@at_home
 def stationary_density(
     problem: KolmogorovProblem,
     *,

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from kolmo.arrays import as_numpy, as_points, is_tensor
+from kolmo import memory
+from kolmo.arrays import as_numpy, as_points, at_home, is_tensor
 from kolmo.box import Absorbing, Entrance, Open, Reflecting, Robin
 from kolmo.discretization import Discretization, steps_given
 from kolmo.errors import InputError, NotConvergedError
@@ -122,6 +123,7 @@ class Outcome:
     stats: dict[str, Any] = field(default_factory=dict)
 
 
+@at_home
 def plan(
     problem: KolmogorovProblem,
     *,
@@ -205,6 +207,7 @@ def prescribe(
         name = "radau5" if problem.dim < 3 and like is None else "rk4"
     if problem.stationary:
         return Discretization(generator.grid, (), generator.scheme.name, name, None)
+    memory.require("steps", generator.grid.shape, saved=len(save), steps=steps_given(steps))
     times = time_nodes(generator.intervals(), steps_given(steps), save)
     bound = STEPPERS[name].largest_step(*generator.stiffness())
     if np.diff(times).max() > bound * 1.1:

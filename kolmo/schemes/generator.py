@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from kolmo import memory
 from kolmo.arrays import Array, Held, Spread, as_like, as_numpy, detached, is_tensor, namespace, zeros
 from kolmo.box import Absorbing, Box, Entrance, Natural, Robin
 from kolmo.errors import InputError
@@ -434,7 +435,9 @@ def discretize(problem: KolmogorovProblem, grid: Grid | int | Sequence[int], sch
     >>> kolmo.discretize(problem, 9, scheme="monotone").matrix(0.0).shape
     (9, 9)
     """
-    grid = grid if isinstance(grid, Grid) else Grid.of(problem.box, grid)
+    if not isinstance(grid, Grid):
+        memory.require("grid", (grid,) * problem.dim if isinstance(grid, (int, np.integer)) else tuple(grid))
+        grid = Grid.of(problem.box, grid)
     if grid.dim != problem.dim:
         raise InputError("grid", f"{grid.dim} axes", f"{problem.dim} axes")
     if scheme == "auto":
