@@ -241,6 +241,8 @@ class Unbounded:
         curvature = np.linalg.eigvalsh(H)[:, 0] if self.m > 1 else H[:, 0, 0]
         definite = curvature > CURVED * (np.abs(H).max(initial=0.0) + 1e-300)
         safe = np.where(definite[:, None, None], H, np.eye(self.m))
+        if self.m == 1:
+            return np.where(definite[:, None], -h / safe[:, :, 0], start), definite
         return np.where(definite[:, None], -np.linalg.solve(safe, h[..., None])[..., 0], start), definite
 
     def __repr__(self) -> str:
