@@ -343,7 +343,7 @@ class Bellman:
 
 
 def _seen(d: np.ndarray) -> np.ndarray:
-    """Mean of \|x\| under the kernel of the second difference of order 4, less \|d\| itself, at nodes d from the kink."""
+    """Mean of the modulus under the kernel of the second difference of order 4, less the modulus, at nodes d from 0."""
 
     def hat(d: np.ndarray) -> np.ndarray:
         return np.asarray(np.maximum(1.0 - np.abs(d), 0.0) ** 3 / 3.0)

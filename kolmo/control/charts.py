@@ -9,6 +9,7 @@ reach it, and utilities may be infinite there. In y = log(x − end) the coeffic
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from kolmo.sde import SDE
 # Coefficients are proportional to the distance where, this part of the points' distance from the end and a thousand
 # times closer, their ratios to it differ by no more than the last part of their size.
 NEAR, NEARER, PROPORTIONAL = 1e-4, 1e-7, 1e-2
+# A slope that grows so much over that stretch is infinite at the end.
+STEEPENS = 1.5
 # Instants (parts of the horizon) at which coefficients are looked at.
 INSTANTS = (0.0, 0.43, 0.97)
 
@@ -80,7 +83,29 @@ def _chart(problem: ControlProblem, points: np.ndarray, axis: int) -> Chart | No
     distance = side * (points[:, axis] - end)
     if not (distance > 1e-9 * max(abs(end), float(np.abs(distance).max()))).all():
         return None
-    return Chart(end, side) if _proportional(problem, points, axis, end, side * distance) else None
+    if not _proportional(problem, points, axis, end, side * distance):
+        return None
+    # in a box that the user has closed values are wanted up to the end, as long as they are regular there
+    closed = np.isfinite(box.lower[axis]) and np.isfinite(box.upper[axis])
+    return Chart(end, side) if not closed or _singular(problem, points, axis, end, side * distance) else None
+
+
+def _singular(problem: ControlProblem, points: np.ndarray, axis: int, end: float, offset: np.ndarray) -> bool:
+    """Whether terminal data or running costs are infinite at the end, or rise to it with an infinite slope."""
+    closed = [problem.closed_loop(problem.constant(a)) for a in problem.controls.samples]
+    functions = [closed[0].final, *(partial(p.running, 0.43 * p.horizon) for p in closed)]
+    for f in functions:
+        slopes = []
+        for part in (NEAR, NEARER):
+            values = []
+            for beside in (1.0, 2.0):
+                x = points.copy()
+                x[:, axis] = end + beside * part * offset
+                values.append(np.asarray(f(torch.as_tensor(x)).detach(), dtype=float).reshape(-1))
+            slopes.append(np.abs(values[1] - values[0]) / part)
+        if not np.isfinite(slopes[1]).all() or (slopes[1] > STEEPENS * slopes[0] + 1e-9 * slopes[0].max()).any():
+            return True
+    return False
 
 
 def _proportional(problem: ControlProblem, points: np.ndarray, axis: int, end: float, offset: np.ndarray) -> bool:

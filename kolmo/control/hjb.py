@@ -331,7 +331,8 @@ def _follow(problem: ControlProblem, recipe: Discretization) -> Level:
         return Level(recipe, [0.0], [V], [act], count)
     if len(recipe.times) < 2:
         raise InputError("discretization", "a recipe without time nodes", "one for a finite horizon")
-    return _march(bellman, recipe, list(recipe.times))
+    change = float(recipe.estimate.get("policy", [POLICY_CHANGE])[0])
+    return _march(bellman, recipe, list(recipe.times), change=change)
 
 
 def _march(
@@ -466,7 +467,7 @@ class _Search:
         estimate = self._estimate() + self.cut
         stats |= {"levels": len(self.levels), "seconds": self.limits.spent, "cut": self.cut}
         level = self.levels[-1]
-        level.recipe.estimate.update(discretization=[self._estimate()], cut=[self.cut])
+        level.recipe.estimate.update(discretization=[self._estimate()], cut=[self.cut], policy=[self.change])
         return level, estimate, status, message, stats
 
     def _first_frame(self) -> Frame:
