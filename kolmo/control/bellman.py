@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from scipy.linalg import lapack
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, maximum_filter1d
 
 from kolmo.arrays import Held
 from kolmo.box import Absorbing, Entrance, Natural, Open, Robin
@@ -29,10 +29,10 @@ from kolmo.steppers.radau import tableau
 # Policy iterations of one step or stationary solve, and the change of V (relative to its size) at which they end.
 POLICY_ITERATIONS = 50
 POLICY_CHANGE = 1e-11
-# Iterations that end in a cycle are accepted below this change: controls of equal value at a few nodes.
-POLICY_CYCLE = 1e-7
-# Policy iterations after which the load that belongs to kinks is held.
-HOLD = 15
+# Policy iterations after which the load that belongs to kinks is held, and controls that go back and forth stay.
+HOLD, STAY = 15, 35
+# The size of V that changes are relative to is that within this part of the nodes to either side.
+AROUND = 10
 # Rate, in units of 1/T, at which V is pulled to the obstacle where it has passed it.
 PENALTY = 1e8
 # An unbounded control may have no optimum this many nodes from an open, natural or absorbing face.
@@ -433,7 +433,7 @@ class ImplicitStep:
 
     def __init__(self, bellman: Bellman, stepper: str, change: float = POLICY_CHANGE) -> None:
         self.bellman, self.stepper, self.change = bellman, STEPPERS[stepper], change
-        self.iterations = 0
+        self.iterations, self.unsettled = 0, 0.0
         stages = len(self.stepper.nodes)
         chain = TridiagonalEuler.of(bellman) if stages == 1 else None
         self.banded = BandedRadau.of(bellman, stages) if chain is None else chain
@@ -459,9 +459,10 @@ class ImplicitStep:
             held = count > HOLD
             return [replace(new, bent=old.bent) if held else new for new, old in zip(better, acts, strict=True)]
 
-        stages, acts, count = iterate(solve, improve, acts, self.change)
-        self.iterations += count
-        return stages[-1], acts
+        settled = iterate(solve, improve, acts, self.change)
+        self.iterations += settled.count
+        self.unsettled += settled.change
+        return settled.states[-1], settled.acts
 
     def _coupled(
         self, u: np.ndarray, dt: float, matrices: list[sp.csr_matrix], loads: list[np.ndarray]
@@ -482,7 +483,7 @@ class ExplicitStep:
     """The classical Runge–Kutta step with the best policy at every stage."""
 
     def __init__(self, bellman: Bellman) -> None:
-        self.bellman, self.iterations = bellman, 0
+        self.bellman, self.iterations, self.unsettled = bellman, 0, 0.0
 
     def bound(self, t: float, act: Act) -> float:
         """Largest stable step for the present policy."""
@@ -511,36 +512,65 @@ class ExplicitStep:
         return V, [Act(act.a, stop)]
 
 
+@dataclass(frozen=True)
+class Settled:
+    """Where policy iteration ended: states, their policies, iterations, and what V still changed by (absolute)."""
+
+    states: list[np.ndarray]
+    acts: list[Act]
+    count: int
+    change: float
+
+
 def iterate(
     solve: Callable[[list[Act]], list[np.ndarray]],
     improve: Callable[[list[np.ndarray], list[Act], int], list[Act]],
     acts: list[Act],
     close: float = POLICY_CHANGE,
-) -> tuple[list[np.ndarray], list[Act], int]:
+) -> Settled:
     """Policy iteration (Howard 1960): solve for the policies, improve them, until V no longer changes.
+
+    It always ends: controls that go back and forth stay where they are (they are worth the same there, or the
+    discrete problem has no fixed point), and what V still changes by in the end is told.
 
     Raises
     ------
     NotConvergedError
-        If V still changes after many iterations.
+        If V is infinite.
     """
-    before, change = None, np.inf
+    before: list[np.ndarray] | None = None
+    older: list[Act] | None = None
+    moved = np.inf
     for count in range(1, POLICY_ITERATIONS + 1):
         states = solve(acts)
         if not all(np.isfinite(V).all() for V in states):
             raise NotConvergedError("policy iteration met an infinite value")
-        size = max(float(np.abs(V).max(initial=0.0)) for V in states) + 1e-300
         if before is not None:
-            change = max(float(np.abs(V - W).max()) for V, W in zip(states, before, strict=True)) / size
-        if change <= close:
-            return states, acts, count
+            moved = max(float(np.abs(V - W).max()) for V, W in zip(states, before, strict=True))
+            if max(_change(V, W) for V, W in zip(states, before, strict=True)) <= close:
+                return Settled(states, acts, count, 0.0)
         better = improve(states, acts, count)
+        if count > STAY and older is not None:
+            better = [_kept(new, now, old) for new, now, old in zip(better, acts, older, strict=True)]
         if all(_same(p, q) for p, q in zip(acts, better, strict=True)):
-            return states, acts, count
-        acts, before = better, states
-    if change > POLICY_CYCLE:
-        raise NotConvergedError(f"policy iteration still changes V by {change:.1e} (relative)")
-    return states, acts, POLICY_ITERATIONS
+            return Settled(states, acts, count, 0.0 if count <= STAY or before is None else moved)
+        older, acts, before = acts, better, states
+    return Settled(states, acts, POLICY_ITERATIONS, moved)
+
+
+def _change(V: np.ndarray, W: np.ndarray) -> float:
+    """Largest change relative to V around the node: values may be of other orders of magnitude far away."""
+    size = maximum_filter1d(np.abs(V[:, 0]), 2 * (len(V) // AROUND) + 1) + 1e-300
+    return float((np.abs(V - W)[:, 0] / size).max(initial=0.0))
+
+
+def _kept(new: Act, now: Act, old: Act) -> Act:
+    """The new policy, but where it goes back to the one before the present one the present one stays."""
+    back = (new.a == old.a).all(-1) & (now.a != old.a).any(-1)
+    stop = new.stop
+    if stop is not None and now.stop is not None and old.stop is not None:
+        stop = np.where((stop == old.stop) & (now.stop != old.stop), now.stop, stop)
+    return Act(torch.where(back[:, None], now.a, new.a), stop, new.bent)
 
 
 def _same(p: Act, q: Act) -> bool:
@@ -549,8 +579,8 @@ def _same(p: Act, q: Act) -> bool:
     return torch.equal(p.a, q.a) and stops and not bent
 
 
-def solve_stationary(bellman: Bellman, start: Act | None = None) -> tuple[np.ndarray, Act, int]:
-    """V with min_a (Q(a) V + r(a)) = 0 by policy iteration; the policy, and how many iterations.
+def solve_stationary(bellman: Bellman, start: Act | None = None) -> tuple[np.ndarray, Settled]:
+    """V with min_a (Q(a) V + r(a)) = 0 by policy iteration, and how that ended.
 
     Begun with a policy of a coarser grid it takes few: otherwise the edge of a stopping set moves a node in each.
 
@@ -577,7 +607,7 @@ def solve_stationary(bellman: Bellman, start: Act | None = None) -> tuple[np.nda
         better = bellman.improve(0.0, bellman.full(states[0], 0.0), acts[0])
         return [replace(better, bent=acts[0].bent) if count > HOLD else better]
 
-    states, acts, count = iterate(solve, improve, [bellman.start() if start is None else start])
-    V = bellman.full(states[0], 0.0)
-    bellman.check(0.0, V, acts[0])
-    return V, acts[0], count
+    settled = iterate(solve, improve, [bellman.start() if start is None else start])
+    V = bellman.full(settled.states[0], 0.0)
+    bellman.check(0.0, V, settled.acts[0])
+    return V, settled

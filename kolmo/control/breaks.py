@@ -22,6 +22,8 @@ JUMP_WIDTH, BEND_WIDTH = 0.003, 0.02
 PROBES, PROBE_NODES = 8001, 301
 # A difference stands out where it is so many times those around it.
 OUTSTANDING = 20.0
+# Second differences of data below this part of their size are rounding; more bends than this are no bends.
+ROUNDING, MANY = 1e-10, 8
 # A control switches where it moves by this part of its range from a node to the next.
 SWITCHED = 0.5
 # A control is at a bound within this part of its range.
@@ -29,7 +31,7 @@ BOUND = 1e-9
 # The control matters where it can change the value by this part within the horizon (without one: of the most it can).
 WORTH = 1e-3
 # Controls of a long list that are compared for that.
-MANY = 8
+COMPARED = 8
 # More switches than this at a time are no curves that a grid can follow; nodes at the ends that are not looked at.
 MOST, EDGE = 4, 4
 
@@ -67,11 +69,11 @@ def terminal_breaks(problem: KolmogorovProblem, layout: Frame) -> Breaks:
     if len(jumps):
         middle, spread = 0.5 * float(jumps.max() + jumps.min()), 0.5 * float(np.ptp(jumps))
         return Breaks([(middle, max(spread, width))], jump=True)
-    bends = x[1:-1][_alone(np.diff(values, 2), 0.0)][:, 0]
+    bends = x[1:-1][_alone(np.diff(values, 2), ROUNDING * float(np.abs(values).max()))][:, 0]
     groups = np.split(bends, np.flatnonzero(np.diff(bends) > 3.0 * (x[1, 0] - x[0, 0])) + 1) if len(bends) else []
     places = [(float(group.mean()), BEND_WIDTH * (high - low)) for group in groups]
     if len(places) != 1:
-        return Breaks(places)
+        return Breaks(places if len(places) <= MANY else [])
     probe = Frame(layout.box, (Uniform(low, high),), layout.charts).grid(PROBE_NODES)
     found = common_break(problem, probe, 0)
     found = found if found is None or chart is None else float(chart.forth(found))
@@ -143,12 +145,12 @@ def _places(bellman: Bellman, y: np.ndarray, cells: np.ndarray) -> list[Place]:
 def _matters(bellman: Bellman, t: float, V: np.ndarray, act: Act, size: float) -> np.ndarray:
     """Cells about which it makes a difference to the value what is done; elsewhere switches are rounding."""
     p, M = bellman.derivatives(t, V, act)
-    options = bellman.problem.controls.samples[:: max(1, len(bellman.problem.controls.samples) // MANY)]
+    options = bellman.problem.controls.samples[:: max(1, len(bellman.problem.controls.samples) // COMPARED)]
     worth = np.ptp([bellman.coefficients.hamiltonian(t, V[:, 0], p, M, bellman.start(a).a) for a in options], axis=0)
     horizon = bellman.problem.horizon
     scale = worth.max(initial=0.0) if horizon is None else (np.abs(V[:, 0]) + size) / horizon
     matters = np.asarray(maximum_filter1d(worth, 5) > WORTH * scale)
-    return matters[1:] | matters[:-1]
+    return np.asarray(matters[1:] | matters[:-1])
 
 
 def _thickness(bellman: Bellman, cells: np.ndarray) -> np.ndarray:

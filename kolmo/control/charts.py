@@ -1,12 +1,12 @@
-"""Coordinates in which a controlled process is regular: the logarithm of the distance from an end it scales with.
+r"""Coordinates in which a controlled process is regular: the logarithm of the distance from an end it scales with.
 
 Where drift and noise are proportional to the distance from a natural end (wealth, prices, populations) paths never
 reach it, and utilities may be infinite there. In y = log(x − end) the coefficients are bounded and the end is a cut:
 
-.. math:: b_y = b/\\delta - \\tfrac12\\Sigma/\\delta^2, \\qquad \\Sigma_y = \\Sigma/\\delta^2, \\qquad \\delta = x - end
+.. math:: b_y = b/\delta - \tfrac12\Sigma/\delta^2, \qquad \Sigma_y = \Sigma/\delta^2, \qquad \delta = x - end
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -93,7 +93,8 @@ def _chart(problem: ControlProblem, points: np.ndarray, axis: int) -> Chart | No
 def _singular(problem: ControlProblem, points: np.ndarray, axis: int, end: float, offset: np.ndarray) -> bool:
     """Whether terminal data or running costs are infinite at the end, or rise to it with an infinite slope."""
     closed = [problem.closed_loop(problem.constant(a)) for a in problem.controls.samples]
-    functions = [closed[0].final, *(partial(p.running, 0.43 * p.horizon) for p in closed)]
+    half = 0.5 * float(problem.horizon or 0.0)
+    functions: list[Callable[[Any], Any]] = [closed[0].final, *(partial(p.running, half) for p in closed)]
     for f in functions:
         slopes = []
         for part in (NEAR, NEARER):
@@ -120,10 +121,12 @@ def _proportional(problem: ControlProblem, points: np.ndarray, axis: int, end: f
             for part in (NEAR, NEARER):
                 x = points.copy()
                 x[:, axis] = end + part * offset
-                b, S = (np.asarray(v) for v in (sde.drift(f * problem.horizon, x), sde.covariance(f * problem.horizon, x)))
+                t = f * float(problem.horizon or 0.0)
+                b, S = np.asarray(sde.drift(t, x)), np.asarray(sde.covariance(t, x))
                 ratios.append((b[:, axis] / (part * offset), S[:, axis, axis] / (part * offset) ** 2))
+            rate = PROPORTIONAL * (np.abs(ratios[0][0]) + ratios[0][1])
             for one, other in zip(*ratios, strict=True):
-                if not np.isfinite(other).all() or (np.abs(one - other) > PROPORTIONAL * (np.abs(other) + 1e-9)).any():
+                if not np.isfinite(other).all() or (np.abs(one - other) > rate).any():
                     return False
             noisy |= bool((ratios[1][1] > 0).any())
     return noisy
@@ -151,7 +154,9 @@ def _cut(box: Any, charts: Charts) -> Box:
     pairs = []
     for pair, chart in zip(box.faces, charts, strict=True):
         low, high = pair
-        pairs.append((low if chart is None or chart.side < 0 else Open(), high if chart is None or chart.side > 0 else Open()))
+        pairs.append(
+            (low if chart is None or chart.side < 0 else Open(), high if chart is None or chart.side > 0 else Open())
+        )
     return Box(box.lower, box.upper, boundary=pairs)
 
 
@@ -171,7 +176,7 @@ def charted(problem: KolmogorovProblem, charts: Charts) -> tuple[SDE, Box]:
 
     def drift(t: float, y: torch.Tensor) -> torch.Tensor:
         x, slope = placed(y)
-        b = problem.sde.drift(t, x) * slope
+        b: torch.Tensor = problem.sde.drift(t, x) * slope
         S = problem.sde.covariance(t, x)
         for i, chart in marked:
             bend = torch.zeros_like(b)

@@ -51,7 +51,9 @@ class Quadratic:
         eye = np.eye(m)
         middle, up, down = at(np.zeros(m)), [at(e) for e in eye], [at(-e) for e in eye]
         self.zero = middle
-        self.linear = [[0.5 * _difference(p, q) for p, q in zip(u, d, strict=True)] for u, d in zip(up, down, strict=True)]
+        self.linear = [
+            [0.5 * _difference(p, q) for p, q in zip(u, d, strict=True)] for u, d in zip(up, down, strict=True)
+        ]
         self.square: dict[tuple[int, int], list[np.ndarray]] = {}
         for k in range(m):
             self.square[k, k] = [_difference(p + q, 2.0 * z) for p, q, z in zip(up[k], down[k], middle, strict=True)]
@@ -196,12 +198,14 @@ class Coefficients:
 
     @cached_property
     def switches(self) -> bool:
-        """Whether the control only ever jumps (between members of a list, or ends), and the noise knows nothing of it."""
+        """Whether the control only ever jumps (between members of a list, or ends) and leaves the noise alone."""
         if isinstance(self.problem.controls, Unbounded):
             return False
         if isinstance(self.problem.controls, Finite):
             T, a = self.problem.horizon or 0.0, self.problem.controls.samples
-            parts = [evaluate(self.problem, 0.37 * T, self.x, torch.as_tensor(v).expand(len(self.x), len(v))).S for v in a]
+            parts = [
+                evaluate(self.problem, 0.37 * T, self.x, torch.as_tensor(v).expand(len(self.x), len(v))).S for v in a
+            ]
             return len(parts) > 1 and all(np.array_equal(parts[0], S) for S in parts[1:])
         if not self.quadratic:
             return False

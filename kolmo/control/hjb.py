@@ -286,7 +286,8 @@ def solve_hjb(
 class Level:
     """One solve: the recipe, the states and policies at the times kept, latest first, what it cost, and its answers.
 
-    ``at`` is the answer at the points that matter, ``witnessed`` there and beside them.
+    ``unsettled`` is what V still changed by where policy iteration did not settle; ``at`` the answer at the points that
+    matter, ``witnessed`` there and beside them.
     """
 
     recipe: Discretization
@@ -294,6 +295,7 @@ class Level:
     states: list[np.ndarray]
     acts: list[Act]
     iterations: int
+    unsettled: float = 0.0
     nodes: float = 0.0
     seconds: float = 0.0
     at: np.ndarray | None = None
@@ -327,8 +329,8 @@ def _follow(problem: ControlProblem, recipe: Discretization) -> Level:
     problem = opened_as(problem, recipe.grid)
     bellman = Bellman(problem, recipe.grid, recipe.scheme)
     if problem.horizon is None:
-        V, act, count = solve_stationary(bellman)
-        return Level(recipe, [0.0], [V], [act], count)
+        V, settled = solve_stationary(bellman)
+        return Level(recipe, [0.0], [V], settled.acts, settled.count, settled.change)
     if len(recipe.times) < 2:
         raise InputError("discretization", "a recipe without time nodes", "one for a finite horizon")
     change = float(recipe.estimate.get("policy", [POLICY_CHANGE])[0])
@@ -370,7 +372,7 @@ def _march(
         level.acts.append(acts[-1])
     level.acts[-1] = bellman.improve(0.0, level.V, acts[-1])
     bellman.check(0.0, level.V, level.acts[-1])
-    level.iterations = step.iterations
+    level.iterations, level.unsettled = step.iterations, step.unsettled
     if times is None:
         level.recipe = Discretization(recipe.grid, tuple(nodes[::-1]), recipe.scheme, recipe.stepper, recipe.terminal)
     _thin(level)
@@ -431,6 +433,7 @@ class _Search:
         self.order = SCHEMES[self.scheme].order
         # bounded controls switch, and stopping sets end, somewhere between nodes
         self.kinked = problem.obstacle is not None or not isinstance(problem.controls, Unbounded)
+        self.opened = problem.horizon is not None and self._opened(self.problem.box)
         self.stepper = IMPLICIT if problem.dim == 1 else EXPLICIT
         self.smoothing = 2
         # policy iteration converges like Newton's method: the last change is far above the error that is left
@@ -474,7 +477,11 @@ class _Search:
         """Frame for typical controls; for unbounded ones also for the policy of a coarse solve."""
         policies: list[Any] = [self.problem.constant(a) for a in self.problem.controls.samples[:5]]
         layout = self._frame(policies)
-        if isinstance(self.problem.controls, Unbounded) and self.problem.horizon is not None and self._opened(layout):
+        if (
+            isinstance(self.problem.controls, Unbounded)
+            and self.problem.horizon is not None
+            and self._opened(layout.box)
+        ):
             try:
                 level = self._solve_on(layout.grid(FIRST_NODES[self.problem.dim]), FIRST_STEPS, self.scheme)
             except (NotConvergedError, OutOfTimeError):
@@ -516,8 +523,9 @@ class _Search:
         """Whether the covariance depends on the control."""
         return not Coefficients(self.problem, torch.as_tensor(self.points[:8])).covariance_is_fixed
 
-    def _opened(self, layout: Frame) -> bool:
-        return any(isinstance(face, Open) for pair in layout.box.faces for face in pair)
+    @staticmethod
+    def _opened(box: Any) -> bool:
+        return any(isinstance(face, Open) for pair in box.faces for face in pair)
 
     def _in_some_box(self, layout: Frame, scheme: str) -> tuple[Frame, str, str]:
         """Refine; where moving the cut changes the answer too much, move it outwards and refine again."""
@@ -533,7 +541,7 @@ class _Search:
                 self.levels, self.cut = before
                 message = f"the cut of the box counts for {self.cut:.2e}, and a wider box has no answer ({error})"
                 return layout, "tolerance_not_met", message
-            if self.problem.horizon is None or not self._opened(layout):
+            if self.problem.horizon is None or not self._opened(layout.box):
                 break
             reachable = self._measure_cut(layout, scheme)
             if self.cut <= CUT_SHARE * self._tolerance() or not reachable:
@@ -575,10 +583,12 @@ class _Search:
             except OutOfTimeError:
                 if not self.levels:
                     raise NotConvergedError(f"no level was finished within {self.limits.over}: allow more") from None
+                self._keep_best()
                 return "tolerance_not_met", self._stopped(self.limits.over)
             except NotConvergedError as error:
                 if len(self.levels) < 2:
                     raise
+                self._keep_best()
                 # the coarser levels are good, and their estimate says how good
                 return "tolerance_not_met", (
                     f"no finer level than {self.levels[-1].nodes:.0f} nodes an axis has an answer ({error}): "
@@ -590,7 +600,16 @@ class _Search:
             ahead = self.levels[-1].seconds * (n / before) ** (d + 1)
             reason = self.limits.excess(n**d, ahead)
             if reason:
+                self._keep_best()
                 return "tolerance_not_met", self._stopped(reason)
+
+    def _keep_best(self) -> None:
+        """Go back to the level with the least estimate: the finest ones may be spoilt by rounding."""
+        levels, estimates = self.levels, []
+        for count in range(3, len(levels) + 1):
+            self.levels = levels[:count]
+            estimates.append(self._estimate())
+        self.levels = levels[: 3 + int(np.argmin(estimates))] if estimates else levels
 
     def _unfinished(self) -> bool:
         """Whether there are levels, and no time for more."""
@@ -602,7 +621,8 @@ class _Search:
 
     def _enough(self) -> bool:
         """Whether three levels or more agree within what the cut leaves of the tolerance."""
-        return len(self.levels) >= 3 and self._estimate() <= (1.0 - CUT_SHARE) * self._tolerance()
+        left = 1.0 - CUT_SHARE * self.opened
+        return len(self.levels) >= 3 and self._estimate() <= left * self._tolerance()
 
     def _stands(self, layout: Frame, scheme: str) -> bool:
         """Whether the agreement stands on a shifted grid, where the kinks of V fall elsewhere in their cells.
@@ -629,7 +649,7 @@ class _Search:
         return self._policy.judge([level.nodes for level in self.levels], values, rounding=rounding)
 
     def _estimate(self) -> float:
-        return float(self._verdict().estimate[0])
+        return float(self._verdict().estimate[0]) + self.levels[-1].unsettled
 
     def _next(self, n: float) -> float:
         d = self.problem.dim
@@ -668,8 +688,9 @@ class _Search:
     def _solve_on(self, grid: Grid, steps: int, scheme: str) -> Level:
         bellman = Bellman(self.problem, grid, scheme)
         if self.problem.horizon is None:
-            V, act, count = solve_stationary(bellman, self._guess(grid))
-            return Level(Discretization(grid, (), scheme, IMPLICIT), [0.0], [V], [act], count)
+            V, settled = solve_stationary(bellman, self._guess(grid))
+            recipe = Discretization(grid, (), scheme, IMPLICIT)
+            return Level(recipe, [0.0], [V], settled.acts, settled.count, settled.change)
         rule = plan_terminal(bellman.generator.problem, grid, bellman.box, self.smoothing if scheme != MONOTONE else 2)
         stepper = EULER if scheme == MONOTONE else self.stepper
         recipe = Discretization(grid, (), scheme, stepper, rule)

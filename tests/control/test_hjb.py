@@ -259,9 +259,9 @@ def test_the_monotone_scheme_converges_to_the_same_value():
     errors = []
     for n in (41, 81, 161):
         bellman = Bellman(cp, Grid.of(cp.box, n), "monotone")
-        V, act, _ = solve_stationary(bellman)
+        V, settled = solve_stationary(bellman)
         errors.append(np.abs(bellman.grid.interpolate(V[:, 0], x, 4) - exact).max())
-        Q = bellman.assemble(0.0, act)[0].matrix.toarray()
+        Q = bellman.assemble(0.0, settled.acts[0])[0].matrix.toarray()
         assert (Q - np.diag(np.diag(Q)) >= 0).all()
     assert errors[0] > 1.8 * errors[1] > 3.2 * errors[2]
 
