@@ -337,6 +337,56 @@ class Pieces:
         return Pieces(base, self.places, knots)
 
 
+@dataclass(frozen=True)
+class Exponential:
+    r"""A map of the logarithm of the distance from an end: :math:`x = e + s\,e^{s\,y(\xi)}`, s = 1 above the end e.
+
+    Examples
+    --------
+    >>> g = Exponential(Uniform(-1.0, 1.0), end=2.0, side=1.0)
+    >>> float(g(0.5)), round(float(g.inverse(3.0)), 12)
+    (3.0, 0.5)
+    """
+
+    base: Grading
+    end: float
+    side: float
+
+    @property
+    def lower(self) -> float:
+        """Position of ξ = 0."""
+        return float(self._placed(np.float64(self.base.lower)))
+
+    @property
+    def upper(self) -> float:
+        """Position of ξ = 1."""
+        return float(self._placed(np.float64(self.base.upper)))
+
+    def _placed(self, y: Array) -> Array:
+        return self.end + self.side * namespace(y).exp(self.side * y)
+
+    def __call__(self, xi: Array) -> Array:
+        """Position x(ξ)."""
+        return self._placed(self.base(xi))
+
+    def slope(self, xi: Array) -> Array:
+        """dx/dξ."""
+        return namespace(xi).exp(self.side * self.base(xi)) * self.base.slope(xi)
+
+    def bend(self, xi: Array) -> Array:
+        """d²x/dξ²."""
+        distance = namespace(xi).exp(self.side * self.base(xi))
+        return distance * (self.side * self.base.slope(xi) ** 2 + self.base.bend(xi))
+
+    def inverse(self, x: Array) -> Array:
+        """ξ(x)."""
+        return self.base.inverse(self.side * namespace(x).log(self.side * (x - self.end)))
+
+    def extended(self, below: float, above: float) -> "Exponential":
+        """The map of a longer axis."""
+        return Exponential(self.base.extended(below, above), self.end, self.side)
+
+
 def _longer(grading: Grading, below: float, above: float) -> tuple[float, float]:
     """Ends of the longer axis of ``extended``."""
     inside = 1.0 - below - above
@@ -365,7 +415,7 @@ def chart(grading: Grading, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
 
 def from_record(record: dict[str, Any]) -> Grading:
     """Rebuild a map from the plain dictionary that ``record`` made."""
-    kinds: dict[str, Any] = {kind.__name__: kind for kind in (Uniform, Sinh, Focused, Pieces)}
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in (Uniform, Sinh, Focused, Pieces, Exponential)}
     values: dict[str, Any] = {n: tuple(v) if isinstance(v, (list, np.ndarray)) else v for n, v in record.items()}
     if "base" in values:
         values["base"] = from_record(values["base"])

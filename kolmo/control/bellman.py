@@ -1,7 +1,7 @@
 """The semi-discrete Hamilton–Jacobi–Bellman equation V' + min_a (Q(a) V + r(a)) = 0 on a grid, and its time steps."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -9,11 +9,11 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from scipy.linalg import lapack
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, maximum_filter1d
 
 from kolmo.arrays import Held
 from kolmo.box import Absorbing, Entrance, Natural, Open, Robin
-from kolmo.control.coefficients import Coefficients
+from kolmo.control.coefficients import Coefficients, Values
 from kolmo.control.problem import ControlProblem
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Grid
@@ -22,26 +22,35 @@ from kolmo.schemes.base import SCHEMES, FaceData
 from kolmo.schemes.central import TensorStencil
 from kolmo.schemes.generator import Generator
 from kolmo.schemes.local import Local, local_coefficients, wall_nodes
+from kolmo.schemes.monotone import JumpStencil
 from kolmo.steppers.base import STEPPERS, Operator
 from kolmo.steppers.radau import tableau
 
 # Policy iterations of one step or stationary solve, and the change of V (relative to its size) at which they end.
 POLICY_ITERATIONS = 50
 POLICY_CHANGE = 1e-11
-# Iterations that end in a cycle are accepted below this change: controls of equal value at a few nodes.
-POLICY_CYCLE = 1e-7
+# Policy iterations after which the load that belongs to kinks is held, and controls that go back and forth stay.
+HOLD, STAY = 15, 35
+# The size of V that changes are relative to is that within this part of the nodes to either side.
+AROUND = 10
 # Rate, in units of 1/T, at which V is pulled to the obstacle where it has passed it.
 PENALTY = 1e8
 # An unbounded control may have no optimum this many nodes from an open, natural or absorbing face.
 MARGIN = 6
+# Nodes at the ends whose differences have another kernel.
+EDGE = 4
 
 
 @dataclass(frozen=True)
 class Act:
-    """What is done at the nodes: controls (size, m), and where one stops (size,), if one may."""
+    """What is done at the nodes: controls (size, m), and where one stops (size,), if one may.
+
+    ``bent`` is a load (size, 1) that belongs to the kinks which switches of the control leave in the Hamiltonian.
+    """
 
     a: torch.Tensor
     stop: np.ndarray | None = None
+    bent: np.ndarray | None = None
 
 
 class Bellman:
@@ -81,6 +90,11 @@ class Bellman:
         self._soft = self._near_faces()
         # Selling's vectors depend on the covariance: where it never changes, neither does the stencil
         self._one_layout = grid.dim == 1 or self.coefficients.covariance_is_fixed
+        # kinks of V'' at switches are put into the load: on intervals, by differences of order 4
+        self._switches = (
+            scheme == "central4" and grid.dim == 1 and not grid.axes[0].periodic and self.coefficients.switches
+        )
+        self._assembled: tuple[float, Act, tuple[Operator, np.ndarray, Local]] | None = None
 
     def _faces(self) -> list[tuple[int, int, Any]]:
         return [(i, s, self.box.faces[i][s]) for i in range(self.grid.dim) for s in (0, 1)]
@@ -127,7 +141,7 @@ class Bellman:
         A, S, c, g = (np.asarray(v.numpy()) for v in (local.A, local.S, local.c, local.g))
         return Local(A, S, c, g)
 
-    def _local(self, t: float, a: torch.Tensor) -> Local:
+    def local(self, t: float, a: torch.Tensor) -> Local:
         """Coefficients in index units for controls a."""
         values, density = self.coefficients.values(t, a), self.metric.density
         A = values.b * density - 0.5 * np.einsum("nii->ni", values.S) * self.metric.bend
@@ -155,8 +169,13 @@ class Bellman:
         return V if self.fixed is None else self.free(V) + self.boundary(t)
 
     def assemble(self, t: float, act: Act) -> tuple[Operator, np.ndarray, Local]:
-        """Q and total load of a policy at time t, and the coefficients they come from."""
-        local = self._local(t, act.a)
+        """Q and total load of a policy at time t, and the coefficients they come from; the last result is kept."""
+        if self._assembled is None or self._assembled[0] != t or not _identical(self._assembled[1], act):
+            self._assembled = t, act, self._assemble(t, act)
+        return self._assembled[2]
+
+    def _assemble(self, t: float, act: Act) -> tuple[Operator, np.ndarray, Local]:
+        local = self.local(t, act.a)
         if act.stop is not None and act.stop.any():
             pull = self.penalty * act.stop
             value = self.problem.stopping(t, self.x).detach().numpy()
@@ -165,7 +184,7 @@ class Bellman:
         if self.scheme.monotone and not self._one_layout:
             stencil = self.scheme.stencil(self.grid, self.box, local)
         assembly = self.scheme.assemble(stencil, local, self._face_data(t), self.metric)
-        load = assembly.load
+        load = assembly.load if act.bent is None else assembly.load + act.bent
         if self.fixed is not None:
             load = load + stencil.apply(assembly.a, self.boundary(t))
         return Operator(stencil, assembly.a, self.fixed), load, local
@@ -195,7 +214,7 @@ class Bellman:
 
     def _add_slopes(self, t: float, V: np.ndarray, act: Act, first: list[Any], second: list[Any]) -> None:
         """Slopes at walls: along the conormal, and of elastic faces."""
-        local, faces = self._local(t, act.a), self._face_data(t)
+        local, faces = self.local(t, act.a), self._face_data(t)
         for (i, side), (weight1, weight2) in self.fields.slopes.items():
             wall = self.fields.walls[i, side].array
             normal = np.where(local.S[wall, i, i] > 0, local.S[wall, i, i], 1.0)
@@ -220,7 +239,41 @@ class Bellman:
         a = self._filled(*self.coefficients.choose(t, V[:, 0], p, M, act.a))
         if self.scheme.monotone:
             a = self._discrete_best(t, V, act, [a, *self._one_sided(t, V, M, act.a)])
-        return Act(a, stop)
+        return Act(a, stop, self._bent(t, V, p, M, a) if self._switches else None)
+
+    def _bent(self, t: float, V: np.ndarray, p: np.ndarray, M: np.ndarray, a: torch.Tensor) -> np.ndarray | None:
+        r"""What the second difference sees of the kinks that switches leave in the second derivative, as a load.
+
+        The difference is the mean of :math:`V''` under its kernel k, so that beside a place s where the slope of the
+        Hamiltonian jumps by q it is off by :math:`-(q/2)(k * |x - s| - |x - s|)`. The place and the jump come from
+        what the controls on either side would be worth to each other. Without this the error is of second order and
+        depends on where in its cell the place lies.
+        """
+        n, control = self.grid.size, a.numpy()
+        cells = np.flatnonzero((control[1:] != control[:-1]).any(-1))
+        cells = cells[(cells >= EDGE) & (cells < n - 1 - EDGE)]
+        if not len(cells):
+            return None
+        after, before = control.copy(), control.copy()
+        after[:-1], before[1:] = control[1:], control[:-1]
+        own, one, other = (self.coefficients.values(t, torch.as_tensor(c)) for c in (control, after, before))
+
+        def worth(these: Values, at: np.ndarray) -> np.ndarray:
+            """What these controls are worth more than the nodes' own, at some nodes."""
+            gain = ((these.b - own.b)[at] * p[at]).sum(-1) - (these.c - own.c)[at] * V[at, 0] + (these.g - own.g)[at]
+            return np.asarray(gain)
+
+        low, high = worth(one, cells), -worth(other, cells + 1)
+        jump = high - low
+        shift = np.abs((one.b - own.b)[cells, 0]) * self.metric.density[cells, 0]
+        noise = own.S[cells, 0, 0] * self.metric.density[cells, 0] ** 2
+        alone = np.array([np.sum(np.abs(cells - cell) <= EDGE) == 1 for cell in cells])
+        good = (low * high < 0) & (shift <= noise) & alone
+        load = np.zeros(n)
+        for cell, where, q in zip(cells[good], -low[good] / jump[good], jump[good], strict=True):
+            nodes = np.arange(cell - 1, cell + 3)
+            load[nodes] += 0.5 * q * _seen(nodes - cell - where)
+        return load[:, None]
 
     def check(self, t: float, V: np.ndarray, act: Act) -> None:
         """Raise where the Hamiltonian has no optimum in the control, or where the coefficients are no good."""
@@ -248,7 +301,7 @@ class Bellman:
     def _idle(self, t: float, bad: np.ndarray) -> bool:
         """Whether the control changes no coefficient at the bad nodes."""
         m = self.problem.controls.m
-        one, other = (self._local(t, self.start(v).a) for v in (np.zeros(m), np.ones(m)))
+        one, other = (self.local(t, self.start(v).a) for v in (np.zeros(m), np.ones(m)))
         pairs = zip((one.A, one.S, one.c, one.g), (other.A, other.S, other.c, other.g), strict=True)
         return all(np.allclose(p[bad], q[bad], rtol=0, atol=1e-14 * np.abs(p).max(initial=0.0)) for p, q in pairs)
 
@@ -274,7 +327,9 @@ class Bellman:
         best, a = self.rate(t, V, Act(act.a)), act.a
         # where V is stationary the rate vanishes, and rounding is that of its parts
         slack = 1e-13 * (np.abs(best).max() + np.abs(self.assemble(t, Act(act.a))[1]).max())
-        for option in options:
+        for k, option in enumerate(options):
+            if any(torch.equal(option, other) for other in [act.a, *options[:k]]):
+                continue
             value = self.rate(t, V, Act(option))
             better = self.problem.sign * value < self.problem.sign * best - slack
             best = np.where(better, value, best)
@@ -285,6 +340,48 @@ class Bellman:
         """Q(a) V + r(a), shape (size, 1); V with or without absorbing values."""
         operator, load, _ = self.assemble(t, act)
         return np.asarray(operator.apply(np.ascontiguousarray(self.free(V))) + load)
+
+
+def _seen(d: np.ndarray) -> np.ndarray:
+    """Mean of the modulus under the kernel of the second difference of order 4, less the modulus, at nodes d from 0."""
+
+    def hat(d: np.ndarray) -> np.ndarray:
+        return np.asarray(np.maximum(1.0 - np.abs(d), 0.0) ** 3 / 3.0)
+
+    return (4.0 * hat(d) - 2.0 * hat(0.5 * d)) / 3.0
+
+
+def _identical(p: Act, q: Act) -> bool:
+    """Whether two policies are the same tensors, and stop at the same nodes."""
+    stops = [act.stop is not None and bool(act.stop.any()) for act in (p, q)]
+    return p.a is q.a and p.bent is q.bent and (not any(stops) or p.stop is q.stop)
+
+
+class TridiagonalEuler:
+    """Implicit Euler steps of a chain on an interval: jumps to the neighbours, three diagonals (LAPACK gtsv)."""
+
+    def __init__(self, stencil: JumpStencil) -> None:
+        self.size, self.up, self.rows = stencil.size, stencil.cols > stencil.rows, stencil.rows
+
+    @classmethod
+    def of(cls, bellman: Bellman) -> "TridiagonalEuler | None":
+        """The steps of a monotone scheme on an interval; None elsewhere."""
+        stencil = bellman.stencil
+        if bellman.grid.dim > 1 or bellman.grid.axes[0].periodic or not isinstance(stencil, JumpStencil):
+            return None
+        return cls(stencil)
+
+    def stages(self, u: np.ndarray, dt: float, numbers: list[Any], loads: list[np.ndarray]) -> list[np.ndarray]:
+        """The one stage, for stencil numbers and loads."""
+        a, entries = numbers[0], len(self.rows)
+        above, below = (
+            np.bincount(self.rows, weights=a[:entries] * mask, minlength=self.size) for mask in (self.up, ~self.up)
+        )
+        diagonal = 1.0 - dt * (a[entries:] - above - below)
+        *_, x, info = lapack.dgtsv(-dt * below[1:], diagonal, -dt * above[:-1], u + dt * loads[0])
+        if info != 0:
+            raise NotConvergedError(f"the linear system of a time step is singular (LAPACK gtsv: {info})")
+        return [x]
 
 
 class BandedRadau:
@@ -334,10 +431,12 @@ class BandedRadau:
 class ImplicitStep:
     """A Radau step by policy iteration: the stages and their policies are found together."""
 
-    def __init__(self, bellman: Bellman, stepper: str) -> None:
-        self.bellman, self.stepper = bellman, STEPPERS[stepper]
-        self.iterations = 0
-        self.banded = BandedRadau.of(bellman, len(self.stepper.nodes))
+    def __init__(self, bellman: Bellman, stepper: str, change: float = POLICY_CHANGE) -> None:
+        self.bellman, self.stepper, self.change = bellman, STEPPERS[stepper], change
+        self.iterations, self.unsettled = 0, 0.0
+        stages = len(self.stepper.nodes)
+        chain = TridiagonalEuler.of(bellman) if stages == 1 else None
+        self.banded = BandedRadau.of(bellman, stages) if chain is None else chain
 
     def __call__(self, t: float, dt: float, V: np.ndarray, acts: list[Act]) -> tuple[np.ndarray, list[Act]]:
         """V (free part) at t − dt from V at t; ``acts`` is a guess of the stage policies."""
@@ -352,14 +451,18 @@ class ImplicitStep:
                 return self.banded.stages(V, dt, [p[0].a for p in parts], [p[1] for p in parts])
             return self._coupled(V, dt, [p[0].matrix for p in parts], [p[1] for p in parts])
 
-        def improve(stages: list[np.ndarray], acts: list[Act]) -> list[Act]:
-            return [
+        def improve(stages: list[np.ndarray], acts: list[Act], count: int) -> list[Act]:
+            better = [
                 bellman.improve(s, bellman.full(Y, s), act) for s, Y, act in zip(instants, stages, acts, strict=True)
             ]
+            # what belongs to kinks is a small correction: where it moves with every policy it is held
+            held = count > HOLD
+            return [replace(new, bent=old.bent) if held else new for new, old in zip(better, acts, strict=True)]
 
-        stages, acts, count = iterate(solve, improve, acts)
-        self.iterations += count
-        return stages[-1], acts
+        settled = iterate(solve, improve, acts, self.change)
+        self.iterations += settled.count
+        self.unsettled += settled.change
+        return settled.states[-1], settled.acts
 
     def _coupled(
         self, u: np.ndarray, dt: float, matrices: list[sp.csr_matrix], loads: list[np.ndarray]
@@ -380,12 +483,12 @@ class ExplicitStep:
     """The classical Runge–Kutta step with the best policy at every stage."""
 
     def __init__(self, bellman: Bellman) -> None:
-        self.bellman, self.iterations = bellman, 0
+        self.bellman, self.iterations, self.unsettled = bellman, 0, 0.0
 
     def bound(self, t: float, act: Act) -> float:
         """Largest stable step for the present policy."""
         bellman = self.bellman
-        local = bellman._local(t, act.a)
+        local = bellman.local(t, act.a)
         faces = bellman._face_data(t)
         real, imaginary = bellman.scheme.stiffness(bellman.grid, bellman.box, local, faces, bellman.metric)
         return STEPPERS["rk4"].largest_step(real, imaginary)
@@ -409,43 +512,75 @@ class ExplicitStep:
         return V, [Act(act.a, stop)]
 
 
+@dataclass(frozen=True)
+class Settled:
+    """Where policy iteration ended: states, their policies, iterations, and what V still changed by (absolute)."""
+
+    states: list[np.ndarray]
+    acts: list[Act]
+    count: int
+    change: float
+
+
 def iterate(
     solve: Callable[[list[Act]], list[np.ndarray]],
-    improve: Callable[[list[np.ndarray], list[Act]], list[Act]],
+    improve: Callable[[list[np.ndarray], list[Act], int], list[Act]],
     acts: list[Act],
-) -> tuple[list[np.ndarray], list[Act], int]:
+    close: float = POLICY_CHANGE,
+) -> Settled:
     """Policy iteration (Howard 1960): solve for the policies, improve them, until V no longer changes.
+
+    It always ends: controls that go back and forth stay where they are (they are worth the same there, or the
+    discrete problem has no fixed point), and what V still changes by in the end is told.
 
     Raises
     ------
     NotConvergedError
-        If V still changes after many iterations.
+        If V is infinite.
     """
-    before, change = None, np.inf
+    before: list[np.ndarray] | None = None
+    older: list[Act] | None = None
+    moved = np.inf
     for count in range(1, POLICY_ITERATIONS + 1):
         states = solve(acts)
         if not all(np.isfinite(V).all() for V in states):
             raise NotConvergedError("policy iteration met an infinite value")
-        size = max(float(np.abs(V).max(initial=0.0)) for V in states) + 1e-300
         if before is not None:
-            change = max(float(np.abs(V - W).max()) for V, W in zip(states, before, strict=True)) / size
-        if change <= POLICY_CHANGE:
-            return states, acts, count
-        better = improve(states, acts)
+            moved = max(float(np.abs(V - W).max()) for V, W in zip(states, before, strict=True))
+            if max(_change(V, W) for V, W in zip(states, before, strict=True)) <= close:
+                return Settled(states, acts, count, 0.0)
+        better = improve(states, acts, count)
+        if count > STAY and older is not None:
+            better = [_kept(new, now, old) for new, now, old in zip(better, acts, older, strict=True)]
         if all(_same(p, q) for p, q in zip(acts, better, strict=True)):
-            return states, acts, count
-        acts, before = better, states
-    if change > POLICY_CYCLE:
-        raise NotConvergedError(f"policy iteration still changes V by {change:.1e} (relative)")
-    return states, acts, POLICY_ITERATIONS
+            return Settled(states, acts, count, 0.0 if count <= STAY or before is None else moved)
+        older, acts, before = acts, better, states
+    return Settled(states, acts, POLICY_ITERATIONS, moved)
+
+
+def _change(V: np.ndarray, W: np.ndarray) -> float:
+    """Largest change relative to V around the node: values may be of other orders of magnitude far away."""
+    size = maximum_filter1d(np.abs(V[:, 0]), 2 * (len(V) // AROUND) + 1) + 1e-300
+    return float((np.abs(V - W)[:, 0] / size).max(initial=0.0))
+
+
+def _kept(new: Act, now: Act, old: Act) -> Act:
+    """The new policy, but where it goes back to the one before the present one the present one stays."""
+    back = (new.a == old.a).all(-1) & (now.a != old.a).any(-1)
+    stop = new.stop
+    if stop is not None and now.stop is not None and old.stop is not None:
+        stop = np.where((stop == old.stop) & (now.stop != old.stop), now.stop, stop)
+    return Act(torch.where(back[:, None], now.a, new.a), stop, new.bent)
 
 
 def _same(p: Act, q: Act) -> bool:
-    return torch.equal(p.a, q.a) and (p.stop is None or q.stop is None or np.array_equal(p.stop, q.stop))
+    bent = p.bent is not q.bent
+    stops = p.stop is None or q.stop is None or np.array_equal(p.stop, q.stop)
+    return torch.equal(p.a, q.a) and stops and not bent
 
 
-def solve_stationary(bellman: Bellman, start: Act | None = None) -> tuple[np.ndarray, Act, int]:
-    """V with min_a (Q(a) V + r(a)) = 0 by policy iteration; the policy, and how many iterations.
+def solve_stationary(bellman: Bellman, start: Act | None = None) -> tuple[np.ndarray, Settled]:
+    """V with min_a (Q(a) V + r(a)) = 0 by policy iteration, and how that ended.
 
     Begun with a policy of a coarser grid it takes few: otherwise the edge of a stopping set moves a node in each.
 
@@ -468,10 +603,11 @@ def solve_stationary(bellman: Bellman, start: Act | None = None) -> tuple[np.nda
             )
         return [factorize(Q - sp.diags(held)).solve(-np.asarray(load))]
 
-    def improve(states: list[np.ndarray], acts: list[Act]) -> list[Act]:
-        return [bellman.improve(0.0, bellman.full(states[0], 0.0), acts[0])]
+    def improve(states: list[np.ndarray], acts: list[Act], count: int) -> list[Act]:
+        better = bellman.improve(0.0, bellman.full(states[0], 0.0), acts[0])
+        return [replace(better, bent=acts[0].bent) if count > HOLD else better]
 
-    states, acts, count = iterate(solve, improve, [bellman.start() if start is None else start])
-    V = bellman.full(states[0], 0.0)
-    bellman.check(0.0, V, acts[0])
-    return V, acts[0], count
+    settled = iterate(solve, improve, [bellman.start() if start is None else start])
+    V = bellman.full(settled.states[0], 0.0)
+    bellman.check(0.0, V, settled.acts[0])
+    return V, settled

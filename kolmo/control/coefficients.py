@@ -10,11 +10,13 @@ import torch
 
 from kolmo import memory
 from kolmo.control.problem import ControlProblem
-from kolmo.control.sets import Finite
+from kolmo.control.sets import Finite, Unbounded
 from kolmo.schemes.generator import PROBES
 
 # Values that differ by less than this part of their size count as the same.
 SAME = 1e-11
+# Differences of values below this part of their size are rounding.
+NOTHING = 1e-14
 # Instants whose coefficients are kept when they depend on time.
 KEPT = 8
 
@@ -50,15 +52,20 @@ class Quadratic:
         eye = np.eye(m)
         middle, up, down = at(np.zeros(m)), [at(e) for e in eye], [at(-e) for e in eye]
         self.zero = middle
-        self.linear = [[0.5 * (p - q) for p, q in zip(u, d, strict=True)] for u, d in zip(up, down, strict=True)]
+        self.linear = [
+            [0.5 * _difference(p, q) for p, q in zip(u, d, strict=True)] for u, d in zip(up, down, strict=True)
+        ]
         self.square: dict[tuple[int, int], list[np.ndarray]] = {}
         for k in range(m):
-            self.square[k, k] = [p + q - 2.0 * z for p, q, z in zip(up[k], down[k], middle, strict=True)]
+            self.square[k, k] = [_difference(p + q, 2.0 * z) for p, q, z in zip(up[k], down[k], middle, strict=True)]
             for j in range(k):
                 both = at(eye[k] + eye[j])
                 self.square[j, k] = [
-                    v - p - q + z for v, p, q, z in zip(both, up[k], up[j], middle, strict=True)
+                    _difference(v + z, p + q) for v, p, q, z in zip(both, up[k], up[j], middle, strict=True)
                 ]  # fmt: skip
+        # which coefficients (of four) depend on which controls, and how: most do not, and cost nothing then
+        self.linear_in = [[bool(part.any()) for part in parts] for parts in self.linear]
+        self.square_in = {key: [bool(part.any()) for part in parts] for key, parts in self.square.items()}
 
     def __call__(self, a: np.ndarray) -> Values:
         """Values for controls a (n, m)."""
@@ -67,8 +74,11 @@ class Quadratic:
         for i, zero in enumerate(self.zero):
             total = zero.copy()
             for k in range(len(self.centre)):
-                total += _times(s[:, k], self.linear[k][i])
+                if self.linear_in[k][i]:
+                    total += _times(s[:, k], self.linear[k][i])
             for (j, k), square in self.square.items():
+                if not self.square_in[j, k][i]:
+                    continue
                 total += _times(s[:, j] * s[:, k] * (0.5 if j == k else 1.0), square[i])
             parts.append(total)
         return Values(*parts)
@@ -76,16 +86,29 @@ class Quadratic:
     def hamiltonian(self, V: np.ndarray, p: np.ndarray, M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Gradient (n, m) and Hessian (n, m, m) in s of b·p + ½Σ:M − cV + ℓ at s = 0."""
 
-        def contract(parts: list[np.ndarray]) -> np.ndarray:
+        def contract(parts: list[np.ndarray], present: list[bool]) -> np.ndarray:
             b, S, c, g = parts
-            return np.asarray((b * p).sum(-1) + 0.5 * (S * M).sum((-1, -2)) - c * V + g)
+            total = np.zeros(len(V))
+            if present[0]:
+                total += (b * p).sum(-1)
+            if present[1]:
+                total += 0.5 * (S * M).sum((-1, -2))
+            if present[2]:
+                total -= c * V
+            return total + g if present[3] else total
 
         m = len(self.centre)
-        linear = np.stack([contract(parts) for parts in self.linear], -1)
+        linear = np.stack([contract(*both) for both in zip(self.linear, self.linear_in, strict=True)], -1)
         square = np.zeros((len(V), m, m))
         for (j, k), parts in self.square.items():
-            square[:, j, k] = square[:, k, j] = contract(parts)
+            square[:, j, k] = square[:, k, j] = contract(parts, self.square_in[j, k])
         return linear, square
+
+
+def _difference(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """p − q, zero where only rounding is left."""
+    difference = p - q
+    return np.where(np.abs(difference) <= NOTHING * (np.abs(p) + np.abs(q)), 0.0, difference)
 
 
 def _times(weight: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -175,6 +198,23 @@ class Coefficients:
         model = self.model(0.0)
         return not any(np.any(parts[1]) for parts in [*model.linear, *model.square.values()])
 
+    @cached_property
+    def switches(self) -> bool:
+        """Whether the control only ever jumps (between members of a list, or ends) and leaves the noise alone."""
+        if isinstance(self.problem.controls, Unbounded):
+            return False
+        if isinstance(self.problem.controls, Finite):
+            T, a = self.problem.horizon or 0.0, self.problem.controls.samples
+            parts = [
+                evaluate(self.problem, 0.37 * T, self.x, torch.as_tensor(v).expand(len(self.x), len(v))).S for v in a
+            ]
+            return len(parts) > 1 and all(np.array_equal(parts[0], S) for S in parts[1:])
+        if not self.quadratic:
+            return False
+        model = self.model(0.37 * (self.problem.horizon or 0.0))
+        bends = any(any(present) for present in model.square_in.values())
+        return not bends and not any(present[1] for present in model.linear_in)
+
     def model(self, t: float) -> Quadratic:
         """The quadratic model at a time."""
         key = 0.0 if self.autonomous else t
@@ -189,6 +229,11 @@ class Coefficients:
         if self.quadratic:
             return self.model(t)(a.numpy())
         return evaluate(self.problem, t, self.x, a)
+
+    def hamiltonian(self, t: float, V: np.ndarray, p: np.ndarray, M: np.ndarray, a: torch.Tensor) -> np.ndarray:
+        """b·p + ½Σ:M − cV + ℓ for controls a (n, m), shape (n,)."""
+        v = self.values(t, a)
+        return np.asarray((v.b * p).sum(-1) + 0.5 * (v.S * M).sum((-1, -2)) - v.c * V + v.g)
 
     def choose(
         self, t: float, V: np.ndarray, p: np.ndarray, M: np.ndarray, start: torch.Tensor

@@ -1,24 +1,21 @@
 """Box and gradings of a control problem's grid: wide enough for every policy that is tried, fine where paths go."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from kolmo.box import Box, Open
+from kolmo.control.charts import Chart, charted, mapped, there
 from kolmo.errors import InputError
-from kolmo.grading import Grading, Sinh, Uniform
+from kolmo.grading import Exponential, Focused, Grading, Sinh, Uniform
 from kolmo.grid import Axis, Grid
 from kolmo.problem import KolmogorovProblem
 from kolmo.reach import Reach, reach
 
-# Part of the nodes added beyond every open face to measure the effect of the cut.
+# Part of the axis (or of its nodes) added beyond every open face to measure the effect of the cut.
 CUT_MARGIN = 0.2
-# Width, as a part of the box, within which nodes crowd about a jump.
-JUMP_WIDTH = 0.003
 
 
 @dataclass(frozen=True)
@@ -28,26 +25,38 @@ class Frame:
     Attributes
     ----------
     box : Box
-        Finite box.
+        Finite box, in the coordinates of the charts.
     gradings : tuple of Grading
-        Map of each axis.
+        Map of each axis of it.
+    charts : tuple of (Chart or None)
+        Per axis, the chart whose coordinate is mapped; None: the coordinate itself.
+    node : float or None
+        In one dimension, a place that gets a node at every level (a shifted grid has it in the middle of a cell).
     """
 
     box: Box
     gradings: tuple[Grading, ...]
+    charts: tuple[Chart | None, ...]
+    node: float | None = None
 
     def grid(self, n: float, *, shifted: bool = False) -> Grid:
         """Grid with about n nodes per axis, an odd number: what lies in the middle falls on a node at every level.
 
         The shifted one has a node more: in the middle its nodes lie half a cell beside those of the other.
         """
-        return Grid.of(self.box, [2 * round(0.5 * n) + 1 + shifted] * self.box.dim, self.gradings)
+        count = 2 * round(0.5 * n) + 1 + shifted
+        gradings = [
+            g.aligned(self.node, count) if isinstance(g, Sinh) and self.node is not None and not shifted else g
+            for g in self.gradings
+        ]
+        maps = [mapped(grading, chart) for grading, chart in zip(gradings, self.charts, strict=True)]
+        return Grid.of(self.box, [count] * self.box.dim, maps)
 
     def widened(self, grid: Grid) -> Grid:
         """The same nodes and some more beyond every open face."""
         axes = []
         for axis, pair in zip(grid.axes, self.box.faces, strict=True):
-            more = max(3, math.ceil(CUT_MARGIN * axis.n))
+            more = _more(axis)
             low, high = (more if isinstance(face, Open) else 0 for face in pair)
             ends = axis.grading.lower, axis.grading.upper
             bottom = float(axis.grading(-low * axis.h)) if low else ends[0]
@@ -63,49 +72,53 @@ class Frame:
         low = np.where(opened[:, 0], middle - factor * (middle - low), low)
         high = np.where(opened[:, 1], middle + factor * (high - middle), high)
         gradings = tuple(_moved(g, float(a), float(b)) for g, a, b in zip(self.gradings, low, high, strict=True))
-        return Frame(self.box.replace(low, high), gradings)
+        return replace(self, box=self.box.replace(low, high), gradings=gradings)
 
     def even(self) -> "Frame":
         """The same box with evenly spaced nodes."""
-        return Frame(
-            self.box, tuple(Uniform(float(a), float(b)) for a, b in zip(self.box.lower, self.box.upper, strict=True))
-        )
+        even = tuple(Uniform(float(a), float(b)) for a, b in zip(self.box.lower, self.box.upper, strict=True))
+        return replace(self, gradings=even)
 
-    def about_jumps(self, terminal: Callable[..., Any] | None) -> "Frame":
-        """In one dimension, the same box with its nodes crowded about the jumps of the terminal data, if there are any.
+    def about(self, places: Sequence[tuple[float, float]], node: float | None = None) -> "Frame":
+        """In one dimension, the same box with its nodes crowded about some places, each given with a width.
 
-        The error that a jump leaves in a nonlinear equation is of first order in the spacing there.
+        Errors of a nonlinear equation where its data or its solution break are of first or second order in the spacing
+        there, whatever the scheme, and depend on where in its cell the break lies. ``node`` gets a node at every level.
         """
-        if terminal is None or self.box.dim > 1 or self.box.periodic[0]:
+        if not places or self.box.dim > 1 or self.box.periodic[0]:
             return self
         low, high = self.box.lower[0], self.box.upper[0]
-        jumps = _jumps(terminal, low, high)
-        if not len(jumps):
-            return self
-        width = max(0.5 * (jumps.max() - jumps.min()), JUMP_WIDTH * (high - low))
-        return Frame(self.box, (Sinh(low, high, 0.5 * float(jumps.max() + jumps.min()), float(width)),))
+        if len(places) == 1:
+            return replace(self, gradings=(Sinh(low, high, *places[0]),), node=node)
+        centres, widths = zip(*places, strict=True)
+        maps = (Focused(low, high, centres, widths, (1.0,) * len(places)),)
+        return replace(self, gradings=maps, node=None)
 
 
-def _jumps(terminal: Callable[..., Any], low: float, high: float) -> np.ndarray:
-    """Where terminal data jump: differences that do not shrink with the spacing."""
-    x = np.linspace(low, high, 8001)[:, None]
-    values = torch.as_tensor(terminal(torch.as_tensor(x))).detach().double().reshape(-1).expand(len(x)).numpy()
-    if not np.isfinite(values).all():
-        return np.zeros(0)
-    step = np.abs(np.diff(values))
-    around = np.array([np.roll(step, shift) for shift in (-3, -2, 2, 3)]).max(0)
-    middle = 0.5 * (x[1:, 0] + x[:-1, 0])
-    return np.asarray(middle[(step > 20.0 * around) & (step > 1e-3 * np.ptp(values)) & (step > 0.0)])
+def _more(axis: Axis) -> int:
+    """Cells to add beyond an open end: as many as make up a part of the axis, in its chart's coordinate.
+
+    A graded axis needs few for that, and the data may overflow where many would lead.
+    """
+    grading = axis.grading.base if isinstance(axis.grading, Exponential) else axis.grading
+    length = CUT_MARGIN * (grading.upper - grading.lower)
+    for more in range(3, math.ceil(CUT_MARGIN * axis.n)):
+        if min(grading(1.0 + more * axis.h) - grading.upper, grading.lower - grading(-more * axis.h)) >= length:
+            return more
+    return max(3, math.ceil(CUT_MARGIN * axis.n))
 
 
-def frame(problems: Sequence[KolmogorovProblem], points: np.ndarray, tail: float) -> Frame:
+def frame(
+    problems: Sequence[KolmogorovProblem], points: np.ndarray, tail: float, charts: tuple[Chart | None, ...]
+) -> Frame:
     """Frame for the processes of several policies, all of which are to stay inside with probability 1 − tail."""
-    box, horizon = problems[0].box, problems[0].horizon
+    pairs = [charted(problem, charts) for problem in problems]
+    box, horizon, points = pairs[0][1], problems[0].horizon, there(points, charts)
     if horizon is None:
         if not (np.isfinite(box.lower).all() and np.isfinite(box.upper).all()):
             raise InputError("box", box, "a finite box for a stationary problem")
-        return Frame(box, tuple(Uniform(a, b) for a, b in zip(box.lower, box.upper, strict=True)))
-    clouds = [reach(problem.sde, points, horizon, within=box) for problem in problems]
+        return Frame(box, tuple(Uniform(a, b) for a, b in zip(box.lower, box.upper, strict=True)), charts)
+    clouds = [reach(sde, points, horizon, within=box) for sde, _ in pairs]
     spans = [cloud.interval(tail) for cloud in clouds]
     low, high = np.min([s[0] for s in spans], axis=0), np.max([s[1] for s in spans], axis=0)
     core_low, core_high = _core(clouds)
@@ -117,7 +130,7 @@ def frame(problems: Sequence[KolmogorovProblem], points: np.ndarray, tail: float
         Uniform(low[i], high[i]) if box.periodic[i] else _graded(low[i], high[i], core_low[i], core_high[i])
         for i in range(box.dim)
     ]
-    return Frame(box.replace(low, high), tuple(gradings))
+    return Frame(box.replace(low, high), tuple(gradings), charts)
 
 
 def _core(clouds: Sequence[Reach]) -> tuple[np.ndarray, np.ndarray]:
@@ -140,4 +153,9 @@ def _graded(low: float, high: float, core_low: float, core_high: float) -> Gradi
 
 def _moved(grading: Grading, low: float, high: float) -> Grading:
     """The same map between other ends."""
+    if isinstance(grading, Focused):
+        return replace(grading, lower=low, upper=high)
+    if isinstance(grading, Exponential):
+        ends = (grading.side * math.log(grading.side * (end - grading.end)) for end in (low, high))
+        return Exponential(_moved(grading.base, *ends), grading.end, grading.side)
     return Sinh(low, high, grading.centre, grading.width) if isinstance(grading, Sinh) else Uniform(low, high)

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,9 @@ import torch
 
 from kolmo.arrays import Array, as_like, as_numpy, as_points, at_home, is_tensor, namespace
 from kolmo.box import Open
-from kolmo.control.bellman import Act, Bellman, ExplicitStep, ImplicitStep, solve_stationary
+from kolmo.control.bellman import POLICY_CHANGE, Act, Bellman, ExplicitStep, ImplicitStep, solve_stationary
+from kolmo.control.breaks import look, terminal_breaks, together
+from kolmo.control.charts import natural_charts, opened, opened_as
 from kolmo.control.coefficients import Coefficients
 from kolmo.control.frame import Frame, frame
 from kolmo.control.problem import ControlProblem
@@ -48,11 +50,17 @@ CUT_SHARE, CUT_TRIES = 0.2, 6
 AIM = 0.6
 # Rounding of policy iteration in many time steps, relative to the largest value.
 ROUNDING = 1e-12
+# Largest change of the last policy iteration of a step, relative to V, at tolerances that are not smaller still.
+LAST_CHANGE = 1e-7
 # Times kept.
 STORED = 129
+# Nodes and steps of the monotone solution in which it is looked where policies switch.
+SCOUT_NODES, SCOUT_STEPS = 101, 10
 # Grids of the monotone check, by dimension, and how far it may be off, in units of its own change.
-CHECK_NODES = {1: (41, 81, 161), 2: (17, 33, 49), 3: (9, 13, 17)}
+CHECK_NODES = {1: (21, 41, 81, 161), 2: (17, 33, 49), 3: (9, 13, 17)}
 CHECK_FACTOR = 4.0
+# Its own change has to be below this part of the value: agreement tells nothing else, and a finer grid is looked at.
+TELLING = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,7 +287,8 @@ def solve_hjb(
 class Level:
     """One solve: the recipe, the states and policies at the times kept, latest first, what it cost, and its answers.
 
-    ``at`` is the answer at the points that matter, ``witnessed`` there and beside them.
+    ``unsettled`` is what V still changed by where policy iteration did not settle; ``at`` the answer at the points that
+    matter, ``witnessed`` there and beside them.
     """
 
     recipe: Discretization
@@ -287,6 +296,7 @@ class Level:
     states: list[np.ndarray]
     acts: list[Act]
     iterations: int
+    unsettled: float = 0.0
     nodes: float = 0.0
     seconds: float = 0.0
     at: np.ndarray | None = None
@@ -317,19 +327,27 @@ def _solution(
 
 def _follow(problem: ControlProblem, recipe: Discretization) -> Level:
     """Solve exactly what a recipe says."""
+    problem = opened_as(problem, recipe.grid)
     bellman = Bellman(problem, recipe.grid, recipe.scheme)
     if problem.horizon is None:
-        V, act, count = solve_stationary(bellman)
-        return Level(recipe, [0.0], [V], [act], count)
+        V, settled = solve_stationary(bellman)
+        return Level(recipe, [0.0], [V], settled.acts, settled.count, settled.change)
     if len(recipe.times) < 2:
         raise InputError("discretization", "a recipe without time nodes", "one for a finite horizon")
-    return _march(bellman, recipe, list(recipe.times))
+    change = float(recipe.estimate.get("policy", [POLICY_CHANGE])[0])
+    return _march(bellman, recipe, list(recipe.times), change=change)
 
 
-def _march(bellman: Bellman, recipe: Discretization, times: list[float] | None, limits: Limits | None = None) -> Level:
+def _march(
+    bellman: Bellman,
+    recipe: Discretization,
+    times: list[float] | None,
+    limits: Limits | None = None,
+    change: float = POLICY_CHANGE,
+) -> Level:
     """March from T to 0 along the time nodes; None: explicit steps as long as stability lets them be."""
     T = float(bellman.problem.horizon or 0.0)
-    step = ExplicitStep(bellman) if recipe.stepper == EXPLICIT else ImplicitStep(bellman, recipe.stepper)
+    step = ExplicitStep(bellman) if recipe.stepper == EXPLICIT else ImplicitStep(bellman, recipe.stepper, change)
     V = bellman.full(_terminal(bellman, recipe), T)
     acts = [bellman.improve(T, V, bellman.start())]
     level = Level(recipe, [T], [V], [acts[-1]], 0)
@@ -355,7 +373,7 @@ def _march(bellman: Bellman, recipe: Discretization, times: list[float] | None, 
         level.acts.append(acts[-1])
     level.acts[-1] = bellman.improve(0.0, level.V, acts[-1])
     bellman.check(0.0, level.V, level.acts[-1])
-    level.iterations = step.iterations
+    level.iterations, level.unsettled = step.iterations, step.unsettled
     if times is None:
         level.recipe = Discretization(recipe.grid, tuple(nodes[::-1]), recipe.scheme, recipe.stepper, recipe.terminal)
     _thin(level)
@@ -388,16 +406,39 @@ def _terminal(bellman: Bellman, recipe: Discretization) -> np.ndarray:
     return np.asarray(values)
 
 
+@dataclass(frozen=True)
+class Check:
+    """Comparison with a monotone scheme: its difference from the answer, its own last change; NaN where none was made.
+
+    ``unchecked`` says why there was no (further) comparison.
+    """
+
+    agrees: bool
+    difference: float = math.nan
+    change: float = math.nan
+    unchecked: str = ""
+
+    def record(self) -> dict[str, Any]:
+        """For the statistics of a solution."""
+        return {name: value for name, value in vars(self).items() if name != "unchecked" or value}
+
+
 class _Search:
     """Finer and finer levels until the estimate meets the tolerance, then the monotone check."""
 
     def __init__(self, problem: ControlProblem, points: np.ndarray, rtol: float, atol: float, limits: Limits) -> None:
-        self.problem, self.points, self.rtol, self.atol, self.limits = problem, points, rtol, atol, limits
+        self.charts = natural_charts(problem, points)
+        self.problem, self.points, self.rtol, self.atol = opened(problem, self.charts), points, rtol, atol
+        self.limits = limits
         self.scheme = SMOOTH if problem.obstacle is None else STOPPED
         self.order = SCHEMES[self.scheme].order
         # bounded controls switch, and stopping sets end, somewhere between nodes
         self.kinked = problem.obstacle is not None or not isinstance(problem.controls, Unbounded)
+        self.opened = problem.horizon is not None and self._opened(self.problem.box)
         self.stepper = IMPLICIT if problem.dim == 1 else EXPLICIT
+        self.smoothing = 2
+        # policy iteration converges like Newton's method: the last change is far above the error that is left
+        self.change = max(POLICY_CHANGE, min(LAST_CHANGE, 1e-3 * rtol))
         self.cut = 0.0
         self.levels: list[Level] = []
         self._witnesses: np.ndarray | None = None
@@ -410,9 +451,9 @@ class _Search:
             layout, status, message = self._in_some_box(layout, self.scheme)
         except NotConvergedError as error:
             status, message = "failed", str(error)
-        check = {"agrees": True, "unchecked": self.limits.over} if self._unfinished() else self._check(layout)
-        stats: dict[str, Any] = {"monotone_check": check}
-        if status == "failed" or not check["agrees"]:
+        check = Check(True, unchecked=self.limits.over) if self._unfinished() else self._check(layout)
+        stats: dict[str, Any] = {"monotone_check": check.record()}
+        if status == "failed" or not check.agrees:
             reason = message if status == "failed" else "the high-order answer disagrees with the monotone scheme"
             found = (self.levels, self.cut, self.scheme, self.order)
             self.scheme, self.order, self.stepper = MONOTONE, 1, EULER
@@ -422,22 +463,26 @@ class _Search:
                 if len(found[0]) < 2:
                     raise
                 self.levels, self.cut, self.scheme, self.order = found
-                self.cut += float(np.max(check["difference"]))  # type: ignore[arg-type]
+                self.cut += check.difference if math.isfinite(check.difference) else 0.0
                 status, message = "tolerance_not_met", f"the monotone scheme has no answer ({error})"
             message = f"{message} (monotone scheme: {reason})"
-        elif "unchecked" in check:
+        elif check.unchecked:
             message += "; not checked, for the monotone scheme found no answer"
         estimate = self._estimate() + self.cut
         stats |= {"levels": len(self.levels), "seconds": self.limits.spent, "cut": self.cut}
         level = self.levels[-1]
-        level.recipe.estimate.update(discretization=[self._estimate()], cut=[self.cut])
+        level.recipe.estimate.update(discretization=[self._estimate()], cut=[self.cut], policy=[self.change])
         return level, estimate, status, message, stats
 
     def _first_frame(self) -> Frame:
         """Frame for typical controls; for unbounded ones also for the policy of a coarse solve."""
         policies: list[Any] = [self.problem.constant(a) for a in self.problem.controls.samples[:5]]
         layout = self._frame(policies)
-        if isinstance(self.problem.controls, Unbounded) and self.problem.horizon is not None and self._opened(layout):
+        if (
+            isinstance(self.problem.controls, Unbounded)
+            and self.problem.horizon is not None
+            and self._opened(layout.box)
+        ):
             try:
                 level = self._solve_on(layout.grid(FIRST_NODES[self.problem.dim]), FIRST_STEPS, self.scheme)
             except (NotConvergedError, OutOfTimeError):
@@ -447,18 +492,41 @@ class _Search:
 
     def _frame(self, policies: list[Any]) -> Frame:
         tail = max(1e-2 * self.rtol, 1e-12)
-        layout = frame([self.problem.closed_loop(p) for p in policies], self.points, tail)
+        layout = frame([self.problem.closed_loop(p) for p in policies], self.points, tail, self.charts)
         if isinstance(self.problem.controls, Unbounded) and self._noise_is_controlled():
             # the policy at a cut comes from second derivatives taken there, which are good on even nodes only
             layout = layout.even()
-        return layout.about_jumps(self.problem.terminal)
+        return self._about_breaks(layout)
+
+    def _about_breaks(self, layout: Frame) -> Frame:
+        """In one dimension, nodes crowd about breaks of the terminal data and about switches of a coarse policy."""
+        if self.problem.dim > 1 or layout.box.periodic[0]:
+            return layout
+        still = self.problem.closed_loop(self.problem.constant(self.problem.controls.samples[0]))
+        breaks = terminal_breaks(still, layout)
+        # smoothing of higher order overshoots at a jump, and a maximiser would live on that
+        self.smoothing = 2 if breaks.jump else self.order
+        places = breaks.places
+        if self.kinked:
+            grid = layout.grid(SCOUT_NODES)
+            try:
+                level = self._solve_on(grid, SCOUT_STEPS, MONOTONE)
+            except (NotConvergedError, OutOfTimeError):
+                return layout.about(places, breaks.node)
+            size = float(np.abs(self._answers(level, self.points)).max())
+            sight = look(Bellman(self.problem, grid, MONOTONE), level.times, level.states, level.acts, layout, size)
+            cell = (layout.box.upper[0] - layout.box.lower[0]) / SCOUT_NODES
+            places = together(places, sight.places, cell)
+            self.kinked = sight.kinked or self.problem.obstacle is not None
+        return layout.about(places, breaks.node if len(places) == 1 else None)
 
     def _noise_is_controlled(self) -> bool:
         """Whether the covariance depends on the control."""
         return not Coefficients(self.problem, torch.as_tensor(self.points[:8])).covariance_is_fixed
 
-    def _opened(self, layout: Frame) -> bool:
-        return any(isinstance(face, Open) for pair in layout.box.faces for face in pair)
+    @staticmethod
+    def _opened(box: Any) -> bool:
+        return any(isinstance(face, Open) for pair in box.faces for face in pair)
 
     def _in_some_box(self, layout: Frame, scheme: str) -> tuple[Frame, str, str]:
         """Refine; where moving the cut changes the answer too much, move it outwards and refine again."""
@@ -474,7 +542,7 @@ class _Search:
                 self.levels, self.cut = before
                 message = f"the cut of the box counts for {self.cut:.2e}, and a wider box has no answer ({error})"
                 return layout, "tolerance_not_met", message
-            if self.problem.horizon is None or not self._opened(layout):
+            if self.problem.horizon is None or not self._opened(layout.box):
                 break
             reachable = self._measure_cut(layout, scheme)
             if self.cut <= CUT_SHARE * self._tolerance() or not reachable:
@@ -516,10 +584,12 @@ class _Search:
             except OutOfTimeError:
                 if not self.levels:
                     raise NotConvergedError(f"no level was finished within {self.limits.over}: allow more") from None
+                self._keep_best()
                 return "tolerance_not_met", self._stopped(self.limits.over)
             except NotConvergedError as error:
                 if len(self.levels) < 2:
                     raise
+                self._keep_best()
                 # the coarser levels are good, and their estimate says how good
                 return "tolerance_not_met", (
                     f"no finer level than {self.levels[-1].nodes:.0f} nodes an axis has an answer ({error}): "
@@ -531,7 +601,16 @@ class _Search:
             ahead = self.levels[-1].seconds * (n / before) ** (d + 1)
             reason = self.limits.excess(n**d, ahead)
             if reason:
+                self._keep_best()
                 return "tolerance_not_met", self._stopped(reason)
+
+    def _keep_best(self) -> None:
+        """Go back to the level with the least estimate: the finest ones may be spoilt by rounding."""
+        levels, estimates = self.levels, []
+        for count in range(3, len(levels) + 1):
+            self.levels = levels[:count]
+            estimates.append(self._estimate())
+        self.levels = levels[: 3 + int(np.argmin(estimates))] if estimates else levels
 
     def _unfinished(self) -> bool:
         """Whether there are levels, and no time for more."""
@@ -543,7 +622,8 @@ class _Search:
 
     def _enough(self) -> bool:
         """Whether three levels or more agree within what the cut leaves of the tolerance."""
-        return len(self.levels) >= 3 and self._estimate() <= (1.0 - CUT_SHARE) * self._tolerance()
+        left = 1.0 - CUT_SHARE * self.opened
+        return len(self.levels) >= 3 and self._estimate() <= left * self._tolerance()
 
     def _stands(self, layout: Frame, scheme: str) -> bool:
         """Whether the agreement stands on a shifted grid, where the kinks of V fall elsewhere in their cells.
@@ -566,11 +646,11 @@ class _Search:
     def _verdict(self) -> Verdict:
         """What the levels say about the last one."""
         values = [as_numpy(level.witnessed)[:, None] for level in self.levels]
-        rounding = ROUNDING * float(np.abs(values[-1]).max())
+        rounding = max(ROUNDING, 0.1 * self.change) * float(np.abs(values[-1]).max())
         return self._policy.judge([level.nodes for level in self.levels], values, rounding=rounding)
 
     def _estimate(self) -> float:
-        return float(self._verdict().estimate[0])
+        return float(self._verdict().estimate[0]) + self.levels[-1].unsettled
 
     def _next(self, n: float) -> float:
         d = self.problem.dim
@@ -609,9 +689,10 @@ class _Search:
     def _solve_on(self, grid: Grid, steps: int, scheme: str) -> Level:
         bellman = Bellman(self.problem, grid, scheme)
         if self.problem.horizon is None:
-            V, act, count = solve_stationary(bellman, self._guess(grid))
-            return Level(Discretization(grid, (), scheme, IMPLICIT), [0.0], [V], [act], count)
-        rule = plan_terminal(bellman.generator.problem, grid, bellman.box, 2)
+            V, settled = solve_stationary(bellman, self._guess(grid))
+            recipe = Discretization(grid, (), scheme, IMPLICIT)
+            return Level(recipe, [0.0], [V], settled.acts, settled.count, settled.change)
+        rule = plan_terminal(bellman.generator.problem, grid, bellman.box, self.smoothing if scheme != MONOTONE else 2)
         stepper = EULER if scheme == MONOTONE else self.stepper
         recipe = Discretization(grid, (), scheme, stepper, rule)
         if stepper == EXPLICIT:
@@ -624,7 +705,7 @@ class _Search:
         times = T * (1.0 - s[::-1] ** power)
         times[0], times[-1] = 0.0, T
         recipe = Discretization(grid, tuple(times.tolist()), scheme, stepper, rule)
-        return _march(bellman, recipe, times.tolist(), self.limits)
+        return _march(bellman, recipe, times.tolist(), self.limits, self.change)
 
     def _guess(self, grid: Grid) -> Act | None:
         """Policy of the finest level so far at the nearest nodes."""
@@ -637,26 +718,28 @@ class _Search:
         index = np.ravel_multi_index(np.meshgrid(*nearest, indexing="ij"), coarse.shape).reshape(-1)
         return Act(act.a[torch.as_tensor(index)], None if act.stop is None else act.stop[index])
 
-    def _check(self, layout: Frame) -> dict[str, Any]:
+    def _check(self, layout: Frame) -> Check:
         """Compare with a monotone scheme on coarse grids: within its own error it must agree."""
         d = self.problem.dim
         mine = None if not self.levels else as_numpy(self.levels[-1].at)
         before: np.ndarray | None = None
-        record: dict[str, Any] = {"agrees": False, "difference": math.nan, "change": math.nan}
-        for n in CHECK_NODES[d]:
+        record = Check(False)
+        # what converges at the order of a smooth solution is looked at on coarse grids, all else from finer ones on
+        smooth = self.levels and self._verdict().confirmed and not self.kinked
+        for n in CHECK_NODES[d] if smooth or d > 1 else CHECK_NODES[d][1:]:
             try:
                 level = self._solve(layout.grid(n), float(n), MONOTONE)
             except (InputError, NotConvergedError, OutOfTimeError) as error:
                 if mine is None:
                     raise
                 # no answer to compare with: the high-order one stands on its own convergence, and says so
-                return record | {"agrees": True, "unchecked": str(error) or self.limits.over}
+                return replace(record, agrees=True, unchecked=str(error) or self.limits.over)
             now = as_numpy(level.at)
             if before is not None and mine is not None:
                 change, difference = float(np.abs(now - before).max()), float(np.abs(now - mine).max())
-                agrees = difference <= CHECK_FACTOR * change + 10.0 * self._tolerance()
-                record = {"agrees": agrees, "difference": difference, "change": change}
-                if agrees:
+                agrees = bool(difference <= CHECK_FACTOR * change + 10.0 * self._tolerance())
+                record = Check(agrees, difference, change)
+                if agrees and change <= TELLING * float(np.abs(mine).max()):
                     break
             before = now
         return record

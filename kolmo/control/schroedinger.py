@@ -17,7 +17,7 @@ from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
 from kolmo.limits import Limits, OutOfTimeError
 from kolmo.problem import KolmogorovProblem
-from kolmo.refine.estimate import Convergence
+from kolmo.refine.estimate import Convergence, observed_order
 from kolmo.schemes.generator import Generator, discretize
 from kolmo.sde import SDE
 
@@ -37,6 +37,8 @@ LOST = 1e-6
 DENSE = 3000
 # Nodes up to which transition matrices are made, where coefficients are constant in time.
 SMALL = 800
+# Levels through which a polynomial in h² is put, and how close to 2 the observed orders have to be for that.
+LADDER, NEARLY = 4, 0.5
 # Logarithms of zero.
 NOTHING = -690.0
 WIDTH = 6
@@ -190,11 +192,8 @@ def schroedinger_bridge(
     n, d = float(FIRST_NODES[box.dim]), box.dim
     limits = Limits.of(max_cells, max_seconds, MAX_CELLS[d], MAX_SECONDS)
     n = min(n, limits.cells ** (1.0 / d))
-    # second order where noise dominates along the axes, first order at worst: no more is counted on
-    policy = Convergence(1.0)
-    resolutions: list[float] = []
-    costs: list[np.ndarray] = []
-    estimate = tolerance = math.inf
+    ladder = _Ladder()
+    tolerance = math.inf
     level: _Level | None = None
     while True:
         begun = limits.spent
@@ -203,43 +202,90 @@ def schroedinger_bridge(
         except OutOfTimeError:
             if level is None:
                 raise NotConvergedError(f"no grid was finished within {limits.over}: allow more") from None
-            return _unmet(level, problem, estimate, tolerance, limits.over)
-        resolutions.append(n)
-        costs.append(np.array([[level.cost]]))
-        tolerance = atol + rtol * abs(level.cost)
-        estimate = float(policy.judge(resolutions, costs, rounding=level.misfit * abs(level.cost)).estimate[0])
-        if len(costs) > 2 and estimate <= tolerance:
-            return level.bridge(problem, estimate, "converged")
+            return _unmet(level, problem, ladder, tolerance, limits.over)
+        ladder.add(level)
+        tolerance = atol + rtol * abs(ladder.cost)
+        if len(ladder.costs) > 2 and ladder.estimate <= tolerance:
+            return level.bridge(problem, ladder.cost, ladder.estimate, "converged")
         # the stiffer matrices of a finer grid take more products of a larger one
         reason = limits.excess((n * GROWTH) ** d, (limits.spent - begun) * GROWTH ** (d + 2))
-        if reason and (len(costs) > 1 or limits.late()):
-            return _unmet(level, problem, estimate, tolerance, reason)
+        if reason and (len(ladder.costs) > 1 or limits.late()):
+            return _unmet(level, problem, ladder, tolerance, reason)
         n *= GROWTH
 
 
+class _Ladder:
+    r"""Costs of finer and finer grids, extrapolated where they show the second order of chains that noise dominates.
+
+    Where :math:`C(h) = C + c_1h^2 + c_2h^4 + \dots` the last levels give the value at h = 0 of a polynomial in h²
+    (Richardson 1911); the change from the levels before to these is the error of those before, and an upper estimate
+    of the error now. Otherwise the last cost stands, with an estimate that counts on first order.
+    """
+
+    def __init__(self) -> None:
+        self.spacings: list[float] = []
+        self.costs: list[float] = []
+        self.cost = self.estimate = math.inf
+
+    def add(self, level: "_Level") -> None:
+        """Take in the next grid."""
+        self.spacings.append(1.0 / (max(level.grid.shape) - 1))
+        self.costs.append(level.cost)
+        rounding = level.misfit * abs(level.cost)
+        values = [np.array([[cost]]) for cost in self.costs]
+        resolutions = [1.0 / h for h in self.spacings]
+        self.cost = self.costs[-1]
+        self.estimate = float(Convergence(1.0).judge(resolutions, values, rounding=rounding).estimate[0])
+        if len(values) > LADDER and all(self._second_order(k) for k in (len(values), len(values) - 1)):
+            now, before = self._limit(len(values)), self._limit(len(values) - 1)
+            if abs(now - before) + rounding < self.estimate:
+                self.cost, self.estimate = now, abs(now - before) + rounding
+
+    def _second_order(self, count: int) -> bool:
+        """Whether the last three of so many levels show order two."""
+        a, b, c = (np.array([v]) for v in self.costs[count - 3 : count])
+        n = [1.0 / h for h in self.spacings[count - 3 : count]]
+        aligned = bool((b - a) * (c - b) > 0)
+        return aligned and abs(float(observed_order(n, np.abs(b - a), np.abs(c - b))[0]) - 2.0) <= NEARLY
+
+    def _limit(self, count: int) -> float:
+        """Value at h = 0 of the polynomial in h² through the last few of so many levels (Neville)."""
+        first = max(0, count - LADDER)
+        h2, table = np.array(self.spacings[first:count]) ** 2, list(self.costs[first:count])
+        for width in range(1, len(table)):
+            for k in range(len(table) - width):
+                table[k] = (h2[k] * table[k + 1] - h2[k + width] * table[k]) / (h2[k] - h2[k + width])
+        return float(table[0])
+
+
 def _unmet(
-    level: "_Level", problem: KolmogorovProblem, change: float, tolerance: float, reason: str
+    level: "_Level", problem: KolmogorovProblem, ladder: _Ladder, tolerance: float, reason: str
 ) -> SchroedingerBridge:
     """The finest grid that was finished, with a warning."""
-    message = f"stopped by {reason}: the cost is known to {change:.1e}, tolerance {tolerance:.1e}"
+    message = f"stopped by {reason}: the cost is known to {ladder.estimate:.1e}, tolerance {tolerance:.1e}"
     warnings.warn(message, ToleranceWarning, stacklevel=3)
-    return level.bridge(problem, change, "tolerance_not_met")
+    return level.bridge(problem, ladder.cost, ladder.estimate, "tolerance_not_met")
 
 
 class _Chain:
-    """The process as a Markov chain on the nodes, marched by uniformisation over equal intervals."""
+    """The process as a Markov chain on the nodes, marched by uniformisation over equal intervals.
+
+    Coefficients that depend on time are frozen in every interval: of those there are more on finer grids.
+    """
 
     def __init__(self, generator: Generator, horizon: float) -> None:
-        self.dt = horizon / INTERVALS
-        middles = [(k + 0.5) * self.dt for k in range(INTERVALS)]
-        first = sp.csr_matrix(generator.matrix(middles[0]))
         same = generator.autonomous and len(generator.intervals()) == 1
-        self.matrices = [first] * INTERVALS if same else [sp.csr_matrix(generator.matrix(t)) for t in middles]
+        finer = max(generator.grid.shape) / FIRST_NODES[generator.grid.dim]
+        self.count = INTERVALS if same else round(INTERVALS * max(finer, 1.0))
+        self.dt = horizon / self.count
+        middles = [(k + 0.5) * self.dt for k in range(self.count)]
+        first = sp.csr_matrix(generator.matrix(middles[0]))
+        self.matrices = [first] * self.count if same else [sp.csr_matrix(generator.matrix(t)) for t in middles]
         self.kernel: np.ndarray | None = None
         self.whole: np.ndarray | None = None
         if same and generator.grid.size <= SMALL:
             self.kernel = self._exponential(first, np.eye(generator.grid.size))
-            self.whole = np.linalg.matrix_power(self.kernel, INTERVALS)
+            self.whole = np.linalg.matrix_power(self.kernel, self.count)
 
     def _exponential(self, Q: sp.csr_matrix, v: np.ndarray) -> np.ndarray:
         """exp(dt Q) v as a sum of non-negative terms."""
@@ -327,9 +373,9 @@ class _Level:
             )
         return np.asarray(np.where(missed, 0.0, mass) / mass[~missed].sum()) if missed.any() else mass
 
-    def bridge(self, problem: KolmogorovProblem, estimate: float, status: str) -> SchroedingerBridge:
+    def bridge(self, problem: KolmogorovProblem, cost: float, estimate: float, status: str) -> SchroedingerBridge:
         """The result, with the steered process."""
-        times = np.linspace(0.0, float(problem.horizon or 0.0), INTERVALS + 1)
+        times = np.linspace(0.0, float(problem.horizon or 0.0), self.chain.count + 1)
         base, grid, logs = problem.sde, self.grid, self.log_psi
         low, high = grid.box
         loose = np.array([0.0 if axis.periodic else 1.0 for axis in grid.axes])
@@ -350,7 +396,7 @@ class _Level:
         steered = SDE(drift, covariance=base.covariance, dim=grid.dim, breakpoints=base.breakpoints)
         return SchroedingerBridge(
             steered,
-            self.cost,
+            cost,
             grid,
             times,
             logs,

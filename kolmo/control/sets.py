@@ -116,6 +116,8 @@ class BoxSet:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Minimise h·s + ½ s·Hs over a = centre + scale·s in the set; s (n, m), and that there is a minimum."""
         low, high = (self.lo - centre) / scale, (self.hi - centre) / scale
+        if self.m == 1:
+            return _interval_minimum(h[:, 0], H[:, 0, 0], start[:, 0], low[0], high[0]), np.ones(len(h), dtype=bool)
         # the minimum is the stationary point of one of the faces: every coordinate at its low end, high end, or free
         options = [start]
         for ends in product((0, 1, None), repeat=self.m):
@@ -245,6 +247,8 @@ class Unbounded:
         curvature = np.linalg.eigvalsh(H)[:, 0] if self.m > 1 else H[:, 0, 0]
         definite = curvature > CURVED * (np.abs(H).max(initial=0.0) + 1e-300)
         safe = np.where(definite[:, None, None], H, np.eye(self.m))
+        if self.m == 1:
+            return np.where(definite[:, None], -h / safe[:, :, 0], start), definite
         return np.where(definite[:, None], -np.linalg.solve(safe, h[..., None])[..., 0], start), definite
 
     def __repr__(self) -> str:
@@ -252,6 +256,20 @@ class Unbounded:
 
 
 ControlSet = BoxSet | Finite | Unbounded
+
+
+def _interval_minimum(h: np.ndarray, H: np.ndarray, start: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Minimisers (n, 1) of h s + ½ H s² in an interval; the start wins ties."""
+    options = [start, np.full_like(h, low), np.full_like(h, high)]
+    if H.any():
+        inner = -h / np.where(H > 0, H, 1.0)
+        options.append(np.where((H > 0) & (inner >= low) & (inner <= high), inner, start))
+    values = [h * s + 0.5 * H * s * s for s in options]
+    best, least = start, values[0] - 1e-15 * np.max(np.abs(values), axis=0)
+    for s, value in zip(options[1:], values[1:], strict=True):
+        better = value < least
+        best, least = np.where(better, s, best), np.where(better, value, least)
+    return best[:, None]
 
 
 def _face_minimum(

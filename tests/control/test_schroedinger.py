@@ -95,3 +95,22 @@ def test_bad_input_names_the_argument(call, argument):
     with pytest.raises(InputError) as caught:
         call(kolmo.SDE(0.0, diffusion=1.0, dim=1))
     assert caught.value.argument == argument
+
+
+def test_costs_of_few_grids_are_extrapolated():
+    """Gaussians (Bunne et al. 2023): six digits from grids of a few hundred nodes."""
+    s0, s1, shift, sigma = 0.4, 0.6, 0.8, 0.7
+    c = 0.5 * (np.sqrt(4 * (s0 * s1) ** 2 + sigma**4) - sigma**2)
+    v, slope = s1**2 - (c / s0) ** 2, c / s0**2 - 1
+    exact = 0.5 * (v / sigma**2 + (shift**2 + (slope * s0) ** 2) / sigma**2 - 1 - np.log(v / sigma**2))
+
+    def normal(m, w):
+        return lambda x: torch.exp(-0.5 * ((x[..., 0] - m) / w) ** 2)
+
+    bm = kolmo.SDE(0.0, sigma, dim=1)
+    bridge = control.schroedinger_bridge(
+        bm, normal(0.0, s0), normal(shift, s1), 1.0, kolmo.Box(-6.0, 6.0), rtol=1e-6, atol=0.0
+    )
+    assert bridge.status == "converged"
+    assert bridge.grid.size < 600
+    assert abs(bridge.cost - exact) <= bridge.error_estimate <= 1e-6 * exact
