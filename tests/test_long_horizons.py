@@ -68,3 +68,23 @@ def test_boxes_do_not_grow_once_the_process_has_forgotten():
     ou = kolmo.SDE(lambda t, x: -x, diffusion=1.0, dim=1)
     widths = [np.ptp([box.lower, box.upper]) for box in (kolmo.Box.covering(ou, [0.0, 1.0], T) for T in (20.0, 200.0))]
     assert widths[1] < 1.5 * widths[0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_rotation_with_little_noise(seed):
+    """Steps along characteristics are few: on a coarse grid each one interpolates, and 4,000 of them were tried."""
+    rng = np.random.default_rng([77, seed])
+    turn, damping, noise = rng.uniform(3, 9), rng.uniform(0.05, 0.4), 10 ** rng.uniform(-1.5, -0.5)
+    A, angle = np.array([[-damping, -turn], [turn, -damping]]), rng.uniform(0, np.pi)
+    way, at = np.array([np.cos(angle), np.sin(angle)]), 0.7 * rng.normal(size=(2, 2))
+    sde = kolmo.SDE(lambda t, x: x @ A.T, noise, dim=2)
+    problem = kolmo.KolmogorovProblem(sde, lambda x: np.exp(-(((x @ way) / 0.3) ** 2) / 2), 1.0)
+    flow = np.exp(-damping) * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    mean, spread = at @ flow.T @ way, noise**2 * (1 - np.exp(-2 * damping)) / (2 * damping)
+    exact = 0.3 / np.sqrt(0.09 + spread) * np.exp(-(mean**2) / (2 * (0.09 + spread)))
+    sol = kolmo.solve(problem, at=at, rtol=1e-4)
+    off = np.abs(sol(at) - exact).max()
+    assert sol.status == "converged"
+    assert sol.discretization.steps < 1000
+    assert off <= sol.error_estimate.max()
+    assert off <= 1e-4 * np.abs(exact).max()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from kolmo import SDE, Box, Grid, KolmogorovProblem, plan, solve
 from kolmo.catalog import CASES
@@ -185,3 +186,16 @@ def test_smoothing_goes_on_oddly_beyond_faces_and_evenly_beyond_walls(flipped, o
     at = 0.0 if flipped else 1.0
     assert np.allclose((rule.smoothing[0] @ (3.0 + lattice))[face], 3.0 + nodes[face], rtol=0, atol=1e-12)
     assert np.allclose((rule.smoothing[0] @ (lattice - at) ** 2)[wall], (nodes[wall] - at) ** 2, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_slanted_kink_in_three_dimensions_by_tolerance(seed):
+    """Sampled averages keep the order of the scheme: judged by order 2, levels never confirmed each other."""
+    rng = np.random.default_rng([78, seed])
+    w, c, at = rng.normal(size=3), 0.3 * rng.normal(), 0.3 * rng.normal(size=(1, 3))
+    problem = KolmogorovProblem(SDE(0.0, 0.7, dim=3), lambda x: np.maximum(x @ w - c, 0.0), 0.8)
+    mean, spread = float(at[0] @ w) - c, 0.7 * np.sqrt(0.8 * w @ w)
+    exact = mean * norm.cdf(mean / spread) + spread * norm.pdf(mean / spread)
+    sol = solve(problem, at=at, rtol=1e-3)
+    assert sol.status == "converged"
+    assert abs(float(sol(at)[0]) - exact) <= min(float(sol.error_estimate[0]), 1e-3 * exact)
