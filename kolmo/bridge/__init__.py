@@ -1,5 +1,6 @@
 """Noisy residual networks, their modified SDEs and their Kolmogorov equations."""
 
+from kolmo.bridge.budget import Regulariser, Schedule, SiteEffects, schedule
 from kolmo.bridge.classifier import FlowClassifier
 from kolmo.bridge.diagnose import Diagnosis, diagnose
 from kolmo.bridge.inject import Injection, inject
@@ -45,6 +46,10 @@ __all__ = [
     "eject",
     "diagnose",
     "Diagnosis",
+    "schedule",
+    "Schedule",
+    "SiteEffects",
+    "Regulariser",
     "sites",
     "Site",
     "Sites",
