@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kolmo.bridge.inject import inject
+from kolmo.bridge.inject import injected
 from kolmo.bridge.laws import NoiseLaw
 from kolmo.bridge.noise import Noise
 from kolmo.bridge.selection import Where
@@ -153,7 +153,7 @@ def probing(
     batches: Sequence[Any] | None = None,
 ) -> Iterator[Probe]:
     """Noise in place for the block, in evaluation mode and silent; everything is put back afterwards."""
-    injection = inject(model, law, where, inputs=as_inputs(inputs), horizon=horizon, batchnorm="train")
+    injection = injected(model, law, where, as_inputs(inputs), horizon, "train")
     try:
         with injection.noisy(0):
             yield Probe(model, loss, None if batches is None else list(batches), injection.noises, injection.rows)
