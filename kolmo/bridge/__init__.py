@@ -1,5 +1,6 @@
 """Noisy residual networks, their modified SDEs and their Kolmogorov equations."""
 
+from kolmo.bridge.budget import Regulariser, Schedule, SiteEffects, schedule
 from kolmo.bridge.classifier import FlowClassifier
 from kolmo.bridge.diagnose import Diagnosis, diagnose
 from kolmo.bridge.inject import Injection, inject
@@ -8,8 +9,10 @@ from kolmo.bridge.laws import (
     BranchDropout,
     CentredBernoulli,
     HiddenDropout,
+    LogNormal,
     Multiplicative,
     NoiseLaw,
+    ShakeDrop,
     ShakeShake,
     StochasticDepth,
     linear_decay,
@@ -33,6 +36,8 @@ __all__ = [
     "BranchDropout",
     "HiddenDropout",
     "ShakeShake",
+    "LogNormal",
+    "ShakeDrop",
     "CentredBernoulli",
     "linear_decay",
     "Variable",
@@ -45,6 +50,10 @@ __all__ = [
     "eject",
     "diagnose",
     "Diagnosis",
+    "schedule",
+    "Schedule",
+    "SiteEffects",
+    "Regulariser",
     "sites",
     "Site",
     "Sites",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from kolmo.bridge.budget import by_row, summed
 from kolmo.bridge.effects import Estimate, Loss, jumps, probing, sampled, viscosity
 from kolmo.bridge.laws import NoiseLaw
 from kolmo.bridge.selection import Where
@@ -44,9 +45,8 @@ class Diagnosis:
     >>> class Block(nn.Module):
     ...     def forward(self, x):
     ...         return x + 0.5 * x.flip(-1).cumsum(-1)
-    >>> found = bridge.diagnose(
-    ...     Block(), lambda f: f(torch.ones(2, 3)).square().sum(-1).mean(), torch.ones(2, 3), bridge.StochasticDepth(0.9)
-    ... )
+    >>> x, law = torch.ones(2, 3), bridge.StochasticDepth(0.9)
+    >>> found = bridge.diagnose(Block(), lambda f: f(x).square().sum(-1).mean(), x, law)
     >>> abs(found.total_viscosity.value - 0.1 / 0.9 * 0.25 * 14) < 1e-3  # a square: (1 − p)/p |F|²
     True
     """
@@ -61,12 +61,12 @@ class Diagnosis:
     @property
     def total_viscosity(self) -> Estimate:
         """Sum over the sites."""
-        return _sum(self.viscosity)
+        return summed(self.viscosity)
 
     @property
     def total_jumps(self) -> Estimate:
         """Sum over the sites."""
-        return _sum(self.jumps)
+        return summed(self.jumps)
 
     @property
     def resolved(self) -> bool:
@@ -203,23 +203,14 @@ def diagnose(
             diffusion = measured  # the same draws
         else:
             diffusion = sampled(probe, base, slopes, draws=draws, rtol=rtol, seed=seed, gaussian=True)
-        rows = [unit.row for unit in probe.units]
         return Diagnosis(
             Sites(probe.rows),
-            _by_row(diffused, rows),
-            _by_row(jumped, rows),
+            by_row(diffused, probe.units),
+            by_row(jumped, probe.units),
             diffusion,
             measured,
             float(np.mean(base)),
         )
-
-
-def _sum(parts: Sequence[Estimate]) -> Estimate:
-    return Estimate(sum(part.value for part in parts), math.sqrt(sum(part.standard_error**2 for part in parts)))
-
-
-def _by_row(parts: list[Estimate], rows: list[int]) -> list[Estimate]:
-    return [_sum([p for p, row in zip(parts, rows, strict=True) if row == k]) for k in range(max(rows) + 1)]
 
 
 def _percent(part: Estimate) -> str:

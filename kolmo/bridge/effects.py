@@ -3,7 +3,8 @@ r"""What noise in the branches of a network does to its loss: the machinery of a
 Every reading is made of losses at changed branches. At a site with branch F, noise matrix G and noise-free loss v of
 the state after the addition, the second derivative along a column of G is taken by a symmetric difference,
 
-.. math:: \delta^T \nabla^2 v\, \delta \approx \frac{v(x + F + \eta\delta) - 2 v(x + F) + v(x + F - \eta\delta)}{\eta^2},
+.. math::
+    \delta^T \nabla^2 v\, \delta \approx \frac{v(x + F + \eta\delta) - 2 v(x + F) + v(x + F - \eta\delta)}{\eta^2},
 
 which in the mean over data is right also for kinks such as those of ReLU, where automatic differentiation sees nothing.
 """
@@ -19,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kolmo.bridge.inject import inject
+from kolmo.bridge.inject import injected
 from kolmo.bridge.laws import NoiseLaw
 from kolmo.bridge.noise import Noise
 from kolmo.bridge.selection import Where
@@ -27,15 +28,16 @@ from kolmo.bridge.sites import Site
 from kolmo.errors import InputError
 
 Loss = Callable[..., Any]
-"""``loss(model)``, or ``loss(model, batch)`` where batches are given, -> a scalar, the mean over independent samples."""
+"""``loss(model)``, or ``loss(model, batch)`` where batches are given, -> a scalar, a mean over samples."""
 
 Losses = NDArray[np.float64]
 """Numbers of the batches."""
 Slopes = list[list[list[Tensor]] | None]
 """Gradients of the loss of every batch, by row and call."""
 
-# Step of symmetric differences against the state: small for the fourth derivatives, far above rounding in float32.
-_STEP = 0.02
+# Step of symmetric differences against the state, where the noise is not smaller: the fourth derivatives hardly count,
+# rounding in float32 neither, and enough samples cross a kink.
+_STEP = 0.1
 # Gauss–Hermite nodes of one site's exact expectation: the loss along one direction is smooth at the scale of the noise.
 _NODES = 9
 
@@ -151,7 +153,7 @@ def probing(
     batches: Sequence[Any] | None = None,
 ) -> Iterator[Probe]:
     """Noise in place for the block, in evaluation mode and silent; everything is put back afterwards."""
-    injection = inject(model, law, where, inputs=as_inputs(inputs), horizon=horizon, batchnorm="train")
+    injection = injected(model, law, where, as_inputs(inputs), horizon, "train")
     try:
         with injection.noisy(0):
             yield Probe(model, loss, None if batches is None else list(batches), injection.noises, injection.rows)
@@ -187,9 +189,9 @@ def incremented(law: NoiseLaw, m: Tensor, zeta: float, h: float, axis: int) -> T
     )
 
 
-def signs(law: NoiseLaw, m: Tensor, axis: int) -> Tensor | float:
-    """Random signs for every ζ of a branch; samples do not meet, so that one ζ for each needs none."""
-    if law.per != "coordinate":
+def signs(law: NoiseLaw, m: Tensor, axis: int, *, always: bool = False) -> Tensor | float:
+    """Random signs for every ζ of a branch; samples do not meet, so that one ζ for each needs none at a single site."""
+    if law.per != "coordinate" and not always:
         return 1.0
     front = m.movedim(axis, 0)
     shape = law.noise_shape(front, front.ndim - 1)
@@ -236,12 +238,14 @@ class Columns:
         The sites, whose ratios tell the size of the states.
     units : set of Unit
         Additions in which steps are taken.
+    eta : float, optional
+        Size of the steps; chosen at the first step by default.
     """
 
-    def __init__(self, rows: Sequence[Site], units: set[Unit]) -> None:
+    def __init__(self, rows: Sequence[Site], units: set[Unit], eta: float | None = None) -> None:
         self._rows, self._units = rows, units
         self._steps: list[Tensor] = []
-        self._eta: float | None = None
+        self._eta = eta
 
     @property
     def eta(self) -> float:
@@ -252,7 +256,7 @@ class Columns:
         """Step forward, along new columns."""
         if at not in self._units:
             return m
-        delta = along(law, m, signs(law, m, axis), h, axis)
+        delta = along(law, m, signs(law, m, axis, always=len(self._units) > 1), h, axis)
         if self._eta is None:
             self._eta = step_size(m, delta, self._rows[at.row].ratio)
         self._steps.append(self._eta * delta)

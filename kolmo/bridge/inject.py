@@ -8,10 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+<<<<<<< HEAD
 from kolmo.arrays import at_home
+=======
+from kolmo.bridge.foreign import drops_samples
+>>>>>>> net
 from kolmo.bridge.laws import HiddenDropout, NoiseLaw, ShakeShake
-from kolmo.bridge.noise import BatchNormRule, Noise, batchnorms, carriers, drops_samples, eject, place, untouched
-from kolmo.bridge.resnet import Averaged, Rng, as_generator, average
+from kolmo.bridge.noise import BatchNormRule, Noise, batchnorms, carriers, eject, place, untouched
+from kolmo.bridge.resnet import Averaged, NoisyResNet, Rng, as_generator, average
 from kolmo.bridge.selection import Where, select
 from kolmo.bridge.sites import Operand, Sites, devices
 from kolmo.errors import InputError
@@ -84,10 +88,26 @@ def inject(
     ...     print(noise.sites)
     ['0.conv', '1.conv']
     """
-    for one in law if isinstance(law, (list, tuple)) else [law]:
-        _check_law(one)
     if batchnorm not in BATCHNORM:
         raise InputError("batchnorm", repr(batchnorm), "'refuse', 'train' or 'freeze'")
+    for name, module in model.named_modules():
+        if isinstance(module, NoisyResNet) and not all(one.noiseless for one in module.noise):
+            fix = "NoisyResNet(branches, law) has it already; bridge.Additive(0.0) has none"
+            raise InputError("model", f"{name!r}, a NoisyResNet with noise", "a network without noise of its own", fix)
+    return injected(model, law, where, inputs, horizon, batchnorm)
+
+
+def injected(
+    model: nn.Module,
+    law: NoiseLaw | Sequence[NoiseLaw],
+    where: Where,
+    inputs: Sequence[Any] | None,
+    horizon: float,
+    batchnorm: str,
+) -> "Injection":
+    """Inject noise, also into a network with noise of its own in training mode: what reads it in evaluation mode."""
+    for one in law if isinstance(law, (list, tuple)) else [law]:
+        _check_law(one)
     if not horizon > 0:
         raise InputError("horizon", horizon, "a positive number")
     if carriers(model):

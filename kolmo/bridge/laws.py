@@ -18,7 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kolmo.bridge.variables import Variable, bernoulli, rank, uniform, variable
+from kolmo.bridge.variables import LogNormal as LogNormalVariable
+from kolmo.bridge.variables import (
+    ShakeDropFactor,
+    Variable,
+    bernoulli,
+    log_normal,
+    rank,
+    shake_drop,
+    shake_drop_deviation,
+    uniform,
+    variable,
+)
 from kolmo.errors import InputError
 
 Output = Any
@@ -405,6 +416,9 @@ class StochasticDepth(_Bernoulli):
     rescale : bool
         True (default): divide by keep, so that the mean is hf ("DropPath"). False: the mean is keep · hf, the test-time
         rule of Huang et al. (2016).
+    per : {"sample", "batch"}
+        One draw for each sample, as in timm and in torchvision's "row" mode, or one that the batch shares, as Huang et
+        al. train. Expected losses are the same; gradients of a batch vary more with the second.
 
     Examples
     --------
@@ -415,9 +429,12 @@ class StochasticDepth(_Bernoulli):
 
     linear = True
 
-    def __init__(self, keep: Any, rescale: bool = True) -> None:
+    def __init__(self, keep: Any, rescale: bool = True, per: str = "sample") -> None:
         super().__init__()
-        self.keep, self.rescale = _checked_keep(keep), rescale
+        if per not in ("sample", "batch"):
+            fix = "BranchDropout has one for each coordinate"
+            raise InputError("per", repr(per), "'sample' or 'batch'", fix)
+        self.keep, self.rescale, self.per = _checked_keep(keep), rescale, per
 
     def mean(self, m: Output) -> Tensor:
         """Return hf, or keep · hf without rescale."""
@@ -451,7 +468,97 @@ class BranchDropout(StochasticDepth):
              [0.0000, 1.0000]]])
     """
 
-    per = "coordinate"
+    def __init__(self, keep: Any, rescale: bool = True) -> None:
+        super().__init__(keep, rescale)
+        self.per = "coordinate"
+
+
+class LogNormal(NoiseLaw):
+    r"""Log-normal factor of mean 1: ``hf exp(σZ − σ²/2)``, Z standard normal; never changes the sign of a branch.
+
+    Parameters
+    ----------
+    sigma : float or sequence of float
+        Standard deviation of the logarithm; one, or one for each layer.
+    per : {"sample", "coordinate", "batch"}
+        One Z for each sample, coordinate, or for the whole batch.
+
+    Examples
+    --------
+    >>> LogNormal(0.5).covariance(torch.tensor([[1.0]]), h=0.1)  # m² (exp(σ²) − 1)
+    tensor([[[0.2840]]])
+    """
+
+    numbers = ("sigma",)
+    linear = True
+
+    def __init__(self, sigma: Any, per: str = "sample") -> None:
+        super().__init__()
+        values = np.asarray(sigma, dtype=float)
+        if values.ndim > 1 or not np.all((values >= 0) & np.isfinite(values)):
+            raise InputError("sigma", sigma, "a number, zero or positive, or one for each layer")
+        if per not in ("sample", "coordinate", "batch"):
+            raise InputError("per", repr(per), "'sample', 'coordinate' or 'batch'")
+        self.sigma: Any = float(values) if values.ndim == 0 else tuple(values.tolist())
+        self.per = per
+
+    @property
+    def variable(self) -> Variable:  # type: ignore[override]
+        """The standardised log-normal variable; zero without noise."""
+        return LogNormalVariable(self.sigma) if self.sigma else bernoulli(1.0)
+
+    def draw(self, shape: Sequence[int], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ζ."""
+        if not self.sigma:
+            return like.new_zeros(tuple(shape))
+        return log_normal(variable("gaussian").sample(shape, like.dtype, like.device, generator), self.sigma)
+
+    def fluctuation(self, m: Output, zeta: Tensor, h: float) -> Tensor:
+        """Return m √(exp(σ²) − 1) ζ."""
+        return m * (math.sqrt(math.expm1(self.sigma**2)) * zeta)  # type: ignore[no-any-return]
+
+
+class ShakeDrop(_Bernoulli):
+    r"""Shake-drop: ``hf`` with probability keep, else ``αhf`` with α uniform on (−1, 1), for each sample.
+
+    The mean is keep · hf, the test-time rule of Yamada, Iwamura, Akiba & Kise (2019). The backward pass uses the same
+    factor, so that gradients are those of the loss.
+
+    Parameters
+    ----------
+    keep : float or sequence of float
+        Probability of an untouched branch; one, or one for each layer (see `linear_decay`).
+
+    Examples
+    --------
+    >>> ShakeDrop(0.5).mean(torch.tensor([[2.0]]))
+    tensor([[1.]])
+    >>> ShakeDrop(0.5).covariance(torch.tensor([[1.0]]), h=0.1)  # keep + (1 − keep)/3 − keep²
+    tensor([[[0.4167]]])
+    """
+
+    linear = True
+
+    def __init__(self, keep: Any) -> None:
+        super().__init__()
+        self.keep = _checked_keep(keep)
+
+    @property
+    def variable(self) -> Variable:  # type: ignore[override]
+        """The standardised factor."""
+        return ShakeDropFactor(float(self.keep))
+
+    def mean(self, m: Output) -> Tensor:
+        """Return keep · hf."""
+        return self.keep * m  # type: ignore[no-any-return]
+
+    def draw(self, shape: Sequence[int], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw ζ."""
+        return shake_drop(uniform(shape, like.dtype, like.device, generator), self.keep)
+
+    def fluctuation(self, m: Output, zeta: Tensor, h: float) -> Tensor:
+        """Return hf times the deviation of the factor, times ζ."""
+        return m * (shake_drop_deviation(self.keep) * zeta)  # type: ignore[no-any-return]
 
 
 class CentredBernoulli(_Bernoulli):

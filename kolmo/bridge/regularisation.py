@@ -12,14 +12,20 @@ Along the path, :math:`v_k` and its first and second derivatives g and H obey
     g_k = (I + J_k)^T g_{k+1}, \qquad H_k = (I + J_k)^T H_{k+1} (I + J_k) + g_{k+1} \cdot m_k'' .
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+<<<<<<< HEAD
 from kolmo.arrays import at_home
+=======
+from kolmo.bridge.budget import SiteEffects, site_effects
+from kolmo.bridge.effects import Loss
+from kolmo.bridge.laws import NoiseLaw
+>>>>>>> net
 from kolmo.bridge.loss import Columns, LossEstimate, expected_loss, refuse_batchnorm
 from kolmo.bridge.modified import Point, layer_point, symmetric
 from kolmo.bridge.resnet import NoisyResNet, check_shape
@@ -123,10 +129,29 @@ class Regularisation:
         return ax
 
 
+<<<<<<< HEAD
 @at_home
+=======
+@overload
+>>>>>>> net
 def regularisation(
     net: NoisyResNet, loss: Callable[[Tensor], Tensor], x: Tensor, *, method: str | None = None, **options: Any
-) -> Regularisation:
+) -> Regularisation: ...
+
+
+@overload
+def regularisation(net: nn.Module, loss: Loss, x: Any, *, law: Any, **options: Any) -> SiteEffects: ...
+
+
+def regularisation(
+    net: nn.Module,
+    loss: Callable[..., Any],
+    x: Any,
+    *,
+    method: str | None = None,
+    law: NoiseLaw | Sequence[NoiseLaw] | None = None,
+    **options: Any,
+) -> Regularisation | SiteEffects:
     r"""Take the expected loss of a noisy network apart, layer by layer.
 
     .. math::
@@ -139,23 +164,32 @@ def regularisation(
     O(h) and vanishes with depth (plain dropout with any fixed keep probability). Under diffusive scaling C = O(h): the
     sum tends to ½ ∫ Σ:∇²u dt, and the effect stays (`CentredBernoulli`).
 
+    With ``law=`` the network is a model of any kind, of states of any shape and width. The second derivatives
+    :math:`\tfrac12 C:\nabla^2 v` are then symmetric differences along the noise, site by site, which count the kinks of
+    ReLU too, where the expansion above needs smooth branches. `Regulariser` is the same as a term to train with.
+
     Parameters
     ----------
-    net : NoisyResNet
-        A network of vector states; d(d + 1)/2 second derivatives are taken in every layer.
+    net : NoisyResNet, or nn.Module with ``law=``
+        A network of vector states; d(d + 1)/2 second derivatives are taken in every layer. Or any model.
     loss : callable
-        φ: final states -> ``(...)`` or ``(..., k)``, twice differentiable.
+        φ: final states -> ``(...)`` or ``(..., k)``, twice differentiable. With ``law=``: ``loss(f)`` -> scalar, f the
+        model, the mean of a loss over samples; ``loss(f, batch)`` with ``batches=``.
     x : Tensor
-        Initial states ``(..., d)``.
+        Initial states ``(..., d)``. With ``law=``: example inputs of one pass, to find the sites.
     method : {None, "recursion", "enumerate", "monte_carlo", "pde"}
         How to compute the noisy loss itself (see `expected_loss`), for the remainder. None: not at all.
+    law : NoiseLaw or sequence of NoiseLaw, optional
+        The noise of any model, see `inject`.
     **options
-        Options of `expected_loss`.
+        Options of `expected_loss`. With ``law=``: ``where``, ``batches`` (of equal size; standard errors are then over
+        them too), ``reading`` ("diffusion", or "jumps": the exact effect of each site's noise alone, see `diagnose`),
+        ``probes`` (draws for each site where every coordinate has its own noise), ``horizon``.
 
     Returns
     -------
-    Regularisation
-        All values detached; print it, or use its ``plot``.
+    Regularisation or SiteEffects
+        All values detached; print it. The first has a ``plot``, the second is that of ``law=``.
 
     Raises
     ------
@@ -179,7 +213,10 @@ def regularisation(
     >>> abs(parts.remainder.item()) < 1e-12
     True
     """
+    if law is not None:
+        return site_effects(net, loss, x, law, **options)
     _check(net, x)
+    assert isinstance(net, NoisyResNet)
     x = x.detach()
     lead = x.shape[:-1]
     flat = x.reshape(-1, x.shape[-1])
@@ -224,7 +261,9 @@ def expansion(net: NoisyResNet, columns: Callable[[Tensor], Tensor], x: Tensor) 
     return Expansion(loss, effects[::-1], viscosity[::-1])
 
 
-def _check(net: NoisyResNet, x: Tensor) -> None:
+def _check(net: nn.Module, x: Tensor) -> None:
+    if not isinstance(net, NoisyResNet):
+        raise InputError("net", type(net).__name__, "a NoisyResNet", "for any other model give law=")
     if net.state_ndim != 1:
         raise InputError("net", f"state_ndim = {net.state_ndim}", "vector states (state_ndim = 1)")
     refuse_batchnorm(net)

@@ -40,6 +40,13 @@ def select(model: nn.Module, where: Where, inputs: Sequence[Any] | None) -> Sele
     if names is not None:
         chosen = Sites(sorted(chosen, key=lambda site: site.order))
     refuse_broken(followed, chosen)
+    if followed.dropping in chosen.names:
+        raise InputError(
+            "model",
+            f"{followed.dropping!r}, whose code drops or scales its branch sample by sample in training mode",
+            "no noise of the model's own in the branches",
+            "set its rate to zero",
+        )
     return Selection(_numbered(chosen), followed.called)
 
 

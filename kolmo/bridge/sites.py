@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from kolmo.bridge.foreign import drops_samples
 from kolmo.bridge.graph import Graph, key
 from kolmo.errors import InputError
 
@@ -183,13 +184,18 @@ def sites(model: nn.Module, *inputs: Any, batch_axis: int | None = None) -> Site
 
 
 class Followed(NamedTuple):
-    """What one pass tells: sites, why some cannot be chosen alone or in pairs, and which modules were called."""
+    """What one pass tells.
+
+    Sites; why some cannot be chosen alone, or in pairs; whether tensors are concatenated; which modules were called;
+    the first site that drops samples in the code of a model in training mode.
+    """
 
     sites: Sites
     alone: dict[str, str]
     pairs: dict[tuple[str, str], str]
     concatenates: bool
     called: frozenset[str]
+    dropping: str | None
 
 
 def refuse_broken(found: Followed, chosen: Sequence[Site]) -> None:
@@ -224,7 +230,8 @@ def follow(model: nn.Module, inputs: Sequence[Any], batch_axis: int | None = Non
     steps = _steps(graph, watch)
     axes = _batch_axes(model, inputs, steps, batch_axis)
     alone, pairs = _breaks(graph, steps)
-    return Followed(_gathered(steps, axes), alone, pairs, graph.concatenates, frozenset(watch.calls))
+    dropping = _dropping(model, inputs, steps, axes)
+    return Followed(_gathered(steps, axes), alone, pairs, graph.concatenates, frozenset(watch.calls), dropping)
 
 
 class _Addition(NamedTuple):
@@ -266,7 +273,7 @@ class _Watch(TorchFunctionMode):
         self._ends: dict[Any, list[tuple[str, tuple[Any, ...]]]] = {}
         self.calls: dict[str, int] = {}
         self.additions: dict[Any, _Addition] = {}
-        self.marks: dict[tuple[int, int], list[Tensor]] = {}
+        self.seen: dict[tuple[int, int], Tensor] = {}
         self._count = 0
         self._nodes: list[Any] = []  # nodes stay alive, so that their identities stay theirs
 
@@ -307,7 +314,7 @@ class _Watch(TorchFunctionMode):
         self._nodes += [a.grad_fn, b.grad_fn]
         for side, operand in enumerate((a, b)):
             if self._wanted is not None and (self._count, side) in self._wanted:
-                self.marks[self._count, side] = _marks(operand.detach())
+                self.seen[self._count, side] = operand.detach().clone()
         norms = (float(a.detach().norm()), float(b.detach().norm())) if self._wanted is None else (0.0, 0.0)
         shapes = tuple(a.shape), tuple(b.shape)
         ends = list(self._ends.get(before[0], [])), list(self._ends.get(before[1], []))
@@ -504,15 +511,37 @@ def _batch_axes(
     return found
 
 
+def _operands(model: nn.Module, inputs: Sequence[Any], steps: list[_Step], *, training: bool = False) -> list[Tensor]:
+    """Branch of every step in another pass; "training" is for the model's own code, not for layers of torch."""
+    watch = _Watch(model, {(step.seen.number, step.operand) for step in steps})
+    with _undisturbed(model), torch.no_grad(), watch.watching():
+        for module in model.modules():
+            own = not type(module).__module__.startswith("torch.") and not drops_samples(module)
+            module.training = training and own
+        model(*inputs)
+    return [watch.seen[step.seen.number, step.operand] for step in steps]
+
+
 def _separating(model: nn.Module, inputs: list[Any], changed: list[Any], steps: list[_Step]) -> list[int | None]:
-    wanted = {(step.seen.number, step.operand) for step in steps}
-    marks = []
-    for values in (inputs, changed):
-        watch = _Watch(model, wanted)
-        with _undisturbed(model), torch.no_grad(), watch.watching():
-            model(*values)
-        marks.append(watch.marks)
-    return [_axis(marks[0][s.seen.number, s.operand], marks[1][s.seen.number, s.operand]) for s in steps]
+    before, after = (_operands(model, values, steps) for values in (inputs, changed))
+    return [_axis(_marks(a), _marks(b)) for a, b in zip(before, after, strict=True)]
+
+
+def _dropping(model: nn.Module, inputs: Sequence[Any], steps: list[_Step], axes: list[int | None]) -> str | None:
+    """First site whose branch is multiplied by one number for each sample in training mode, by code and not a module.
+
+    Where that number is 1, nothing was seen; rescaled stochastic depth multiplies by 1/keep, which is never 1.
+    """
+    with contextlib.suppress(Exception):  # training mode may want other inputs
+        quiet, noisy = (_operands(model, inputs, steps, training=training) for training in (False, True))
+        for step, axis, a, b in zip(steps, axes, quiet, noisy, strict=True):
+            if torch.equal(a, b):
+                continue
+            front = [v.movedim(axis or 0, 0).flatten(1).double() for v in (a, b)]
+            factor = (front[0] * front[1]).sum(1) / front[0].square().sum(1).clamp_min(1e-30)
+            alike = torch.allclose(front[1], factor[:, None] * front[0], rtol=1e-4, atol=1e-5 * float(a.abs().max()))
+            return step.name if alike else None
+    return None
 
 
 def _axis(before: list[Tensor], after: list[Tensor]) -> int | None:

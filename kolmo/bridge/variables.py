@@ -231,6 +231,88 @@ def bernoulli(keep: float) -> Discrete:
     return Discrete("bernoulli", [-keep / sd, (1 - keep) / sd], [1 - keep, keep], proxy / sd**2)
 
 
+def log_normal(z: Tensor, sigma: float) -> Tensor:
+    """Return the standardised log-normal factor of normal numbers."""
+    return ((sigma * z - 0.5 * sigma**2).exp() - 1) / math.sqrt(math.expm1(sigma**2))
+
+
+def shake_drop_deviation(keep: float) -> float:
+    """Standard deviation of the factor of shake-drop."""
+    return math.sqrt(keep + (1 - keep) / 3 - keep**2) if keep < 1 else 0.0
+
+
+def shake_drop(u: Tensor, keep: float) -> Tensor:
+    """Return the standardised factor of shake-drop of uniform numbers: uniform on (−1, 1) below 1 − keep, 1 above."""
+    drop = 1 - keep
+    if not drop:
+        return torch.zeros_like(u)
+    factor = torch.where(u < drop, 2 * u / drop - 1, torch.ones_like(u))
+    return (factor - keep) / shake_drop_deviation(keep)
+
+
+class LogNormal(Variable):
+    """ζ = (exp(σZ − σ²/2) − 1)/√(exp(σ²) − 1) with Z standard normal: a positive factor of mean 1, standardised.
+
+    Parameters
+    ----------
+    sigma : float
+        Standard deviation of the logarithm, positive.
+    """
+
+    sigma: float
+
+    def __init__(self, sigma: float) -> None:
+        growth = math.exp(sigma**2)
+        kurtosis = growth**4 + 2 * growth**3 + 3 * growth**2 - 6
+        super().__init__("lognormal", (growth + 2) * math.sqrt(growth - 1), kurtosis, math.inf, math.inf)
+        object.__setattr__(self, "sigma", sigma)
+
+    def nodes(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Gauss–Hermite nodes of Z; moments of ζ converge fast, but are not exact."""
+        z, w = _gauss_hermite(max(n, 24))
+        return log_normal(torch.as_tensor(z), self.sigma).numpy(), w
+
+    def from_uniform(self, u: Tensor) -> Tensor:
+        """Inverse distribution function."""
+        return log_normal(VARIABLES["gaussian"].from_uniform(u), self.sigma)
+
+
+class ShakeDropFactor(Variable):
+    """The factor b + α − bα of shake-drop, standardised: 1 with probability keep, else uniform on (−1, 1).
+
+    Parameters
+    ----------
+    keep : float
+        Probability of an untouched branch, in (0, 1].
+    """
+
+    keep: float
+
+    def __init__(self, keep: float) -> None:
+        drop = 1 - keep
+        variance = keep + drop / 3 - keep**2
+        # central moments of the mixture: the untouched part at 1 − keep, the other around −keep
+        third = keep * drop**3 - drop * (keep**3 + keep)
+        fourth = keep * drop**4 + drop * (keep**4 + 2 * keep**2 + 1 / 5)
+        sd = math.sqrt(variance) if drop else 1.0
+        skewness, kurtosis = (third / sd**3, fourth / sd**4 - 3) if drop else (0.0, 0.0)
+        bound = (1 + keep) / sd if drop else 0.0
+        super().__init__("shake-drop", skewness, kurtosis, bound, bound**2)
+        object.__setattr__(self, "keep", keep)
+
+    def nodes(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Gauss–Legendre nodes of the uniform part, and the other value."""
+        if self.keep == 1:
+            return np.zeros(1), np.ones(1)
+        z, w = np.polynomial.legendre.leggauss(n)
+        factor, weight = np.append(z, 1.0), np.append(0.5 * (1 - self.keep) * w, self.keep)
+        return (factor - self.keep) / shake_drop_deviation(self.keep), weight
+
+    def from_uniform(self, u: Tensor) -> Tensor:
+        """Uniform on (−1, 1) below 1 − keep, 1 above."""
+        return shake_drop(u, self.keep)
+
+
 VARIABLES: dict[str, Variable] = {
     "gaussian": Gaussian(),
     "uniform": Uniform(),

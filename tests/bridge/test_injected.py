@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from kolmo import bridge
+from kolmo.bridge.variables import VARIABLES, bernoulli
 from kolmo.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -344,6 +345,41 @@ def test_a_second_injection_is_refused_and_foreign_noise_replaced():
         bridge.inject(nn.Sequential(Block("inside")), bridge.StochasticDepth(0.9))
 
 
+def test_noise_in_the_code_of_a_block_is_refused_by_name():
+    class Block(nn.Module):
+        def __init__(self, rate):
+            super().__init__()
+            self.fc, self.rate = nn.Linear(8, 8), rate
+
+        def forward(self, x):
+            out = self.fc(torch.tanh(nn.functional.dropout(x, 0.1, self.training)))
+            if self.training and self.rate:
+                out = out * torch.empty(len(x), 1).bernoulli_(1 - self.rate) / (1 - self.rate)
+            return x + out
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(0.0), Block(0.2))
+    bridge.inject(model, bridge.StochasticDepth(0.9), where="0.fc", inputs=[vectors(4)])
+
+    class Quiet(Block):
+        def forward(self, x):
+            out = self.fc(torch.tanh(x))
+            return x + (out * torch.empty(len(x), 1).bernoulli_(0.8) / 0.8 if self.training else out)
+
+    with pytest.raises(InputError, match=r"'0.fc'.*sample by sample"):
+        bridge.inject(nn.Sequential(Quiet(0.2)), bridge.StochasticDepth(0.9), inputs=[vectors(4)])
+
+
+def test_a_network_with_noise_of_its_own_is_refused_and_can_be_read():
+    branches = [bridge.MLPBranch.create(2, 4, rng=k) for k in range(2)]
+    net, x = bridge.NoisyResNet(branches, bridge.Additive(0.2)), torch.randn(50, 2)
+    with pytest.raises(InputError, match="noise of its own"):
+        bridge.inject(net, bridge.StochasticDepth(0.9))
+    found = bridge.regularisation(net, lambda f: f(x).square().mean(), x, law=bridge.Additive(0.2))
+    assert found.rows.depth == 2
+    bridge.inject(bridge.NoisyResNet(branches, bridge.Additive(0.0)), bridge.StochasticDepth(0.9))
+
+
 class _Stochastic(DropPath):
     """In place, to make it hard."""
 
@@ -365,6 +401,15 @@ def test_probabilities_are_those_asked_for_in_every_precision(dtype):
     zeta = bridge.Multiplicative(1.0, "uniform", scaling="natural").sample(m, 1.0).double() - 1
     assert abs(zeta.mean().item()) < 4 / math.sqrt(n)
     assert abs(zeta.square().mean().item() - 1) < 4 * math.sqrt(0.8 / n) + 2e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_variables_of_half_precision_are_those_of_single_precision_rounded(dtype):
+    n = 1_000_000
+    low = bernoulli(0.999).sample((n,), dtype, torch.device("cpu")) < 0
+    assert abs(low.double().mean().item() - 0.001) < 4 * math.sqrt(0.001 / n)
+    zeta = VARIABLES["uniform"].sample((n,), dtype, torch.device("cpu")).double()
+    assert abs(zeta.mean().item()) < 4 / math.sqrt(n)
 
 
 def test_processes_that_train_together_draw_different_noise(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kolmo import bridge
-from kolmo.bridge.variables import VARIABLES, bernoulli
+from kolmo.bridge.variables import VARIABLES, LogNormal, ShakeDropFactor, bernoulli
 from kolmo.errors import InputError
 
 DOUBLE = torch.float64
@@ -26,6 +26,8 @@ LAWS = {
     "shake": bridge.ShakeShake(),
     "centred": bridge.CentredBernoulli(0.7),
     "centred-skewed": bridge.CentredBernoulli(0.7, keep=0.8),
+    "log-normal": bridge.LogNormal(0.4),
+    "shake-drop": bridge.ShakeDrop(0.7),
 }
 FORMULAS = {  # mean and covariance of the increment for f = (f1, f2), written out from the laws' definitions
     "depth": lambda f, h: (h * f, h**2 * 0.3 / 0.7 * np.outer(f, f)),
@@ -39,6 +41,8 @@ FORMULAS = {  # mean and covariance of the increment for f = (f1, f2), written o
     "additive-matrix": lambda f, h: (h * f, h * np.array([[0.10, 0.02], [0.02, 0.20]])),
     "multiplicative-sample": lambda f, h: (h * f, h * 0.25 * np.outer(f, f)),
     "multiplicative-coordinate": lambda f, h: (h * f, h**2 * 0.25 * np.diag(f**2)),
+    "log-normal": lambda f, h: (h * f, h**2 * math.expm1(0.16) * np.outer(f, f)),
+    "shake-drop": lambda f, h: (0.7 * h * f, h**2 * (0.7 + 0.1 - 0.49) * np.outer(f, f)),
 }
 
 
@@ -129,7 +133,11 @@ def test_covariance_action_on_images_is_that_of_the_law():
     torch.testing.assert_close(bridge.BranchDropout(0.5).covariance_action(m, v, 0.1, state_ndim=3), m * m * v)
 
 
-@pytest.mark.parametrize("variable", [*VARIABLES.values(), bernoulli(0.8), bernoulli(0.5)], ids=lambda v: v.name)
+@pytest.mark.parametrize(
+    "variable",
+    [*VARIABLES.values(), bernoulli(0.8), bernoulli(0.5), LogNormal(0.1), ShakeDropFactor(0.7)],
+    ids=lambda v: v.name,
+)
 def test_variables_are_standardised_and_declare_their_moments(variable):
     z, w = variable.nodes(12)
     moments = [float(np.sum(w * z**p)) for p in range(5)]
@@ -159,6 +167,8 @@ def test_no_noise_is_bit_for_bit_the_mean_network():
         bridge.StochasticDepth(1.0, rescale=False),
         bridge.BranchDropout(1.0),
         bridge.HiddenDropout(1.0),
+        bridge.LogNormal(0.0),
+        bridge.ShakeDrop(1.0),
         bridge.CentredBernoulli(0.0),
         bridge.CentredBernoulli(0.5, keep=1.0),
     ]
@@ -184,6 +194,10 @@ def test_per_batch_shares_one_draw():
     for per, distinct in (("batch", 1), ("sample", 6), ("coordinate", 12)):
         draws = bridge.Multiplicative(1.0, per=per).sample(m, 0.1, generator=torch.Generator().manual_seed(0))
         assert len(draws.unique()) == distinct
+    torch.manual_seed(0)
+    kept = torch.cat([bridge.StochasticDepth(0.7, per="batch").sample(m, 0.1).unique() for _ in range(2000)])
+    assert len(kept) == 2000
+    assert abs((kept > 0).double().mean().item() - 0.7) < 4 * math.sqrt(0.21 / 2000)
 
 
 def test_linear_decay_and_schedules():
@@ -207,6 +221,8 @@ def test_linear_decay_and_schedules():
         (bridge.CentredBernoulli(0.5), 1),
         (bridge.CentredBernoulli(0.5, 0.8), 0.5),
         (bridge.ShakeShake(), 3),
+        (bridge.LogNormal(0.3), 2),
+        (bridge.ShakeDrop(0.7), 2),
     ],
 )
 def test_weak_orders(law, order):
@@ -242,6 +258,9 @@ def test_user_defined_law_of_a_few_lines():
         (lambda: bridge.Additive(float("nan")), "finite"),
         (lambda: bridge.Additive(0.1, scaling="big"), "natural"),
         (lambda: bridge.Multiplicative(0.1, per="pixel"), "coordinate"),
+        (lambda: bridge.StochasticDepth(0.5, per="coordinate"), "BranchDropout"),
+        (lambda: bridge.LogNormal(-0.1), "sigma"),
+        (lambda: bridge.ShakeDrop(0.0), "keep"),
         (lambda: bridge.NoisyResNet([torch.nn.Linear(1, 1)], bridge.ShakeShake()), "pair"),
         (lambda: bridge.NoisyResNet([(torch.nn.Linear(1, 1),) * 2], bridge.Additive(0.1)), "pair"),
         (lambda: bridge.NoisyResNet([], bridge.Additive(0.1)), "branches"),
