@@ -1098,6 +1098,41 @@ def test_a_function_may_fill_the_same_array_again_and_again(kind):
     assert answer(reusing(kind)) == answer(lambda t, x: -x * (1.0 + t))
 
 
+def again_and_again(function):
+    """The function, with results of one shape always in one array."""
+    buffers = {}
+
+    def filled(*arguments):
+        value = np.asarray(function(*arguments), dtype=float)
+        buffer = buffers.setdefault(value.shape, np.empty(value.shape))
+        buffer[...] = value
+        return buffer
+
+    return filled
+
+
+@pytest.mark.parametrize("stepper", ["radau5", "implicit-euler", "mcs3"])
+@pytest.mark.parametrize("d", [1, 2])
+def test_so_may_all_functions_of_a_problem(d, stepper):
+    def answer(form):
+        sde = kolmo.SDE(
+            form(lambda t, x: -x * (1.0 + t)),
+            covariance=form(lambda t, x: (0.5 + 0.3 * t) * np.eye(d) + 0.0 * x[..., None]),
+            dim=d,
+        )
+        problem = kolmo.KolmogorovProblem(
+            sde,
+            form(lambda x: x[..., 0] ** 2),
+            1.0,
+            kolmo.Box([-2.0] * d, [2.0] * d),
+            killing=form(lambda t, x: 0.2 * (1.0 + t) + 0.0 * x[..., 0]),
+            source=form(lambda t, x: np.cos(t + x[..., 0])),
+        )
+        return kolmo.solve(problem, grid=15, steps=30, stepper=stepper).values
+
+    np.testing.assert_array_equal(answer(again_and_again), answer(lambda function: function))
+
+
 def test_a_function_that_changes_its_points_is_refused_by_name():
     def drift(t, x):
         x *= -1.0
