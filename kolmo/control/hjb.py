@@ -52,6 +52,8 @@ AIM = 0.6
 ROUNDING = 1e-12
 # Largest change of the last policy iteration of a step, relative to V, at tolerances that are not smaller still.
 LAST_CHANGE = 1e-7
+# The same for monotone solutions that are only compared or looked at.
+OPINION_CHANGE = 1e-5
 # Times kept.
 STORED = 129
 # Nodes and steps of the monotone solution in which it is looked where policies switch.
@@ -705,7 +707,9 @@ class _Search:
         times = T * (1.0 - s[::-1] ** power)
         times[0], times[-1] = 0.0, T
         recipe = Discretization(grid, tuple(times.tolist()), scheme, stepper, rule)
-        return _march(bellman, recipe, times.tolist(), self.limits, self.change)
+        # a second opinion is wrong by far more than policies that are nearly the best
+        change = self.change if scheme == self.scheme else max(self.change, OPINION_CHANGE)
+        return _march(bellman, recipe, times.tolist(), self.limits, change)
 
     def _guess(self, grid: Grid) -> Act | None:
         """Policy of the finest level so far at the nearest nodes."""
@@ -726,7 +730,7 @@ class _Search:
         record = Check(False)
         # what converges at the order of a smooth solution is looked at on coarse grids, all else from finer ones on
         smooth = self.levels and self._verdict().confirmed and not self.kinked
-        for n in CHECK_NODES[d] if smooth or d > 1 else CHECK_NODES[d][1:]:
+        for n in CHECK_NODES[d][:-1] if smooth and d == 1 else CHECK_NODES[d][1:] if d == 1 else CHECK_NODES[d]:
             try:
                 level = self._solve(layout.grid(n), float(n), MONOTONE)
             except (InputError, NotConvergedError, OutOfTimeError) as error:
