@@ -226,12 +226,22 @@ def evaluate(f: Any, t: float, x: Array, argument: str, arrays: str | None = Non
             argument,
             f"{type(error).__name__}: {error}",
             f"a function of t (a float) and points of shape {tuple(x.shape)} that works on whole arrays",
-            f"write it with x[..., i] and array functions; it is handed {kind}",
+            _way_out(error) or f"write it with x[..., i] and array functions; it is handed {kind}",
         ) from error
     value = checked(value, argument)
     result = as_like(value, x)
     # a function that fills the same array again, or returns what it was handed, gets nothing into its hands
     return result if new or "64" not in str(value.dtype) else fresh(result)
+
+
+def _way_out(error: Exception) -> str:
+    """What to do about the two commonest mistakes; else nothing."""
+    said = str(error)
+    if "dtype" in said or "scalar type" in said:
+        return "points are float64: call .double() on a module of single precision, or hand it x.float()"
+    if isinstance(error, TypeError) and "positional argument" in said:
+        return "the time comes first: f(t, x), and f(t, x, a) in control problems, also where t plays no part"
+    return ""
 
 
 def checked(value: Any, argument: str) -> Any:

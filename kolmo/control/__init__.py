@@ -9,6 +9,7 @@ from kolmo.control.problem import ControlProblem
 from kolmo.control.schroedinger import SchroedingerBridge, schroedinger_bridge
 from kolmo.control.sets import BoxSet, Finite, Interval, Unbounded
 from kolmo.control.successive import successive
+from kolmo.control.uncertainty import Uncertainty, uncertainty
 from kolmo.control.value import expected_value, gradient_memory, value
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "transition_density",
     "minimize",
     "successive",
+    "uncertainty",
+    "Uncertainty",
     "value",
     "ControlProblem",
     "ControlSolution",

@@ -336,6 +336,11 @@ class Bellman:
             a = torch.where(torch.as_tensor(better[:, 0])[:, None], option, a)
         return a
 
+    def slope(self, t: float, V: np.ndarray, act: Act) -> np.ndarray:
+        """∂V/∂t, shape (size, 1), for the free part of V; no number where values are prescribed."""
+        slope = -self.rate(t, V, act)
+        return slope if self.fixed is None else np.where(self.fixed[:, None], np.nan, slope)
+
     def rate(self, t: float, V: np.ndarray, act: Act) -> np.ndarray:
         """Q(a) V + r(a), shape (size, 1); V with or without absorbing values."""
         operator, load, _ = self.assemble(t, act)

@@ -133,17 +133,22 @@ class Coefficients:
         The problem.
     x : tensor, shape (n, d)
         The points.
+    like : Coefficients, optional
+        Those at other points, where it was seen already whether they are quadratic and constant in time.
     """
 
-    def __init__(self, problem: ControlProblem, x: torch.Tensor) -> None:
+    def __init__(self, problem: ControlProblem, x: torch.Tensor, like: "Coefficients | None" = None) -> None:
         self.problem, self.x = problem, x
         samples = problem.controls.samples
         self.centre = samples.mean(0)
         spread = 0.5 * (samples.max(0) - samples.min(0))
         self.scale = np.where(spread > 0, spread, 1.0)
         self._models: OrderedDict[float, Quadratic] = OrderedDict()
-        self.autonomous = self._autonomous()
-        self.quadratic = not isinstance(problem.controls, Finite) and self._quadratic()
+        self.autonomous: bool = self._autonomous() if like is None else like.autonomous
+        if like is None:
+            self.quadratic: bool = not isinstance(problem.controls, Finite) and self._quadratic()
+        else:
+            self.quadratic = like.quadratic
 
     def _trial(self, seed: int) -> torch.Tensor:
         """Random controls of the set, one per point."""

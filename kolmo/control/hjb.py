@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from kolmo.control.frame import Frame, frame
 from kolmo.control.problem import ControlProblem
 from kolmo.control.sets import Finite, Unbounded
 from kolmo.discretization import Discretization
-from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
+from kolmo.errors import InputError, MissingExtraError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
 from kolmo.limits import Limits, OutOfTimeError
 from kolmo.problem import KolmogorovProblem
@@ -52,6 +53,10 @@ AIM = 0.6
 ROUNDING = 1e-12
 # Largest change of the last policy iteration of a step, relative to V, at tolerances that are not smaller still.
 LAST_CHANGE = 1e-7
+# The same for monotone solutions that are only compared or looked at.
+OPINION_CHANGE = 1e-5
+# Points at which it is seen whether coefficients are quadratic in the control and constant in time.
+LOOKED_AT = 64
 # Times kept.
 STORED = 129
 # Nodes and steps of the monotone solution in which it is looked where policies switch.
@@ -90,6 +95,8 @@ class ControlSolution:
         What happened, in a sentence.
     stats : dict
         Cells, steps, levels, policy iterations, seconds, and the monotone check.
+    slopes : ndarray or None
+        Derivatives of ``values`` with respect to time.
 
     Examples
     --------
@@ -113,9 +120,10 @@ class ControlSolution:
     status: str = "fixed"
     message: str = ""
     stats: dict[str, Any] = field(default_factory=dict)
+    slopes: np.ndarray | None = field(default=None, repr=False)
 
     def __call__(self, x: Any, t: float = 0.0) -> Array:
-        """V(t, x) at points (..., d): shape (...); linear in time between ``times``."""
+        """V(t, x) at points (..., d): shape (...); cubic in time between ``times`` where ``slopes`` are known."""
         return self._interpolate(self._at(self.values, t), x, self.discretization.width)
 
     def gradient(self, x: Any, t: float = 0.0) -> Array:
@@ -125,9 +133,10 @@ class ControlSolution:
         return namespace(parts[0]).stack(parts, -1)
 
     def policy(self, t: float, x: Any) -> Array:
-        """Optimal control a(t, x), shape (..., m): interpolated from the nodes and put into the control set.
+        """Optimal control a(t, x), shape (..., m): the best one for the value, its gradient and its Hessian there.
 
-        Points beyond the grid get the control at its edge, so that paths may leave it.
+        Points beyond the grid get the control at its edge, so that paths may leave it. Where the choice makes no
+        difference the control is that of the nodes about.
         """
         points = as_points(x, self.grid.dim)
         low, high = (as_like(end, points) for end in self.grid.box)
@@ -135,17 +144,44 @@ class ControlSolution:
             loose = as_like(np.array([0.0 if axis.periodic else 1.0 for axis in self.grid.axes]), points)
             inside = namespace(points).minimum(namespace(points).maximum(points, low), high)
             points = points + loose * (inside - points)
-        nodes = self._at(self.policies, t)
-        width = 2 if isinstance(self.problem.controls, Finite) else 4
-        a = self._interpolate(nodes, points, width)
-        return self.problem.controls.project(a)
+        shape = tuple(points.shape[:-1])
+        flat = np.asarray(as_numpy(points)).reshape(-1, self.grid.dim)
+        a = as_like(self._best(t, flat).reshape(*shape, self.problem.controls.m), points)
+        return a
+
+    def _best(self, t: float, x: np.ndarray) -> np.ndarray:
+        """The control at points (n, d) of the grid."""
+        reader = self._readers.get("last")
+        if reader is None or not np.array_equal(reader.x, x):
+            # drift, noise and cost ask one after the other, and a solver asks at the same points again and again
+            reader = self._readers["last"] = _Reader(self, x)
+        return reader(t)
+
+    @cached_property
+    def _readers(self) -> "dict[str, _Reader]":
+        return {}
+
+    @cached_property
+    def _structure(self) -> Coefficients:
+        """What was seen of the coefficients, at some inner points."""
+        inner = self.grid.points.reshape(*self.grid.shape, -1)[tuple(slice(1, -1) for _ in self.grid.shape)]
+        some = inner.reshape(-1, self.grid.dim)
+        return Coefficients(self.problem, torch.as_tensor(some[:: max(1, len(some) // LOOKED_AT)]))
+
+    def module(self) -> torch.nn.Module:
+        """The policy as a module, ``module(t, x)``: tensors in and out, without gradients."""
+        return _PolicyModule(self)
+
+    def to_xarray(self) -> Any:
+        """Value and policy as a table over time and the coordinates (``xarray.Dataset``; needs xarray)."""
+        return to_dataset(self)
 
     def closed_loop(self) -> KolmogorovProblem:
         """The problem under the optimal policy, for ``solve`` and ``monte_carlo``."""
         return self.problem.closed_loop(self.policy)
 
-    def _at(self, stored: np.ndarray, t: float) -> np.ndarray:
-        """Node fields at a time, shape (size, ...), linear between stored times."""
+    def _at(self, stored: np.ndarray, t: float, slopes: np.ndarray | None = None) -> np.ndarray:
+        """Node fields at a time, shape (size, ...): linear between stored times, cubic where slopes are given."""
         last = self.times[-1]
         if not -1e-9 * last <= t <= last * (1.0 + 1e-9):
             raise InputError("t", t, f"a time between 0 and {last:g}")
@@ -153,8 +189,17 @@ class ControlSolution:
         k = int(np.clip(np.searchsorted(self.times, t, side="right") - 1, 0, max(len(self.times) - 2, 0)))
         if len(self.times) == 1 or t <= self.times[0]:
             return np.asarray(flat[0])
-        s = (t - self.times[k]) / (self.times[k + 1] - self.times[k])
-        return np.asarray((1.0 - s) * flat[k] + s * flat[k + 1])
+        dt = self.times[k + 1] - self.times[k]
+        s = (t - self.times[k]) / dt
+        line = (1.0 - s) * flat[k] + s * flat[k + 1]
+        # just before T slopes are of no size where the data break
+        rule = self.discretization.terminal
+        if slopes is None or (k >= len(self.times) - 2 and rule is not None and rule.smoothed):
+            return np.asarray(line)
+        bow = slopes.reshape(flat.shape)
+        rise = (flat[k + 1] - flat[k]) / dt
+        cubic = dt * s * (1.0 - s) * ((1.0 - s) * (bow[k] - rise) - s * (bow[k + 1] - rise))
+        return np.asarray(line + np.where(np.isfinite(cubic), cubic, 0.0))
 
     def _interpolate(self, u: np.ndarray, x: Any, width: int, derivatives: list[int] | None = None) -> Array:
         points = as_points(x, self.grid.dim)
@@ -194,6 +239,67 @@ class ControlSolution:
     def __repr__(self) -> str:
         estimate = "" if self.error_estimate is None else f", error≈{float(np.max(self.error_estimate)):.1e}"
         return f"ControlSolution({self.status}{estimate}, {self.grid!r}, {len(self.times)} times)"
+
+
+class _Reader:
+    """Reads the policy of a solution at fixed points."""
+
+    def __init__(self, solution: ControlSolution, x: np.ndarray) -> None:
+        self.solution, self.x = solution, x.copy()
+        grid, width, d = solution.grid, solution.discretization.width, solution.grid.dim
+        unit = np.eye(d, dtype=int)
+        self.width = 2 if isinstance(solution.problem.controls, Finite) else 4
+        self.plain = grid.interpolation(x, self.width)
+        orders = [0 * unit[0], *unit, *(unit[i] + unit[j] for i in range(d) for j in range(i, d))]
+        self.rules = [grid.interpolation(x, width, order.tolist()) for order in orders]
+        self.coefficients = Coefficients(solution.problem, torch.as_tensor(self.x), solution._structure)
+        self.last: tuple[float, np.ndarray] | None = None
+
+    def __call__(self, t: float) -> np.ndarray:
+        """Controls (n, m) at a time."""
+        if self.last is not None and self.last[0] == t:
+            return self.last[1].copy()
+        solution, d = self.solution, self.solution.grid.dim
+        index, weight = self.plain
+        nodes = solution._at(solution.policies, t)
+        start = solution.problem.controls.project((np.asarray(weight)[..., None] * nodes[index]).sum(1))
+        V = solution._at(solution.values, t, solution.slopes)
+        value, *rest = [(np.asarray(weight) * V[index]).sum(1) for index, weight in self.rules]
+        p, M = np.stack(rest[:d], -1), np.zeros((len(self.x), d, d))
+        for i, j, second in zip(*np.triu_indices(d), rest[d:], strict=True):
+            M[:, i, j] = M[:, j, i] = second
+        a, found = self.coefficients.choose(t, value, p, M, torch.as_tensor(start))
+        self.last = t, np.where(found[:, None], a.numpy(), start)
+        return self.last[1].copy()
+
+
+class _PolicyModule(torch.nn.Module):
+    """A policy as a module."""
+
+    def __init__(self, solution: ControlSolution) -> None:
+        super().__init__()
+        self._solution = solution
+
+    def forward(self, t: float, x: torch.Tensor) -> torch.Tensor:
+        """a(t, x) at points (..., d), shape (..., m)."""
+        with torch.no_grad():
+            a: torch.Tensor = torch.as_tensor(self._solution.policy(float(t), x.double()))
+        return a.to(x)
+
+
+def to_dataset(solution: ControlSolution) -> Any:
+    """Value and policy of a solution over time and the coordinates."""
+    try:
+        import xarray
+    except ImportError:
+        raise MissingExtraError("xarray", "xarray") from None
+    names = ["x"] if solution.grid.dim == 1 else [f"x{i + 1}" for i in range(solution.grid.dim)]
+    coordinates = {"t": solution.times, **dict(zip(names, solution.grid.nodes, strict=True))}
+    fields = {
+        "value": (("t", *names), solution.values),
+        "policy": (("t", *names, "control"), solution.policies),
+    }
+    return xarray.Dataset(fields, coordinates, {"status": solution.status, "message": solution.message})
 
 
 @at_home
@@ -301,6 +407,7 @@ class Level:
     seconds: float = 0.0
     at: np.ndarray | None = None
     witnessed: np.ndarray | None = None
+    slopes: list[np.ndarray] = field(default_factory=list)
 
     @property
     def V(self) -> np.ndarray:
@@ -321,8 +428,11 @@ def _solution(
     values = np.stack(level.states[::-1], 0)[..., 0].reshape(-1, *grid.shape)
     policies = np.stack([act.a.numpy() for act in level.acts[::-1]], 0).reshape(-1, *grid.shape, problem.controls.m)
     stats = {"cells": grid.size, "steps": level.recipe.steps, "policy_iterations": level.iterations} | stats
-    times = np.array(level.times[::-1])
-    return ControlSolution(problem, values, policies, times, grid, level.recipe, estimate, status, message, stats)
+    times, slopes = np.array(level.times[::-1]), None
+    if len(level.slopes) == len(level.states):
+        slopes = np.stack(level.slopes[::-1], 0)[..., 0].reshape(-1, *grid.shape)
+    recipe = level.recipe
+    return ControlSolution(problem, values, policies, times, grid, recipe, estimate, status, message, stats, slopes)
 
 
 def _follow(problem: ControlProblem, recipe: Discretization) -> Level:
@@ -351,6 +461,8 @@ def _march(
     V = bellman.full(_terminal(bellman, recipe), T)
     acts = [bellman.improve(T, V, bellman.start())]
     level = Level(recipe, [T], [V], [acts[-1]], 0)
+    if bellman.problem.obstacle is None:
+        level.slopes.append(bellman.slope(T, bellman.free(V), acts[-1]))
     free, t, nodes = bellman.free(V), T, [T]
     while t > 0.0:
         if limits is not None:
@@ -371,6 +483,8 @@ def _march(
         level.times.append(t)
         level.states.append(bellman.full(free, t))
         level.acts.append(acts[-1])
+        if bellman.problem.obstacle is None:
+            level.slopes.append(bellman.slope(t, free, acts[-1]))
     level.acts[-1] = bellman.improve(0.0, level.V, acts[-1])
     bellman.check(0.0, level.V, level.acts[-1])
     level.iterations, level.unsettled = step.iterations, step.unsettled
@@ -391,6 +505,7 @@ def _thin(level: Level) -> None:
         level.times = [level.times[i] for i in keep]
         level.states = [level.states[i] for i in keep]
         level.acts = [level.acts[i] for i in keep]
+        level.slopes = [level.slopes[i] for i in keep] if level.slopes else []
 
 
 def _terminal(bellman: Bellman, recipe: Discretization) -> np.ndarray:
@@ -705,7 +820,9 @@ class _Search:
         times = T * (1.0 - s[::-1] ** power)
         times[0], times[-1] = 0.0, T
         recipe = Discretization(grid, tuple(times.tolist()), scheme, stepper, rule)
-        return _march(bellman, recipe, times.tolist(), self.limits, self.change)
+        # a second opinion is wrong by far more than policies that are nearly the best
+        change = self.change if scheme == self.scheme else max(self.change, OPINION_CHANGE)
+        return _march(bellman, recipe, times.tolist(), self.limits, change)
 
     def _guess(self, grid: Grid) -> Act | None:
         """Policy of the finest level so far at the nearest nodes."""
@@ -726,7 +843,7 @@ class _Search:
         record = Check(False)
         # what converges at the order of a smooth solution is looked at on coarse grids, all else from finer ones on
         smooth = self.levels and self._verdict().confirmed and not self.kinked
-        for n in CHECK_NODES[d] if smooth or d > 1 else CHECK_NODES[d][1:]:
+        for n in CHECK_NODES[d][:-1] if smooth and d == 1 else CHECK_NODES[d][1:] if d == 1 else CHECK_NODES[d]:
             try:
                 level = self._solve(layout.grid(n), float(n), MONOTONE)
             except (InputError, NotConvergedError, OutOfTimeError) as error:

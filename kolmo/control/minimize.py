@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ ROUNDS = 3
 METHODS = ("L-BFGS-B", "trust-ncg", "adam", "adamw")
 
 
-class _Stop(Exception):  # noqa: N818 - no error, a way out of SciPy's loops
+class Stopped(Exception):  # noqa: N818 - no error, a way out of SciPy's loops
     """Ends a minimisation from inside the objective."""
 
     def __init__(self, status: str, message: str) -> None:
@@ -54,6 +55,8 @@ def minimize(
     maxiter: int = 200,
     callback: Callback | None = None,
     progress: bool = False,
+    starts: int = 1,
+    rng: Any = None,
 ) -> optimize.OptimizeResult:
     r"""Minimise an objective over torch parameters.
 
@@ -81,13 +84,19 @@ def minimize(
         ``callback(iteration, value)`` after each iteration; a true result stops.
     progress : bool, default False
         Show a progress bar on stderr.
+    starts : int, default 1
+        Minimisations from so many places, of which the best is kept: the present parameters, and others drawn evenly
+        within the (finite) bounds. A start whose objective fails or is not finite is passed over.
+    rng : int or numpy.random.Generator, optional
+        Where the draws come from.
 
     Returns
     -------
     scipy.optimize.OptimizeResult
         ``x`` (all parameters, flat), ``fun``, ``jac``, ``nit``, ``nfev``, ``success``, ``status`` ("converged",
         "maxiter", "stopped", "diverged", "interrupted" or "failed"), ``message``, and ``history``: a dictionary of
-        arrays with one entry per iteration, "objective", "gradient" (largest component) and "seconds".
+        arrays with one entry per iteration, "objective", "gradient" (largest component) and "seconds". With several
+        starts also ``minima``, the objective that each of them reached. ``control.uncertainty`` takes the result.
 
     Raises
     ------
@@ -120,12 +129,73 @@ def minimize(
     low, high = _bounds(bounds, tensors)
     if method == "trust-ncg" and (np.isfinite(low).any() or np.isfinite(high).any()):
         raise InputError("bounds", "bounds with method 'trust-ncg'", "none", "use method='L-BFGS-B', or 'adam'")
-    with keeping_plans() as plans:
-        loop = _Loop(objective, names, tensors, low, high, plans, int(maxiter), callback)
-        try:
-            return loop.run(method, progress)
-        finally:
-            loop.restore()
+    if not isinstance(starts, (int, np.integer)) or starts < 1:
+        raise InputError("starts", starts, "a positive whole number")
+    if starts > 1 and not (np.isfinite(low) & np.isfinite(high)).all():
+        raise InputError("starts", f"{starts} without bounds", "finite bounds of all parameters", "bounds=(low, high)")
+    fitted = Fitted(objective, names, tensors, low, high)
+    begin, draws = _flat(tensors), np.random.default_rng(rng)
+    places = [begin, *(draws.uniform(low, high) for _ in range(starts - 1))]
+    best: optimize.OptimizeResult | None = None
+    minima = []
+    for k, place in enumerate(places):
+        with keeping_plans() as plans:
+            loop = fitted.loop(plans, int(maxiter), callback)
+            loop.put(place)
+            try:
+                found = loop.run(method, progress)
+            except InputError:
+                # what is wrong with the first start is wrong with the call
+                if k == 0:
+                    raise
+                minima.append(math.inf)
+                continue
+            finally:
+                loop.restore()
+        minima.append(float(found.fun))
+        best = found if best is None or found.fun < best.fun else best
+        if found.status in ("stopped", "interrupted"):
+            break
+    assert best is not None
+    fitted.put(best.x)
+    best.fitted = fitted
+    if starts > 1:
+        best.minima = np.array(minima)
+    return best
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What was minimised, for whoever looks at the minimum afterwards."""
+
+    objective: Objective
+    names: list[str]
+    tensors: list[torch.Tensor]
+    low: np.ndarray
+    high: np.ndarray
+
+    def loop(self, plans: Plans, maxiter: int = 1, callback: Callback | None = None) -> "_Loop":
+        """The objective as a function of a flat vector."""
+        return _Loop(self.objective, self.names, self.tensors, self.low, self.high, plans, maxiter, callback)
+
+    def put(self, x: np.ndarray) -> None:
+        """Write a flat vector into the parameters."""
+        with torch.no_grad():
+            for p, part in zip(
+                self.tensors, np.split(x, np.cumsum([p.numel() for p in self.tensors])[:-1]), strict=True
+            ):
+                p.copy_(torch.as_tensor(part).reshape(p.shape).to(p.dtype))
+
+    def components(self, chosen: np.ndarray | None = None) -> list[str]:
+        """A name for every component of the flat vector, or for the chosen ones."""
+        names = []
+        for name, p in zip(self.names, self.tensors, strict=True):
+            places = [""] if p.ndim == 0 else [str(list(index)) for index in np.ndindex(*p.shape)]
+            names += [name + place for place in places]
+        return names if chosen is None else [name for name, keep in zip(names, chosen, strict=True) if keep]
+
+    def __repr__(self) -> str:
+        return f"Fitted({', '.join(self.names)})"
 
 
 class _Loop:
@@ -184,12 +254,12 @@ class _Loop:
             try:
                 value, gradient = self._measure()
             except KolmoError as error:
-                raise _Stop("diverged", f"the objective failed: {error}") from error
+                raise Stopped("diverged", f"the objective failed: {error}") from error
         self.evaluations += 1
         if not (math.isfinite(value) and np.isfinite(gradient).all()):
-            raise _Stop("diverged", f"the objective or its gradient is not finite (objective {value})")
+            raise Stopped("diverged", f"the objective or its gradient is not finite (objective {value})")
         if abs(value) > DIVERGED * (1.0 + abs(self.first)):
-            raise _Stop("diverged", f"the objective diverges: {value:.3g}, at the start {self.first:.3g}")
+            raise Stopped("diverged", f"the objective diverges: {value:.3g}, at the start {self.first:.3g}")
         if value < self.best[0]:
             self.best = (value, x.copy(), gradient)
         self.latest = (x.copy(), value, gradient)
@@ -247,9 +317,9 @@ class _Loop:
             self.bar.update()
             self.bar.set_postfix(objective=f"{value:.6g}")
         if self.callback is not None and self.callback(len(self.history["objective"]), value):
-            raise _Stop("stopped", "stopped by the callback")
+            raise Stopped("stopped", "stopped by the callback")
         if len(self.history["objective"]) >= self.maxiter:
-            raise _Stop("maxiter", f"stopped after maxiter = {self.maxiter} iterations")
+            raise Stopped("maxiter", f"stopped after maxiter = {self.maxiter} iterations")
 
     def run(self, method: str, progress: bool) -> optimize.OptimizeResult:
         """Minimise, check the plans at the end, and renew them if need be."""
@@ -291,7 +361,7 @@ class _Loop:
         try:
             self.evaluate(x)
             return self._torch(method, x) if method.startswith("adam") else self._scipy(method, x)
-        except _Stop as stop:
+        except Stopped as stop:
             return stop.status, stop.message
         except KeyboardInterrupt:
             return "interrupted", "interrupted; the best parameters so far are in place"

@@ -46,6 +46,8 @@ class ControlProblem:
         ``obstacle(t, x)`` -> ``(...)``: what is paid (sense "min") or got ("max") on stopping; V never passes it.
     sense : {"min", "max"}
         Whether the expected value is minimised or maximised.
+    dim : int, optional
+        d, where neither a box nor the shape of a constant coefficient tells it.
 
     Raises
     ------
@@ -76,6 +78,7 @@ class ControlProblem:
         killing: Any = None,
         obstacle: Callable[..., Any] | None = None,
         sense: str = "min",
+        dim: int | None = None,
     ) -> None:
         if not isinstance(controls, (BoxSet, Finite, Unbounded)):
             raise InputError("controls", repr(controls), "control.Interval, BoxSet, Finite or Unbounded")
@@ -87,6 +90,9 @@ class ControlProblem:
         self._drift, self._diffusion, self._covariance = drift, diffusion, covariance
         self._running_cost, self._killing = running_cost, killing
         self.terminal, self.horizon, self.box = terminal, horizon, box
+        self._dim = dim if box is None else box.dim
+        if dim is not None and box is not None and dim != box.dim:
+            raise InputError("dim", dim, f"{box.dim}, as the box has", "leave dim out")
         still = self.closed_loop(self.constant(controls.samples[0]))
         self.dim, self.box = still.dim, still.box
 
@@ -131,7 +137,7 @@ class ControlProblem:
             close(self._drift),
             close(self._diffusion),
             covariance=close(self._covariance),
-            dim=None if self.box is None else self.box.dim,
+            dim=self._dim,
             arrays="torch",
         )
         problem = KolmogorovProblem(

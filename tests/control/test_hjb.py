@@ -439,3 +439,42 @@ def test_a_perpetual_put_on_fine_grids():
     assert np.abs(opt(S) - value(S)).max() < 5.0 * opt.error_estimate.max()
     assert opt.stats["cells"] > 400
     assert opt.stats["policy_iterations"] < 10
+
+
+def test_the_dimension_may_be_told():
+    """Nothing else tells it where every coefficient is a function and there is no box."""
+    cp = control.ControlProblem(
+        lambda t, x, a: a,
+        lambda t, x, a: 1.0 + 0.0 * x[..., 0],
+        controls=control.Unbounded(1),
+        terminal=lambda x: x[..., 0] ** 2,
+        horizon=1.0,
+        running_cost=lambda t, x, a: 0.5 * a[..., 0] ** 2,
+        dim=1,
+    )
+    opt = control.solve_hjb(cp, at=[0.5], rtol=1e-3)  # p = 1/(1 + 2), V = p x² + ½ log 3
+    np.testing.assert_allclose(opt([0.5]), 0.25 / 3 + 0.5 * np.log(3.0), rtol=1e-4)
+    with pytest.raises(InputError, match="dim"):
+        control.ControlProblem(
+            0.0, 1.0, controls=control.Unbounded(1), terminal=None, horizon=None, box=kolmo.Box(0.0, 1.0), dim=2
+        )
+
+
+@pytest.mark.parametrize(
+    ("drift", "fix"),
+    [
+        (lambda t, x, a: torch.nn.Linear(1, 1)(x) + a, r"\.double\(\)"),
+        (lambda x, a: a, "the time comes first"),
+    ],
+)
+def test_single_precision_and_a_missing_time_are_named(drift, fix):
+    cp = control.ControlProblem(
+        drift,
+        1.0,
+        controls=control.Interval(-1.0, 1.0),
+        terminal=lambda x: x[..., 0] ** 2,
+        horizon=1.0,
+        box=kolmo.Box(-3.0, 3.0),
+    )
+    with pytest.raises(InputError, match=fix):
+        control.solve_hjb(cp, at=[0.0])
