@@ -8,11 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-<<<<<<< HEAD
 from kolmo.arrays import at_home
-=======
 from kolmo.bridge.foreign import drops_samples
->>>>>>> net
 from kolmo.bridge.laws import HiddenDropout, NoiseLaw, ShakeShake
 from kolmo.bridge.noise import BatchNormRule, Noise, batchnorms, carriers, eject, place, untouched
 from kolmo.bridge.resnet import Averaged, NoisyResNet, Rng, as_generator, average

@@ -19,13 +19,10 @@ from typing import Any, NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
-<<<<<<< HEAD
 from kolmo.arrays import at_home
-=======
 from kolmo.bridge.budget import SiteEffects, site_effects
 from kolmo.bridge.effects import Loss
 from kolmo.bridge.laws import NoiseLaw
->>>>>>> net
 from kolmo.bridge.loss import Columns, LossEstimate, expected_loss, refuse_batchnorm
 from kolmo.bridge.modified import Point, layer_point, symmetric
 from kolmo.bridge.resnet import NoisyResNet, check_shape
@@ -129,11 +126,7 @@ class Regularisation:
         return ax
 
 
-<<<<<<< HEAD
-@at_home
-=======
 @overload
->>>>>>> net
 def regularisation(
     net: NoisyResNet, loss: Callable[[Tensor], Tensor], x: Tensor, *, method: str | None = None, **options: Any
 ) -> Regularisation: ...
@@ -143,6 +136,7 @@ def regularisation(
 def regularisation(net: nn.Module, loss: Loss, x: Any, *, law: Any, **options: Any) -> SiteEffects: ...
 
 
+@at_home
 def regularisation(
     net: nn.Module,
     loss: Callable[..., Any],
