@@ -1,8 +1,9 @@
 """Smooth maps ξ → x from the unit interval: the grid is uniform in ξ and graded in x."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -141,19 +142,7 @@ class Sinh:
         >>> float(abs(g(np.linspace(0.0, 1.0, 42)) - 10.0).min()) < 1e-9
         True
         """
-
-        def offset(centre: float) -> float:
-            return float(Sinh(self.lower, self.upper, centre, self.width).inverse(np.float64(place))) * (n - 1)
-
-        node = round(offset(self.centre))
-        cell = float(self.slope(self.inverse(np.float64(place)))) / (n - 1)
-        low, high = self.centre - 1.5 * cell, self.centre + 1.5 * cell
-        if (offset(low) - node) * (offset(high) - node) > 0:
-            return self
-        from scipy.optimize import brentq  # not with the package: it takes long to import
-
-        centre = brentq(lambda c: offset(c) - node, low, high, xtol=1e-15 * (self.upper - self.lower))
-        return Sinh(self.lower, self.upper, float(centre), self.width)
+        return _aligned(lambda centre: Sinh(self.lower, self.upper, centre, self.width), self.centre, place, n)
 
 
 @dataclass(frozen=True)
@@ -241,6 +230,15 @@ class Focused:
         a, b = self.ends
         x = self(xi)
         return -((b - a) ** 2) * self._change(x) / self._density(x) ** 3
+
+    def aligned(self, place: float, n: int) -> "Focused":
+        """Map with the place on one of n nodes: the nearest centre moves by less than a cell, the ends stay."""
+        nearest = min(range(len(self.centres)), key=lambda k: abs(self.centres[k] - place))
+
+        def moved(centre: float) -> Focused:
+            return replace(self, centres=(*self.centres[:nearest], centre, *self.centres[nearest + 1 :]))
+
+        return _aligned(moved, self.centres[nearest], place, n)
 
     def extended(self, below: float, above: float) -> "Focused":
         """The map of a longer axis."""
@@ -431,3 +429,23 @@ def record(grading: Grading) -> dict[str, Any]:
         for name, v in values.items()
     }
     return {"kind": type(grading).__name__, **plain}
+
+
+Centred = TypeVar("Centred", Sinh, Focused)
+
+
+def _aligned(moved: Callable[[float], Centred], centre: float, place: float, n: int) -> Centred:
+    """The map of a family, its centre moved by a cell and a half at most, that has a node at a place, if there is one."""
+
+    def offset(centre: float) -> float:
+        return float(moved(centre).inverse(np.float64(place))) * (n - 1)
+
+    own = moved(centre)
+    node = round(offset(centre))
+    cell = float(own.slope(own.inverse(np.float64(place)))) / (n - 1)
+    low, high = centre - 1.5 * cell, centre + 1.5 * cell
+    if (offset(low) - node) * (offset(high) - node) > 0:
+        return own
+    from scipy.optimize import brentq  # not with the package: it takes long to import
+
+    return moved(float(brentq(lambda c: offset(c) - node, low, high, xtol=1e-15 * (own.upper - own.lower))))

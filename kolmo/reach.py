@@ -18,6 +18,8 @@ BETWEEN = 4
 STIFF = 0.5
 # Quantile of two standard deviations.
 FAR = 0.977
+# Points along each axis of an open face from which drift is followed outwards, and Runge–Kutta steps of these paths.
+STARTS, FOLLOWED = 9, 32
 TINY = 1e-300
 # How far beside an end that is only left its coefficients are read, as a part of the box or of what is known of scales.
 ASIDE = 1e-3
@@ -246,3 +248,56 @@ def _spread(far: np.ndarray, deviation: np.ndarray) -> np.ndarray:
     positive, half = np.maximum(deviation, 0.0), 0.5 * far
     rms = np.sqrt(2.0 * np.einsum("ij...,ij...->i...", positive, positive) / positive.shape[1])
     return np.asarray(np.maximum(np.minimum(rms, 2 * half + 1e-300), half).max(0))
+
+
+def circulates(sde: Any, box: Any, horizon: float | None) -> bool:
+    """Whether drift leaves a box through open faces and comes back in time, all noise left out.
+
+    Parameters
+    ----------
+    sde : SDE
+        The process.
+    box : Box
+        A finite box.
+    horizon : float or None
+        Time in which it has to be back.
+
+    Examples
+    --------
+    >>> import kolmo
+    >>> box = kolmo.Box([-1.0, -1.0], [1.0, 1.0])
+    >>> turns = kolmo.SDE(lambda t, x: 6.0 * x @ np.array([[0.0, 1.0], [-1.0, 0.0]]), 0.1, dim=2)
+    >>> grows = kolmo.SDE(lambda t, x: x, 0.1, dim=2)
+    >>> circulates(turns, box, 1.0), circulates(grows, box, 1.0)
+    (True, False)
+    """
+    d = len(box.lower)
+    low, high = np.array(box.lower), np.array(box.upper)
+    opened = np.array([[face.word == "open" for face in pair] for pair in box.faces])
+    if horizon is None or d == 1 or not opened.any():
+        return False
+    unit = np.stack(np.meshgrid(*[np.linspace(0.0, 1.0, STARTS)] * d, indexing="ij"), -1).reshape(-1, d)
+    on_open = ((unit == 0.0) & opened[:, 0]) | ((unit == 1.0) & opened[:, 1])
+    x = (low + (high - low) * unit)[on_open.any(1)]
+    # as far out as the box is long, coefficients may be looked at, beyond other faces never
+    least, most = (
+        np.where(opened[:, k], end, face)
+        for k, (end, face) in enumerate(((2 * low - high, low), (2 * high - low, high)))
+    )
+    margin, h, left = 1e-6 * (high - low), horizon / FOLLOWED, np.zeros(len(x), dtype=bool)
+
+    def slope(t: float, y: np.ndarray) -> np.ndarray:
+        return np.asarray(np.nan_to_num(as_numpy(sde.drift(t, np.clip(y, least, most))), posinf=0.0, neginf=0.0))
+
+    for n in range(FOLLOWED):
+        t = n * h
+        k1 = slope(t, x)
+        k2 = slope(t + 0.5 * h, x + 0.5 * h * k1)
+        k3 = slope(t + 0.5 * h, x + 0.5 * h * k2)
+        k4 = slope(t + h, x + h * k3)
+        x = np.clip(x + h / 6.0 * (k1 + 2.0 * (k2 + k3) + k4), least, most)
+        outside = ((x < low - margin) | (x > high + margin)).any(1)
+        if (left & ~outside).any():
+            return True
+        left |= outside
+    return False

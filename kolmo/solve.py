@@ -71,7 +71,7 @@ def solve(
     steps : int, optional
         Number of time steps with ``grid``.
     scheme : str, default "auto"
-        "central2", "central4", "central6", "monotone".
+        "central2", "central4", "central6", "central6-still", "monotone".
     stepper : str, default "auto"
         "radau5", "radau3", "implicit-euler", "rk4", "mcs", "mcs3", "semi-lagrangian", "exponential".
     backend : {"auto", "numba", "torch"}

@@ -142,9 +142,8 @@ def test_faces_that_meet():
 
 
 @pytest.mark.parametrize("stepper", ["rk4", "mcs3"])
-@pytest.mark.parametrize("scheme", ["central2", "central4", "central6"])
-def test_drift_out_of_a_cut_lets_nothing_grow(scheme, stepper):
-    """A rotation through the corners of an open box, with little noise: differences from inside grew by 1e6 to 1e19."""
+def test_drift_out_of_a_cut_lets_nothing_grow(stepper):
+    """A rotation through the corners of an open box, with little noise: lines beyond it grew by 1e6 to 1e19."""
     for seed in range(3):
         rng = np.random.default_rng(seed)
         turn, damping = rng.uniform(3, 9) * rng.choice([-1, 1]), rng.uniform(0.05, 0.4)
@@ -153,6 +152,6 @@ def test_drift_out_of_a_cut_lets_nothing_grow(scheme, stepper):
         sde = SDE(lambda t, x, A=A: x @ A.T, 10 ** rng.uniform(-1.5, -0.7), dim=2)
         box = Box(-rng.uniform(1.5, 3, 2), rng.uniform(1.5, 3, 2))
         problem = KolmogorovProblem(sde, lambda x, way=way: np.tanh(6.0 * (x @ way)), 1.0, box)
-        sol = solve(problem, grid=(61, 47), steps=400, stepper=stepper, scheme=scheme)
-        # dispersion leaves ripples of a tenth, of a half at order 2
-        assert np.abs(sol.values[0]).max() < 2.0, seed
+        sol = solve(problem, grid=(61, 47), steps=400, stepper=stepper, scheme="central6-still")
+        # dispersion leaves ripples of a tenth
+        assert np.abs(sol.values[0]).max() < 1.3, seed

@@ -74,7 +74,7 @@ class Layout:
             if breaks:
                 axes.append(pieced(grading, breaks, count, least, self.box.periodic[i]))
                 continue
-            if place is not None and isinstance(grading, Sinh):
+            if place is not None and isinstance(grading, Sinh | Focused):
                 grading = grading.aligned(place, count)
             axes.append(Axis(count, grading, self.box.periodic[i]))
         return Grid(axes)

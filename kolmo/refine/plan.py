@@ -18,6 +18,7 @@ from kolmo.kernels.first_use import clock
 from kolmo.limits import Limits, OutOfTimeError
 from kolmo.march import Callback, March, Run, time_nodes
 from kolmo.problem import KolmogorovProblem, check_vectorised
+from kolmo.reach import circulates
 from kolmo.refine.estimate import Convergence, Verdict
 from kolmo.refine.layout import FIRST_NODES, Layout, first_layout
 from kolmo.refine.witnesses import witnesses
@@ -27,7 +28,7 @@ from kolmo.schemes.terminal import TerminalRule, plan_averages, plan_terminal
 from kolmo.stationary import solve_stationary
 from kolmo.steppers.base import STEPPERS
 
-SCHEME, ROBUST = "central6", "monotone"
+SCHEME, STILL, ROBUST = "central6", "central6-still", "monotone"
 IMPLICIT, SPLIT, EXPLICIT, TRANSPORT = "radau5", "mcs3", "rk4", "semi-lagrangian"
 
 # Implicit steps of the first level.
@@ -286,6 +287,8 @@ class _Search:
         self._hurried = self._closing = False
         self.limits = Limits(MAX_CELLS[problem.dim], MAX_SECONDS)
         self._layout, self.sight = first_layout(problem, points, max(1e-2 * rtol, 1e-12), rtol, atol)
+        if self.free and circulates(problem.sde, self._layout.box, problem.horizon):
+            self.scheme = STILL
         self.problem = problem.broken_at(self.sight.breakpoints)
 
     def run(self, limits: Limits) -> Outcome:

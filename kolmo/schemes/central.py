@@ -34,9 +34,8 @@ CLOSURES: dict[type[Face], str] = {
     Periodic: WRAP,
 }
 
-# Drift out of a cut, in units of the noise across it (nodes² per unit of time), above which it is held back: it would
-# be upwind of the cut, from where nothing is known, and one-sided differences grow there, up to 1e4 in four turns of a
-# rotation. The cell's Péclet number is twice that.
+# Drift out of a cut, in units of the noise across it (nodes² per unit of time), above which it may be held back. The
+# cell's Péclet number is twice that.
 MOST_OUTWARD = 1.0
 # Mixed derivatives at walls stretch the spectrum: by up to 31 % at correlation 0.8 (eigenvalues of 16 × 16 matrices).
 WALL_MARGIN = 0.5
@@ -236,18 +235,22 @@ class Central:
 
     Not monotone. Linear and smooth in the coefficients. Rows sum to −c, so the transpose conserves probability.
 
+    At open faces the normal second derivative is dropped, so that lines remain lines. ``still``: and drift out of them
+    that noise does not hold, for flows that leave and come back, which that would amplify; lines do not remain lines.
+
     Source: stencils from the Vandermonde conditions (Fornberg 1988); at open faces the normal second derivative is
     dropped (Windcliff, Forsyth & Vetzal 2004).
     """
 
     order: int = 6
+    still: bool = False
     monotone: bool = False
     smooth: bool = True
 
     @property
     def name(self) -> str:
         """Name in the registry."""
-        return f"central{self.order}"
+        return f"central{self.order}{'-still' if self.still else ''}"
 
     @property
     def minimum_nodes(self) -> int:
@@ -279,7 +282,8 @@ class Central:
         numbers = [-local.c]
         d = A.shape[1]
         for i in range(d):
-            along = stencil.held_back(i, A[:, i], S[:, i, i]), 0.5 * S[:, i, i] * keep[i]
+            drift = stencil.held_back(i, A[:, i], S[:, i, i]) if self.still else A[:, i]
+            along = drift, 0.5 * S[:, i, i] * keep[i]
             for found in (b for b in local.breaks if b.axis == i):
                 where = found.nodes.like(A)
                 along = put_rows(along[0], where, 0.5 * found.above), put_rows(along[1], where, 0.5 * found.below)
@@ -464,3 +468,4 @@ class CentralStencil(TensorStencil):
 
 for _order in (2, 4, 6):
     SCHEMES.add(f"central{_order}", Central(_order))
+SCHEMES.add("central6-still", Central(6, still=True))
