@@ -435,7 +435,7 @@ Centred = TypeVar("Centred", Sinh, Focused)
 
 
 def _aligned(moved: Callable[[float], Centred], centre: float, place: float, n: int) -> Centred:
-    """The map of a family, its centre moved by a cell and a half at most, that has a node at a place, if there is one."""
+    """The map of a family, its centre moved by a cell and a half at most, with a node at a place if that can be."""
 
     def offset(centre: float) -> float:
         return float(moved(centre).inverse(np.float64(place))) * (n - 1)

@@ -420,7 +420,8 @@ def discretize(problem: KolmogorovProblem, grid: Grid | int | Sequence[int], sch
     grid : Grid, int or sequence of int
         The grid, or numbers of nodes per axis.
     scheme : str, default "auto"
-        "central2", "central4", "central6", "central6-still" or "monotone"; "auto" takes the highest order the grid has nodes for.
+        "central2", "central4", "central6", "central6-still" or "monotone"; "auto" takes the highest order that the grid
+        has nodes for.
 
     Returns
     -------
