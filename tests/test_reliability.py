@@ -1055,6 +1055,35 @@ def test_a_cache_that_cannot_be_written_or_read_does_not_matter(tmp_path, broken
             path.write_bytes(b"damaged")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_waits_until_a_kernel_is_compiled(number):
+    import numba
+    from numba.core import compiler
+
+    seen, whole = [], compiler.compile_extra
+
+    def interrupted(*args, **named):
+        signal.raise_signal(number)
+        seen.append("held back")
+        found = whole(*args, **named)
+        seen.append("compiled")
+        return found
+
+    handlers = {n: signal.signal(n, signal.default_int_handler) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(compiler, "compile_extra", interrupted)
+            twice = numba.njit(lambda x: 2.0 * x)
+            with pytest.raises(KeyboardInterrupt):
+                twice(1.5)
+        assert seen == ["held back", "compiled"]
+        assert all(signal.getsignal(n) is signal.default_int_handler for n in handlers)
+        assert numba.njit(lambda x: 3.0 * x)(1.5) == 4.5
+    finally:
+        for n, handler in handlers.items():
+            signal.signal(n, handler)
+
+
 @pytest.mark.slow
 def test_sixteen_processes_may_compile_at_once_for_the_first_time(tmp_path):
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}

@@ -414,13 +414,13 @@ def main() -> int:
             with _place(root, name):
                 try:
                     tried(name, expected[name], usual[name], rng, counts)
+                except KeyboardInterrupt:  # what was found until then is told
+                    break
                 except BaseException as error:
                     failures += 1
                     found = sorted(str(path) for path in Path().rglob("*"))
                     sys.stdout.write(f"--- {name}: {type(error).__name__}: {error}\n{found}\n")
                     sys.stdout.flush()
-                    if isinstance(error, KeyboardInterrupt):
-                        raise
         CLUSTERS.close()
     sys.stdout.write(f"{sum(counts.values())} kills, {failures} failures: {json.dumps(dict(sorted(counts.items())))}\n")
     return 1 if failures else 0
