@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kolmo.arrays import at_home
 from kolmo.bridge.effects import (
     Columns,
     Estimate,
@@ -280,6 +281,7 @@ class Schedule:
         return "\n".join([*lines, f"together: {self.measured} measured, {self.budget:.4g} asked for"])
 
 
+@at_home
 def schedule(
     model: nn.Module,
     loss: Loss,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from kolmo.arrays import at_home
 from kolmo.bridge.budget import by_row, summed
 from kolmo.bridge.effects import Estimate, Loss, jumps, probing, sampled, viscosity
 from kolmo.bridge.laws import NoiseLaw
@@ -112,6 +113,7 @@ class Diagnosis:
         return "\n".join([*lines, f"verdict: {self.verdict}"])
 
 
+@at_home
 def diagnose(
     model: nn.Module,
     loss: Loss,

@@ -89,19 +89,19 @@ def _named(model: nn.Module, where: Any, followed: Followed | None) -> list[str]
     if followed is not None:
         known += [name for name in followed.sites.names if name not in set(known)]
     found: list[str] = []
-    for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise InputError("where", type(pattern).__name__, "names, patterns or rows of bridge.sites")
-        matching = [name for name in known if _pattern(pattern).fullmatch(name)]
+    for asked in patterns:
+        if not isinstance(asked, str):
+            raise InputError("where", type(asked).__name__, "names, patterns or rows of bridge.sites")
+        matching = [name for name in known if pattern(asked).fullmatch(name)]
         if not matching:
             shown = ", ".join(known[:20])
             fix = "* does not cross dots, ** does"
-            raise InputError("where", pattern, f"the pattern of a module's name; the first are {shown}", fix)
+            raise InputError("where", asked, f"the pattern of a module's name; the first are {shown}", fix)
         found += [name for name in matching if name not in found]
     return sorted(found, key=known.index)
 
 
-def _pattern(pattern: str) -> re.Pattern[str]:
+def pattern(pattern: str) -> re.Pattern[str]:
     """Pattern of names as a regular expression: ``*`` and ``?`` stay within a part of the name."""
     parts = re.split(r"(\*\*|\*|\?)", pattern)
     words = {"**": ".*", "*": "[^.]*", "?": "[^.]"}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from kolmo.arrays import at_home
 from kolmo.bridge.foreign import drops_samples
 from kolmo.bridge.graph import Graph, key
 from kolmo.errors import InputError
@@ -138,6 +139,7 @@ class Sites(list[Site]):
         return "\n".join([*lines, f"depth {self.depth}, h = T/{self.depth}"])
 
 
+@at_home
 def sites(model: nn.Module, *inputs: Any, batch_axis: int | None = None) -> Sites:
     r"""Find the residual additions of a model by following one pass.
 

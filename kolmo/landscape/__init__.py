@@ -1,6 +1,7 @@
 """Loss landscapes: what noise does to them, in weight space and in feature space, with error bars."""
 
 from kolmo.landscape import plots
+from kolmo.landscape.batches import BatchLoss
 from kolmo.landscape.curvature import Curvature, curvature
 from kolmo.landscape.features import FeatureLandscape, FlowLoss, feature_landscape
 from kolmo.landscape.interactive import write_html
@@ -18,6 +19,7 @@ __all__ = [
     "surface",
     "Curvature",
     "curvature",
+    "BatchLoss",
     "summary",
     "sharpness",
     "over_seeds",

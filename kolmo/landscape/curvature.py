@@ -6,7 +6,7 @@ it is one symmetric matrix.
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kolmo import files, schema
+from kolmo.bridge.selection import pattern
 from kolmo.errors import InputError
 from kolmo.landscape.state import Evaluation, Loss, kept, whole
 
@@ -219,6 +221,7 @@ def curvature(
     density_probes: int = 5,
     density_steps: int = 30,
     name: str | None = None,
+    where: str = "**",
     progress: bool = False,
 ) -> Curvature:
     r"""Measure the curvature of a loss at the weights of a model.
@@ -234,7 +237,8 @@ def curvature(
     ----------
     loss : callable
         ``loss(f)`` -> a scalar, or a dictionary of scalars of which the first (or `name`) is meant; twice
-        differentiable. It must draw its noise from torch's global generator.
+        differentiable. It must draw its noise from torch's global generator. A `BatchLoss` is gone through batch by
+        batch, in the memory of one.
     model : nn.Module
         The model. Its state and the global random generators are brought back, however the call ends.
     top : int
@@ -252,6 +256,9 @@ def curvature(
         Probes of the spectral density, and Lanczos steps for each; 0 probes: no density.
     name : str, optional
         Which of the losses.
+    where : str
+        Pattern of the names of the parameters that are the variables, such as "layer1.**" for a block or "head.weight"
+        for a layer: the Hessian is then that block of the whole one. ``*`` does not cross dots, ``**`` does.
     progress : bool
         Whether to show progress on stderr.
 
@@ -300,7 +307,8 @@ def curvature(
         "noisy": None if noisy is None else bool(noisy),
         "batchnorm": batchnorm,
     }
-    with kept(model) as snapshot:
+    # of the kernels of attention only the plain one has second derivatives
+    with kept(model) as snapshot, sdpa_kernel(SDPBackend.MATH):
         evaluation = Evaluation(
             loss, model, snapshot, draws=draws, seed=seed, noisy=noisy, batchnorm=batchnorm, calibrate=calibrate
         )
@@ -308,7 +316,7 @@ def curvature(
         random = varying[next(iter(first)) if name not in first else name]
         evaluation.settle()
         with _bar(progress) as bar:
-            hessian = Hessian(evaluation, model, name, random, bar)
+            hessian = Hessian(evaluation, model, name, random, bar, where)
             generator = torch.Generator().manual_seed(seed)
             pairs = leading(hessian, min(top, hessian.size), rtol, max_products, generator)
             forms = _forms(hessian, pairs.vectors)
@@ -347,14 +355,20 @@ class Hessian:
         Whether different draws give different losses.
     bar : tqdm
         Counts the products.
+    where : str
+        Pattern of the names of the parameters that are the variables.
     """
 
-    def __init__(self, evaluation: Evaluation, model: nn.Module, name: str | None, random: bool, bar: Any) -> None:
+    def __init__(
+        self, evaluation: Evaluation, model: nn.Module, name: str | None, random: bool, bar: Any, where: str = "**"
+    ) -> None:
         self._evaluation, self._name, self._bar = evaluation, name, bar
         self.random = random
-        named = {key: p for key, p in model.named_parameters() if p.requires_grad}
+        wanted = pattern(where)
+        named = {key: p for key, p in model.named_parameters() if p.requires_grad and wanted.fullmatch(key)}
         if not named:
-            raise InputError("model", "no parameter that requires a gradient", "a model with weights")
+            given = f"no parameter that requires a gradient with a name like {where!r}"
+            raise InputError("where", given, "a pattern of parameter names, in which * does not cross dots and ** does")
         self._names, self._parameters = list(named), list(named.values())
         self.size = sum(p.numel() for p in self._parameters)
         self.products = 0
@@ -362,15 +376,15 @@ class Hessian:
         self._start()
 
     def _start(self) -> None:
-        """Loss and gradient; a single draw keeps its graph, which every product uses."""
+        """Loss and gradient; a single draw of a single batch keeps its graph, which every product uses."""
         gradient: Any = 0.0
         losses = []
         for j in range(self._evaluation.draws):
-            value, slopes = self._slopes(j)
-            losses.append(float(value.detach()))
-            gradient = gradient + _flat([slope.detach() for slope in slopes]) / self._evaluation.draws
-            if self._evaluation.draws == 1:
-                self._kept = slopes
+            losses.append(0.0)
+            for count, (value, slopes) in enumerate(self._slopes(j)):
+                losses[-1] += float(value.detach())
+                gradient = gradient + _flat([slope.detach() for slope in slopes]) / self._evaluation.draws
+                self._kept = slopes if self._evaluation.draws == 1 and count == 0 else None
         self.loss = float(np.mean(losses))
         self.gradient_norm = float(gradient.norm())
         self.random |= len(set(losses)) > 1
@@ -378,8 +392,8 @@ class Hessian:
             given = f"{self.loss:g} with a gradient of norm {self.gradient_norm:g} at the weights of the model"
             raise InputError("loss", given, "a finite loss and gradient")
 
-    def _value(self, j: int) -> Tensor:
-        found = self._evaluation.draw(j)
+    def _value(self, found: dict[str, Any]) -> Tensor:
+        """Loss that is meant, of those of a draw."""
         name = next(iter(found)) if self._name is None else self._name
         if name not in found:
             raise InputError("name", repr(name), "one of " + ", ".join(map(repr, found)))
@@ -389,23 +403,29 @@ class Hessian:
             raise InputError("loss", f"{given} for {name!r}", "a scalar tensor")
         return value.reshape(())
 
-    def _slopes(self, j: int) -> tuple[Tensor, list[Tensor]]:
-        """Loss and gradient of draw j, with a graph."""
-        value = self._value(j)
-        if not value.requires_grad:
-            fix = "return the loss as a tensor, not through .item() or no_grad()"
-            raise InputError("loss", "a value that does not depend on the weights", "a differentiable loss", fix)
-        slopes = torch.autograd.grad(value, self._parameters, create_graph=True, allow_unused=True)
-        return value, [torch.zeros_like(p) if s is None else s for s, p in zip(slopes, self._parameters, strict=True)]
+    def _slopes(self, j: int) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """Loss and gradient of draw j, with a graph, batch by batch."""
+        with sdpa_kernel(SDPBackend.MATH):  # of the kernels of attention this one has second derivatives
+            for found in self._evaluation.parts(j):
+                value = self._value(found)
+                if not value.requires_grad:
+                    fix = "return the loss as a tensor, not through .item() or no_grad()"
+                    raise InputError(
+                        "loss", "a value that does not depend on the weights", "a differentiable loss", fix
+                    )
+                slopes = torch.autograd.grad(value, self._parameters, create_graph=True, allow_unused=True)
+                pairs = zip(slopes, self._parameters, strict=True)
+                yield value, [torch.zeros_like(p) if s is None else s for s, p in pairs]
 
     def __call__(self, v: Tensor) -> tuple[Tensor, np.ndarray]:
         """Hv of the averaged loss, and vᵀH_j v for each draw."""
         total, forms = torch.zeros_like(v), []
         for j in range(self._evaluation.draws):
-            slopes = self._slopes(j)[1] if self._kept is None else self._kept
-            product = self._product(slopes, v)
-            forms.append(float(product.double() @ v.double()))
-            total += product / self._evaluation.draws
+            forms.append(0.0)
+            for slopes in (s for _, s in self._slopes(j)) if self._kept is None else [self._kept]:
+                product = self._product(slopes, v)
+                forms[-1] += float(product.double() @ v.double())
+                total += product / self._evaluation.draws
         self.products += 1
         self._bar.update()
         return total, np.array(forms)

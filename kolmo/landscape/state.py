@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kolmo.errors import InputError
+from kolmo.landscape.batches import BatchLoss
 
 Loss = Callable[[nn.Module], Any]
 """The loss of a model: a scalar, or a dictionary of scalars by name."""
@@ -198,6 +199,14 @@ class Evaluation:
             raise InputError("loss", "an empty dictionary", "a scalar, or a dictionary of scalars")
         return dict(found) if isinstance(found, dict) else {"loss": found}
 
+    def parts(self, j: int) -> Iterator[dict[str, Any]]:
+        """Losses by name of draw j, batch by batch where there are batches: their sum is the loss."""
+        if not isinstance(self._loss, BatchLoss):
+            yield self.draw(j)
+            return
+        self._manual_seed(self._seed + j)
+        yield from self._loss.parts(self._model)
+
     def probe(self, name: str | None = None, *, gradients: bool = False) -> tuple[dict[str, float], dict[str, bool]]:
         """Losses of the first draw at the weights that the model now has, and which of them other draws change.
 
@@ -233,7 +242,11 @@ class Evaluation:
 
     def _once(self, j: int) -> dict[str, float]:
         self.settle()
-        return {name: as_float(name, value) for name, value in self.draw(j).items()}
+        sums: dict[str, float] = {}
+        for part in self.parts(j):  # as numbers at once: no graph outlives its batch
+            for name, value in part.items():
+                sums[name] = sums.get(name, 0.0) + as_float(name, value)
+        return sums
 
     @torch.no_grad()
     def values(self) -> dict[str, np.ndarray]:

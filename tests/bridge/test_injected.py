@@ -377,7 +377,7 @@ def test_a_network_with_noise_of_its_own_is_refused_and_can_be_read():
         bridge.inject(net, bridge.StochasticDepth(0.9))
     found = bridge.regularisation(net, lambda f: f(x).square().mean(), x, law=bridge.Additive(0.2))
     assert found.rows.depth == 2
-    bridge.inject(bridge.NoisyResNet(branches, bridge.Additive(0.0)), bridge.StochasticDepth(0.9))
+    bridge.inject(bridge.NoisyResNet(branches, bridge.Additive(0.0)), bridge.StochasticDepth(0.9), inputs=[x])
 
 
 class _Stochastic(DropPath):
