@@ -162,13 +162,17 @@ def _thickness(bellman: Bellman, cells: np.ndarray) -> np.ndarray:
     return np.asarray(noise / np.maximum(drift, 1e-300))
 
 
-def together(terminal: list[Place], found: list[Place], cell: float) -> list[Place]:
-    """Breaks of the terminal data and of the policy; where they coincide, the place is that of the data."""
-    places = list(terminal)
+def together(breaks: Breaks, found: list[Place], cell: float) -> list[Place]:
+    """Breaks of the terminal data and of the policy; where they coincide, the place is that of the data.
+
+    About a jump the width stays that of the jump: what is lost there in the first instants is of first order.
+    """
+    places = list(breaks.places)
     for centre, width in found:
         same = [k for k, (place, _) in enumerate(places) if abs(place - centre) <= max(1.5 * cell, width)]
         if not same:
             places.append((centre, width))
         for k in same:
-            places[k] = places[k][0], min(places[k][1], width) if width < 1.5 * cell else max(places[k][1], width)
+            narrow = breaks.jump or width < 1.5 * cell
+            places[k] = places[k][0], (min if narrow else max)(places[k][1], width)
     return sorted(places)
