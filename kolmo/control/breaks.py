@@ -89,7 +89,8 @@ def _exactly(problem: KolmogorovProblem, chart: Chart | None, place: float, cell
     """The place of a jump, closed in by halves."""
 
     def value(y: float) -> float:
-        return float(problem.final(torch.as_tensor([[y if chart is None else float(chart.back(y))]])).reshape(()))
+        x = torch.as_tensor([[y if chart is None else float(chart.back(y))]], dtype=torch.float64)
+        return float(problem.final(x).reshape(()))
 
     low, high = place - cell, place + cell
     below, above = value(low), value(high)
