@@ -7,7 +7,7 @@ import torch
 from scipy.ndimage import maximum_filter1d
 
 from kolmo.control.bellman import Act, Bellman
-from kolmo.control.charts import there
+from kolmo.control.charts import Chart, there
 from kolmo.control.frame import Frame
 from kolmo.grading import Uniform
 from kolmo.problem import KolmogorovProblem
@@ -24,6 +24,8 @@ PROBES, PROBE_NODES = 8001, 301
 OUTSTANDING = 20.0
 # Second differences of data below this part of their size are rounding; more bends than this are no bends.
 ROUNDING, MANY = 1e-10, 8
+# A jump is found to this part of the spacing of the places looked at.
+PLACED = 1e-9
 # A control switches where it moves by this part of its range from a node to the next.
 SWITCHED = 0.5
 # A control is at a bound within this part of its range.
@@ -45,7 +47,7 @@ class Breaks:
     places : list of Place
         Where they jump or bend.
     node : float or None
-        The one bend, exactly, if it is the only break.
+        The one bend or jump, exactly, if it is the only break.
     jump : bool
         Whether they jump.
     """
@@ -66,6 +68,9 @@ def terminal_breaks(problem: KolmogorovProblem, layout: Frame) -> Breaks:
         return Breaks([])
     jumps = x[:-1][_alone(np.diff(values), 1e-3 * float(np.ptp(values)))][:, 0] + 0.5 * (x[1, 0] - x[0, 0])
     width = JUMP_WIDTH * (high - low)
+    if len(jumps) == 1:
+        place = _exactly(problem, chart, float(jumps[0]), float(x[1, 0] - x[0, 0]))
+        return Breaks([(place, width)], place, jump=True)
     if len(jumps):
         middle, spread = 0.5 * float(jumps.max() + jumps.min()), 0.5 * float(np.ptp(jumps))
         return Breaks([(middle, max(spread, width))], jump=True)
@@ -78,6 +83,25 @@ def terminal_breaks(problem: KolmogorovProblem, layout: Frame) -> Breaks:
     found = common_break(problem, probe, 0)
     found = found if found is None or chart is None else float(chart.forth(found))
     return Breaks([(found, places[0][1])] if found is not None else places, found)
+
+
+def _exactly(problem: KolmogorovProblem, chart: Chart | None, place: float, cell: float) -> float:
+    """The place of a jump, closed in by halves."""
+
+    def value(y: float) -> float:
+        x = torch.as_tensor([[y if chart is None else float(chart.back(y))]], dtype=torch.float64)
+        return float(problem.final(x).reshape(()))
+
+    low, high = place - cell, place + cell
+    below, above = value(low), value(high)
+    while high - low > PLACED * cell:
+        middle = 0.5 * (low + high)
+        now = value(middle)
+        if abs(now - below) < abs(now - above):
+            low, below = middle, now
+        else:
+            high, above = middle, now
+    return 0.5 * (low + high)
 
 
 def _alone(differences: np.ndarray, least: float) -> np.ndarray:
@@ -162,13 +186,17 @@ def _thickness(bellman: Bellman, cells: np.ndarray) -> np.ndarray:
     return np.asarray(noise / np.maximum(drift, 1e-300))
 
 
-def together(terminal: list[Place], found: list[Place], cell: float) -> list[Place]:
-    """Breaks of the terminal data and of the policy; where they coincide, the place is that of the data."""
-    places = list(terminal)
+def together(breaks: Breaks, found: list[Place], cell: float) -> list[Place]:
+    """Breaks of the terminal data and of the policy; where they coincide, the place is that of the data.
+
+    About a jump the width stays that of the jump: what is lost there in the first instants is of first order.
+    """
+    places = list(breaks.places)
     for centre, width in found:
         same = [k for k, (place, _) in enumerate(places) if abs(place - centre) <= max(1.5 * cell, width)]
         if not same:
             places.append((centre, width))
         for k in same:
-            places[k] = places[k][0], min(places[k][1], width) if width < 1.5 * cell else max(places[k][1], width)
+            narrow = breaks.jump or width < 1.5 * cell
+            places[k] = places[k][0], (min if narrow else max)(places[k][1], width)
     return sorted(places)

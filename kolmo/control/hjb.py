@@ -631,7 +631,7 @@ class _Search:
             size = float(np.abs(self._answers(level, self.points)).max())
             sight = look(Bellman(self.problem, grid, MONOTONE), level.times, level.states, level.acts, layout, size)
             cell = (layout.box.upper[0] - layout.box.lower[0]) / SCOUT_NODES
-            places = together(places, sight.places, cell)
+            places = together(breaks, sight.places, cell)
             self.kinked = sight.kinked or self.problem.obstacle is not None
         return layout.about(places, breaks.node if len(places) == 1 else None)
 

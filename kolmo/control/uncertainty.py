@@ -45,6 +45,12 @@ class Uncertainty:
         Ends of the profile intervals; infinite where the objective does not rise far enough.
     level : float
         Their probability.
+
+    Examples
+    --------
+    >>> Uncertainty(["speed"], np.array([1.0]), np.array([[0.04]]), np.array([[25.0]]), 0.95)
+    Uncertainty(normal intervals of 95%)
+      speed: 1 ± 0.2  [0.608007, 1.39199]
     """
 
     names: list[str]

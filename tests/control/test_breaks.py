@@ -6,7 +6,7 @@ import pytest
 import kolmo
 from kolmo import control
 from kolmo.control.bellman import Act, iterate
-from kolmo.control.breaks import terminal_breaks, together
+from kolmo.control.breaks import Breaks, terminal_breaks, together
 from kolmo.control.frame import frame
 from kolmo.grid import Grid
 
@@ -69,15 +69,18 @@ def test_breaks_of_terminal_data():
     assert not bend.jump
     jump = found(lambda x: (x[..., 0] > 0.4).double())
     assert jump.jump
-    assert jump.places[0][0] == pytest.approx(0.4, abs=2e-3)
+    assert jump.node == pytest.approx(0.4, abs=1e-8)
     several = found(lambda x: (x[..., 0] - 0.4).abs() + (x[..., 0] + 1.0).abs())
     assert several.node is None
     np.testing.assert_allclose([place for place, _ in several.places], [-1.0, 0.4], atol=5e-3)
 
 
 def test_a_break_seen_twice_is_one():
-    assert together([(0.4, 0.1)], [(0.41, 0.05), (2.0, 0.3)], 0.02) == [(0.4, 0.1), (2.0, 0.3)]
-    assert together([(0.4, 0.1)], [(0.41, 0.02)], 0.02) == [(0.4, 0.02)]
+    bend, jump = Breaks([(0.4, 0.1)], 0.4), Breaks([(0.4, 0.1)], jump=True)
+    assert together(bend, [(0.41, 0.05), (2.0, 0.3)], 0.02) == [(0.4, 0.1), (2.0, 0.3)]
+    assert together(bend, [(0.41, 0.02)], 0.02) == [(0.4, 0.02)]
+    assert together(bend, [(0.41, 0.5)], 0.02) == [(0.4, 0.5)]
+    assert together(jump, [(0.41, 0.5)], 0.02) == [(0.4, 0.1)]
 
 
 def test_policies_that_go_back_and_forth_end():
