@@ -41,7 +41,7 @@ def square(x):
         (bridge.Multiplicative(0.2, "uniform"), lambda m, h: m.square().sum(-1) * 0.04 / h),
         (bridge.Additive(0.2), lambda m, h: torch.full(m.shape[:-1], 3 * 0.04 * h, dtype=m.dtype)),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, bridge.NoiseLaw) else "",
 )
 def test_quadratic_losses_in_closed_form(law, covariance):
     """|X|² through linear blocks: ½ C:∇² is all there is, for diffusions and for jumps."""
