@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kolmo import bridge, files
+from kolmo.bridge.variables import seeded_apart
 from kolmo.errors import InputError
 from kolmo.images import Images
 
@@ -171,7 +172,7 @@ def train(
             for part, stream in streams.items():
                 chosen = order[step * recipe.batch + part * share :][:share]
                 inputs, labels = x[chosen], y[chosen]
-                with stream, torch.autocast(device.type, torch.bfloat16, enabled=recipe.mixed):
+                with stream, seeded_apart(), torch.autocast(device.type, torch.bfloat16, enabled=recipe.mixed):
                     if recipe.augment:
                         inputs = shifted(inputs, reflect=inputs.shape[1] == 3)
                     loss = functional.cross_entropy(parallel(inputs).float(), labels) / recipe.parts

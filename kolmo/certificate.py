@@ -164,7 +164,7 @@ def certify(
     >>> import numpy as np, kolmo
     >>> bm, source = kolmo.SDE(0.0, diffusion=1.0, dim=1), lambda t, x: 1.0 * (x[..., 0] > 0.3)
     >>> problem = kolmo.KolmogorovProblem(bm, lambda x: 0 * x[..., 0], 1.0, source=source)
-    >>> grid = kolmo.Grid.of(kolmo.Box(-6.0, 6.0), 41)
+    >>> grid = kolmo.Grid.of(kolmo.Box(-6.0, 6.0), 40)
     >>> solution = kolmo.solve(problem, grid=grid, steps=16)
     >>> found = kolmo.certify(problem, solution, [0.0], paths=2000, steps=100, rng=0)
     >>> exact = 0.30205975  # ∫ P(W_t > 0.3) dt

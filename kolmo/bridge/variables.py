@@ -2,7 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,9 +17,33 @@ from kolmo.errors import InputError
 _GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
+# Whether the processes that train together have seeded torch's global generators apart themselves.
+_apart = False
+
+
+@contextmanager
+def seeded_apart() -> Iterator[None]:
+    """Leave the global generator's numbers as they are in every process: their seeds differ already.
+
+    Examples
+    --------
+    >>> with seeded_apart():
+    ...     rank()
+    0
+    """
+    global _apart  # of the process, as the generator is
+    before, _apart = _apart, True
+    try:
+        yield
+    finally:
+        _apart = before
+
+
 def rank() -> int:
-    """Number of this process among those that train together; 0 where there is one alone."""
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+    """Number of this process among those that train together; 0 where there is one alone, or seeds are apart."""
+    if _apart or not (distributed.is_available() and distributed.is_initialized()):
+        return 0
+    return distributed.get_rank()
 
 
 def uniform(

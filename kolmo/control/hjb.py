@@ -132,6 +132,7 @@ class ControlSolution:
         parts = [self._interpolate(V, x, self.discretization.width, [int(i == j) for j in range(d)]) for i in range(d)]
         return namespace(parts[0]).stack(parts, -1)
 
+    @at_home
     def policy(self, t: float, x: Any) -> Array:
         """Optimal control a(t, x), shape (..., m): the best one for the value, its gradient and its Hessian there.
 
