@@ -1,4 +1,9 @@
-"""Whether a function depends on time: read from its code where that tells, else seen at many instants."""
+"""Whether a function depends on time: read from its code, else from what it does with one, else seen at many instants.
+
+A function that hands its time on, to a network or to another function, may or may not use it. It is called once with
+an object in its place that can be handed on, but notices whatever else is done with it: arithmetic, comparisons,
+conversions, attributes. Only ``is``, ``id`` and ``type`` go unnoticed.
+"""
 
 import dis
 from collections.abc import Callable
@@ -14,8 +19,62 @@ COMPARED = 128
 HIDDEN = {"locals", "vars", "eval", "exec"}
 
 
+# What can be done with an object, and is looked for in its type.
+_OPERATIONS = (
+    "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or radd rsub rmul rmatmul rtruediv "
+    "rfloordiv rmod rdivmod rpow rlshift rrshift rand rxor ror neg pos abs invert round trunc floor ceil lt le eq ne "
+    "gt ge hash bool int float complex index str repr format bytes len iter next contains getitem setitem delitem call "
+    "getattribute setattr delattr enter exit reduce_ex copy deepcopy array array_ufunc array_function torch_function"
+).split()
+
+
+def depends_on_time(value: Any, f: Callable[[Any, Any], Any], x: Any) -> bool:
+    """Whether a function may depend on time.
+
+    Parameters
+    ----------
+    value : object
+        As it was given: a function of (t, x), or a constant.
+    f : callable
+        It as a function that checks what it returns.
+    x : array
+        Points to call it at.
+
+    Examples
+    --------
+    >>> def decay(t, x, rate=1.0):
+    ...     return -rate * x
+    >>> given = lambda t, x: decay(t, x)
+    >>> reads_time(given), depends_on_time(given, given, np.zeros((3, 1)))
+    (True, False)
+    >>> given = lambda t, x: decay(t, x, rate=1.0 + t)
+    >>> depends_on_time(given, given, np.zeros((3, 1)))
+    True
+    """
+    return reads_time(value) and not _hands_on(f, x)
+
+
+def _hands_on(f: Callable[[Any, Any], Any], x: Any) -> bool:
+    """Whether a function does nothing with its time but to hand it on."""
+    used: list[str] = []
+
+    def notice(name: str) -> Callable[..., Any]:
+        def method(*_: Any) -> Any:
+            used.append(name)
+            raise TypeError(f"{name} of a time that is only looked after")
+
+        return method
+
+    watched = type("Time", (), {f"__{name}__": notice(name) for name in _OPERATIONS})()
+    try:
+        f(watched, x)
+    except Exception:
+        return False
+    return not used
+
+
 def reads_time(f: Any) -> bool:
-    """Whether a function ``f(t, x)`` may depend on t: False where its code never reads its first argument.
+    """Whether the code of a function ``f(t, x)`` reads its first argument; True where there is no code to look at.
 
     Examples
     --------

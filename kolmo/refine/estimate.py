@@ -23,6 +23,7 @@ What it cannot see
 - A jump so close to a place where every grid has a node, as in the middle, that they all see it there.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -190,6 +191,29 @@ class Convergence:
         growth = np.max((wanted / np.maximum(allowed, TINY)) ** (1.0 / order))
         return last * float(min(max(np.nan_to_num(growth, nan=most), least), most))
 
+    def between(
+        self, resolutions: Sequence[float], verdict: Verdict, allowed: np.ndarray, *, least: float
+    ) -> float | None:
+        """Resolution, between the last two levels, of one that may confirm the last, where no better one is needed.
+
+        If the last difference can be believed, then the last level is good enough, and one beside it may show that: it
+        costs a part of what a finer one would.
+
+        Parameters
+        ----------
+        resolutions, verdict, allowed, least
+            As for :meth:`next_resolution`.
+
+        Returns
+        -------
+        float or None
+            The geometric mean; None where the last level is believed, or not good enough, or the last two are too near.
+        """
+        if len(resolutions) < 3 or verdict.confirmed or (verdict.hoped > allowed).any():
+            return None
+        before, last = (float(n) for n in resolutions[-2:])
+        return math.sqrt(before * last) if last >= least**2 * before else None
+
     def _findings(self, n: list[float], differences: list[np.ndarray], floor: np.ndarray) -> "_Findings":
         """What differences of successive levels say, per column."""
         sizes = [np.abs(difference).max(0) for difference in differences]
@@ -205,6 +229,9 @@ class Convergence:
         observed = np.clip(seen.orders[-1], order, self.order)
         hoped, capped = sizes[-1] / (ratio**order - 1.0), MOST_FACTOR * sizes[-1] / (ratio**observed - 1.0)
         hoped = np.where(confirmed & (seen.orders[-1] <= self.order + MOST_ABOVE), np.minimum(hoped, capped), hoped)
+        # what fell faster than the method can be has, if that was no accident, its order at least
+        surprising = sizes[-1] / (ratio**self.order - 1.0)
+        hoped = np.where(~confirmed & (seen.orders[-1] > self.order + MOST_ABOVE), surprising, hoped)
         # a level is no better than the one before it allows at the order of the method
         before = sizes[-2] / ((n[-2] / n[-3]) ** self.order - 1.0) * (n[-2] / n[-1]) ** self.order
         believed = np.maximum(hoped, before)

@@ -324,9 +324,11 @@ class _Search:
                 layout, self._pace = self._way(layout, carried=self._carried)
         try:
             while True:
-                self.levels.append(self._solve(layout, n))
-                if self.levels[-1].run.interrupted:
+                level = self._solve(layout, n)
+                if level.run.interrupted:
+                    self.levels = self.levels or [level]
                     return self._outcome("interrupted", "interrupted by the callback or Ctrl-C")
+                self.levels = sorted([*self.levels, level], key=lambda level: level.n)
                 if self.sight.exploded > 0.0:
                     return self._outcome("tolerance_not_met", self._explosion())
                 if self._hurried and self._splits(self.levels[-1]):
@@ -344,7 +346,7 @@ class _Search:
                     return self._outcome(
                         "converged", SILENT if self.sight.silent else "the estimate meets the tolerance"
                     )
-                n = self._next(n)
+                n = self._next()
                 told = self._limit(n, layout)
                 if told:
                     return self._told(layout, told)
@@ -453,8 +455,6 @@ class _Search:
 
     def _outcome(self, status: str, message: str) -> Outcome:
         best = self.levels[-1]
-        if best.run.interrupted and len(self.levels) > 1:
-            best = self.levels[-2]
         parts = self._estimate() if len(self.levels) > 1 else np.full(best.values.shape[1], np.inf)
         estimate = parts + self.cut if self.sight.exploded == 0.0 else np.full(len(parts), np.inf)
         recipe = best.discretization
@@ -508,16 +508,17 @@ class _Search:
         """How levels are judged: with one more of them where breaks lie between the nodes."""
         return Convergence(self.order, fewest=4 if self.sight.unresolved else 3)
 
-    def _next(self, n: float) -> float:
-        """Resolution of the next level, from the estimate and the order."""
+    def _next(self) -> float:
+        """Resolution of the next level, from the estimate and the order: finer, or one that may confirm the last."""
         d = self.problem.dim
         if len(self.levels) < 3:
-            return n * self._growth
+            return self.levels[-1].n * self._growth
         tolerance = self._tolerance()
         allowed = np.maximum(AIM * (tolerance - self.cut), 0.1 * tolerance)
         least = 1.0 + 0.5 * (GROWTH[d] - 1.0)
         verdict, nodes = self._verdict(), [level.n for level in self.levels]
-        return self._convergence.next_resolution(nodes, verdict, allowed, least=least, most=MAX_GROWTH[d])
+        between = self._convergence.between(nodes, verdict, allowed, least=least)
+        return between or self._convergence.next_resolution(nodes, verdict, allowed, least=least, most=MAX_GROWTH[d])
 
     def _solve(self, layout: Layout, n: float) -> Level:
         steps = max(4, math.ceil(FIRST_STEPS * n / FIRST_NODES[self.problem.dim]))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kolmo.arrays import as_numpy
-from kolmo.instants import reads_time
+from kolmo.instants import depends_on_time
 from kolmo.problem import KolmogorovProblem
 from kolmo.refine.breaks import CANDIDATES, MOST_BREAKS, SAME, apart, located, merged
 from kolmo.refine.features import least_spacing
@@ -139,8 +139,9 @@ def _face_series(problem: KolmogorovProblem, probes: np.ndarray) -> list[tuple[s
             wall = probes.copy()
             wall[:, axis] = (problem.box.lower, problem.box.upper)[side][axis]
             for value in (getattr(face, name, None) for name in ("value", "kappa")):
-                if reads_time(value):
-                    series.append(("boundary value", partial(_flat_values, partial(problem.on_face, value), wall)))
+                on_face = partial(problem.on_face, value)
+                if depends_on_time(value, on_face, wall):
+                    series.append(("boundary value", partial(_flat_values, on_face, wall)))
     return series
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from kolmo.arrays import as_numpy
 from kolmo.grading import Grading
-from kolmo.instants import reads_time
+from kolmo.instants import depends_on_time
 from kolmo.kernels import differences
 from kolmo.problem import KolmogorovProblem
 
@@ -113,7 +113,7 @@ def functions(problem: KolmogorovProblem, room: Room) -> list[Datum]:
         (problem.source, "source", problem.running, room.time, True),
     ]
     found = [
-        Datum(name, rows(f), weight, not problem.stationary and reads_time(value), adds)
+        Datum(name, rows(f), weight, not problem.stationary and depends_on_time(value, f, room.probes), adds)
         for value, name, f, weight, adds in data
         if callable(value)
     ]

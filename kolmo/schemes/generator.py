@@ -14,7 +14,7 @@ from kolmo.arrays import Array, Held, Spread, as_like, as_numpy, detached, is_te
 from kolmo.box import Absorbing, Box, Entrance, Natural, Robin
 from kolmo.errors import InputError
 from kolmo.grid import Grid
-from kolmo.instants import COMPARED, constant, reads_time
+from kolmo.instants import COMPARED, constant, depends_on_time, reads_time
 from kolmo.problem import KolmogorovProblem, check_finite, check_vectorised
 from kolmo.schemes.base import SCHEMES, FaceData, Scheme
 from kolmo.schemes.faces import Entrances, held, probe, resolved, shrunk
@@ -225,11 +225,11 @@ class Generator:
         return all(
             constant(lambda t, y, f=f: as_numpy(f(t, y)), a, b, x, count)  # type: ignore[misc]
             for a, b in intervals
-            for f in self._functions(sde=sde)
+            for f in self._functions(x, sde=sde)
         )
 
-    def _functions(self, *, sde: bool) -> list[Callable[[float, Array], Array]]:
-        """What might depend on time: functions whose code does not tell that they do not."""
+    def _functions(self, x: Array, *, sde: bool) -> list[Callable[[float, Array], Array]]:
+        """What might depend on time, as far as its code tells, and a call at points x."""
         problem = self.problem
         given: list[tuple[Any, Callable[[float, Array], Array]]] = [
             (problem.killing, problem.rate),
@@ -242,7 +242,7 @@ class Generator:
                 given.append((face.value, partial(problem.on_face, face.value)))
             if isinstance(face, Robin):
                 given.append((face.kappa, partial(problem.on_face, face.kappa)))
-        return [f for value, f in given if reads_time(value)]
+        return [f for value, f in given if depends_on_time(value, f, x)]
 
     def local(self, t: float, like: Array | None = None) -> Local:
         """Coefficients in index units at the nodes; ``like`` a tensor: in torch, with gradients."""
