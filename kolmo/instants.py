@@ -20,12 +20,12 @@ HIDDEN = {"locals", "vars", "eval", "exec"}
 
 
 # What can be done with an object, and is looked for in its type.
-_OPERATIONS = (
-    "add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or radd rsub rmul rmatmul rtruediv "
-    "rfloordiv rmod rdivmod rpow rlshift rrshift rand rxor ror neg pos abs invert round trunc floor ceil lt le eq ne "
-    "gt ge hash bool int float complex index str repr format bytes len iter next contains getitem setitem delitem call "
-    "getattribute setattr delattr enter exit reduce_ex copy deepcopy array array_ufunc array_function torch_function"
-).split()
+_OPERATIONS = """
+    add sub mul matmul truediv floordiv mod divmod pow lshift rshift and xor or radd rsub rmul rmatmul rtruediv
+    rfloordiv rmod rdivmod rpow rlshift rrshift rand rxor ror neg pos abs invert round trunc floor ceil lt le eq ne gt
+    ge hash bool int float complex index str repr format bytes len iter next contains getitem setitem delitem call
+    getattribute setattr delattr enter exit reduce_ex copy deepcopy array array_ufunc array_function torch_function
+"""
 
 
 def depends_on_time(value: Any, f: Callable[[Any, Any], Any], x: Any) -> bool:
@@ -65,7 +65,7 @@ def _hands_on(f: Callable[[Any, Any], Any], x: Any) -> bool:
 
         return method
 
-    watched = type("Time", (), {f"__{name}__": notice(name) for name in _OPERATIONS})()
+    watched = type("Time", (), {f"__{name}__": notice(name) for name in _OPERATIONS.split()})()
     try:
         f(watched, x)
     except Exception:

@@ -357,7 +357,54 @@ def test_a_surprise_asks_for_a_level_near_by():
     """What may be luck is looked at from close by; what is slow in earnest takes a long step."""
     n, policy, allowed = [20.0, 30.0, 45.0], Convergence(4.0), np.array([1e-3])
     lucky = sequence(n, [1.0, 1e-1, 1e-1 - 1e-4], 4.0)
-    assert lucky.hoped[0] == pytest.approx(2e-4)  # at order one, where three levels are all that is known
+    assert lucky.hoped[0] == pytest.approx(1e-4 / (1.5**4 - 1.0))  # at the order of the method
     slow = sequence(n, [1.0, 0.5, 0.3], 4.0)
     assert policy.next_resolution(n, lucky, allowed, least=1.2, most=2.0) == pytest.approx(54.0)
     assert policy.next_resolution(n, slow, allowed, least=1.2, most=2.0) == pytest.approx(90.0)
+
+
+# ------------------------------------------------------------------------------------- between the last two levels
+@pytest.mark.parametrize("p", ORDERS)
+def test_a_level_between_confirms_what_fell_fast(p):
+    """Errors that fall faster than the method at first, as of smooth data: one between costs less than another."""
+    n, errors = [20.0, 32.0, 51.2], [1.0, 0.8**p * 1.6**-p, 0.8**p * 2.56**-p]
+    errors[0] *= 3.0  # the first grid saw little
+    verdict = sequence(n, errors, p)
+    assert not verdict.confirmed
+    between = Convergence(p).between(n, verdict, 1.01 * verdict.hoped, least=1.2)
+    assert between == pytest.approx((32.0 * 51.2) ** 0.5)
+    after = sequence([*n[:2], between, n[2]], [*errors[:2], 0.8**p * (between / 20.0) ** -p, errors[2]], p)
+    assert after.confirmed
+    assert errors[-1] <= after.estimate[0] <= 6.0 * errors[-1]
+
+
+def test_no_level_between_where_it_cannot_help():
+    n, policy = [20.0, 30.0, 60.0], Convergence(4.0)
+    lucky, clean_ = sequence(n, [1.0, 1e-1, 1e-1 - 1e-4], 4.0), sequence(n, [1.0, 1.5**-4, 3.0**-4], 4.0)
+    assert policy.between(n, lucky, lucky.hoped, least=1.2) is not None
+    assert policy.between(n, lucky, 0.9 * lucky.hoped, least=1.2) is None  # a better one is needed
+    assert policy.between(n, lucky, lucky.hoped, least=1.5) is None  # the last two are near each other
+    assert policy.between(n[:2], sequence(n[:2], [1.0, 0.1], 4.0), np.array([9.0]), least=1.2) is None
+    assert policy.between(n, clean_, 9.0 * clean_.hoped, least=1.2) is None  # believed as it is
+
+
+def test_a_search_that_looks_between_is_honest():
+    """Errors of a jump somewhere in its cell, resolutions as the policy asks for them, until a tolerance is met."""
+    rng, policy, stopped, between, dishonest = np.random.default_rng(23), Convergence(4.0), 0, 0, 0
+    for _ in range(400):
+        place, amplitude = rng.random(2), np.array([1.0, 0.5 * rng.integers(0, 2)])
+        allowed = np.array([10.0 ** rng.uniform(-3.5, -1.5)])
+        n = [20.0 * rng.uniform(1.0, 1.5)]
+        for _ in range(9):
+            levels = [np.array([[1.0 + (amplitude * ((x * place) % 1.0 - 0.5)).sum() / x]]) for x in n]
+            verdict = policy.judge(n, levels)
+            if len(n) >= 3 and verdict.estimate <= allowed:
+                stopped += 1
+                dishonest += abs(levels[-1].item() - 1.0) > 10.0 * verdict.estimate.item()
+                break
+            middle = policy.between(n, verdict, allowed, least=1.2)
+            between += middle is not None
+            n = sorted([*n, middle or policy.next_resolution(n, verdict, allowed, least=1.2, most=2.0)])
+    assert stopped > 120
+    assert between > 200
+    assert dishonest <= 0.015 * stopped

@@ -1,6 +1,9 @@
 """What is seen before anything is solved: breaks, narrow features, windows and pulses in time, units, explosions."""
 
+import bisect
+import contextlib
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ import torch
 
 import kolmo
 from kolmo import SDE, Absorbing, Box, KolmogorovProblem, solve
-from kolmo.instants import constant, reads_time
+from kolmo.instants import constant, depends_on_time, reads_time
 from kolmo.refine.layout import first_layout
 from kolmo.refine.samples import SAMPLES
 from kolmo.refine.scout import LOOKS
@@ -427,6 +430,73 @@ TIMED = [
 @pytest.mark.parametrize("f", TIMED, ids=range(len(TIMED)))
 def test_reads_time_never_denies_a_function_of_time(f):
     assert reads_time(f)
+
+
+@pytest.mark.parametrize("f", TIMED, ids=range(len(TIMED)))
+def test_a_call_never_denies_a_function_of_time(f):
+    assert depends_on_time(lambda t, x: f(t, x), f, np.ones((3, 1)))
+
+
+USES = """math.sin(t) * x | np.cos(t) + x | x - t | np.full(x.shape, t) | np.where(t > 0.5, x, 0) | x if t else -x
+    {0.5: 2}.get(t, 1) * x | x * (t in [0.5]) | x if isinstance(t, float) else -x | x * len(f"{t}") | x * (0.5 == t)
+    np.searchsorted([0.1, 0.5], t) * x | x * max(t, 1) | x * hasattr(t, "shape") | x * bisect.bisect([0.1, 0.2], t)
+    x * [1, 2][int(t)] | np.interp(t, [0, 1], [0, 1]) * x | x @ np.diag([t]) | x * pow(t, 2) | x * abs(t) | x * bool(t)
+    torch.as_tensor(x) + torch.full((3, 1), t) | torch.cat([torch.as_tensor(x), torch.as_tensor([[t]])])"""
+
+
+@pytest.mark.parametrize("use", [use.strip() for line in USES.splitlines() for use in line.split("|")])
+def test_a_time_that_is_handed_on_is_followed(use):
+    """The code of the function tells nothing, what is done with its argument does."""
+
+    def uses(t, x):
+        return eval(use, {"t": t, "x": x, "np": np, "math": math, "bisect": bisect, "torch": torch})
+
+    def swallows(t, x):
+        with contextlib.suppress(Exception):
+            return uses(t, x)
+        return x
+
+    for f in (uses, swallows) if "torch" not in use else (uses,):
+        assert depends_on_time(lambda t, x, f=f: f(t, x), f, np.ones((3, 1)))
+
+
+def test_a_time_that_is_only_handed_on_is_no_dependence():
+    net = torch.nn.Sequential(torch.nn.Linear(1, 4, dtype=float), torch.nn.Tanh())
+
+    class Flow(torch.nn.Module):
+        def forward(self, t, x):
+            return net(x)
+
+    for f in (
+        lambda t, x: decay(x, when=t),
+        lambda t, x: {"when": t, "x": x}["x"],
+        functools.partial(decay_at, 2.0),
+    ):
+        assert reads_time(f)
+        assert not depends_on_time(f, f, np.ones((3, 1)))
+    flow = Flow()
+    assert not depends_on_time(flow, flow, torch.ones(3, 1, dtype=float))
+
+
+def decay(x, when=0.0):
+    return -x
+
+
+def decay_at(rate, t, x):
+    return decay(rate * x, when=t)
+
+
+def test_a_steady_function_behind_another_is_called_a_few_times():
+    """Not at each of the instants at which functions of time are followed."""
+    count = [0]
+
+    def drift(t, x):
+        count[0] += 1
+        return decay(x, when=t)
+
+    sde = SDE(drift, covariance=1.0, dim=1)
+    kolmo.solve(KolmogorovProblem(sde, lambda x: np.cos(x[..., 0]), 1.0), at=[0.0], rtol=1e-3)
+    assert count[0] < 120
 
 
 def test_reads_time_spares_what_ignores_it():
