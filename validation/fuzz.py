@@ -575,6 +575,9 @@ def drawn(rng: random.Random, only: str | None) -> tuple[str, str, Callable[[], 
     made = rng.choice(("solved", "control") if kind == "solve" else list(MADE))
     shutil.rmtree("run", ignore_errors=True)
     shutil.copytree(f"whole-{made}", "run")
+    if kind == "resume" and made in ("solved", "control"):  # what is done is not done again
+        status = files.read_json(Path("run/status.json"))
+        files.write_json(Path("run/status.json"), {**status, "state": "interrupted"})
     if kind == "words":
         arguments = words(rng)
         if rng.random() < 0.3:
