@@ -1638,6 +1638,51 @@ def test_every_grid_that_is_given_is_asked_for_its_memory():
             call()
 
 
+@pytest.mark.parametrize("value", [1, -5, 2.5, float("inf"), float("nan"), "7", None, True, [4, 5], 1j])
+@pytest.mark.parametrize("argument", ["paths", "steps"])
+def test_numbers_of_paths_and_steps_are_whole(argument, value):
+    problem = kolmo.KolmogorovProblem(kolmo.SDE(0.0, 1.0, dim=1), lambda x: x[..., 0], 1.0)
+    given = {"paths": 8, "steps": 8} | {argument: value}
+    with pytest.raises(InputError, match="an integer of at least 2") as caught:
+        kolmo.monte_carlo(problem, [0.0], **given)
+    assert caught.value.argument == argument
+    with pytest.raises(InputError, match="an integer of at least 2"):
+        kolmo.certify(problem, solution(), [0.0], **given)
+
+
+def test_paths_that_do_not_fit_or_never_end_are_refused_with_numbers(monkeypatch):
+    box = kolmo.Box([0.0], [1.0], "reflecting")
+
+    def problem(k=None):
+        return kolmo.KolmogorovProblem(
+            kolmo.SDE(0.0, 1.0, dim=1), lambda x: x[..., 0] if k is None else x[..., :1] * np.ones(k), 1.0, box
+        )
+
+    def sampled(of, **given):
+        return kolmo.monte_carlo(of, [0.5], **given)
+
+    def certified(**given):
+        return kolmo.certify(problem(), solution(), [0.5], **given)
+
+    long = r"paths: got \d+ paths of \d+ steps from 1 points, which take at least [\d.e+]+ days; needed at most 7 days"
+    for paths, steps in ((10**15, 2), (2, 10**15), (10**40, 10**40), (1e30, 100)):
+        with within(10), pytest.raises(InputError, match=long):
+            sampled(problem(), paths=paths, steps=steps)
+    for paths, steps in ((10**15, 2), (10**12, 10**6)):
+        with within(10), pytest.raises(InputError, match=long):
+            certified(paths=paths, steps=steps)
+    monkeypatch.setattr(memory, "available", lambda: 10**8)
+    large = r"paths: got .*, which take at least [\d.]+ GB; needed at most the 0\.1 GB of memory that are free"
+    for call in (
+        lambda: sampled(problem(10**4), paths=10**5, steps=4),
+        lambda: kolmo.monte_carlo(problem(1000), np.full(10**5, 0.5), paths=2, steps=4),
+        lambda: certified(paths=2, steps=10**9),
+    ):
+        with within(10), pytest.raises(InputError, match=large):
+            call()
+    assert sampled(problem(), paths=1e3, steps=4.0).paths == 1000
+
+
 def test_lists_of_controls_are_short_and_fit_into_the_memory(monkeypatch):
     from kolmo import control
 
