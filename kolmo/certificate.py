@@ -10,7 +10,7 @@ import numpy as np
 
 from kolmo.arrays import Array, as_like, as_numpy, as_points, at_home, is_tensor
 from kolmo.errors import InputError, KolmoWarning, NotConvergedError
-from kolmo.montecarlo import METHODS, ending, seed_of, simulate
+from kolmo.montecarlo import METHODS, afford, counts, ending, seed_of, simulate
 from kolmo.problem import KolmogorovProblem
 from kolmo.smooth import Interpolant, error_problem, interpolants
 from kolmo.solution import Solution
@@ -144,8 +144,9 @@ def certify(
     Raises
     ------
     InputError
-        For points outside the box, too few paths or steps, a stationary problem whose paths never end, or a solution
-        that does not fit the problem or has no finite values at the points.
+        For points outside the box, too few paths or steps, more of them than fit into the memory or than can be gone
+        through in a week, a stationary problem whose paths never end, or a solution that does not fit the problem or
+        has no finite values at the points.
     NotConvergedError
         If paths run off to infinity: steps are too long.
 
@@ -175,14 +176,15 @@ def certify(
     """
     begun = time.perf_counter()
     points = as_points(at, problem.dim, "at")
-    seed = seed_of(rng)
+    seed, (paths, steps) = seed_of(rng), counts(paths, steps)
     value = solution.gradient(points) if gradient else solution(points)
     # breakpoints that the solver found are where v is not smooth in time; that none was missed is not counted on
     problem = problem.broken_at(t for t in solution.discretization.breakpoints if 0.0 < t < (problem.horizon or 0.0))
     columns = _fitting(problem, solution, value)
-    (v, *inner), told = _smooth(problem, solution)
     places = np.asarray(as_numpy(points), dtype=float).reshape(-1, problem.dim)
     starts, weights = _differences(problem, solution, places) if gradient else (places[:, None], np.ones((1, 1)))
+    afford(problem, starts.shape, columns, paths, steps, graded=True)
+    (v, *inner), told = _smooth(problem, solution)
     like = points if is_tensor(points) else None
     error_of = error_problem(problem, v, columns)
     found = simulate(error_of, starts, weights, paths, steps, seed, METHODS["euler"], like, sampled=True)
@@ -208,7 +210,7 @@ def certify(
         standard_error=shaped(found.standard_error),
         bias_estimate=shaped(found.bias + unseen.reshape(found.bias.shape)),
         value=value,
-        paths=int(paths),
+        paths=paths,
         steps=found.steps,
         seconds=time.perf_counter() - begun,
         rng=seed,

@@ -636,7 +636,7 @@ def _moved(made: Path, names: Sequence[Path]) -> Path:
             continue
         synced(folder.parent)
         return folder
-    fix = "choose another folder, or continue the run that is in it with --resume"
+    fix = "choose another folder; experiments, sweeps and landscapes go on with --resume"
     raise InputError("out", names[0], "a folder that does not exist yet, or is empty", fix)
 
 

@@ -395,7 +395,7 @@ def taylor_test(
     value = objective()
     gradients = torch.autograd.grad(value, leaves, allow_unused=True)
     rng = torch.Generator().manual_seed(seed)
-    direction = [torch.randn(p.shape, generator=rng, dtype=torch.float64).to(p) for p in leaves]
+    direction = [torch.randn(p.shape, generator=rng, device="cpu", dtype=torch.float64).to(p) for p in leaves]
     length = math.sqrt(sum(float((v**2).sum()) for v in direction))
     direction = [v / length for v in direction]
     slope = sum(float((g * v).sum()) for g, v in zip(gradients, direction, strict=True) if g is not None)

@@ -1,5 +1,6 @@
 """What links, pipes, kills, other processes, damaged files and odd functions must not be able to do."""
 
+import ast
 import contextlib
 import errno
 import json
@@ -10,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -1288,6 +1290,219 @@ def uses_of_torch():
         "loss pde": loss("pde", noisy, rtol=1e-2),
         "loss controlled": loss("monte_carlo", noisy, paths=64, control_variate="pde"),
         "regularisation": expansion,
+        **uses_of_control(problem),
+        **uses_of_noise(),
+        **uses_of_landscapes(noisy),
+    }
+
+
+def uses_of_control(problem):
+    """What else there is in the rooms of control, densities and certificates."""
+    import torch
+
+    from kolmo import control
+
+    inside = kolmo.Box(-4.0, 4.0)
+    steered = control.ControlProblem(
+        lambda t, x, a: a,
+        1.0,
+        controls=control.Unbounded(1),
+        horizon=0.2,
+        terminal=lambda x: x[..., 0] ** 2,
+        running_cost=lambda t, x, a: 0.5 * a[..., 0] ** 2,
+        box=kolmo.Box(-6.0, 6.0),
+    )
+    y = torch.tensor([0.1, 0.5, 0.2], dtype=torch.float64)
+
+    def at(place):
+        return lambda x: torch.exp(-2.0 * (x[..., 0] - place) ** 2)
+
+    def fitted():
+        rate = torch.tensor(0.5, dtype=torch.float64, device="cpu", requires_grad=True)
+
+        def misfit():
+            u = control.value(problem(box=inside, rate=rate), [0.5], rtol=1e-1)
+            return 0.5 * (u - 0.3).square().sum() + 0.1 * rate**2
+
+        found = control.minimize(misfit, [rate])
+        along = control.hessian_product(misfit, rate, [rate.detach()])[0]
+        return [rate.detach(), found.fun, along, control.uncertainty(found).standard_errors]
+
+    def certified():
+        of = problem("torch", inside)
+        return kolmo.certify(of, kolmo.solve(of, grid=41, steps=8), [0.5], paths=64, steps=8, rng=0).error
+
+    def bridged():
+        sde = kolmo.SDE(0.0, 1.0, dim=1)
+        return control.schroedinger_bridge(sde, at(-0.5), at(0.5), 0.2, inside, rtol=1e-1).masses[-1]
+
+    return {
+        "hopf_cole": lambda: control.hopf_cole(steered, at=[0.5], rtol=1e-2).policy(0.0, [0.5]),
+        "schroedinger_bridge": bridged,
+        "transition_density": lambda: control.transition_density(
+            problem("torch", inside), y[:2], y[1:], grid=41, steps=4
+        ),
+        "minimize": fitted,
+        "certify": certified,
+        "spectrum": lambda: (
+            kolmo.spectrum(problem("torch", kolmo.Box(-4.0, 4.0, "reflecting")), 2, grid=41).eigenvalues
+        ),
+        "expected_value": lambda: control.expected_value(problem("torch", inside), y[:, None], rtol=1e-1).detach(),
+    }
+
+
+def residual(width=3, depth=2):
+    """A network of somebody else's, and states for it."""
+    import torch
+    from torch import nn
+
+    class Block(nn.Module):
+        def __init__(self, k):
+            super().__init__()
+            self.fc = nn.Linear(width, width)
+            with torch.no_grad():
+                for p in self.parameters():
+                    p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(k)))
+
+        def forward(self, x):
+            return x + 0.3 * torch.tanh(self.fc(x))
+
+    model = nn.Sequential(*(Block(k) for k in range(depth)))
+    return model, torch.randn(12, width, generator=torch.Generator().manual_seed(9))
+
+
+def uses_of_noise():
+    """What reads noise in the network of somebody else."""
+    import copy
+
+    import torch
+
+    from kolmo import bridge
+
+    model, x = residual()
+
+    def laws():
+        return [bridge.Additive(0.3), bridge.Multiplicative(0.2, per="coordinate"), bridge.StochasticDepth(0.8)]
+
+    def loss(f):
+        return f(x).square().sum(-1).mean()
+
+    def pairs(estimates):
+        return [[found.value, found.standard_error] for found in estimates]
+
+    def injected():
+        found = []
+        for law in laws():
+            noise = bridge.inject(copy.deepcopy(model).train(), law)  # inputs are guessed
+            torch.manual_seed(0)
+            found += [noise.model(x).detach(), noise.model.eval()(x).detach(), noise.mc(x, 4, rng=0).mean]
+            bridge.eject(noise.model)
+            found.append(noise.model(x).detach())
+        return found
+
+    def regularised():
+        found = []
+        for law in laws():
+            torch.manual_seed(0)
+            value = bridge.Regulariser(model, law)(loss)
+            found += [value.detach(), torch.autograd.grad(value, model[0].fc.weight)[0]]
+        return found
+
+    def seeded(act):
+        def run():
+            torch.manual_seed(0)
+            return [pair for law in laws() for pair in act(law)]
+
+        return run
+
+    def diagnosed(law):
+        found = bridge.diagnose(model, loss, x, law, draws=8)
+        return pairs([*found.viscosity, *found.jumps, found.diffusion, found.measured])
+
+    def scheduled(law):
+        found = bridge.schedule(model, loss, x, law, 0.05, draws=8)
+        return pairs([*found.effects, found.measured])
+
+    def effects(law):
+        found = [bridge.regularisation(model, loss, x, law=law, reading=how) for how in ("diffusion", "jumps")]
+        return pairs([part for one in found for part in one.effects])
+
+    branches = [bridge.MLPBranch.create(1, 4, scale=1.0 + 0.1 * i, rng=0) for i in range(4)]
+    deep = bridge.NoisyResNet(branches, bridge.Additive(0.3))
+
+    return {
+        "sites": lambda: str(bridge.sites(model, x)),
+        "inject": injected,
+        "Regulariser": regularised,
+        "diagnose": seeded(diagnosed),
+        "schedule": seeded(scheduled),
+        "effects": seeded(effects),
+        "modified_sde": lambda: bridge.modified_sde(deep, 2, depth="smooth").drift(0.1, np.array([[0.2]])),
+    }
+
+
+def uses_of_landscapes(net):
+    """What reads a loss around the weights, or over the features."""
+    import copy
+
+    import torch
+    from torch import nn
+
+    from kolmo import bridge, landscape
+
+    model, x = residual()
+    flow, labels = bridge.FlowClassifier(nn.Linear(3, 1), net, nn.Linear(1, 2)), torch.arange(12) % 2
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for i, p in enumerate([*flow.parameters(), *other.parameters()]):
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
+    batches = landscape.BatchLoss(lambda f, batch: f(batch).square().sum(-1).mean(), x.split(5))
+
+    def whole(f):
+        return f(x).square().sum(-1).mean()
+
+    def curved(loss):
+        found = landscape.curvature(loss, model, top=1, probes=2, density_probes=1, density_steps=4)
+        return [found.eigenvalues, found.trace, found.nodes, found.weights, found.loss]
+
+    def directions():
+        planes = [
+            landscape.random_plane(model),
+            landscape.pca_plane(model, [other.state_dict(), *(nn.Sequential(*other[:1], model[1]), model)]),
+            landscape.hessian_plane(whole, model),
+            landscape.line(model, other),
+        ]
+        return [v.double() for plane in planes for d in plane.directions for v in d.values()]
+
+    def kept(folder):
+        plane = landscape.random_plane(model)
+        plane.save(folder / "plane.npz")
+        landscape.curvature(whole, model, top=1, probes=0, density_probes=0).save(folder / "curvature.npz")
+        plane = landscape.Plane.load(folder / "plane.npz")
+        (vector,) = landscape.Curvature.load(folder / "curvature.npz").eigenvectors
+        return [plane.project(other)[0], *plane.weights(0.1, 0.2).values(), *vector.values()]
+
+    def of_features():
+        found = landscape.feature_landscape(flow, {"a": bridge.Additive(0.2)}, data=(x, labels), points=3, rtol=1e-1)
+        return [found.loss, found.probability, found.trajectories]
+
+    def of_flow():
+        torch.manual_seed(0)
+        return list(landscape.FlowLoss(x, labels, paths=2, rtol=1e-1)(flow).values())
+
+    def stored():
+        with tempfile.TemporaryDirectory() as folder:
+            return kept(Path(folder))
+
+    return {
+        "curvature": lambda: curved(whole),
+        "curvature of batches": lambda: curved(batches),
+        "planes": directions,
+        "surface": lambda: landscape.surface(batches, model, landscape.random_plane(model), points=3).mean,
+        "sharpness": lambda: str(landscape.sharpness(whole, model)),
+        "stored": stored,
+        "feature_landscape": of_features,
+        "FlowLoss": of_flow,
     }
 
 
@@ -1301,6 +1516,32 @@ def usual():
 def numbers(use):
     found = use()
     return [np.asarray(part).tolist() for part in (found if isinstance(found, list) else [found])]
+
+
+def test_what_a_generator_draws_is_on_its_device():
+    """Where the default device is another one, torch refuses the generator; only a GPU would show it."""
+    missing = []
+    for path in Path(kolmo.__file__).parent.rglob("*.py"):
+        text = path.read_text()
+        for node in ast.walk(ast.parse(text)) if "generator=" in text else ():
+            named = {word.arg for word in node.keywords} if isinstance(node, ast.Call) else set()
+            made = isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "torch.rand",
+                "torch.randn",
+                "torch.randint",
+            )
+            if made and "generator" in named and "device" not in named:
+                missing.append(f"{path.name}:{node.lineno}")
+    assert missing == []
+
+
+def test_branches_are_made_where_the_default_device_is():
+    import torch
+
+    from kolmo import bridge
+
+    with torch.device("meta"):
+        assert bridge.MLPBranch.create(1, 4, rng=0).W1.is_meta
 
 
 @pytest.mark.parametrize(("dtype", "device"), [("bfloat16", "meta"), ("float16", "cpu"), ("float64", "meta")])
@@ -1395,6 +1636,51 @@ def test_every_grid_that_is_given_is_asked_for_its_memory():
     for call in calls.values():
         with within(10), pytest.raises(InputError, match=r"take at least [\d.]+ GB; needed at most the [\d.]+ GB"):
             call()
+
+
+@pytest.mark.parametrize("value", [1, -5, 2.5, float("inf"), float("nan"), "7", None, True, [4, 5], 1j])
+@pytest.mark.parametrize("argument", ["paths", "steps"])
+def test_numbers_of_paths_and_steps_are_whole(argument, value):
+    problem = kolmo.KolmogorovProblem(kolmo.SDE(0.0, 1.0, dim=1), lambda x: x[..., 0], 1.0)
+    given = {"paths": 8, "steps": 8} | {argument: value}
+    with pytest.raises(InputError, match="an integer of at least 2") as caught:
+        kolmo.monte_carlo(problem, [0.0], **given)
+    assert caught.value.argument == argument
+    with pytest.raises(InputError, match="an integer of at least 2"):
+        kolmo.certify(problem, solution(), [0.0], **given)
+
+
+def test_paths_that_do_not_fit_or_never_end_are_refused_with_numbers(monkeypatch):
+    box = kolmo.Box([0.0], [1.0], "reflecting")
+
+    def problem(k=None):
+        return kolmo.KolmogorovProblem(
+            kolmo.SDE(0.0, 1.0, dim=1), lambda x: x[..., 0] if k is None else x[..., :1] * np.ones(k), 1.0, box
+        )
+
+    def sampled(of, **given):
+        return kolmo.monte_carlo(of, [0.5], **given)
+
+    def certified(**given):
+        return kolmo.certify(problem(), solution(), [0.5], **given)
+
+    long = r"paths: got \d+ paths of \d+ steps from 1 points, which take at least [\d.e+]+ days; needed at most 7 days"
+    for paths, steps in ((10**15, 2), (2, 10**15), (10**40, 10**40), (1e30, 100)):
+        with within(10), pytest.raises(InputError, match=long):
+            sampled(problem(), paths=paths, steps=steps)
+    for paths, steps in ((10**15, 2), (10**12, 10**6)):
+        with within(10), pytest.raises(InputError, match=long):
+            certified(paths=paths, steps=steps)
+    monkeypatch.setattr(memory, "available", lambda: 10**8)
+    large = r"paths: got .*, which take at least [\d.]+ GB; needed at most the 0\.1 GB of memory that are free"
+    for call in (
+        lambda: sampled(problem(10**4), paths=10**5, steps=4),
+        lambda: kolmo.monte_carlo(problem(1000), np.full(10**5, 0.5), paths=2, steps=4),
+        lambda: certified(paths=2, steps=10**9),
+    ):
+        with within(10), pytest.raises(InputError, match=large):
+            call()
+    assert sampled(problem(), paths=1e3, steps=4.0).paths == 1000
 
 
 def test_lists_of_controls_are_short_and_fit_into_the_memory(monkeypatch):

@@ -1,13 +1,14 @@
 """Feed random equations, damaged files and folders, and odd words to the command line and to `kolmo.load`.
 
 python -m validation.fuzz --minutes 10 --seed 0
-python -m validation.fuzz --calls 10000 --seed 0
+python -m validation.fuzz --calls 10000 --seed 0 --only mutated
 
 Two in five calls solve equations that a grammar makes: most of them are valid, and solved; others have accidents
 (swapped, repeated, dropped and replaced tokens; formulas that are long, deep or circular). As many report, resume or
 compare what is in run folders of several kinds, or load what is in files, that were cut, flipped, emptied, replaced by
 links and pipes, or given other values in any place of their trees. The others are commands with odd words for their
-options and arguments. Every call is interrupted after some seconds of processor time, as by Ctrl-C. A failure is
+options and arguments. ``--only mutated`` makes damaged inputs alone, as many for each of load, report, solve and
+resume. Every call is interrupted after some seconds of processor time, as by Ctrl-C. A failure is
 anything but an exit code of 0, 1 or 2, or `kolmo.KolmoError`; a trace; the words "a mistake in kolmo"; ten seconds of
 processor time; 1 GB of memory more than at the start; a file changed outside. It is printed with what caused it. What
 was once found is kept in ``validation/corpus.py``, which the tests go through.
@@ -284,10 +285,10 @@ def equation(rng: random.Random) -> tuple[str, str]:
     return kind, text
 
 
-def file(rng: random.Random) -> tuple[str, str]:
-    """A command, and the text of a file for it: three in four as the grammar makes them."""
+def file(rng: random.Random, accidents: int = 24) -> tuple[str, str]:
+    """A command, and the text of a file for it: three in four as the grammar makes them; of 6 accidents none."""
     command, text = equation(rng) if rng.random() < 0.9 else rng.choice(FILES)
-    accident = rng.randrange(24)
+    accident = rng.randrange(accidents)
     if accident == 0:
         key = rng.choice(("drift", "terminal", "diffusion", "killing", "source"))
         return command, re.sub(rf"(?m)^{key} = .*$", lambda _: f'{key} = "{formula(rng)}"', text)
@@ -403,14 +404,21 @@ def harm(folder: Path, rng: random.Random) -> None:
         path.write_text(damaged(content.decode(errors="replace") or "x", rng), encoding="utf-8")
 
 
-def on_folder(kind: str, rng: random.Random) -> Callable[[], Any]:
+GOING_ON = {
+    "toy": ["experiment", "toy", "--resume", "run", "--quiet"],
+    "sweep": ["sweep", "toy", "--workers", "0", "--resume", "run", "--quiet"],
+    "landscape": ["landscape", "--resume", "run", "--quiet"],
+    "solved": ["solve", "good.toml", "--out", "run", "--quiet"],
+    "control": ["control", "control.toml", "--out", "run", "--quiet"],
+}
+"""How they are gone on with."""
+
+
+def on_folder(kind: str, rng: random.Random) -> list[str]:
     """What is done with a damaged folder."""
-    going_on = {"toy": ["experiment", "toy"], "sweep": ["sweep", "toy", "--workers", "0"], "landscape": ["landscape"]}
     arguments = [["report", "run"]] * 3 + [["compare", "run"], ["landscape", "run", "--points", "5"]]
-    arguments += [[*going_on[kind], "--resume", "run", "--quiet"]] * 4 if kind in going_on else []
-    arguments += [["solve", "run/equation.toml", "--quiet"], ["solve", "good.toml", "--out", "run", "--quiet"]]
-    chosen = rng.choice(arguments)
-    return lambda: called(chosen)
+    arguments += [GOING_ON[kind]] * (1 if kind in ("solved", "control") else 4)
+    return rng.choice([*arguments, ["solve", "run/equation.toml", "--quiet"]])
 
 
 LOADS: dict[str, Callable[[Path], Any]] = {
@@ -500,7 +508,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--calls", type=int, help="so many calls, whatever they take")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", choices=("equations", "folders", "files", "words"), help="one kind of calls only")
+    parser.add_argument("--only", choices=KINDS, help="one kind of calls only")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
     rng, codes, failures, longest = random.Random(chosen.seed), Counter[Any](), 0, 0.0
@@ -549,19 +557,27 @@ def main() -> int:
     return 1 if failures else 0
 
 
+KINDS = ("equations", "folders", "files", "words", "mutated")
+MUTATED = ("load", "report", "solve", "resume")
+
+
 def drawn(rng: random.Random, only: str | None) -> tuple[str, str, Callable[[], Any]]:
     """Kind of a call, what it is about, and the call."""
     kind = only or rng.choice(("equations", "equations", "folders", "files", "words"))
-    if kind == "equations":
-        command, text = file(rng)
+    kind = rng.choice(MUTATED) if kind == "mutated" else kind
+    if kind == "equations" or (kind == "solve" and rng.random() < 0.8):
+        command, text = file(rng, 6 if kind == "solve" else 24)
         Path("damaged.toml").write_text(text, encoding="utf-8", errors="replace")
         return kind, f"{command}\n{text[:2000]}", lambda: called([command, "damaged.toml"])
-    if kind == "files":
+    if kind in ("files", "load"):
         what, load = on_file(rng)
         return kind, what, load
-    made = rng.choice(list(MADE))
+    made = rng.choice(("solved", "control") if kind == "solve" else list(MADE))
     shutil.rmtree("run", ignore_errors=True)
     shutil.copytree(f"whole-{made}", "run")
+    if kind == "resume" and made in ("solved", "control"):  # what is done is not done again
+        status = files.read_json(Path("run/status.json"))
+        files.write_json(Path("run/status.json"), {**status, "state": "interrupted"})
     if kind == "words":
         arguments = words(rng)
         if rng.random() < 0.3:
@@ -570,7 +586,10 @@ def drawn(rng: random.Random, only: str | None) -> tuple[str, str, Callable[[], 
     for _ in range(rng.choice((1, 1, 2))):
         with contextlib.suppress(ValueError, IndexError, OSError, RecursionError):
             harm(Path("run").absolute(), rng)
-    return kind, made, on_folder(made, rng)
+    command = "control" if made == "control" else "solve"
+    fixed = {"report": ["report", "run"], "resume": GOING_ON[made], "solve": [command, "run/equation.toml", "--quiet"]}
+    arguments = fixed[kind] if kind in fixed else on_folder(made, rng)
+    return kind, f"{made}: {arguments}", lambda: called(arguments)
 
 
 if __name__ == "__main__":

@@ -178,6 +178,7 @@ class Regulariser:
     torch.Size([4, 4])
     """
 
+    @at_home
     def __init__(
         self,
         model: nn.Module,
@@ -203,10 +204,15 @@ class Regulariser:
         loss : callable
             ``loss(f)`` -> scalar tensor, such as ``lambda f: cross_entropy(f(x), y)``.
         """
-        injection = inject(self.model, self._laws, self.rows, horizon=self._horizon, batchnorm="train")
+        return self._estimated(self.model, loss)
+
+    @at_home
+    def _estimated(self, model: nn.Module, loss: Loss) -> Tensor:
+        """The term of the model, where the model is."""
+        injection = inject(model, self._laws, self.rows, horizon=self._horizon, batchnorm="train")
         state = torch.get_rng_state()
         try:
-            probe = Probe(self.model, loss, None, injection.noises, self.rows)
+            probe = Probe(model, loss, None, injection.noises, self.rows)
             if self._eta is None:
                 self._eta = _common_step(probe)
             step = Columns(self.rows, set(probe.units), self._eta)

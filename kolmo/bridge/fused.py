@@ -54,7 +54,8 @@ class Chains:
 
     def run(self, x: Tensor, paths: int, control: Control | None, generator: torch.Generator) -> Iterator[Passes]:
         """Pass states x ``(n, d)`` through the network that many times, some paths at a time."""
-        words = torch.randint(2**32, (2,), generator=generator, dtype=torch.int64).numpy().astype(np.uint32)
+        drawn = torch.randint(2**32, (2,), generator=generator, device=generator.device, dtype=torch.int64)
+        words = drawn.cpu().numpy().astype(np.uint32)
         at_once = max(1, (_PATHS if control is None else _CONTROLLED) // len(x))
         start = np.asarray(x.detach(), dtype=self._arrays[0].dtype).T
         for first in range(0, paths, at_once):

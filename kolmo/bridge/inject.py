@@ -201,7 +201,8 @@ class Injection:
         """
         before = [noise.always for noise in self.noises]
         modes = [(module, module.training) for module in self.model.modules()]
-        seed = int(torch.randint(1 << 62, (), generator=as_generator(rng)))
+        generator = as_generator(rng)
+        seed = int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
         with torch.random.fork_rng(devices=devices(self.model)):
             torch.manual_seed(seed)
             self.model.eval()

@@ -246,10 +246,23 @@ def _checked_keep(keep: Any) -> float | tuple[float, ...]:
 
 def _strength(s: Any, argument: str) -> float | Tensor:
     """Noise strength as a float or, if it is an array or a tensor, as a tensor that keeps its gradient."""
-    value = s if isinstance(s, Tensor) else torch.as_tensor(np.asarray(s, dtype=float))
+    value = s if isinstance(s, Tensor) else torch.from_numpy(np.asarray(s, dtype=float))
     if not bool(torch.isfinite(value).all()):
         raise InputError(argument, s, "finite numbers")
     return value if isinstance(s, Tensor) or value.ndim else float(value)
+
+
+def _number(s: Any, argument: str) -> float | Tensor:
+    """Noise strength that is one number."""
+    value = _strength(s, argument)
+    if isinstance(value, Tensor) and value.ndim > 0:
+        raise InputError(argument, f"an array of shape {tuple(value.shape)}", "a number")
+    return value
+
+
+def _is_zero(s: float | Tensor) -> bool:
+    """Whether a noise strength is zero everywhere."""
+    return not (bool(s.any()) if isinstance(s, Tensor) else s)
 
 
 class Additive(NoiseLaw):
@@ -322,7 +335,7 @@ class Additive(NoiseLaw):
     @property
     def noiseless(self) -> bool:
         """Whether s is zero."""
-        return not bool(torch.as_tensor(self.s).any())
+        return _is_zero(self.s)
 
 
 class Multiplicative(NoiseLaw):
@@ -356,9 +369,7 @@ class Multiplicative(NoiseLaw):
         if per not in ("sample", "coordinate", "batch"):
             raise InputError("per", repr(per), "'sample', 'coordinate' or 'batch'")
         self.per = per
-        self.s = _strength(s, "s")
-        if isinstance(self.s, Tensor) and self.s.ndim > 0:
-            raise InputError("s", f"an array of shape {tuple(self.s.shape)}", "a number")
+        self.s = _number(s, "s")
 
     def fluctuation(self, m: Output, zeta: Tensor, h: float) -> Tensor:
         """Return m sζ (natural) or m sζ/√h (diffusive), with m = h f."""
@@ -371,7 +382,7 @@ class Multiplicative(NoiseLaw):
     @property
     def noiseless(self) -> bool:
         """Whether s is zero."""
-        return not bool(torch.as_tensor(self.s).any())
+        return _is_zero(self.s)
 
 
 class _Bernoulli(NoiseLaw):
@@ -588,7 +599,7 @@ class CentredBernoulli(_Bernoulli):
 
     def __init__(self, c: Any, keep: Any = 0.5) -> None:
         super().__init__()
-        self.c, self.keep = _strength(c, "c"), _checked_keep(keep)
+        self.c, self.keep = _number(c, "c"), _checked_keep(keep)
 
     def fluctuation(self, m: Output, zeta: Tensor, h: float) -> Tensor:
         """Return m cζ/√h with m = h f."""
@@ -601,7 +612,7 @@ class CentredBernoulli(_Bernoulli):
     @property
     def noiseless(self) -> bool:
         """Whether c is zero or everything is kept."""
-        return super().noiseless or not bool(torch.as_tensor(self.c).any())
+        return super().noiseless or _is_zero(self.c)
 
 
 class _Hidden(NamedTuple):

@@ -380,7 +380,8 @@ def _interpolated(net: NoisyResNet, k: int) -> Callable[[Tensor, Tensor], tuple[
     """Return m and G of the layer at time n in [k, k + 1), its weights on the cubic through the layers nearby."""
     first = max(min(k - 1, net.depth - 4), 0)
     nodes = range(first, min(first + 4, net.depth))
-    powers = torch.linalg.inv(torch.vander(torch.arange(len(nodes), dtype=torch.float64), increasing=True)).T
+    places = torch.arange(len(nodes), dtype=torch.float64, device="cpu")  # whatever the default device is
+    powers = torch.linalg.inv(torch.vander(places, increasing=True)).T
     stacked = {
         name: torch.stack([dict(net.branches[j].named_parameters())[name].double() for j in nodes])
         for name, _ in net.branches[k].named_parameters()

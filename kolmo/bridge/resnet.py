@@ -92,9 +92,14 @@ class MLPBranch(nn.Module):
             Default: torch's default.
         """
         g = as_generator(rng)
-        W1 = torch.randn(width, dim, generator=g, dtype=dtype) * (scale / math.sqrt(dim))
-        b1 = torch.randn(width, generator=g, dtype=dtype) * (scale / 2)
-        W2 = torch.randn(dim, width, generator=g, dtype=dtype) * (scale / math.sqrt(width))
+
+        def drawn(*shape: int) -> Tensor:
+            there = torch.get_default_device()
+            return torch.randn(shape, generator=g, device=g.device, dtype=dtype).to(there)
+
+        W1 = drawn(width, dim) * (scale / math.sqrt(dim))
+        b1 = drawn(width) * (scale / 2)
+        W2 = drawn(dim, width) * (scale / math.sqrt(width))
         return cls(W1, b1, W2, torch.zeros(dim, dtype=dtype))
 
     @property

@@ -92,7 +92,7 @@ def _sobol_blocks(net: NoisyResNet, x: Tensor, paths: int, chunk: int, generator
         raise InputError("paths", paths, f"at most {REPLICATES * chunk} with Sobol points for {len(x)} states")
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     for _ in range(REPLICATES):
-        seed = int(torch.randint(2**31, (), generator=generator))
+        seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
         engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
         first = engine.quasi.double() / 2.0**engine.MAXBIT  # which the engine has in the default precision only
         uniform = engine.draw(points, dtype=torch.float64)

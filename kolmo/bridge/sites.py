@@ -587,9 +587,9 @@ def probe(model: nn.Module) -> list[Any]:
     for shape, ids in _guesses(model, first):
         generator = torch.Generator().manual_seed(0)
         if ids:
-            x = torch.randint(0, ids, shape, generator=generator).to(parameter.device)
+            x = torch.randint(0, ids, shape, generator=generator, device="cpu").to(parameter.device)
         else:
-            x = torch.randn(shape, generator=generator).to(parameter.device, dtype)
+            x = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32).to(parameter.device, dtype)
         with contextlib.suppress(Exception), _undisturbed(model), torch.no_grad():
             model(x)
             return [x]

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from kolmo import files, schema
 from kolmo.bridge.selection import pattern
 from kolmo.errors import InputError
-from kolmo.landscape.state import Evaluation, Loss, kept, whole
+from kolmo.landscape.state import Evaluation, Loss, kept, normal, whole
 
 _WHOLE = 48  # up to this many parameters the Krylov space is the whole space
 _BREAKDOWN = 100.0  # rounding units of the largest coefficient: the Krylov space is invariant
@@ -174,7 +174,9 @@ class Curvature:
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "Curvature":
         """Return what a record is of."""
-        vectors = [{name: torch.as_tensor(v) for name, v in one.items()} for one in record["eigenvectors"]]
+        vectors = [
+            {name: torch.as_tensor(v, device="cpu") for name, v in one.items()} for one in record["eigenvectors"]
+        ]
         return cls(**{**record, "eigenvectors": vectors})
 
     @classmethod
@@ -454,11 +456,13 @@ class Hessian:
 
     def normal(self, generator: torch.Generator) -> Tensor:
         """Standard normal vector, the same on every device."""
-        return torch.randn(self.size, generator=generator, dtype=torch.float64).to(self._parameters[0])
+        return normal((self.size,), generator).to(self._parameters[0])
 
     def signs(self, generator: torch.Generator) -> Tensor:
         """Vector of independent signs."""
-        return (torch.randint(0, 2, (self.size,), generator=generator) * 2.0 - 1.0).to(self._parameters[0])
+        return (torch.randint(0, 2, (self.size,), generator=generator, device=generator.device) * 2 - 1).to(
+            self._parameters[0]
+        )
 
 
 class Pairs(NamedTuple):
@@ -564,7 +568,7 @@ class Lanczos:
         """Largest Ritz values, their coordinates in the basis (rows) and their residual norms."""
         values, vectors = np.linalg.eigh(self.tridiagonal())
         chosen = np.argsort(values)[::-1][:top]
-        coordinates = torch.as_tensor(vectors[:, chosen].T.copy()).to(self._rows[0])
+        coordinates = torch.from_numpy(vectors[:, chosen].T.copy()).to(self._rows[0])
         return values[chosen], coordinates, self.betas[-1] * np.abs(vectors[-1, chosen])
 
 

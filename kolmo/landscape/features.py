@@ -317,12 +317,12 @@ class FlowLoss:
     @torch.no_grad()
     def __call__(self, model: FlowClassifier) -> dict[str, float]:
         """Losses at the weights that the model now has; noise from torch's global generator."""
-        rows, features = torch.arange(len(self._y)), model.encoder(self._x).double()
+        rows, features = torch.arange(len(self._y), device="cpu"), model.encoder(self._x).double()
         sol = self._solution(model, features)
-        pde = torch.as_tensor(as_numpy(sol(features.cpu().numpy())))[rows, self._y.cpu()]
+        pde = torch.from_numpy(as_numpy(sol(features.cpu().numpy())))[rows, self._y.cpu()]
         found = {"pde": float(pde.mean())}
         if self._paths:
-            seed = int(torch.randint(2**62, ()))
+            seed = int(torch.randint(2**62, (), device="cpu"))
             control = sol if self._control else None
             network = model.expected_loss(self._x, self._y, paths=self._paths, rng=seed, control_variate=control).mean
             found = {"network": float(network.mean()), **found, "difference": float((network - pde).mean())}
@@ -352,7 +352,7 @@ def _state_of(model: FlowClassifier) -> tuple[list[Any], list[Any]]:
     for module in model.modules():
         for name, value in vars(module).items():
             if isinstance(value, Tensor | np.ndarray):
-                tensors.append(torch.as_tensor(value))
+                tensors.append(torch.as_tensor(value, device="cpu"))
             elif isinstance(value, int | float | str):
                 found.append(value if name != "training" else None)
             elif not name.startswith("_"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kolmo import files, schema
 from kolmo.errors import InputError
-from kolmo.landscape.state import whole
+from kolmo.landscape.state import normal, whole
 
 Weights = dict[str, Tensor]
 Span = tuple[tuple[float, float], ...]
@@ -213,7 +213,7 @@ def random_plane(
     found = []
     for _ in range(directions):
         # Drawn on the CPU in double precision: the same directions on every device and in every precision.
-        raw = {n: torch.randn(v.shape, generator=generator, dtype=torch.float64) for n, v in origin.items()}
+        raw = {n: normal(v.shape, generator) for n, v in origin.items()}
         if one_dimensional == "zero":
             raw = {name: d if origin[name].ndim > 1 else torch.zeros_like(d) for name, d in raw.items()}
         found.append(_normalized(raw, origin, normalization))
@@ -264,7 +264,7 @@ def pca_plane(model: nn.Module, checkpoints: Sequence[Any]) -> Plane:
     if values[-2] <= 1e-12 * values[-1]:
         raise InputError("checkpoints", "a trajectory along a line", "checkpoints that span a plane", "landscape.line")
     units = [vectors[:, -k] @ centred.numpy() / np.sqrt(values[-k]) for k in (1, 2)]
-    directions = tuple(_split(torch.as_tensor(unit), origin) for unit in units)
+    directions = tuple(_split(torch.from_numpy(unit), origin) for unit in units)
     record = {"explained_variance": values[[-1, -2]] / values.clip(0).sum(), "checkpoints": len(found)}
     bare = Plane(origin, directions, "pca")
     projected = [bare.project(one) for one in found]
@@ -357,7 +357,7 @@ def weights_of(source: Any, like: Weights, argument: str) -> Weights:
     missing = [name for name in like if name not in values]
     if missing:
         raise InputError(argument, f"weights without {missing[0]!r}", "the same architecture as the model's")
-    found = {name: torch.as_tensor(values[name]).detach().cpu() for name in like}
+    found = {name: torch.as_tensor(values[name], device="cpu").detach() for name in like}
     for name, value in found.items():
         if value.shape != like[name].shape:
             given = f"{name!r} of shape {tuple(value.shape)}"
@@ -419,4 +419,4 @@ def _arrays(weights: Weights) -> dict[str, np.ndarray]:
 
 
 def _tensors(arrays: Mapping[str, np.ndarray]) -> Weights:
-    return {name: torch.as_tensor(value) for name, value in arrays.items()}
+    return {name: torch.as_tensor(value, device="cpu") for name, value in arrays.items()}

@@ -4,7 +4,7 @@ import contextlib
 import math
 import operator
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -272,6 +272,11 @@ class Evaluation:
             for layer, momentum in zip(self._layers, momenta, strict=True):
                 layer.momentum = momentum
                 layer.eval()
+
+
+def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Standard normal numbers in double precision: the same for every default device and precision of torch."""
+    return torch.randn(tuple(shape), generator=generator, device=generator.device, dtype=torch.float64)
 
 
 def whole(argument: str, value: Any, least: int | None = None) -> int:

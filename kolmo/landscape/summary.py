@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kolmo.errors import InputError
 from kolmo.landscape.curvature import Curvature
-from kolmo.landscape.state import Evaluation, Loss, kept, whole
+from kolmo.landscape.state import Evaluation, Loss, kept, normal, whole
 from kolmo.landscape.surface import Surface
 
 _RAYS = 64  # directions along which the radius is measured
@@ -232,7 +232,7 @@ def sharpness(
         relative = rises([adaptive_rho / _norm(scaled) * a for a in adaptive])
         blurred = []
         for _ in range(pairs):
-            step = [sigma * p.abs() * _normal(p, generator) for p in origin]
+            step = [sigma * p.abs() * normal(p.shape, generator).to(p) for p in origin]
             blurred.append(0.5 * (rises(step).mean() + rises([-part for part in step]).mean()))
     return Summary(
         {
@@ -577,10 +577,6 @@ def _norm(parts: list[Tensor]) -> float:
     """Norm; 1 for zero, which then stays zero."""
     size = math.sqrt(sum(float(part.double().square().sum()) for part in parts))
     return size or 1.0
-
-
-def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
 
 
 def _over(rises: np.ndarray, random: bool, definition: str) -> Quantity:
