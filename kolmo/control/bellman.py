@@ -1,6 +1,6 @@
 """The semi-discrete Hamilton–Jacobi–Bellman equation V' + min_a (Q(a) V + r(a)) = 0 on a grid, and its time steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -15,6 +15,7 @@ from kolmo.arrays import Held
 from kolmo.box import Absorbing, Entrance, Natural, Open, Robin
 from kolmo.control.coefficients import Coefficients, Values
 from kolmo.control.problem import ControlProblem
+from kolmo.control.sets import Unbounded
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Grid
 from kolmo.kernels.linear import factorize
@@ -267,7 +268,8 @@ class Bellman:
         jump = high - low
         shift = np.abs((one.b - own.b)[cells, 0]) * self.metric.density[cells, 0]
         noise = own.S[cells, 0, 0] * self.metric.density[cells, 0] ** 2
-        alone = np.array([np.sum(np.abs(cells - cell) <= EDGE) == 1 for cell in cells])
+        gaps = np.diff(cells, prepend=-n, append=2 * n) > EDGE
+        alone = gaps[1:] & gaps[:-1]
         good = (low * high < 0) & (shift <= noise) & alone
         load = np.zeros(n)
         for cell, where, q in zip(cells[good], -low[good] / jump[good], jump[good], strict=True):
@@ -439,6 +441,8 @@ class ImplicitStep:
     def __init__(self, bellman: Bellman, stepper: str, change: float = POLICY_CHANGE) -> None:
         self.bellman, self.stepper, self.change = bellman, STEPPERS[stepper], change
         self.iterations, self.unsettled = 0, 0.0
+        self.before: tuple[float, list[Act]] | None = None
+        self.like: tuple[float, ...] = ()
         stages = len(self.stepper.nodes)
         chain = TridiagonalEuler.of(bellman) if stages == 1 else None
         self.banded = BandedRadau.of(bellman, stages) if chain is None else chain
@@ -448,7 +452,7 @@ class ImplicitStep:
         bellman = self.bellman
         instants = [t - c * dt for c in self.stepper.nodes]
         # coefficients at the start of the step are never those on the other side of T
-        acts = acts if len(acts) == len(instants) else [acts[-1]] * len(instants)
+        acts = self._continued(dt) or (acts if len(acts) == len(instants) else [acts[-1]] * len(instants))
 
         def solve(acts: list[Act]) -> list[np.ndarray]:
             parts = [bellman.assemble(s, act) for s, act in zip(instants, acts, strict=True)]
@@ -464,10 +468,27 @@ class ImplicitStep:
             held = count > HOLD
             return [replace(new, bent=old.bent) if held else new for new, old in zip(better, acts, strict=True)]
 
-        settled = iterate(solve, improve, acts, self.change)
+        settled = iterate(solve, improve, acts, self.change, self.like)
+        if len(settled.changes) > 1:
+            self.like = settled.changes
         self.iterations += settled.count
         self.unsettled += settled.change
+        self.before = dt, settled.acts
         return settled.states[-1], settled.acts
+
+    def _continued(self, dt: float) -> list[Act] | None:
+        """Policies of the stages of the last step, continued in time: a better guess where controls are not bounded."""
+        if self.before is None or not isinstance(self.bellman.problem.controls, Unbounded):
+            return None
+        last, acts = self.before
+        nodes = np.asarray(self.stepper.nodes)
+        others = [np.delete(nodes, j) for j in range(len(nodes))]
+        guesses = []
+        for c in 1.0 + nodes * dt / last:
+            weights = [np.prod((c - rest) / (node - rest)) for node, rest in zip(nodes, others, strict=True)]
+            a = sum(float(w) * act.a for w, act in zip(weights, acts, strict=True))
+            guesses.append(replace(acts[-1], a=torch.as_tensor(a)))
+        return guesses
 
     def _coupled(
         self, u: np.ndarray, dt: float, matrices: list[sp.csr_matrix], loads: list[np.ndarray]
@@ -519,12 +540,16 @@ class ExplicitStep:
 
 @dataclass(frozen=True)
 class Settled:
-    """Where policy iteration ended: states, their policies, iterations, and what V still changed by (absolute)."""
+    """Where policy iteration ended: states, their policies, iterations, and what V still changed by (absolute).
+
+    ``changes`` are those from one policy to the next, relative to V.
+    """
 
     states: list[np.ndarray]
     acts: list[Act]
     count: int
     change: float
+    changes: tuple[float, ...] = ()
 
 
 def iterate(
@@ -532,6 +557,7 @@ def iterate(
     improve: Callable[[list[np.ndarray], list[Act], int], list[Act]],
     acts: list[Act],
     close: float = POLICY_CHANGE,
+    like: Sequence[float] = (),
 ) -> Settled:
     """Policy iteration (Howard 1960): solve for the policies, improve them, until V no longer changes.
 
@@ -545,22 +571,35 @@ def iterate(
     """
     before: list[np.ndarray] | None = None
     older: list[Act] | None = None
-    moved = np.inf
+    moved, changes = np.inf, list[float]()
     for count in range(1, POLICY_ITERATIONS + 1):
         states = solve(acts)
         if not all(np.isfinite(V).all() for V in states):
             raise NotConvergedError("policy iteration met an infinite value")
         if before is not None:
             moved = max(float(np.abs(V - W).max()) for V, W in zip(states, before, strict=True))
-            if max(_change(V, W) for V, W in zip(states, before, strict=True)) <= close:
-                return Settled(states, acts, count, 0.0)
+            changes.append(max(_change(V, W) for V, W in zip(states, before, strict=True)))
+            if changes[-1] <= close or _expected(changes, like) <= close:
+                return Settled(states, acts, count, 0.0, tuple(changes))
         better = improve(states, acts, count)
         if count > STAY and older is not None:
             better = [_kept(new, now, old) for new, now, old in zip(better, acts, older, strict=True)]
         if all(_same(p, q) for p, q in zip(acts, better, strict=True)):
-            return Settled(states, acts, count, 0.0 if count <= STAY or before is None else moved)
+            return Settled(states, acts, count, 0.0 if count <= STAY or before is None else moved, tuple(changes))
         older, acts, before = acts, better, states
-    return Settled(states, acts, POLICY_ITERATIONS, moved)
+    return Settled(states, acts, POLICY_ITERATIONS, moved, tuple(changes))
+
+
+def _expected(changes: Sequence[float], like: Sequence[float]) -> float:
+    """Most that the next policy is expected to change: it converges superlinearly, as Newton's method does.
+
+    ``like`` are the changes of an iteration as this one, such as that of the time step before.
+    """
+    if len(changes) > 1:
+        return changes[-1] ** 2 / max(changes[-2], 1e-300)
+    if len(like) > 1 and changes[0] <= 2.0 * like[0]:
+        return changes[0] * like[1] / max(like[0], 1e-300)
+    return np.inf
 
 
 def _change(V: np.ndarray, W: np.ndarray) -> float:
