@@ -442,7 +442,8 @@ class ImplicitStep:
         self.bellman, self.stepper, self.change = bellman, STEPPERS[stepper], change
         self.iterations, self.unsettled = 0, 0.0
         self.before: tuple[float, list[Act]] | None = None
-        self.like: tuple[float, ...] = ()
+        # where controls have bounds the policy jumps at some nodes, and changes shrink by fits and starts
+        self.like: tuple[float, ...] | None = () if isinstance(bellman.problem.controls, Unbounded) else None
         stages = len(self.stepper.nodes)
         chain = TridiagonalEuler.of(bellman) if stages == 1 else None
         self.banded = BandedRadau.of(bellman, stages) if chain is None else chain
@@ -469,7 +470,7 @@ class ImplicitStep:
             return [replace(new, bent=old.bent) if held else new for new, old in zip(better, acts, strict=True)]
 
         settled = iterate(solve, improve, acts, self.change, self.like)
-        if len(settled.changes) > 1:
+        if self.like is not None and len(settled.changes) > 1:
             self.like = settled.changes
         self.iterations += settled.count
         self.unsettled += settled.change
@@ -557,7 +558,7 @@ def iterate(
     improve: Callable[[list[np.ndarray], list[Act], int], list[Act]],
     acts: list[Act],
     close: float = POLICY_CHANGE,
-    like: Sequence[float] = (),
+    like: Sequence[float] | None = None,
 ) -> Settled:
     """Policy iteration (Howard 1960): solve for the policies, improve them, until V no longer changes.
 
@@ -590,11 +591,14 @@ def iterate(
     return Settled(states, acts, POLICY_ITERATIONS, moved, tuple(changes))
 
 
-def _expected(changes: Sequence[float], like: Sequence[float]) -> float:
-    """Most that the next policy is expected to change: it converges superlinearly, as Newton's method does.
+def _expected(changes: Sequence[float], like: Sequence[float] | None) -> float:
+    """Most that the next policy is expected to change, where that shrinks superlinearly as in Newton's method.
 
-    ``like`` are the changes of an iteration as this one, such as that of the time step before.
+    ``like`` are the changes of an iteration as this one, such as that of the time step before; None: policies may jump,
+    and nothing is expected.
     """
+    if like is None:
+        return np.inf
     if len(changes) > 1:
         return changes[-1] ** 2 / max(changes[-2], 1e-300)
     if len(like) > 1 and changes[0] <= 2.0 * like[0]:

@@ -115,6 +115,7 @@ def test_policy_iteration_ends_where_its_convergence_says_that_the_next_change_i
             like,
         )
 
+    assert settled(None).count == 4  # nothing is expected of policies that jump
     plain = settled()
     assert plain.count == 3  # differences 1 and 1e-4: the next one is 1e-8
     assert settled(plain.changes).count == 3  # 1 · 1e-4 is not below 1e-7
