@@ -1,6 +1,7 @@
 """Control: exact discrete adjoints that fit drift and diffusion, and the dynamic-programming optimum beside them."""
 
 from kolmo.control.checkpoints import GradientMemory
+from kolmo.control.game import Game
 from kolmo.control.hjb import ControlSolution, solve_hjb
 from kolmo.control.hopf_cole import HopfColeSolution, hopf_cole
 from kolmo.control.law import Law, law, transition_density
@@ -34,6 +35,7 @@ __all__ = [
     "schroedinger_bridge",
     "BoxSet",
     "Finite",
+    "Game",
     "Interval",
     "Unbounded",
 ]

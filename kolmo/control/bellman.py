@@ -14,8 +14,8 @@ from scipy.ndimage import distance_transform_edt, maximum_filter1d
 from kolmo.arrays import Held
 from kolmo.box import Absorbing, Entrance, Natural, Open, Robin
 from kolmo.control.coefficients import Coefficients, Values
+from kolmo.control.game import Game
 from kolmo.control.problem import ControlProblem
-from kolmo.control.sets import Unbounded
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Grid
 from kolmo.kernels.linear import factorize
@@ -286,11 +286,14 @@ class Bellman:
         if bad.any() and not self._idle(t, bad):
             raise InputError(
                 "controls",
-                f"a Hamiltonian without {self.problem.sense}imum in the control at "
+                f"a Hamiltonian without {self._optimum()} in the control at "
                 f"x = {self.grid.points[np.flatnonzero(bad)[0]].tolist()}, t = {t:g}",
                 "one that is definite in a wherever the control acts",
                 "add a cost that is convex in the control, or bound the controls (Interval, BoxSet)",
             )
+
+    def _optimum(self) -> str:
+        return "saddle point" if isinstance(self.problem.controls, Game) else f"{self.problem.sense}imum"
 
     def _filled(self, a: torch.Tensor, found: np.ndarray) -> torch.Tensor:
         """Controls where there is no optimum, from the nearest node that has one."""
@@ -326,6 +329,11 @@ class Bellman:
 
     def _discrete_best(self, t: float, V: np.ndarray, act: Act, options: list[torch.Tensor]) -> torch.Tensor:
         """Of several controls per node the best one for the discrete operator itself; the present one wins ties."""
+        controls = self.problem.controls
+        if isinstance(controls, Game):
+            firsts, seconds = zip(*(controls.split(option) for option in [act.a, *options]), strict=True)
+            both = controls.answered(lambda a: self.rate(t, V, Act(a))[:, 0], _distinct(firsts), _distinct(seconds))
+            return torch.as_tensor(both)
         best, a = self.rate(t, V, Act(act.a)), act.a
         # where V is stationary the rate vanishes, and rounding is that of its parts
         slack = 1e-13 * (np.abs(best).max() + np.abs(self.assemble(t, Act(act.a))[1]).max())
@@ -347,6 +355,15 @@ class Bellman:
         """Q(a) V + r(a), shape (size, 1); V with or without absorbing values."""
         operator, load, _ = self.assemble(t, act)
         return np.asarray(operator.apply(np.ascontiguousarray(self.free(V))) + load)
+
+
+def _distinct(options: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Options that differ from those before them."""
+    kept: list[torch.Tensor] = []
+    for option in options:
+        if not any(torch.equal(option, other) for other in kept):
+            kept.append(option)
+    return kept
 
 
 def _seen(d: np.ndarray) -> np.ndarray:
@@ -443,7 +460,7 @@ class ImplicitStep:
         self.iterations, self.unsettled = 0, 0.0
         self.before: tuple[float, list[Act]] | None = None
         # where controls have bounds the policy jumps at some nodes, and changes shrink by fits and starts
-        self.like: tuple[float, ...] | None = () if isinstance(bellman.problem.controls, Unbounded) else None
+        self.like: tuple[float, ...] | None = None if bellman.problem.controls.has_bounds else ()
         stages = len(self.stepper.nodes)
         chain = TridiagonalEuler.of(bellman) if stages == 1 else None
         self.banded = BandedRadau.of(bellman, stages) if chain is None else chain
@@ -479,7 +496,7 @@ class ImplicitStep:
 
     def _continued(self, dt: float) -> list[Act] | None:
         """Policies of the stages of the last step, continued in time: a better guess where controls are not bounded."""
-        if self.before is None or not isinstance(self.bellman.problem.controls, Unbounded):
+        if self.before is None or self.bellman.problem.controls.has_bounds:
             return None
         last, acts = self.before
         nodes = np.asarray(self.stepper.nodes)

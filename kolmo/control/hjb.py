@@ -17,7 +17,6 @@ from kolmo.control.charts import natural_charts, opened, opened_as
 from kolmo.control.coefficients import Coefficients
 from kolmo.control.frame import Frame, frame
 from kolmo.control.problem import ControlProblem, Policy
-from kolmo.control.sets import Finite, Unbounded
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, MissingExtraError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
@@ -249,7 +248,7 @@ class _Reader:
         self.solution, self.x = solution, x.copy()
         grid, width, d = solution.grid, solution.discretization.width, solution.grid.dim
         unit = np.eye(d, dtype=int)
-        self.width = 2 if isinstance(solution.problem.controls, Finite) else 4
+        self.width = 2 if solution.problem.controls.listed else 4
         self.plain = grid.interpolation(x, self.width)
         orders = [0 * unit[0], *unit, *(unit[i] + unit[j] for i in range(d) for j in range(i, d))]
         self.rules = [grid.interpolation(x, width, order.tolist()) for order in orders]
@@ -566,7 +565,7 @@ class _Search:
         self.scheme = SMOOTH if problem.obstacle is None else STOPPED
         self.order = SCHEMES[self.scheme].order
         # bounded controls switch, and stopping sets end, somewhere between nodes
-        self.kinked = problem.obstacle is not None or not isinstance(problem.controls, Unbounded)
+        self.kinked = problem.obstacle is not None or problem.controls.has_bounds
         self.opened = problem.horizon is not None and self._opened(self.problem.box)
         self.stepper = IMPLICIT if problem.dim == 1 else EXPLICIT
         self.smoothing = 2
@@ -611,11 +610,7 @@ class _Search:
         """Frame for typical controls; for unbounded ones also for the policy of a coarse solve."""
         policies: list[Any] = [self.problem.constant(a) for a in self.problem.controls.samples[:5]]
         layout = self._frame(policies)
-        if (
-            isinstance(self.problem.controls, Unbounded)
-            and self.problem.horizon is not None
-            and self._opened(layout.box)
-        ):
+        if self.problem.controls.unbounded and self.problem.horizon is not None and self._opened(layout.box):
             try:
                 level = self._solve_on(layout.grid(FIRST_NODES[self.problem.dim]), FIRST_STEPS, self.scheme)
             except (NotConvergedError, OutOfTimeError):
@@ -626,7 +621,7 @@ class _Search:
     def _frame(self, policies: list[Any]) -> Frame:
         tail = max(1e-2 * self.rtol, 1e-12)
         layout = frame([self.problem.closed_loop(p) for p in policies], self.points, tail, self.charts)
-        if isinstance(self.problem.controls, Unbounded) and self._noise_is_controlled():
+        if self.problem.controls.unbounded and self._noise_is_controlled():
             # the policy at a cut comes from second derivatives taken there, which are good on even nodes only
             layout = layout.even()
         return self._about_breaks(layout)

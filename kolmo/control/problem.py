@@ -8,7 +8,8 @@ import torch
 
 from kolmo.arrays import is_tensor
 from kolmo.box import Box
-from kolmo.control.sets import BoxSet, ControlSet, Finite, Unbounded
+from kolmo.control.game import Game
+from kolmo.control.sets import BoxSet, Finite, Unbounded
 from kolmo.errors import InputError
 from kolmo.problem import KolmogorovProblem
 from kolmo.sde import SDE
@@ -32,8 +33,8 @@ class ControlProblem:
         ``drift(t, x, a)`` -> ``(..., d)``, with a of shape ``(..., m)``. All functions get torch tensors (float64).
     diffusion, covariance : callable or array_like
         σ or Σ = σσᵀ as in ``SDE``, functions of (t, x, a). With neither there is no noise.
-    controls : Interval, BoxSet, Finite or Unbounded
-        The set A.
+    controls : Interval, BoxSet, Finite, Unbounded or Game
+        The set A; a game has two players, of whom the first minimises and the second maximises.
     terminal : callable or None
         φ: ``terminal(x)`` -> ``(...)``. None if stationary.
     horizon : float or None
@@ -70,7 +71,7 @@ class ControlProblem:
         diffusion: Any = None,
         *,
         covariance: Any = None,
-        controls: ControlSet,
+        controls: BoxSet | Finite | Unbounded | Game,
         terminal: Callable[..., Any] | None,
         horizon: float | None,
         box: Box | None = None,
@@ -80,10 +81,12 @@ class ControlProblem:
         sense: str = "min",
         dim: int | None = None,
     ) -> None:
-        if not isinstance(controls, (BoxSet, Finite, Unbounded)):
-            raise InputError("controls", repr(controls), "control.Interval, BoxSet, Finite or Unbounded")
+        if not isinstance(controls, (BoxSet, Finite, Unbounded, Game)):
+            raise InputError("controls", repr(controls), "control.Interval, BoxSet, Finite, Unbounded or Game")
         if sense not in ("min", "max"):
             raise InputError("sense", repr(sense), "'min' or 'max'")
+        if sense == "max" and isinstance(controls, Game):
+            raise InputError("sense", "'max'", "'min': the first player of a game minimises", "exchange the players")
         if obstacle is not None and not callable(obstacle):
             raise InputError("obstacle", repr(obstacle), "a function obstacle(t, x)")
         self.controls, self.sense, self.obstacle = controls, sense, obstacle
