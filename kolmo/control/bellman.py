@@ -11,11 +11,12 @@ import torch
 from scipy.linalg import lapack
 from scipy.ndimage import distance_transform_edt, maximum_filter1d
 
-from kolmo.arrays import Held
+from kolmo.arrays import Held as Kept
 from kolmo.box import Absorbing, Entrance, Natural, Open, Robin
 from kolmo.control.coefficients import Coefficients, Values
 from kolmo.control.game import Game
 from kolmo.control.problem import ControlProblem
+from kolmo.control.targets import Held
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Grid
 from kolmo.kernels.linear import factorize
@@ -34,12 +35,31 @@ POLICY_CHANGE = 1e-11
 HOLD, STAY = 15, 35
 # The size of V that changes are relative to is that within this part of the nodes to either side.
 AROUND = 10
+# Time steps that differ by this part of their size are the same.
+ALIKE = 1e-9
 # Rate, in units of 1/T, at which V is pulled to the obstacle where it has passed it.
 PENALTY = 1e8
 # An unbounded control may have no optimum this many nodes from an open, natural or absorbing face.
 MARGIN = 6
 # Nodes at the ends whose differences have another kernel.
 EDGE = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Filled:
+    """Q where nodes in targets are linear functions of the unknown ones: rows and columns of the latter alone."""
+
+    matrix: sp.csr_matrix
+
+    @classmethod
+    def of(cls, Q: sp.csr_matrix, fixed: np.ndarray, filled: sp.csr_matrix) -> "Filled":
+        """From the matrix of all nodes, the fixed ones, and how those are filled."""
+        free = sp.diags((~fixed).astype(float))
+        return cls(sp.csr_matrix(free @ Q @ (free + filled @ free)))
+
+    def apply(self, u: np.ndarray) -> np.ndarray:
+        """Q u for u zero at fixed nodes."""
+        return np.asarray(self.matrix @ u)
 
 
 @dataclass(frozen=True)
@@ -74,7 +94,11 @@ class Bellman:
         # where paths leave is for the policy to say: absorbing values hold everywhere
         self.generator = Generator(still, grid, self.scheme, everywhere=True)
         self.box, self.metric = self.generator.box, self.generator.metric
-        self.fixed = self.generator.fixed if self.generator.fixed.any() else None
+        self.held = (
+            Held(problem.targets, grid, self.generator.fixed, not self.scheme.monotone) if problem.targets else None
+        )
+        fixed = self.generator.fixed if self.held is None else self.generator.fixed | self.held.inside
+        self.fixed = fixed if fixed.any() else None
         self.penalty = PENALTY / (problem.horizon or 1.0)
         if any(isinstance(face, Robin) for pair in self.box.faces for face in pair) and grid.dim > 1:
             raise InputError("box", self.box, "no elastic (Robin) faces in two or three dimensions")
@@ -88,14 +112,14 @@ class Bellman:
         self.fields = SCHEMES[name].stencil(grid, self.box, sample)
         if not self.coefficients.covariance_is_fixed:
             self._keep_noise_at_cuts()
-        self._soft = self._near_faces()
+        self._soft = self._near_faces() if self.held is None else self._near_faces() | self.held.inside
         # Selling's vectors depend on the covariance: where it never changes, neither does the stencil
         self._one_layout = grid.dim == 1 or self.coefficients.covariance_is_fixed
         # kinks of V'' at switches are put into the load: on intervals, by differences of order 4
         self._switches = (
             scheme == "central4" and grid.dim == 1 and not grid.axes[0].periodic and self.coefficients.switches
         )
-        self._assembled: tuple[float, Act, tuple[Operator, np.ndarray, Local]] | None = None
+        self._assembled: tuple[float, Act, tuple[Any, np.ndarray, Local]] | None = None
 
     def _faces(self) -> list[tuple[int, int, Any]]:
         return [(i, s, self.box.faces[i][s]) for i in range(self.grid.dim) for s in (0, 1)]
@@ -108,7 +132,7 @@ class Bellman:
         """
         for stencil in (self.stencil, self.fields):
             if isinstance(stencil, TensorStencil):
-                stencil.keep = [Held(np.ones(self.grid.size)) for _ in range(self.grid.dim)]  # type: ignore[attr-defined]
+                stencil.keep = [Kept(np.ones(self.grid.size)) for _ in range(self.grid.dim)]  # type: ignore[attr-defined]
 
     def _near_faces(self) -> np.ndarray:
         """Nodes near faces where derivatives are dropped, degenerate or one-sided."""
@@ -158,24 +182,29 @@ class Bellman:
         return FaceData(robin)
 
     def boundary(self, t: float) -> np.ndarray:
-        """Values at absorbing nodes, zero elsewhere, shape (size, 1)."""
-        return np.asarray(self.generator.boundary(t, self.grid.points))
+        """Values at absorbing nodes and what targets pay, zero elsewhere, shape (size, 1)."""
+        values = np.asarray(self.generator.boundary(t, self.grid.points))
+        return values if self.held is None else np.where(self.held.inside[:, None], self.held.paid(t), values)
 
     def free(self, V: np.ndarray) -> np.ndarray:
         """V with zeros at absorbing nodes."""
         return V if self.fixed is None else V * (~self.fixed)[:, None]
 
     def full(self, V: np.ndarray, t: float) -> np.ndarray:
-        """V with the absorbing values put in."""
-        return V if self.fixed is None else self.free(V) + self.boundary(t)
+        """V with the values at absorbing faces and in targets put in."""
+        if self.fixed is None:
+            return V
+        free = self.free(V)
+        filled = free if self.held is None else free + self.held.filled @ free
+        return np.asarray(filled + self.boundary(t))
 
-    def assemble(self, t: float, act: Act) -> tuple[Operator, np.ndarray, Local]:
+    def assemble(self, t: float, act: Act) -> tuple[Any, np.ndarray, Local]:
         """Q and total load of a policy at time t, and the coefficients they come from; the last result is kept."""
         if self._assembled is None or self._assembled[0] != t or not _identical(self._assembled[1], act):
             self._assembled = t, act, self._assemble(t, act)
         return self._assembled[2]
 
-    def _assemble(self, t: float, act: Act) -> tuple[Operator, np.ndarray, Local]:
+    def _assemble(self, t: float, act: Act) -> tuple[Any, np.ndarray, Local]:
         local = self.local(t, act.a)
         if act.stop is not None and act.stop.any():
             pull = self.penalty * act.stop
@@ -188,7 +217,9 @@ class Bellman:
         load = assembly.load if act.bent is None else assembly.load + act.bent
         if self.fixed is not None:
             load = load + stencil.apply(assembly.a, self.boundary(t))
-        return Operator(stencil, assembly.a, self.fixed), load, local
+        if self.held is None or self.fixed is None:
+            return Operator(stencil, assembly.a, self.fixed), load, local
+        return Filled.of(stencil.matrix(assembly.a), self.fixed, self.held.filled), self.free(load), local
 
     def derivatives(self, t: float, V: np.ndarray, act: Act) -> tuple[np.ndarray, np.ndarray]:
         """∇V (size, d) and ∇²V (size, d, d) as the central scheme takes them, slopes at walls included."""
@@ -391,7 +422,12 @@ class TridiagonalEuler:
     def of(cls, bellman: Bellman) -> "TridiagonalEuler | None":
         """The steps of a monotone scheme on an interval; None elsewhere."""
         stencil = bellman.stencil
-        if bellman.grid.dim > 1 or bellman.grid.axes[0].periodic or not isinstance(stencil, JumpStencil):
+        if (
+            bellman.held is not None
+            or bellman.grid.dim > 1
+            or bellman.grid.axes[0].periodic
+            or not isinstance(stencil, JumpStencil)
+        ):
             return None
         return cls(stencil)
 
@@ -421,7 +457,12 @@ class BandedRadau:
     @classmethod
     def of(cls, bellman: Bellman, stages: int) -> "BandedRadau | None":
         """The system of a central scheme on an interval; None elsewhere."""
-        if bellman.grid.dim > 1 or bellman.grid.axes[0].periodic or not isinstance(bellman.stencil, TensorStencil):
+        if (
+            bellman.held is not None
+            or bellman.grid.dim > 1
+            or bellman.grid.axes[0].periodic
+            or not isinstance(bellman.stencil, TensorStencil)
+        ):
             return None
         n, operators = bellman.grid.size, bellman.stencil.operators[0]
         terms = [
@@ -459,6 +500,7 @@ class ImplicitStep:
         self.bellman, self.stepper, self.change = bellman, STEPPERS[stepper], change
         self.iterations, self.unsettled = 0, 0.0
         self.before: tuple[float, list[Act]] | None = None
+        self.factors: tuple[float, Any] | None = None
         # where controls have bounds the policy jumps at some nodes, and changes shrink by fits and starts
         self.like: tuple[float, ...] | None = None if bellman.problem.controls.has_bounds else ()
         stages = len(self.stepper.nodes)
@@ -513,14 +555,23 @@ class ImplicitStep:
     ) -> list[np.ndarray]:
         """Stage states by one sparse factorisation, stages interleaved node by node."""
         A, s, n = tableau(len(loads)).A, len(loads), len(u)
-        total = sp.identity(n * s, format="csr")
-        for j, Q in enumerate(matrices):
-            column = np.zeros((s, s))
-            column[:, j] = A[:, j]
-            total = total - dt * sp.kron(Q, column, format="csr")
+        if self.factors is None or not self._always_alike or abs(self.factors[0] - dt) > ALIKE * dt:
+            total = sp.identity(n * s, format="csr")
+            for j, Q in enumerate(matrices):
+                column = np.zeros((s, s))
+                column[:, j] = A[:, j]
+                total = total - dt * sp.kron(Q, column, format="csr")
+            self.factors = dt, factorize(total)
         right = np.stack([u + dt * sum(A[i, j] * loads[j] for j in range(s)) for i in range(s)], 1)
-        x = factorize(total).solve(right.reshape(n * s, 1)).reshape(n, s, 1)
+        x = self.factors[1].solve(right.reshape(n * s, 1)).reshape(n, s, 1)
         return [x[:, j] for j in range(s)]
+
+    @property
+    def _always_alike(self) -> bool:
+        """Whether the equation is linear with coefficients that never change: one factorisation does for all steps."""
+        bellman = self.bellman
+        one = len(bellman.problem.controls.samples) == 1 and not bellman.problem.controls.unbounded
+        return one and bellman.problem.obstacle is None and bellman.coefficients.autonomous
 
 
 class ExplicitStep:

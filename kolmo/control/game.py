@@ -144,8 +144,10 @@ class Game:
         """Saddle points of h·s + ½ s·Hs over a = centre + scale·s in the sets; s (n, m), and where there is one."""
         k = self.minimizer.m
         if not H[:, :k, k:].any():
-            one, good = self.minimizer.minimize_quadratic(h[:, :k], H[:, :k, :k], start[:, :k], centre[:k], scale[:k])
-            two, fine = self.maximizer.minimize_quadratic(-h[:, k:], -H[:, k:, k:], start[:, k:], centre[k:], scale[k:])
+            first: Any = self.minimizer
+            second: Any = self.maximizer
+            one, good = first.minimize_quadratic(h[:, :k], H[:, :k, :k], start[:, :k], centre[:k], scale[:k])
+            two, fine = second.minimize_quadratic(-h[:, k:], -H[:, k:, k:], start[:, k:], centre[k:], scale[k:])
             return self.join(one, two), good & fine
         return self._saddle(h, H, start, np.broadcast_to(centre, h.shape), scale)
 

@@ -1,6 +1,6 @@
 """A controlled diffusion with its cost: what dynamic programming solves, and any policy of it as a plain problem."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from kolmo.arrays import is_tensor
 from kolmo.box import Box
 from kolmo.control.game import Game
 from kolmo.control.sets import BoxSet, Finite, Unbounded
+from kolmo.control.targets import Target
 from kolmo.errors import InputError
 from kolmo.problem import KolmogorovProblem
 from kolmo.sde import SDE
@@ -45,6 +46,8 @@ class ControlProblem:
         ℓ and c, functions of (t, x, a).
     obstacle : callable, optional
         ``obstacle(t, x)`` -> ``(...)``: what is paid (sense "min") or got ("max") on stopping; V never passes it.
+    targets : sequence of Target
+        Sets in which the process stops, with what is paid on arrival; they may lie inside the box.
     sense : {"min", "max"}
         Whether the expected value is minimised or maximised.
     dim : int, optional
@@ -80,6 +83,7 @@ class ControlProblem:
         obstacle: Callable[..., Any] | None = None,
         sense: str = "min",
         dim: int | None = None,
+        targets: Sequence[Target] = (),
     ) -> None:
         if not isinstance(controls, (BoxSet, Finite, Unbounded, Game)):
             raise InputError("controls", repr(controls), "control.Interval, BoxSet, Finite, Unbounded or Game")
@@ -89,6 +93,10 @@ class ControlProblem:
             raise InputError("sense", "'max'", "'min': the first player of a game minimises", "exchange the players")
         if obstacle is not None and not callable(obstacle):
             raise InputError("obstacle", repr(obstacle), "a function obstacle(t, x)")
+        targets = (targets,) if isinstance(targets, Target) else tuple(targets)
+        if not all(isinstance(target, Target) for target in targets):
+            raise InputError("targets", repr(targets), "control.Target objects", "Target(level, value)")
+        self.targets = targets
         self.controls, self.sense, self.obstacle = controls, sense, obstacle
         self._drift, self._diffusion, self._covariance = drift, diffusion, covariance
         self._running_cost, self._killing = running_cost, killing
@@ -112,6 +120,8 @@ class ControlProblem:
 
     def closed_loop(self, policy: Policy) -> KolmogorovProblem:
         """The problem of one policy, a(t, x) -> ``(..., m)``: what ``solve`` and ``monte_carlo`` evaluate.
+
+        Targets are no part of it: where there are some, it is the process as if it went on.
 
         Parameters
         ----------

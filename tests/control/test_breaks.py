@@ -127,14 +127,14 @@ def test_what_policy_iteration_leaves_counts_in_the_estimate(monkeypatch):
     import sys
 
     hjb = sys.modules["kolmo.control.hjb"]
-    solve_on = hjb._Search._solve_on
+    solve_on = hjb.Search._solve_on
 
     def unsettled(self, grid, steps, scheme):
         level = solve_on(self, grid, steps, scheme)
         level.unsettled = 0.25
         return level
 
-    monkeypatch.setattr(hjb._Search, "_solve_on", unsettled)
+    monkeypatch.setattr(hjb.Search, "_solve_on", unsettled)
     with pytest.warns(kolmo.errors.ToleranceWarning):
         opt = control.solve_hjb(steering(1.0, 1.0, lambda x: x[..., 0] ** 2), at=[0.5], rtol=1e-2, max_cells=120)
     assert opt.error_estimate.max() >= 0.25
