@@ -5,6 +5,8 @@
 >>> case.exact(0.0, [[100.0]]).round(4).tolist()
 [10.4506]
 
+Control problems with exact optima are in ``catalog.OPTIMA``, see :mod:`kolmo.optima`.
+
 Every function returns a :class:`Case`; :data:`CASES` holds them all under their names. The exact answers are closed
 forms, series or one-dimensional spectral solutions that share no code with the solvers.
 """
@@ -1023,3 +1025,12 @@ def manufactured(dim: int = 2, horizon: float = 0.5) -> Case:
     )
     points = np.array([[0.0, 0.5, 1.0], [1.0, 2.0, 3.0], [2.5, 5.0, 0.3], [4.5, 3.0, 6.0]])[:, :dim]
     return Case("manufactured", problem, points, "Roache (2002)", lambda t, x: np.asarray(solution(t, x)))
+
+
+def __getattr__(name: str) -> Any:
+    """OPTIMA, which loads torch."""
+    if name == "OPTIMA":
+        from kolmo.optima import OPTIMA
+
+        return OPTIMA
+    raise AttributeError(f"module 'kolmo.catalog' has no attribute {name!r}")

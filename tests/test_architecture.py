@@ -25,7 +25,7 @@ ROOMS = [
     ["control"],
     ["bridge"],
     ["landscape"],
-    ["unstructured", "fipy", "interop", "catalog", "testing", "images", "equations"],
+    ["unstructured", "fipy", "interop", "optima", "catalog", "testing", "images", "equations"],
     ["runs", "report", "experiments", "sweep", "cli"],
 ]
 FLOOR = {name: level for level, room in enumerate(ROOMS) for name in room}

@@ -1,6 +1,8 @@
 """Control: exact discrete adjoints that fit drift and diffusion, and the dynamic-programming optimum beside them."""
 
 from kolmo.control.checkpoints import GradientMemory
+from kolmo.control.committors import Committor, committor
+from kolmo.control.game import Game
 from kolmo.control.hjb import ControlSolution, solve_hjb
 from kolmo.control.hopf_cole import HopfColeSolution, hopf_cole
 from kolmo.control.law import Law, law, transition_density
@@ -9,6 +11,7 @@ from kolmo.control.problem import ControlProblem
 from kolmo.control.schroedinger import SchroedingerBridge, schroedinger_bridge
 from kolmo.control.sets import BoxSet, Finite, Interval, Unbounded
 from kolmo.control.successive import successive
+from kolmo.control.targets import Target
 from kolmo.control.uncertainty import Uncertainty, uncertainty
 from kolmo.control.value import expected_value, gradient_memory, value
 
@@ -34,6 +37,10 @@ __all__ = [
     "schroedinger_bridge",
     "BoxSet",
     "Finite",
+    "Game",
+    "committor",
+    "Committor",
+    "Target",
     "Interval",
     "Unbounded",
 ]

@@ -1,6 +1,6 @@
 """The semi-discrete Hamilton–Jacobi–Bellman equation V' + min_a (Q(a) V + r(a)) = 0 on a grid, and its time steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -11,10 +11,12 @@ import torch
 from scipy.linalg import lapack
 from scipy.ndimage import distance_transform_edt, maximum_filter1d
 
-from kolmo.arrays import Held
+from kolmo.arrays import Held as Kept
 from kolmo.box import Absorbing, Entrance, Natural, Open, Robin
 from kolmo.control.coefficients import Coefficients, Values
+from kolmo.control.game import Game
 from kolmo.control.problem import ControlProblem
+from kolmo.control.targets import Held
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Grid
 from kolmo.kernels.linear import factorize
@@ -33,12 +35,31 @@ POLICY_CHANGE = 1e-11
 HOLD, STAY = 15, 35
 # The size of V that changes are relative to is that within this part of the nodes to either side.
 AROUND = 10
+# Time steps that differ by this part of their size are the same.
+ALIKE = 1e-9
 # Rate, in units of 1/T, at which V is pulled to the obstacle where it has passed it.
 PENALTY = 1e8
 # An unbounded control may have no optimum this many nodes from an open, natural or absorbing face.
 MARGIN = 6
 # Nodes at the ends whose differences have another kernel.
 EDGE = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Filled:
+    """Q where nodes in targets are linear functions of the unknown ones: rows and columns of the latter alone."""
+
+    matrix: sp.csr_matrix
+
+    @classmethod
+    def of(cls, Q: sp.csr_matrix, fixed: np.ndarray, filled: sp.csr_matrix) -> "Filled":
+        """From the matrix of all nodes, the fixed ones, and how those are filled."""
+        free = sp.diags((~fixed).astype(float))
+        return cls(sp.csr_matrix(free @ Q @ (free + filled @ free)))
+
+    def apply(self, u: np.ndarray) -> np.ndarray:
+        """Q u for u zero at fixed nodes."""
+        return np.asarray(self.matrix @ u)
 
 
 @dataclass(frozen=True)
@@ -73,7 +94,11 @@ class Bellman:
         # where paths leave is for the policy to say: absorbing values hold everywhere
         self.generator = Generator(still, grid, self.scheme, everywhere=True)
         self.box, self.metric = self.generator.box, self.generator.metric
-        self.fixed = self.generator.fixed if self.generator.fixed.any() else None
+        self.held = (
+            Held(problem.targets, grid, self.generator.fixed, not self.scheme.monotone) if problem.targets else None
+        )
+        fixed = self.generator.fixed if self.held is None else self.generator.fixed | self.held.inside
+        self.fixed = fixed if fixed.any() else None
         self.penalty = PENALTY / (problem.horizon or 1.0)
         if any(isinstance(face, Robin) for pair in self.box.faces for face in pair) and grid.dim > 1:
             raise InputError("box", self.box, "no elastic (Robin) faces in two or three dimensions")
@@ -87,14 +112,14 @@ class Bellman:
         self.fields = SCHEMES[name].stencil(grid, self.box, sample)
         if not self.coefficients.covariance_is_fixed:
             self._keep_noise_at_cuts()
-        self._soft = self._near_faces()
+        self._soft = self._near_faces() if self.held is None else self._near_faces() | self.held.inside
         # Selling's vectors depend on the covariance: where it never changes, neither does the stencil
         self._one_layout = grid.dim == 1 or self.coefficients.covariance_is_fixed
         # kinks of V'' at switches are put into the load: on intervals, by differences of order 4
         self._switches = (
             scheme == "central4" and grid.dim == 1 and not grid.axes[0].periodic and self.coefficients.switches
         )
-        self._assembled: tuple[float, Act, tuple[Operator, np.ndarray, Local]] | None = None
+        self._assembled: tuple[float, Act, tuple[Any, np.ndarray, Local]] | None = None
 
     def _faces(self) -> list[tuple[int, int, Any]]:
         return [(i, s, self.box.faces[i][s]) for i in range(self.grid.dim) for s in (0, 1)]
@@ -107,7 +132,7 @@ class Bellman:
         """
         for stencil in (self.stencil, self.fields):
             if isinstance(stencil, TensorStencil):
-                stencil.keep = [Held(np.ones(self.grid.size)) for _ in range(self.grid.dim)]  # type: ignore[attr-defined]
+                stencil.keep = [Kept(np.ones(self.grid.size)) for _ in range(self.grid.dim)]  # type: ignore[attr-defined]
 
     def _near_faces(self) -> np.ndarray:
         """Nodes near faces where derivatives are dropped, degenerate or one-sided."""
@@ -157,24 +182,29 @@ class Bellman:
         return FaceData(robin)
 
     def boundary(self, t: float) -> np.ndarray:
-        """Values at absorbing nodes, zero elsewhere, shape (size, 1)."""
-        return np.asarray(self.generator.boundary(t, self.grid.points))
+        """Values at absorbing nodes and what targets pay, zero elsewhere, shape (size, 1)."""
+        values = np.asarray(self.generator.boundary(t, self.grid.points))
+        return values if self.held is None else np.where(self.held.inside[:, None], self.held.paid(t), values)
 
     def free(self, V: np.ndarray) -> np.ndarray:
         """V with zeros at absorbing nodes."""
         return V if self.fixed is None else V * (~self.fixed)[:, None]
 
     def full(self, V: np.ndarray, t: float) -> np.ndarray:
-        """V with the absorbing values put in."""
-        return V if self.fixed is None else self.free(V) + self.boundary(t)
+        """V with the values at absorbing faces and in targets put in."""
+        if self.fixed is None:
+            return V
+        free = self.free(V)
+        filled = free if self.held is None else free + self.held.filled @ free
+        return np.asarray(filled + self.boundary(t))
 
-    def assemble(self, t: float, act: Act) -> tuple[Operator, np.ndarray, Local]:
+    def assemble(self, t: float, act: Act) -> tuple[Any, np.ndarray, Local]:
         """Q and total load of a policy at time t, and the coefficients they come from; the last result is kept."""
         if self._assembled is None or self._assembled[0] != t or not _identical(self._assembled[1], act):
             self._assembled = t, act, self._assemble(t, act)
         return self._assembled[2]
 
-    def _assemble(self, t: float, act: Act) -> tuple[Operator, np.ndarray, Local]:
+    def _assemble(self, t: float, act: Act) -> tuple[Any, np.ndarray, Local]:
         local = self.local(t, act.a)
         if act.stop is not None and act.stop.any():
             pull = self.penalty * act.stop
@@ -187,7 +217,9 @@ class Bellman:
         load = assembly.load if act.bent is None else assembly.load + act.bent
         if self.fixed is not None:
             load = load + stencil.apply(assembly.a, self.boundary(t))
-        return Operator(stencil, assembly.a, self.fixed), load, local
+        if self.held is None or self.fixed is None:
+            return Operator(stencil, assembly.a, self.fixed), load, local
+        return Filled.of(stencil.matrix(assembly.a), self.fixed, self.held.filled), self.free(load), local
 
     def derivatives(self, t: float, V: np.ndarray, act: Act) -> tuple[np.ndarray, np.ndarray]:
         """∇V (size, d) and ∇²V (size, d, d) as the central scheme takes them, slopes at walls included."""
@@ -267,7 +299,8 @@ class Bellman:
         jump = high - low
         shift = np.abs((one.b - own.b)[cells, 0]) * self.metric.density[cells, 0]
         noise = own.S[cells, 0, 0] * self.metric.density[cells, 0] ** 2
-        alone = np.array([np.sum(np.abs(cells - cell) <= EDGE) == 1 for cell in cells])
+        gaps = np.diff(cells, prepend=-n, append=2 * n) > EDGE
+        alone = gaps[1:] & gaps[:-1]
         good = (low * high < 0) & (shift <= noise) & alone
         load = np.zeros(n)
         for cell, where, q in zip(cells[good], -low[good] / jump[good], jump[good], strict=True):
@@ -284,11 +317,14 @@ class Bellman:
         if bad.any() and not self._idle(t, bad):
             raise InputError(
                 "controls",
-                f"a Hamiltonian without {self.problem.sense}imum in the control at "
+                f"a Hamiltonian without {self._optimum()} in the control at "
                 f"x = {self.grid.points[np.flatnonzero(bad)[0]].tolist()}, t = {t:g}",
                 "one that is definite in a wherever the control acts",
                 "add a cost that is convex in the control, or bound the controls (Interval, BoxSet)",
             )
+
+    def _optimum(self) -> str:
+        return "saddle point" if isinstance(self.problem.controls, Game) else f"{self.problem.sense}imum"
 
     def _filled(self, a: torch.Tensor, found: np.ndarray) -> torch.Tensor:
         """Controls where there is no optimum, from the nearest node that has one."""
@@ -324,6 +360,11 @@ class Bellman:
 
     def _discrete_best(self, t: float, V: np.ndarray, act: Act, options: list[torch.Tensor]) -> torch.Tensor:
         """Of several controls per node the best one for the discrete operator itself; the present one wins ties."""
+        controls = self.problem.controls
+        if isinstance(controls, Game):
+            firsts, seconds = zip(*(controls.split(option) for option in [act.a, *options]), strict=True)
+            both = controls.answered(lambda a: self.rate(t, V, Act(a))[:, 0], _distinct(firsts), _distinct(seconds))
+            return torch.as_tensor(both)
         best, a = self.rate(t, V, Act(act.a)), act.a
         # where V is stationary the rate vanishes, and rounding is that of its parts
         slack = 1e-13 * (np.abs(best).max() + np.abs(self.assemble(t, Act(act.a))[1]).max())
@@ -345,6 +386,15 @@ class Bellman:
         """Q(a) V + r(a), shape (size, 1); V with or without absorbing values."""
         operator, load, _ = self.assemble(t, act)
         return np.asarray(operator.apply(np.ascontiguousarray(self.free(V))) + load)
+
+
+def _distinct(options: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Options that differ from those before them."""
+    kept: list[torch.Tensor] = []
+    for option in options:
+        if not any(torch.equal(option, other) for other in kept):
+            kept.append(option)
+    return kept
 
 
 def _seen(d: np.ndarray) -> np.ndarray:
@@ -372,7 +422,12 @@ class TridiagonalEuler:
     def of(cls, bellman: Bellman) -> "TridiagonalEuler | None":
         """The steps of a monotone scheme on an interval; None elsewhere."""
         stencil = bellman.stencil
-        if bellman.grid.dim > 1 or bellman.grid.axes[0].periodic or not isinstance(stencil, JumpStencil):
+        if (
+            bellman.held is not None
+            or bellman.grid.dim > 1
+            or bellman.grid.axes[0].periodic
+            or not isinstance(stencil, JumpStencil)
+        ):
             return None
         return cls(stencil)
 
@@ -402,7 +457,12 @@ class BandedRadau:
     @classmethod
     def of(cls, bellman: Bellman, stages: int) -> "BandedRadau | None":
         """The system of a central scheme on an interval; None elsewhere."""
-        if bellman.grid.dim > 1 or bellman.grid.axes[0].periodic or not isinstance(bellman.stencil, TensorStencil):
+        if (
+            bellman.held is not None
+            or bellman.grid.dim > 1
+            or bellman.grid.axes[0].periodic
+            or not isinstance(bellman.stencil, TensorStencil)
+        ):
             return None
         n, operators = bellman.grid.size, bellman.stencil.operators[0]
         terms = [
@@ -439,6 +499,10 @@ class ImplicitStep:
     def __init__(self, bellman: Bellman, stepper: str, change: float = POLICY_CHANGE) -> None:
         self.bellman, self.stepper, self.change = bellman, STEPPERS[stepper], change
         self.iterations, self.unsettled = 0, 0.0
+        self.before: tuple[float, list[Act]] | None = None
+        self.factors: tuple[float, Any] | None = None
+        # where controls have bounds the policy jumps at some nodes, and changes shrink by fits and starts
+        self.like: tuple[float, ...] | None = None if bellman.problem.controls.has_bounds else ()
         stages = len(self.stepper.nodes)
         chain = TridiagonalEuler.of(bellman) if stages == 1 else None
         self.banded = BandedRadau.of(bellman, stages) if chain is None else chain
@@ -448,7 +512,7 @@ class ImplicitStep:
         bellman = self.bellman
         instants = [t - c * dt for c in self.stepper.nodes]
         # coefficients at the start of the step are never those on the other side of T
-        acts = acts if len(acts) == len(instants) else [acts[-1]] * len(instants)
+        acts = self._continued(dt) or (acts if len(acts) == len(instants) else [acts[-1]] * len(instants))
 
         def solve(acts: list[Act]) -> list[np.ndarray]:
             parts = [bellman.assemble(s, act) for s, act in zip(instants, acts, strict=True)]
@@ -464,24 +528,50 @@ class ImplicitStep:
             held = count > HOLD
             return [replace(new, bent=old.bent) if held else new for new, old in zip(better, acts, strict=True)]
 
-        settled = iterate(solve, improve, acts, self.change)
+        settled = iterate(solve, improve, acts, self.change, self.like)
+        if self.like is not None and len(settled.changes) > 1:
+            self.like = settled.changes
         self.iterations += settled.count
         self.unsettled += settled.change
+        self.before = dt, settled.acts
         return settled.states[-1], settled.acts
+
+    def _continued(self, dt: float) -> list[Act] | None:
+        """Policies of the stages of the last step, continued in time: a better guess where controls are not bounded."""
+        if self.before is None or self.bellman.problem.controls.has_bounds:
+            return None
+        last, acts = self.before
+        nodes = np.asarray(self.stepper.nodes)
+        others = [np.delete(nodes, j) for j in range(len(nodes))]
+        guesses = []
+        for c in 1.0 + nodes * dt / last:
+            weights = [np.prod((c - rest) / (node - rest)) for node, rest in zip(nodes, others, strict=True)]
+            a = sum(float(w) * act.a for w, act in zip(weights, acts, strict=True))
+            guesses.append(replace(acts[-1], a=torch.as_tensor(a)))
+        return guesses
 
     def _coupled(
         self, u: np.ndarray, dt: float, matrices: list[sp.csr_matrix], loads: list[np.ndarray]
     ) -> list[np.ndarray]:
         """Stage states by one sparse factorisation, stages interleaved node by node."""
         A, s, n = tableau(len(loads)).A, len(loads), len(u)
-        total = sp.identity(n * s, format="csr")
-        for j, Q in enumerate(matrices):
-            column = np.zeros((s, s))
-            column[:, j] = A[:, j]
-            total = total - dt * sp.kron(Q, column, format="csr")
+        if self.factors is None or not self._always_alike or abs(self.factors[0] - dt) > ALIKE * dt:
+            total = sp.identity(n * s, format="csr")
+            for j, Q in enumerate(matrices):
+                column = np.zeros((s, s))
+                column[:, j] = A[:, j]
+                total = total - dt * sp.kron(Q, column, format="csr")
+            self.factors = dt, factorize(total)
         right = np.stack([u + dt * sum(A[i, j] * loads[j] for j in range(s)) for i in range(s)], 1)
-        x = factorize(total).solve(right.reshape(n * s, 1)).reshape(n, s, 1)
+        x = self.factors[1].solve(right.reshape(n * s, 1)).reshape(n, s, 1)
         return [x[:, j] for j in range(s)]
+
+    @property
+    def _always_alike(self) -> bool:
+        """Whether the equation is linear with coefficients that never change: one factorisation does for all steps."""
+        bellman = self.bellman
+        one = len(bellman.problem.controls.samples) == 1 and not bellman.problem.controls.unbounded
+        return one and bellman.problem.obstacle is None and bellman.coefficients.autonomous
 
 
 class ExplicitStep:
@@ -519,12 +609,16 @@ class ExplicitStep:
 
 @dataclass(frozen=True)
 class Settled:
-    """Where policy iteration ended: states, their policies, iterations, and what V still changed by (absolute)."""
+    """Where policy iteration ended: states, their policies, iterations, and what V still changed by (absolute).
+
+    ``changes`` are those from one policy to the next, relative to V.
+    """
 
     states: list[np.ndarray]
     acts: list[Act]
     count: int
     change: float
+    changes: tuple[float, ...] = ()
 
 
 def iterate(
@@ -532,6 +626,7 @@ def iterate(
     improve: Callable[[list[np.ndarray], list[Act], int], list[Act]],
     acts: list[Act],
     close: float = POLICY_CHANGE,
+    like: Sequence[float] | None = None,
 ) -> Settled:
     """Policy iteration (Howard 1960): solve for the policies, improve them, until V no longer changes.
 
@@ -545,22 +640,38 @@ def iterate(
     """
     before: list[np.ndarray] | None = None
     older: list[Act] | None = None
-    moved = np.inf
+    moved, changes = np.inf, list[float]()
     for count in range(1, POLICY_ITERATIONS + 1):
         states = solve(acts)
         if not all(np.isfinite(V).all() for V in states):
             raise NotConvergedError("policy iteration met an infinite value")
         if before is not None:
             moved = max(float(np.abs(V - W).max()) for V, W in zip(states, before, strict=True))
-            if max(_change(V, W) for V, W in zip(states, before, strict=True)) <= close:
-                return Settled(states, acts, count, 0.0)
+            changes.append(max(_change(V, W) for V, W in zip(states, before, strict=True)))
+            if changes[-1] <= close or _expected(changes, like) <= close:
+                return Settled(states, acts, count, 0.0, tuple(changes))
         better = improve(states, acts, count)
         if count > STAY and older is not None:
             better = [_kept(new, now, old) for new, now, old in zip(better, acts, older, strict=True)]
         if all(_same(p, q) for p, q in zip(acts, better, strict=True)):
-            return Settled(states, acts, count, 0.0 if count <= STAY or before is None else moved)
+            return Settled(states, acts, count, 0.0 if count <= STAY or before is None else moved, tuple(changes))
         older, acts, before = acts, better, states
-    return Settled(states, acts, POLICY_ITERATIONS, moved)
+    return Settled(states, acts, POLICY_ITERATIONS, moved, tuple(changes))
+
+
+def _expected(changes: Sequence[float], like: Sequence[float] | None) -> float:
+    """Most that the next policy is expected to change, where that shrinks superlinearly as in Newton's method.
+
+    ``like`` are the changes of an iteration as this one, such as that of the time step before; None: policies may jump,
+    and nothing is expected.
+    """
+    if like is None:
+        return np.inf
+    if len(changes) > 1:
+        return changes[-1] ** 2 / max(changes[-2], 1e-300)
+    if len(like) > 1 and changes[0] <= 2.0 * like[0]:
+        return changes[0] * like[1] / max(like[0], 1e-300)
+    return np.inf
 
 
 def _change(V: np.ndarray, W: np.ndarray) -> float:

@@ -10,7 +10,7 @@ import torch
 
 from kolmo import memory
 from kolmo.control.problem import ControlProblem
-from kolmo.control.sets import Finite, Unbounded
+from kolmo.control.sets import Finite
 from kolmo.schemes.generator import PROBES
 
 # Values that differ by less than this part of their size count as the same.
@@ -146,7 +146,7 @@ class Coefficients:
         self._models: OrderedDict[float, Quadratic] = OrderedDict()
         self.autonomous: bool = self._autonomous() if like is None else like.autonomous
         if like is None:
-            self.quadratic: bool = not isinstance(problem.controls, Finite) and self._quadratic()
+            self.quadratic: bool = not problem.controls.listed and self._quadratic()
         else:
             self.quadratic = like.quadratic
 
@@ -206,7 +206,7 @@ class Coefficients:
     @cached_property
     def switches(self) -> bool:
         """Whether the control only ever jumps (between members of a list, or ends) and leaves the noise alone."""
-        if isinstance(self.problem.controls, Unbounded):
+        if self.problem.controls.unbounded:
             return False
         if isinstance(self.problem.controls, Finite):
             T, a = self.problem.horizon or 0.0, self.problem.controls.samples

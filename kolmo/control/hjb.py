@@ -16,8 +16,7 @@ from kolmo.control.breaks import look, terminal_breaks, together
 from kolmo.control.charts import natural_charts, opened, opened_as
 from kolmo.control.coefficients import Coefficients
 from kolmo.control.frame import Frame, frame
-from kolmo.control.problem import ControlProblem
-from kolmo.control.sets import Finite, Unbounded
+from kolmo.control.problem import ControlProblem, Policy
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, MissingExtraError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
@@ -39,6 +38,8 @@ FIRST_STEPS = 6
 GROWTH = {1: 1.5, 2: 1.35, 3: 1.25}
 MAX_GROWTH = {1: 2.0, 2: 1.7, 3: 1.5}
 MAX_CELLS = {1: 6_000, 2: 60_000, 3: 200_000}
+# Nodes across a target on the first level, as their number says.
+ACROSS = 5
 # Processor time after which no finer level is begun.
 MAX_SECONDS = 60.0
 # More explicit steps than this call for implicit ones in two dimensions.
@@ -123,8 +124,16 @@ class ControlSolution:
     slopes: np.ndarray | None = field(default=None, repr=False)
 
     def __call__(self, x: Any, t: float = 0.0) -> Array:
-        """V(t, x) at points (..., d): shape (...); cubic in time between ``times`` where ``slopes`` are known."""
-        return self._interpolate(self._at(self.values, t), x, self.discretization.width)
+        """V(t, x) at points (..., d): shape (...); in targets what they pay."""
+        V = self._interpolate(self._at(self.values, t), x, self.discretization.width)
+        for target in self.problem.targets[::-1]:
+            points = as_points(x, self.grid.dim)
+            inside = target.inside(points)
+            if inside.any():
+                flat = np.asarray(as_numpy(points), dtype=float).reshape(-1, self.grid.dim)
+                paid = target.paid(t, flat).reshape(inside.shape)
+                V = as_like(np.where(inside, paid, as_numpy(V)), points)
+        return V
 
     def gradient(self, x: Any, t: float = 0.0) -> Array:
         """∇V(t, x), shape (..., d)."""
@@ -178,7 +187,15 @@ class ControlSolution:
         return to_dataset(self)
 
     def closed_loop(self) -> KolmogorovProblem:
-        """The problem under the optimal policy, for ``solve`` and ``monte_carlo``."""
+        """The problem under the optimal policy, for ``solve`` and ``monte_carlo``.
+
+        Raises
+        ------
+        InputError
+            Where there are targets, of which those know nothing.
+        """
+        if self.problem.targets:
+            raise InputError("closed_loop", "a problem with targets", "one without", "follow opt.policy yourself")
         return self.problem.closed_loop(self.policy)
 
     def _at(self, stored: np.ndarray, t: float, slopes: np.ndarray | None = None) -> np.ndarray:
@@ -249,7 +266,7 @@ class _Reader:
         self.solution, self.x = solution, x.copy()
         grid, width, d = solution.grid, solution.discretization.width, solution.grid.dim
         unit = np.eye(d, dtype=int)
-        self.width = 2 if isinstance(solution.problem.controls, Finite) else 4
+        self.width = 2 if solution.problem.controls.listed else 4
         self.plain = grid.interpolation(x, self.width)
         orders = [0 * unit[0], *unit, *(unit[i] + unit[j] for i in range(d) for j in range(i, d))]
         self.rules = [grid.interpolation(x, width, order.tolist()) for order in orders]
@@ -375,11 +392,11 @@ def solve_hjb(
     if discretization is not None:
         if discretization.grid.dim != problem.dim:
             raise InputError("discretization", f"{discretization.grid.dim} dimensions", f"{problem.dim} dimensions")
-        return _solution(problem, _follow(problem, discretization), None, "fixed", "solved as given", {})
+        return pack(problem, _follow(problem, discretization), None, "fixed", "solved as given", {})
     still = problem.closed_loop(problem.constant(problem.controls.samples[0]))
-    points = interesting_points(still, at)
+    points = outside(problem, interesting_points(still, at))
     limits = Limits.of(max_cells, max_seconds, MAX_CELLS[problem.dim], MAX_SECONDS)
-    search = _Search(problem, points, rtol, atol, limits)
+    search = Search(problem, points, rtol, atol, limits)
     try:
         level, estimate, status, message, stats = search.run()
     except OutOfTimeError:
@@ -387,7 +404,23 @@ def solve_hjb(
     if status == "tolerance_not_met":
         warnings.warn(message, ToleranceWarning, stacklevel=2)
     shape = () if at is None else tuple(as_points(at, problem.dim, "at").shape[:-1])
-    return _solution(problem, level, np.broadcast_to(estimate, shape).copy(), status, message, stats)
+    return pack(problem, level, np.broadcast_to(estimate, shape).copy(), status, message, stats)
+
+
+def outside(problem: ControlProblem, points: np.ndarray) -> np.ndarray:
+    """The points outside all targets, where there is something to find."""
+    inside = _held(problem, points)
+    if inside.all():
+        raise InputError("at", "points in targets alone", "a point outside the targets")
+    return np.asarray(points[~inside])
+
+
+def _held(problem: ControlProblem, points: np.ndarray) -> np.ndarray:
+    """Whether points (n, d) lie in a target."""
+    inside = np.zeros(len(points), dtype=bool)
+    for target in problem.targets:
+        inside |= target.inside(points)
+    return inside
 
 
 @dataclass
@@ -416,7 +449,7 @@ class Level:
         return self.states[-1]
 
 
-def _solution(
+def pack(
     problem: ControlProblem,
     level: Level,
     estimate: np.ndarray | None,
@@ -434,6 +467,23 @@ def _solution(
         slopes = np.stack(level.slopes[::-1], 0)[..., 0].reshape(-1, *grid.shape)
     recipe = level.recipe
     return ControlSolution(problem, values, policies, times, grid, recipe, estimate, status, message, stats, slopes)
+
+
+def _nodal_policy(level: Level) -> Policy:
+    """The policy of a level, linear between its nodes and constant from time to time: enough to see where paths go."""
+    grid, times = level.recipe.grid, np.array(level.times)
+    low, high = grid.box
+    loose = np.array([axis.periodic for axis in grid.axes])
+    low, high = np.where(loose, -np.inf, low), np.where(loose, np.inf, high)
+
+    def policy(t: float, x: torch.Tensor) -> torch.Tensor:
+        nodes = level.acts[int(np.abs(times - t).argmin())].a.numpy()
+        inside = np.clip(x.numpy(), low, high)
+        index, weight = grid.interpolation(inside.reshape(-1, grid.dim), 2)
+        a = (np.asarray(weight)[..., None] * nodes[index]).sum(1)
+        return torch.as_tensor(a.reshape(*x.shape[:-1], nodes.shape[1]))
+
+    return policy
 
 
 def _follow(problem: ControlProblem, recipe: Discretization) -> Level:
@@ -539,7 +589,7 @@ class Check:
         return {name: value for name, value in vars(self).items() if name != "unchecked" or value}
 
 
-class _Search:
+class Search:
     """Finer and finer levels until the estimate meets the tolerance, then the monotone check."""
 
     def __init__(self, problem: ControlProblem, points: np.ndarray, rtol: float, atol: float, limits: Limits) -> None:
@@ -549,9 +599,11 @@ class _Search:
         self.scheme = SMOOTH if problem.obstacle is None else STOPPED
         self.order = SCHEMES[self.scheme].order
         # bounded controls switch, and stopping sets end, somewhere between nodes
-        self.kinked = problem.obstacle is not None or not isinstance(problem.controls, Unbounded)
+        choice = problem.controls.has_bounds and len(problem.controls.samples) > 1
+        self.kinked = problem.obstacle is not None or choice
         self.opened = problem.horizon is not None and self._opened(self.problem.box)
-        self.stepper = IMPLICIT if problem.dim == 1 else EXPLICIT
+        # values that come from the unknown ones next to a curved boundary would bound explicit steps
+        self.stepper = IMPLICIT if problem.dim == 1 or problem.targets else EXPLICIT
         self.smoothing = 2
         # policy iteration converges like Newton's method: the last change is far above the error that is left
         self.change = max(POLICY_CHANGE, min(LAST_CHANGE, 1e-3 * rtol))
@@ -594,22 +646,18 @@ class _Search:
         """Frame for typical controls; for unbounded ones also for the policy of a coarse solve."""
         policies: list[Any] = [self.problem.constant(a) for a in self.problem.controls.samples[:5]]
         layout = self._frame(policies)
-        if (
-            isinstance(self.problem.controls, Unbounded)
-            and self.problem.horizon is not None
-            and self._opened(layout.box)
-        ):
+        if self.problem.controls.unbounded and self.problem.horizon is not None and self._opened(layout.box):
             try:
                 level = self._solve_on(layout.grid(FIRST_NODES[self.problem.dim]), FIRST_STEPS, self.scheme)
             except (NotConvergedError, OutOfTimeError):
                 return layout
-            layout = self._frame([*policies, _solution(self.problem, level, None, "fixed", "", {}).policy])
+            layout = self._frame([*policies, _nodal_policy(level)])
         return layout
 
     def _frame(self, policies: list[Any]) -> Frame:
         tail = max(1e-2 * self.rtol, 1e-12)
         layout = frame([self.problem.closed_loop(p) for p in policies], self.points, tail, self.charts)
-        if isinstance(self.problem.controls, Unbounded) and self._noise_is_controlled():
+        if self.problem.controls.unbounded and self._noise_is_controlled():
             # the policy at a cut comes from second derivatives taken there, which are good on even nodes only
             layout = layout.even()
         return self._about_breaks(layout)
@@ -646,7 +694,7 @@ class _Search:
 
     def _in_some_box(self, layout: Frame, scheme: str) -> tuple[Frame, str, str]:
         """Refine; where moving the cut changes the answer too much, move it outwards and refine again."""
-        n = FIRST_NODES[self.problem.dim] * GROWTH[self.problem.dim]
+        n = self._first_nodes(layout)
         n = min(n, self.limits.cells ** (1.0 / self.problem.dim))
         for attempt in range(CUT_TRIES):
             before = (self.levels, self.cut)
@@ -674,6 +722,20 @@ class _Search:
                 "the terminal data may not be finite in a wider one"
             )
         return layout, status, message
+
+    def _first_nodes(self, layout: Frame) -> float:
+        """Nodes per axis of the first level: so many that every target has some across."""
+        d = self.problem.dim
+        n = FIRST_NODES[d] * GROWTH[d]
+        if not self.problem.targets:
+            return n
+        n *= 2.0
+        while n**d < self.limits.cells / 2.0**d:
+            x = layout.grid(n).points
+            if all(np.sum(target.inside(x)) >= ACROSS**d for target in self.problem.targets):
+                break
+            n *= GROWTH[d]
+        return n
 
     def _measure_cut(self, layout: Frame, scheme: str) -> bool:
         """Measure the effect of the cut by a wider box; whether that box could be solved at all."""
@@ -714,8 +776,11 @@ class _Search:
             if self._enough() and self._stands(layout, scheme):
                 return "converged", "the estimate meets the tolerance"
             before, n = n, self._next(n)
+            most = self.limits.cells ** (1.0 / d)
+            # the largest grid allowed is still tried where it is worth it
+            n = most if before * (1.0 + 0.5 * (GROWTH[d] - 1.0)) <= most < n else n
             ahead = self.levels[-1].seconds * (n / before) ** (d + 1)
-            reason = self.limits.excess(n**d, ahead)
+            reason = self.limits.excess(math.floor(n**d + 0.5), ahead)
             if reason:
                 self._keep_best()
                 return "tolerance_not_met", self._stopped(reason)
@@ -799,7 +864,8 @@ class _Search:
     def _beside(self, grid: Grid) -> np.ndarray:
         """Witnesses beside the points, the same for all levels in a box."""
         if not self.levels or self._witnesses is None:
-            self._witnesses = witnesses(grid, self.points)
+            beside = witnesses(grid, self.points)
+            self._witnesses = beside[~_held(self.problem, beside)]
         return self._witnesses
 
     def _solve_on(self, grid: Grid, steps: int, scheme: str) -> Level:
@@ -860,4 +926,17 @@ class _Search:
                 if agrees and change <= TELLING * float(np.abs(mine).max()):
                     break
             before = now
+        if not record.agrees and self.opened:
+            record = self._with_its_cut(layout, level, record)
         return record
+
+    def _with_its_cut(self, layout: Frame, level: Level, record: Check) -> Check:
+        """The comparison again in a wider box: the error of the monotone scheme at a cut is of first order too."""
+        try:
+            wide = self._solve_on(layout.widened(level.recipe.grid), level.recipe.steps, MONOTONE)
+        except (InputError, NotConvergedError, OutOfTimeError):
+            return record
+        moved = float(np.abs(self._answers(wide, self.points) - as_numpy(level.at)).max())
+        change = record.change + moved
+        agrees = bool(record.difference <= CHECK_FACTOR * change + 10.0 * self._tolerance())
+        return replace(record, agrees=agrees, change=change)

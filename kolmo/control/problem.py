@@ -1,6 +1,6 @@
 """A controlled diffusion with its cost: what dynamic programming solves, and any policy of it as a plain problem."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,9 @@ import torch
 
 from kolmo.arrays import is_tensor
 from kolmo.box import Box
-from kolmo.control.sets import BoxSet, ControlSet, Finite, Unbounded
+from kolmo.control.game import Game
+from kolmo.control.sets import BoxSet, Finite, Unbounded
+from kolmo.control.targets import Target
 from kolmo.errors import InputError
 from kolmo.problem import KolmogorovProblem
 from kolmo.sde import SDE
@@ -32,8 +34,8 @@ class ControlProblem:
         ``drift(t, x, a)`` -> ``(..., d)``, with a of shape ``(..., m)``. All functions get torch tensors (float64).
     diffusion, covariance : callable or array_like
         σ or Σ = σσᵀ as in ``SDE``, functions of (t, x, a). With neither there is no noise.
-    controls : Interval, BoxSet, Finite or Unbounded
-        The set A.
+    controls : Interval, BoxSet, Finite, Unbounded or Game
+        The set A; a game has two players, of whom the first minimises and the second maximises.
     terminal : callable or None
         φ: ``terminal(x)`` -> ``(...)``. None if stationary.
     horizon : float or None
@@ -44,6 +46,8 @@ class ControlProblem:
         ℓ and c, functions of (t, x, a).
     obstacle : callable, optional
         ``obstacle(t, x)`` -> ``(...)``: what is paid (sense "min") or got ("max") on stopping; V never passes it.
+    targets : sequence of Target
+        Sets in which the process stops, with what is paid on arrival; they may lie inside the box.
     sense : {"min", "max"}
         Whether the expected value is minimised or maximised.
     dim : int, optional
@@ -70,7 +74,7 @@ class ControlProblem:
         diffusion: Any = None,
         *,
         covariance: Any = None,
-        controls: ControlSet,
+        controls: BoxSet | Finite | Unbounded | Game,
         terminal: Callable[..., Any] | None,
         horizon: float | None,
         box: Box | None = None,
@@ -79,13 +83,20 @@ class ControlProblem:
         obstacle: Callable[..., Any] | None = None,
         sense: str = "min",
         dim: int | None = None,
+        targets: Sequence[Target] = (),
     ) -> None:
-        if not isinstance(controls, (BoxSet, Finite, Unbounded)):
-            raise InputError("controls", repr(controls), "control.Interval, BoxSet, Finite or Unbounded")
+        if not isinstance(controls, (BoxSet, Finite, Unbounded, Game)):
+            raise InputError("controls", repr(controls), "control.Interval, BoxSet, Finite, Unbounded or Game")
         if sense not in ("min", "max"):
             raise InputError("sense", repr(sense), "'min' or 'max'")
+        if sense == "max" and isinstance(controls, Game):
+            raise InputError("sense", "'max'", "'min': the first player of a game minimises", "exchange the players")
         if obstacle is not None and not callable(obstacle):
             raise InputError("obstacle", repr(obstacle), "a function obstacle(t, x)")
+        targets = (targets,) if isinstance(targets, Target) else tuple(targets)
+        if not all(isinstance(target, Target) for target in targets):
+            raise InputError("targets", repr(targets), "control.Target objects", "Target(level, value)")
+        self.targets = targets
         self.controls, self.sense, self.obstacle = controls, sense, obstacle
         self._drift, self._diffusion, self._covariance = drift, diffusion, covariance
         self._running_cost, self._killing = running_cost, killing
@@ -109,6 +120,8 @@ class ControlProblem:
 
     def closed_loop(self, policy: Policy) -> KolmogorovProblem:
         """The problem of one policy, a(t, x) -> ``(..., m)``: what ``solve`` and ``monte_carlo`` evaluate.
+
+        Targets are no part of it: where there are some, it is the process as if it went on.
 
         Parameters
         ----------

@@ -66,6 +66,9 @@ class BoxSet:
     BoxSet([-1.0, 0.0], [1.0, 2.0])
     """
 
+    # What a set is made of: a list, bounds, directions without bounds.
+    listed, has_bounds, unbounded = False, True, False
+
     def __init__(self, lo: float | Sequence[float], hi: float | Sequence[float]) -> None:
         low, high = np.atleast_1d(np.asarray(lo, dtype=float)), np.atleast_1d(np.asarray(hi, dtype=float))
         if low.shape != high.shape or low.ndim != 1 or not 0 < len(low) <= MAX_CONTROLS:
@@ -173,6 +176,8 @@ class Finite:
     1
     """
 
+    listed, has_bounds, unbounded = True, True, False
+
     def __init__(self, values: Any) -> None:
         points = np.asarray(values, dtype=float)
         points = points[:, None] if points.ndim == 1 else points
@@ -220,6 +225,8 @@ class Unbounded:
     Unbounded(2)
     """
 
+    listed, has_bounds, unbounded = False, False, True
+
     def __init__(self, m: int = 1) -> None:
         if not isinstance(m, (int, np.integer)) or not 1 <= m <= MAX_UNBOUNDED:
             raise InputError("m", m, f"a whole number from 1 to {MAX_UNBOUNDED}")
@@ -253,9 +260,6 @@ class Unbounded:
 
     def __repr__(self) -> str:
         return f"Unbounded({self.m})"
-
-
-ControlSet = BoxSet | Finite | Unbounded
 
 
 def _interval_minimum(h: np.ndarray, H: np.ndarray, start: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -311,7 +315,7 @@ def _newton(
     definite = acts = torch.ones(n, dtype=torch.bool)
     size = torch.zeros(m, dtype=torch.float64)  # largest control met so far, per coordinate
     for _ in range(ITERATIONS):
-        value, g, B = _derivatives(H, a)
+        value, g, B = derivatives(H, a)
         held = ((a <= low) & (g > 0)) | ((a >= high) & (g < 0))
         if bool(held.all()):
             break
@@ -352,7 +356,7 @@ def _descend(H: Hamiltonian, a: torch.Tensor, step: torch.Tensor, value: torch.T
     return result
 
 
-def _derivatives(H: Hamiltonian, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def derivatives(H: Hamiltonian, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """H, its gradient (n, m) and its Hessian (n, m, m) in a, node by node."""
     n, m = a.shape
     with torch.enable_grad():

@@ -99,18 +99,42 @@ def test_policies_that_go_back_and_forth_end():
     assert settled.count < 50
 
 
+def test_policy_iteration_ends_where_its_convergence_says_that_the_next_change_is_small():
+    """Changes 1, 1e-4, 1e-8, …: the third is expected from the first two, and of a step alike from its own."""
+    import torch
+
+    def act(value):
+        return Act(torch.full((4, 1), value, dtype=torch.float64))
+
+    def settled(like=()):
+        return iterate(
+            lambda acts: [np.full((4, 1), 1.0 + float(acts[0].a[0, 0]))],
+            lambda states, acts, count: [act(1e-4 * float(acts[0].a[0, 0]))],
+            [act(1.0)],
+            1e-7,
+            like,
+        )
+
+    assert settled(None).count == 4  # nothing is expected of policies that jump
+    plain = settled()
+    assert plain.count == 3  # differences 1 and 1e-4: the next one is 1e-8
+    assert settled(plain.changes).count == 3  # 1 · 1e-4 is not below 1e-7
+    assert settled((1.0, 1e-8)).count == 2  # what the step before showed
+    assert settled((1e-3, 1e-11)).count == 3  # but not where this one begins further off
+
+
 def test_what_policy_iteration_leaves_counts_in_the_estimate(monkeypatch):
     import sys
 
     hjb = sys.modules["kolmo.control.hjb"]
-    solve_on = hjb._Search._solve_on
+    solve_on = hjb.Search._solve_on
 
     def unsettled(self, grid, steps, scheme):
         level = solve_on(self, grid, steps, scheme)
         level.unsettled = 0.25
         return level
 
-    monkeypatch.setattr(hjb._Search, "_solve_on", unsettled)
+    monkeypatch.setattr(hjb.Search, "_solve_on", unsettled)
     with pytest.warns(kolmo.errors.ToleranceWarning):
         opt = control.solve_hjb(steering(1.0, 1.0, lambda x: x[..., 0] ** 2), at=[0.5], rtol=1e-2, max_cells=120)
     assert opt.error_estimate.max() >= 0.25

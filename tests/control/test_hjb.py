@@ -316,13 +316,13 @@ def test_a_policy_of_the_wrong_shape_is_refused():
 # --------------------------------------------------------------------------------------------- refinement and its end
 def test_an_answer_that_the_monotone_scheme_contradicts_is_not_returned(monkeypatch):
     """High-order levels that agree on something wrong, as a solution that is not the viscosity solution."""
-    solve_on = hjb._Search._solve_on
+    solve_on = hjb.Search._solve_on
 
     def wrong(self, grid, steps, scheme):
         level = solve_on(self, grid, steps, scheme)
         return level if scheme == hjb.MONOTONE else dataclasses.replace(level, states=[level.states[0] + 0.5])
 
-    monkeypatch.setattr(hjb._Search, "_solve_on", wrong)
+    monkeypatch.setattr(hjb.Search, "_solve_on", wrong)
     opt = control.solve_hjb(exit_problem(), at=[0.2], rtol=2e-2)
     assert abs(opt([0.2]).item() - fastest_exit(0.2)) < 0.05
     assert not opt.stats["monotone_check"]["agrees"]
@@ -330,14 +330,14 @@ def test_an_answer_that_the_monotone_scheme_contradicts_is_not_returned(monkeypa
 
 
 def test_good_levels_outlive_a_finer_one_without_an_answer(monkeypatch):
-    solve_on = hjb._Search._solve_on
+    solve_on = hjb.Search._solve_on
 
     def failing(self, grid, steps, scheme):
         if grid.size > 130 and scheme != hjb.MONOTONE:
             raise NotConvergedError("policy iteration still changes V")
         return solve_on(self, grid, steps, scheme)
 
-    monkeypatch.setattr(hjb._Search, "_solve_on", failing)
+    monkeypatch.setattr(hjb.Search, "_solve_on", failing)
     with pytest.warns(ToleranceWarning, match="no finer level"):
         opt = control.solve_hjb(exit_problem(), at=[0.2], rtol=1e-7)
     assert opt.status == "tolerance_not_met"
@@ -346,7 +346,7 @@ def test_good_levels_outlive_a_finer_one_without_an_answer(monkeypatch):
 
 def test_a_high_order_answer_outlives_a_monotone_scheme_without_one(monkeypatch):
     """They disagree, and then the monotone scheme fails: what is left counts with their difference."""
-    solve_on = hjb._Search._solve_on
+    solve_on = hjb.Search._solve_on
 
     def wrong(self, grid, steps, scheme):
         if scheme == hjb.MONOTONE and self.scheme == hjb.MONOTONE:
@@ -354,7 +354,7 @@ def test_a_high_order_answer_outlives_a_monotone_scheme_without_one(monkeypatch)
         level = solve_on(self, grid, steps, scheme)
         return level if scheme == hjb.MONOTONE else dataclasses.replace(level, states=[level.states[0] + 0.5])
 
-    monkeypatch.setattr(hjb._Search, "_solve_on", wrong)
+    monkeypatch.setattr(hjb.Search, "_solve_on", wrong)
     with pytest.warns(ToleranceWarning, match="no answer"):
         opt = control.solve_hjb(exit_problem(), at=[0.2], rtol=2e-2)
     assert abs(opt([0.2]).item() - fastest_exit(0.2)) <= 1.1 * opt.error_estimate.max()
@@ -362,7 +362,7 @@ def test_a_high_order_answer_outlives_a_monotone_scheme_without_one(monkeypatch)
 
 def test_a_box_outlives_a_wider_one_without_an_answer(monkeypatch):
     """The cut counts for too much, and beyond it there is no answer."""
-    solve_on, widest = hjb._Search._solve_on, []
+    solve_on, widest = hjb.Search._solve_on, []
 
     def failing(self, grid, steps, scheme):
         if len(widest) > 4 and grid.box[1][0] > 1.2 * min(widest):
@@ -370,8 +370,8 @@ def test_a_box_outlives_a_wider_one_without_an_answer(monkeypatch):
         widest.append(float(grid.box[1][0]))
         return solve_on(self, grid, steps, scheme)
 
-    monkeypatch.setattr(hjb._Search, "_solve_on", failing)
-    monkeypatch.setattr(hjb._Search, "_measure_cut", lambda self, layout, scheme: setattr(self, "cut", 0.5) or True)
+    monkeypatch.setattr(hjb.Search, "_solve_on", failing)
+    monkeypatch.setattr(hjb.Search, "_measure_cut", lambda self, layout, scheme: setattr(self, "cut", 0.5) or True)
     problem = linear_quadratic(lambda t: -0.5)
     with pytest.warns(ToleranceWarning, match="wider box"):
         opt = control.solve_hjb(problem, at=np.array([0.0, 0.7]), rtol=1e-2)

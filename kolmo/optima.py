@@ -1,0 +1,164 @@
+"""Control problems with exact optima, one line each: the part of the catalogue that needs torch.
+
+>>> from kolmo import catalog, control
+>>> case = catalog.OPTIMA["time_to_target"]()
+>>> opt = control.solve_hjb(case.problem, at=case.points, rtol=1e-4)
+>>> bool(abs(opt(case.points) - case.exact(0.0, case.points)).max() < 1e-4)
+True
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.integrate import solve_ivp
+
+from kolmo.arrays import as_points
+from kolmo.box import Box
+from kolmo.control import ControlProblem, Finite, Game, Interval, Target, Unbounded
+from kolmo.registry import Registry
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """A control problem, its exact value, and where it comes from.
+
+    Attributes
+    ----------
+    name : str
+        Name of the function that made it.
+    problem : ControlProblem
+        The question.
+    points : ndarray, shape (P, d)
+        A few points of interest.
+    source : str
+        Author and year.
+    solution : callable
+        ``solution(t, x)`` for an array x of shape ``(..., d)``; :meth:`exact` is the comfortable form.
+    average : float or None
+        Cost per unit of time, where the problem is ergodic; then ``solution`` is known up to a constant.
+    """
+
+    name: str
+    problem: Any
+    points: np.ndarray
+    source: str
+    solution: Callable[[float, np.ndarray], np.ndarray]
+    average: float | None = None
+
+    def exact(self, t: float, x: Any) -> np.ndarray:
+        """Exact V(t, x) at points ``(..., d)`` (in one dimension ``(...)``), shape ``(...)``."""
+        return np.asarray(self.solution(t, np.asarray(as_points(x, self.problem.dim))))
+
+
+OPTIMA: Registry[Callable[..., Optimum]] = Registry("control problem")
+
+
+def _listed(make: Callable[..., Optimum]) -> Callable[..., Optimum]:
+    """Put a function under its name into the list of optima."""
+    OPTIMA.add(make.__name__, make)
+    return make
+
+
+def _line(*values: float) -> np.ndarray:
+    return np.array(values)[:, None]
+
+
+@_listed
+def linear_quadratic_game(
+    a: float = -0.3,
+    gains: tuple[float, float] = (1.2, 0.7),
+    prices: tuple[float, float] = (0.8, 3.0),
+    sigma: float = 0.6,
+    horizon: float = 1.2,
+) -> Optimum:
+    """Robust control: dX = (aX + b₁u + b₂w) dt + σ dW, cost ½(X² + r u² − γ w²), 0.75 X_T², u against w.
+
+    Parameters
+    ----------
+    a, sigma, horizon : float
+        Drift, noise, horizon.
+    gains, prices : tuple of two floats
+        b₁, b₂ and r, γ.
+    """
+    (b1, b2), (r, gamma) = gains, prices
+
+    def value(t: float, x: np.ndarray) -> np.ndarray:
+        def slope(_: float, y: np.ndarray) -> list[float]:
+            return [1.0 + 2.0 * a * y[0] - (b1**2 / r - b2**2 / gamma) * y[0] ** 2, 0.5 * sigma**2 * y[0]]
+
+        P, k = solve_ivp(slope, (0.0, horizon - t), [1.5, 0.0], rtol=1e-11, atol=1e-12).y[:, -1]
+        return np.asarray(0.5 * P * x[..., 0] ** 2 + k)
+
+    problem = ControlProblem(
+        lambda t, x, u: a * x + b1 * u[..., :1] + b2 * u[..., 1:],
+        sigma,
+        controls=Game(Unbounded(1), Unbounded(1)),
+        terminal=lambda x: 0.75 * x[..., 0] ** 2,
+        running_cost=lambda t, x, u: 0.5 * (x[..., 0] ** 2 + r * u[..., 0] ** 2 - gamma * u[..., 1] ** 2),
+        horizon=horizon,
+        box=Box.unbounded(1),
+    )
+    return Optimum("linear_quadratic_game", problem, _line(-0.7, 1.3), "Basar and Bernhard (1995)", value)
+
+
+@_listed
+def time_to_target(speed: float = 0.8, sigma: float = 0.6, radius: float = 0.3) -> Optimum:
+    """Least expected time to |x| <= radius from within (−1, 1), whose ends reflect, with drift at most ``speed``.
+
+    Parameters
+    ----------
+    speed, sigma, radius : float
+        Largest drift, noise, and half the width of the target.
+    """
+    k = 2.0 * speed / sigma**2
+
+    def value(t: float, x: np.ndarray) -> np.ndarray:
+        y = np.maximum(np.abs(x[..., 0]), radius)
+        return np.asarray(((y - radius) - (np.exp(k * (y - 1.0)) - np.exp(k * (radius - 1.0))) / k) / speed)
+
+    problem = ControlProblem(
+        lambda t, x, u: speed * u,
+        sigma,
+        controls=Interval(-1.0, 1.0),
+        terminal=None,
+        horizon=None,
+        running_cost=1.0,
+        box=Box(-1.0, 1.0, "reflecting"),
+        targets=[Target(lambda x: x[..., 0].abs() - radius)],
+    )
+    return Optimum("time_to_target", problem, _line(-0.5, 0.8), "Mandl (1968)", value)
+
+
+@_listed
+def annulus_committor(inner: float = 0.3, outer: float = 1.3, centre: tuple[float, float] = (0.05, -0.03)) -> Optimum:
+    """Probability that Brownian motion between two circles reaches the outer one first.
+
+    Parameters
+    ----------
+    inner, outer : float
+        Radii.
+    centre : tuple of two floats
+        Centre.
+    """
+    import torch
+
+    def radius(x: Any) -> Any:
+        return (x - torch.tensor(centre, dtype=torch.float64)).norm(dim=-1)
+
+    def value(t: float, x: np.ndarray) -> np.ndarray:
+        r = np.linalg.norm(x - np.array(centre), axis=-1)
+        return np.asarray(np.log(np.clip(r, inner, outer) / inner) / np.log(outer / inner))
+
+    problem = ControlProblem(
+        lambda t, x, u: 0.0 * x,
+        1.0,
+        controls=Finite([[0.0]]),
+        terminal=None,
+        horizon=None,
+        box=Box([-1.5, -1.5], [1.5, 1.5], "reflecting"),
+        targets=[Target(lambda x: radius(x) - inner), Target(lambda x: outer - radius(x), 1.0)],
+    )
+    points = np.array([[0.5, 0.2], [-0.3, 0.6], [0.05, -0.5]])
+    return Optimum("annulus_committor", problem, points, "Kakutani (1944)", value)
