@@ -523,7 +523,8 @@ def trial(spec: Spec, rtol: float | None = None, seconds: float | None = None) -
     error = np.abs(values - answer).max(0)
     doubt = np.broadcast_to(doubt, error.shape)
     certain = np.where(np.isfinite(error) & np.isfinite(doubt), error - doubt, -np.inf)
-    j = int(np.argmax(certain / (estimate + 1e-300)))
+    told = np.isfinite(estimate)
+    j = int(np.argmax(np.where(told, certain, -np.inf) / (np.where(told, estimate, 1.0) + 1e-300)))
     scale = float(np.abs(values[:, j]).max())
     return Trial(spec, rtol, status, float(estimate[j]), float(error[j]), float(doubt[j]), scale, spent)
 

@@ -12,12 +12,12 @@ from kolmo.discretization import Discretization
 from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
 from kolmo.forward.density import Density, OutOfTimeError, Spreading
 from kolmo.forward.layout import Asked, start_of
-from kolmo.forward.search import MAX_CELLS, MAX_SECONDS, LawSearch
+from kolmo.forward.search import MAX_SECONDS, LawSearch
 from kolmo.grid import Grid
 from kolmo.kernels.first_use import clock
 from kolmo.limits import Limits
 from kolmo.problem import KolmogorovProblem, check_vectorised
-from kolmo.refine.plan import plan, prescribe
+from kolmo.refine.plan import MAX_CELLS, plan, prescribe
 from kolmo.schemes.base import SCHEMES
 from kolmo.steppers.base import STEPPERS
 

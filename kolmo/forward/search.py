@@ -21,6 +21,7 @@ from kolmo.grid import Grid
 from kolmo.kernels.first_use import clock
 from kolmo.problem import KolmogorovProblem
 from kolmo.refine.estimate import ALIGNED, Convergence, Verdict
+from kolmo.refine.plan import AIM, CUT_SAFETY, CUT_SHARE, GROWTH, LEAST_SHARE, MAX_GROWTH
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.terminal import plan_averages, plan_terminal
 from kolmo.steppers.base import STEPPERS
@@ -28,22 +29,17 @@ from kolmo.steppers.base import STEPPERS
 SCHEME, ROBUST, POSITIVE = "central6", "monotone", "implicit-euler"
 # How much finer the first level is, in turn, where the law grows on it.
 FINER = (1.0, 2.0, 4.0, 8.0)
-# Nodes per axis of the first level, and growth from level to level: as in ``kolmo.plan``.
+# Nodes per axis of the first level.
 FIRST_NODES = {1: 61, 2: 25, 3: 15}
-GROWTH = {1: 1.5, 2: 1.35, 3: 1.25}
-MAX_GROWTH = {1: 2.0, 2: 1.8, 3: 1.6}
 # Nodes of the first level within the width of a centre of a graded axis.
 SEEN = 6.0
-MAX_CELLS = {1: 40_000, 2: 700_000, 3: 4_000_000}
 MAX_SECONDS = 120.0
 # First steps of the first clock, by order in time; at most so many.
 FIRST_STEPS, MOST_STEPS = {1: 16, 2: 12, 3: 12, 5: 8}, 4096
-# Part of the tolerance that the next level aims at, and share of it that is left to the effect of the cut.
-AIM, CUT_SHARE = 0.7, 0.2
-# The wider box is cut too: with heavy tails what is left may be as large as what was seen. Times that it is widened.
-CUT_SAFETY, CUT_TRIES = 2.0, 8
-# Axes are refined alone by this factor to see what each contributes; least proportion between their numbers of nodes.
-ALONE, LEAST_SHARE = 1.4, 0.4
+# Times that the box is widened.
+CUT_TRIES = 8
+# Axes are refined alone by this factor to see what each contributes.
+ALONE = 1.4
 # A way out through which less than this part of the largest flux goes, or of the mass in the whole time; points where
 # the density is less than this part of its peak; and a law of which less is left count as if they had so much: rounding
 # leaves no more digits.

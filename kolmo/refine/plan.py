@@ -147,7 +147,7 @@ def plan(
     max_cells : int, optional
         Largest grid tried; default 40,000, 700,000 or 4,000,000 in one, two or three dimensions.
     max_seconds : float, optional
-        Time after which the best finished level is taken, with status "tolerance_not_met"; default 120.
+        Time after which the best finished level is taken, with status "tolerance_not_met"; default 40.
 
     Returns
     -------
