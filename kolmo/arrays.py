@@ -250,7 +250,7 @@ def at_home(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **named)
         device = next(_devices([*args, *named.values()]), torch.device("cpu"))
         try:
-            same = torch.get_default_device() == device
+            same = default_device() == device
         except RuntimeError:  # inside a transform of torch.func, which is refused further in
             same = True
         if same:
@@ -259,6 +259,16 @@ def at_home(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **named)
 
     return run
+
+
+def default_device() -> Any:
+    """Torch's default device."""
+    import torch
+
+    try:
+        return torch.get_default_device()
+    except AttributeError:  # torch 2.6 has no answer after torch.set_default_device(None)
+        return torch.device("cpu")
 
 
 def _devices(values: Iterable[Any]) -> Iterator[Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kolmo.arrays import default_device
 from kolmo.bridge.laws import NoiseLaw, ShakeShake
 from kolmo.bridge.variables import Variable
 from kolmo.errors import InputError
@@ -94,8 +95,7 @@ class MLPBranch(nn.Module):
         g = as_generator(rng)
 
         def drawn(*shape: int) -> Tensor:
-            there = torch.get_default_device()
-            return torch.randn(shape, generator=g, device=g.device, dtype=dtype).to(there)
+            return torch.randn(shape, generator=g, device=g.device, dtype=dtype).to(default_device())
 
         W1 = drawn(width, dim) * (scale / math.sqrt(dim))
         b1 = drawn(width) * (scale / 2)
