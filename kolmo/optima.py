@@ -162,3 +162,53 @@ def annulus_committor(inner: float = 0.3, outer: float = 1.3, centre: tuple[floa
     )
     points = np.array([[0.5, 0.2], [-0.3, 0.6], [0.05, -0.5]])
     return Optimum("annulus_committor", problem, points, "Kakutani (1944)", value)
+
+
+def _quadratic_cost(
+    a: float, b: float, sigma: float, q: float, r: float, discount: float
+) -> tuple[ControlProblem, float]:
+    """Linear dynamics and quadratic cost for ever, and P of V = P x² + constant."""
+    P = (2.0 * a - discount + np.sqrt((2.0 * a - discount) ** 2 + 4.0 * q * b**2 / r)) * r / (2.0 * b**2)
+    problem = ControlProblem(
+        lambda t, x, u: a * x + b * u,
+        sigma,
+        controls=Unbounded(1),
+        terminal=None,
+        horizon=None,
+        running_cost=lambda t, x, u: q * x[..., 0] ** 2 + r * u[..., 0] ** 2,
+        killing=discount if discount > 0.0 else None,
+        ergodic=discount == 0.0,
+        box=Box.unbounded(1),
+    )
+    return problem, float(P)
+
+
+@_listed
+def ergodic_regulator(a: float = -0.5, b: float = 0.8, sigma: float = 0.7, q: float = 1.0, r: float = 0.5) -> Optimum:
+    """Least long-run average of qX² + ru² for dX = (aX + bu) dt + σ dW: λ = σ² P.
+
+    Parameters
+    ----------
+    a, b, sigma, q, r : float
+        Drift, gain, noise, prices of state and effort.
+    """
+    problem, P = _quadratic_cost(a, b, sigma, q, r, 0.0)
+    points = _line(0.0, 0.6, -1.1)
+    return Optimum("ergodic_regulator", problem, points, "Wonham (1968)", lambda t, x: P * x[..., 0] ** 2, sigma**2 * P)
+
+
+@_listed
+def discounted_regulator(
+    a: float = 0.2, b: float = 0.8, sigma: float = 0.7, q: float = 1.0, r: float = 0.5, discount: float = 0.6
+) -> Optimum:
+    """Least discounted cost of qX² + ru² for ever: V = P x² + σ² P / discount.
+
+    Parameters
+    ----------
+    a, b, sigma, q, r, discount : float
+        Drift, gain, noise, prices of state and effort, discount rate.
+    """
+    problem, P = _quadratic_cost(a, b, sigma, q, r, discount)
+    constant = sigma**2 * P / discount
+    points = _line(-0.5, 0.8)
+    return Optimum("discounted_regulator", problem, points, "Wonham (1968)", lambda t, x: P * x[..., 0] ** 2 + constant)

@@ -611,7 +611,7 @@ class ExplicitStep:
 class Settled:
     """Where policy iteration ended: states, their policies, iterations, and what V still changed by (absolute).
 
-    ``changes`` are those from one policy to the next, relative to V.
+    ``changes`` are those from one policy to the next, relative to V; ``average`` the long-run cost of ergodic problems.
     """
 
     states: list[np.ndarray]
@@ -619,6 +619,7 @@ class Settled:
     count: int
     change: float
     changes: tuple[float, ...] = ()
+    average: float | None = None
 
 
 def iterate(
@@ -706,6 +707,8 @@ def solve_stationary(bellman: Bellman, start: Act | None = None) -> tuple[np.nda
         If nothing holds the solution: no absorbing or elastic face and no killing.
     """
     held = np.zeros(bellman.grid.size) if bellman.fixed is None else bellman.fixed.astype(float)
+    if bellman.problem.ergodic:
+        return _solve_ergodic(bellman, start)
 
     def solve(acts: list[Act]) -> list[np.ndarray]:
         operator, load, _ = bellman.assemble(0.0, acts[0])
@@ -727,3 +730,30 @@ def solve_stationary(bellman: Bellman, start: Act | None = None) -> tuple[np.nda
     V = bellman.full(settled.states[0], 0.0)
     bellman.check(0.0, V, settled.acts[0])
     return V, settled
+
+
+def _solve_ergodic(bellman: Bellman, start: Act | None) -> tuple[np.ndarray, Settled]:
+    """V, zero at the node in the middle, and the average λ with min_a (Q(a) V + r(a)) = λ: the unknown of that node."""
+    size = bellman.grid.size
+    middle = int(np.ravel_multi_index([n // 2 for n in bellman.grid.shape], bellman.grid.shape))
+    if bellman.fixed is not None:
+        raise InputError("box", bellman.box, "no absorbing face where the long-run average is wanted")
+    others = sp.diags((np.arange(size) != middle).astype(float))
+    column = sp.coo_matrix((np.full(size, -1.0), (np.arange(size), np.full(size, middle))), shape=(size, size))
+    average = 0.0
+
+    def solve(acts: list[Act]) -> list[np.ndarray]:
+        nonlocal average
+        operator, load, _ = bellman.assemble(0.0, acts[0])
+        V = factorize(sp.csr_matrix(operator.matrix @ others + column)).solve(-np.asarray(load))
+        average = float(V[middle, 0])
+        V[middle] = 0.0
+        return [V]
+
+    def improve(states: list[np.ndarray], acts: list[Act], count: int) -> list[Act]:
+        better = bellman.improve(0.0, states[0], acts[0])
+        return [replace(better, bent=acts[0].bent) if count > HOLD else better]
+
+    settled = iterate(solve, improve, [bellman.start() if start is None else start])
+    bellman.check(0.0, settled.states[0], settled.acts[0])
+    return settled.states[0], replace(settled, average=average)
