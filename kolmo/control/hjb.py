@@ -910,7 +910,11 @@ class Search:
         """Policy of the finest level so far at the nearest nodes."""
         if not self.levels:
             return None
-        act, coarse = self.levels[-1].acts[-1], self.levels[-1].recipe.grid
+        return self._nearest(self.levels[-1].acts[-1], self.levels[-1].recipe.grid, grid)
+
+    @staticmethod
+    def _nearest(act: Act, coarse: Grid, grid: Grid) -> Act:
+        """A policy at the nearest nodes of another grid."""
         nearest = [
             np.searchsorted(0.5 * (old[1:] + old[:-1]), new) for old, new in zip(coarse.nodes, grid.nodes, strict=True)
         ]
