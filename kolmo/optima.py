@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from scipy.integrate import solve_ivp
+from scipy.optimize import fsolve
 
 from kolmo.arrays import as_points
 from kolmo.box import Box
@@ -162,3 +163,114 @@ def annulus_committor(inner: float = 0.3, outer: float = 1.3, centre: tuple[floa
     )
     points = np.array([[0.5, 0.2], [-0.3, 0.6], [0.05, -0.5]])
     return Optimum("annulus_committor", problem, points, "Kakutani (1944)", value)
+
+
+def _quadratic_cost(
+    a: float, b: float, sigma: float, q: float, r: float, discount: float
+) -> tuple[ControlProblem, float]:
+    """Linear dynamics and quadratic cost for ever, and P of V = P x² + constant."""
+    P = (2.0 * a - discount + np.sqrt((2.0 * a - discount) ** 2 + 4.0 * q * b**2 / r)) * r / (2.0 * b**2)
+    problem = ControlProblem(
+        lambda t, x, u: a * x + b * u,
+        sigma,
+        controls=Unbounded(1),
+        terminal=None,
+        horizon=None,
+        running_cost=lambda t, x, u: q * x[..., 0] ** 2 + r * u[..., 0] ** 2,
+        killing=discount if discount > 0.0 else None,
+        ergodic=discount == 0.0,
+        box=Box.unbounded(1),
+    )
+    return problem, float(P)
+
+
+@_listed
+def ergodic_regulator(a: float = -0.5, b: float = 0.8, sigma: float = 0.7, q: float = 1.0, r: float = 0.5) -> Optimum:
+    """Least long-run average of qX² + ru² for dX = (aX + bu) dt + σ dW: λ = σ² P.
+
+    Parameters
+    ----------
+    a, b, sigma, q, r : float
+        Drift, gain, noise, prices of state and effort.
+    """
+    problem, P = _quadratic_cost(a, b, sigma, q, r, 0.0)
+    points = _line(0.0, 0.6, -1.1)
+    return Optimum("ergodic_regulator", problem, points, "Wonham (1968)", lambda t, x: P * x[..., 0] ** 2, sigma**2 * P)
+
+
+@_listed
+def discounted_regulator(
+    a: float = 0.2, b: float = 0.8, sigma: float = 0.7, q: float = 1.0, r: float = 0.5, discount: float = 0.6
+) -> Optimum:
+    """Least discounted cost of qX² + ru² for ever: V = P x² + σ² P / discount.
+
+    Parameters
+    ----------
+    a, b, sigma, q, r, discount : float
+        Drift, gain, noise, prices of state and effort, discount rate.
+    """
+    problem, P = _quadratic_cost(a, b, sigma, q, r, discount)
+    constant = sigma**2 * P / discount
+    points = _line(-0.5, 0.8)
+    return Optimum("discounted_regulator", problem, points, "Wonham (1968)", lambda t, x: P * x[..., 0] ** 2 + constant)
+
+
+@_listed
+def plant(
+    growth: float = 0.01,
+    sigma: float = 0.25,
+    rate: float = 0.06,
+    running: float = 1.0,
+    costs: tuple[float, float] = (2.0, 0.5),
+) -> Optimum:
+    """When to open and to close a plant whose product's price is exp(x), a geometric Brownian motion.
+
+    ``problem`` is the pair of the regimes, closed and open, and ``solution(t, x)`` has a last axis for them; for
+    ``control.solve_switching(case.problem, [[0, costs[0]], [costs[1], 0]])``.
+
+    Parameters
+    ----------
+    growth, sigma, rate : float
+        Growth and noise of the price, discount rate.
+    running : float
+        Cost per unit of time while open.
+    costs : tuple of two floats
+        Of opening and of closing.
+    """
+    half = 0.5 - growth / sigma**2
+    root = np.sqrt(half**2 + 2.0 * rate / sigma**2)
+    up, down = half + root, half - root
+
+    def parts(y: np.ndarray, x: Any) -> tuple[Any, Any, Any, Any]:
+        """Values of the plant closed and open, and their slopes."""
+        fixed, variable = np.exp(x) / (rate - growth), running / rate
+        closed, opened = y[0] * np.exp(up * x), y[1] * np.exp(down * x)
+        return closed, opened + fixed - variable, up * closed, down * opened + fixed
+
+    def fit(y: np.ndarray) -> list[float]:
+        closed, opened, slope, other = parts(y, y[2])
+        shut, run, fall, rise = parts(y, y[3])
+        return [closed - opened + costs[0], slope - other, run - shut + costs[1], rise - fall]
+
+    y = fsolve(fit, [4.0, 4.0, np.log(1.8 * running), np.log(0.6 * running)], xtol=1e-13)
+
+    def value(t: float, x: np.ndarray) -> np.ndarray:
+        closed, opened, _, _ = parts(y, x[..., 0])
+        shut = np.where(x[..., 0] < y[2], closed, opened - costs[0])
+        return np.stack([shut, np.where(x[..., 0] > y[3], opened, closed - costs[1])], -1)
+
+    def regime(profit: Any) -> ControlProblem:
+        return ControlProblem(
+            lambda t, x, u: growth - 0.5 * sigma**2 + 0.0 * x,
+            sigma,
+            controls=Finite([[0.0]]),
+            terminal=None,
+            horizon=None,
+            running_cost=profit,
+            killing=rate,
+            sense="max",
+            box=Box.unbounded(1),
+        )
+
+    problem = (regime(0.0), regime(lambda t, x, u: x[..., 0].exp() - running))
+    return Optimum("plant", problem, _line(-0.3, 0.0, 0.4), "Brekke and Oksendal (1994)", value)

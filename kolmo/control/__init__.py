@@ -8,6 +8,7 @@ from kolmo.control.hopf_cole import HopfColeSolution, hopf_cole
 from kolmo.control.law import Law, law, transition_density
 from kolmo.control.minimize import hessian_product, minimize
 from kolmo.control.problem import ControlProblem
+from kolmo.control.regimes import Switching, solve_switching
 from kolmo.control.schroedinger import SchroedingerBridge, schroedinger_bridge
 from kolmo.control.sets import BoxSet, Finite, Interval, Unbounded
 from kolmo.control.successive import successive
@@ -38,6 +39,8 @@ __all__ = [
     "BoxSet",
     "Finite",
     "Game",
+    "Switching",
+    "solve_switching",
     "committor",
     "Committor",
     "Target",

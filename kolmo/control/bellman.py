@@ -121,6 +121,17 @@ class Bellman:
         )
         self._assembled: tuple[float, Act, tuple[Any, np.ndarray, Local]] | None = None
 
+    @property
+    def banded(self) -> bool:
+        """Whether the matrices have a band: on intervals without targets."""
+        return self.held is None and self.grid.dim == 1 and not self.grid.axes[0].periodic
+
+    @property
+    def linear(self) -> bool:
+        """Whether there is nothing to choose."""
+        one = len(self.problem.controls.samples) == 1 and not self.problem.controls.unbounded
+        return one and self.problem.obstacle is None
+
     def _faces(self) -> list[tuple[int, int, Any]]:
         return [(i, s, self.box.faces[i][s]) for i in range(self.grid.dim) for s in (0, 1)]
 
@@ -421,15 +432,9 @@ class TridiagonalEuler:
     @classmethod
     def of(cls, bellman: Bellman) -> "TridiagonalEuler | None":
         """The steps of a monotone scheme on an interval; None elsewhere."""
-        stencil = bellman.stencil
-        if (
-            bellman.held is not None
-            or bellman.grid.dim > 1
-            or bellman.grid.axes[0].periodic
-            or not isinstance(stencil, JumpStencil)
-        ):
+        if not bellman.banded or not isinstance(bellman.stencil, JumpStencil):
             return None
-        return cls(stencil)
+        return cls(bellman.stencil)
 
     def stages(self, u: np.ndarray, dt: float, numbers: list[Any], loads: list[np.ndarray]) -> list[np.ndarray]:
         """The one stage, for stencil numbers and loads."""
@@ -457,12 +462,7 @@ class BandedRadau:
     @classmethod
     def of(cls, bellman: Bellman, stages: int) -> "BandedRadau | None":
         """The system of a central scheme on an interval; None elsewhere."""
-        if (
-            bellman.held is not None
-            or bellman.grid.dim > 1
-            or bellman.grid.axes[0].periodic
-            or not isinstance(bellman.stencil, TensorStencil)
-        ):
+        if not bellman.banded or not isinstance(bellman.stencil, TensorStencil):
             return None
         n, operators = bellman.grid.size, bellman.stencil.operators[0]
         terms = [
@@ -569,9 +569,7 @@ class ImplicitStep:
     @property
     def _always_alike(self) -> bool:
         """Whether the equation is linear with coefficients that never change: one factorisation does for all steps."""
-        bellman = self.bellman
-        one = len(bellman.problem.controls.samples) == 1 and not bellman.problem.controls.unbounded
-        return one and bellman.problem.obstacle is None and bellman.coefficients.autonomous
+        return self.bellman.linear and self.bellman.coefficients.autonomous
 
 
 class ExplicitStep:
@@ -611,7 +609,7 @@ class ExplicitStep:
 class Settled:
     """Where policy iteration ended: states, their policies, iterations, and what V still changed by (absolute).
 
-    ``changes`` are those from one policy to the next, relative to V.
+    ``changes`` are those from one policy to the next, relative to V; ``average`` the long-run cost of ergodic problems.
     """
 
     states: list[np.ndarray]
@@ -619,6 +617,7 @@ class Settled:
     count: int
     change: float
     changes: tuple[float, ...] = ()
+    average: float | None = None
 
 
 def iterate(
@@ -705,11 +704,13 @@ def solve_stationary(bellman: Bellman, start: Act | None = None) -> tuple[np.nda
     InputError
         If nothing holds the solution: no absorbing or elastic face and no killing.
     """
-    held = np.zeros(bellman.grid.size) if bellman.fixed is None else bellman.fixed.astype(float)
+    if bellman.problem.ergodic:
+        return _solve_ergodic(bellman, start)
 
     def solve(acts: list[Act]) -> list[np.ndarray]:
         operator, load, _ = bellman.assemble(0.0, acts[0])
         Q = operator.matrix
+        held = np.zeros(Q.shape[0]) if bellman.fixed is None else bellman.fixed.astype(float)
         if not held.any() and np.abs(np.asarray(Q.sum(1))).max() <= 1e-10 * np.abs(Q).max():
             raise InputError(
                 "box, killing",
@@ -727,3 +728,30 @@ def solve_stationary(bellman: Bellman, start: Act | None = None) -> tuple[np.nda
     V = bellman.full(settled.states[0], 0.0)
     bellman.check(0.0, V, settled.acts[0])
     return V, settled
+
+
+def _solve_ergodic(bellman: Bellman, start: Act | None) -> tuple[np.ndarray, Settled]:
+    """V, zero at the node in the middle, and the average λ with min_a (Q(a) V + r(a)) = λ: the unknown of that node."""
+    size = bellman.grid.size
+    middle = int(np.ravel_multi_index([n // 2 for n in bellman.grid.shape], bellman.grid.shape))
+    if bellman.fixed is not None:
+        raise InputError("box", bellman.box, "no absorbing face where the long-run average is wanted")
+    others = sp.diags((np.arange(size) != middle).astype(float))
+    column = sp.coo_matrix((np.full(size, -1.0), (np.arange(size), np.full(size, middle))), shape=(size, size))
+    average = 0.0
+
+    def solve(acts: list[Act]) -> list[np.ndarray]:
+        nonlocal average
+        operator, load, _ = bellman.assemble(0.0, acts[0])
+        V = factorize(sp.csr_matrix(operator.matrix @ others + column)).solve(-np.asarray(load))
+        average = float(V[middle, 0])
+        V[middle] = 0.0
+        return [V]
+
+    def improve(states: list[np.ndarray], acts: list[Act], count: int) -> list[Act]:
+        better = bellman.improve(0.0, states[0], acts[0])
+        return [replace(better, bent=acts[0].bent) if count > HOLD else better]
+
+    settled = iterate(solve, improve, [bellman.start() if start is None else start])
+    bellman.check(0.0, settled.states[0], settled.acts[0])
+    return settled.states[0], replace(settled, average=average)

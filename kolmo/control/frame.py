@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from kolmo.box import Box, Open
 from kolmo.control.charts import Chart, charted, mapped, there
@@ -13,9 +14,13 @@ from kolmo.grading import Exponential, Focused, Grading, Sinh, Uniform
 from kolmo.grid import Axis, Grid
 from kolmo.problem import KolmogorovProblem
 from kolmo.reach import Reach, reach
+from kolmo.sde import SDE
 
 # Part of the axis (or of its nodes) added beyond every open face to measure the effect of the cut.
 CUT_MARGIN = 0.2
+# A stationary problem forgets what a discount divides by e to this; its law is stationary where doubling the time
+# widens it by less than this factor; times doubled.
+FORGOTTEN, SETTLED, DOUBLINGS = 7.0, 1.05, 8
 
 
 @dataclass(frozen=True)
@@ -114,9 +119,9 @@ def frame(
     """Frame for the processes of several policies, all of which are to stay inside with probability 1 − tail."""
     pairs = [charted(problem, charts) for problem in problems]
     box, horizon, points = pairs[0][1], problems[0].horizon, there(points, charts)
+    if horizon is None and not (np.isfinite(box.lower).all() and np.isfinite(box.upper).all()):
+        horizon = _memory(problems, [sde for sde, _ in pairs], points, box)
     if horizon is None:
-        if not (np.isfinite(box.lower).all() and np.isfinite(box.upper).all()):
-            raise InputError("box", box, "a finite box for a stationary problem")
         return Frame(box, tuple(Uniform(a, b) for a, b in zip(box.lower, box.upper, strict=True)), charts)
     clouds = [reach(sde, points, horizon, within=box) for sde, _ in pairs]
     spans = [cloud.interval(tail) for cloud in clouds]
@@ -131,6 +136,29 @@ def frame(
         for i in range(box.dim)
     ]
     return Frame(box.replace(low, high), tuple(gradings), charts)
+
+
+def _memory(problems: Sequence[KolmogorovProblem], sdes: Sequence[SDE], points: np.ndarray, box: Box) -> float:
+    """Time after which a stationary problem no longer cares where paths go: discounted, or their law is stationary."""
+    rates = [float(np.min(np.asarray(problem.rate(0.0, torch.as_tensor(points)).detach()))) for problem in problems]
+    if min(rates) > 0.0:
+        return FORGOTTEN / min(rates)
+    shift = 1e-3 * (1.0 + np.abs(points))
+    slopes = [np.abs(sde.drift(0.0, points + shift) - sde.drift(0.0, points - shift)) / (2.0 * shift) for sde in sdes]
+    pace = max(float(np.asarray(slope).max()) for slope in slopes)
+    horizon, before = 1.0 / pace if pace > 0.0 else 1.0, None
+    for _ in range(DOUBLINGS):
+        clouds = [reach(sde, points, horizon, within=box) for sde in sdes]
+        spread = np.max([cloud.interval(1e-3)[1] - cloud.interval(1e-3)[0] for cloud in clouds], axis=0)
+        if before is not None and (spread <= SETTLED * before).all():
+            return horizon
+        horizon, before = 2.0 * horizon, spread
+    raise InputError(
+        "box",
+        box,
+        "a finite box: under typical controls the process goes everywhere",
+        "give finite ends; open ones are moved where that matters",
+    )
 
 
 def _core(clouds: Sequence[Reach]) -> tuple[np.ndarray, np.ndarray]:

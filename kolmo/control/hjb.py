@@ -98,6 +98,9 @@ class ControlSolution:
         Cells, steps, levels, policy iterations, seconds, and the monotone check.
     slopes : ndarray or None
         Derivatives of ``values`` with respect to time.
+    average : float or None
+        Of ergodic problems the cost per unit of time; V is then zero at the first of the points ``at``, and the
+        estimate is that of both.
 
     Examples
     --------
@@ -122,6 +125,7 @@ class ControlSolution:
     message: str = ""
     stats: dict[str, Any] = field(default_factory=dict)
     slopes: np.ndarray | None = field(default=None, repr=False)
+    average: float | None = None
 
     def __call__(self, x: Any, t: float = 0.0) -> Array:
         """V(t, x) at points (..., d): shape (...); in targets what they pay."""
@@ -428,7 +432,7 @@ class Level:
     """One solve: the recipe, the states and policies at the times kept, latest first, what it cost, and its answers.
 
     ``unsettled`` is what V still changed by where policy iteration did not settle; ``at`` the answer at the points that
-    matter, ``witnessed`` there and beside them.
+    matter (and the average of ergodic problems), ``witnessed`` there and beside them.
     """
 
     recipe: Discretization
@@ -442,6 +446,7 @@ class Level:
     at: np.ndarray | None = None
     witnessed: np.ndarray | None = None
     slopes: list[np.ndarray] = field(default_factory=list)
+    average: float | None = None
 
     @property
     def V(self) -> np.ndarray:
@@ -466,7 +471,9 @@ def pack(
     if len(level.slopes) == len(level.states):
         slopes = np.stack(level.slopes[::-1], 0)[..., 0].reshape(-1, *grid.shape)
     recipe = level.recipe
-    return ControlSolution(problem, values, policies, times, grid, recipe, estimate, status, message, stats, slopes)
+    return ControlSolution(
+        problem, values, policies, times, grid, recipe, estimate, status, message, stats, slopes, level.average
+    )
 
 
 def _nodal_policy(level: Level) -> Policy:
@@ -492,7 +499,7 @@ def _follow(problem: ControlProblem, recipe: Discretization) -> Level:
     bellman = Bellman(problem, recipe.grid, recipe.scheme)
     if problem.horizon is None:
         V, settled = solve_stationary(bellman)
-        return Level(recipe, [0.0], [V], settled.acts, settled.count, settled.change)
+        return Level(recipe, [0.0], [V], settled.acts, settled.count, settled.change, average=settled.average)
     if len(recipe.times) < 2:
         raise InputError("discretization", "a recipe without time nodes", "one for a finite horizon")
     change = float(recipe.estimate.get("policy", [POLICY_CHANGE])[0])
@@ -601,7 +608,7 @@ class Search:
         # bounded controls switch, and stopping sets end, somewhere between nodes
         choice = problem.controls.has_bounds and len(problem.controls.samples) > 1
         self.kinked = problem.obstacle is not None or choice
-        self.opened = problem.horizon is not None and self._opened(self.problem.box)
+        self.opened = self._opened(self.problem.box)
         # values that come from the unknown ones next to a curved boundary would bound explicit steps
         self.stepper = IMPLICIT if problem.dim == 1 or problem.targets else EXPLICIT
         self.smoothing = 2
@@ -706,7 +713,7 @@ class Search:
                 self.levels, self.cut = before
                 message = f"the cut of the box counts for {self.cut:.2e}, and a wider box has no answer ({error})"
                 return layout, "tolerance_not_met", message
-            if self.problem.horizon is None or not self._opened(layout.box):
+            if not self._opened(layout.box):
                 break
             reachable = self._measure_cut(layout, scheme)
             if self.cut <= CUT_SHARE * self._tolerance() or not reachable:
@@ -750,7 +757,7 @@ class Search:
             # the data overflow there, or there is no answer or no time for one: nothing to compare with
             self.cut = max(self.cut, self._estimate())
             return False
-        self.cut = float(np.abs(self._answers(more, self.points) - as_numpy(level.at)).max())
+        self.cut = float(np.abs(self._at(more) - as_numpy(level.at)).max())
         return True
 
     def _refine(self, layout: Frame, scheme: str, n: float) -> tuple[str, str]:
@@ -853,10 +860,15 @@ class Search:
         begun = self.limits.spent
         level = self._solve_on(grid, steps, scheme)
         level.nodes, level.seconds = n, self.limits.spent - begun
-        level.witnessed = self._answers(level, np.concatenate([self.points, self._beside(grid)]))
-        level.at = level.witnessed[: len(self.points)]
+        level.at = self._at(level)
+        level.witnessed = np.concatenate([level.at, self._answers(level, self._beside(grid))])
         self.iterations += level.iterations
         return level
+
+    def _at(self, level: Level) -> np.ndarray:
+        """The answer at the points that matter, and the average of ergodic problems."""
+        answers = self._answers(level, self.points)
+        return answers if level.average is None else np.append(answers, level.average)
 
     def _answers(self, level: Level, points: np.ndarray) -> np.ndarray:
         return np.asarray(level.recipe.grid.interpolate(level.V[:, 0], points, level.recipe.width))
@@ -873,7 +885,10 @@ class Search:
         if self.problem.horizon is None:
             V, settled = solve_stationary(bellman, self._guess(grid))
             recipe = Discretization(grid, (), scheme, IMPLICIT)
-            return Level(recipe, [0.0], [V], settled.acts, settled.count, settled.change)
+            level = Level(recipe, [0.0], [V], settled.acts, settled.count, settled.change, average=settled.average)
+            if level.average is not None:
+                level.states = [V - self._answers(level, self.points[:1])]
+            return level
         rule = plan_terminal(bellman.generator.problem, grid, bellman.box, self.smoothing if scheme != MONOTONE else 2)
         stepper = EULER if scheme == MONOTONE else self.stepper
         recipe = Discretization(grid, (), scheme, stepper, rule)
@@ -895,7 +910,11 @@ class Search:
         """Policy of the finest level so far at the nearest nodes."""
         if not self.levels:
             return None
-        act, coarse = self.levels[-1].acts[-1], self.levels[-1].recipe.grid
+        return self._nearest(self.levels[-1].acts[-1], self.levels[-1].recipe.grid, grid)
+
+    @staticmethod
+    def _nearest(act: Act, coarse: Grid, grid: Grid) -> Act:
+        """A policy at the nearest nodes of another grid."""
         nearest = [
             np.searchsorted(0.5 * (old[1:] + old[:-1]), new) for old, new in zip(coarse.nodes, grid.nodes, strict=True)
         ]
@@ -936,7 +955,7 @@ class Search:
             wide = self._solve_on(layout.widened(level.recipe.grid), level.recipe.steps, MONOTONE)
         except (InputError, NotConvergedError, OutOfTimeError):
             return record
-        moved = float(np.abs(self._answers(wide, self.points) - as_numpy(level.at)).max())
+        moved = float(np.abs(self._at(wide) - as_numpy(level.at)).max())
         change = record.change + moved
         agrees = bool(record.difference <= CHECK_FACTOR * change + 10.0 * self._tolerance())
         return replace(record, agrees=agrees, change=change)

@@ -46,6 +46,10 @@ class ControlProblem:
         ℓ and c, functions of (t, x, a).
     obstacle : callable, optional
         ``obstacle(t, x)`` -> ``(...)``: what is paid (sense "min") or got ("max") on stopping; V never passes it.
+    ergodic : bool
+        True: the long-run average of the running cost is optimised, ``horizon=None`` and nothing ends the process; V is
+        the relative value and ``opt.average`` the cost per unit of time λ:
+        :math:`\min_a [b\cdot\nabla V + \tfrac12\Sigma:\nabla^2 V + \ell] = \lambda`.
     targets : sequence of Target
         Sets in which the process stops, with what is paid on arrival; they may lie inside the box.
     sense : {"min", "max"}
@@ -84,6 +88,7 @@ class ControlProblem:
         sense: str = "min",
         dim: int | None = None,
         targets: Sequence[Target] = (),
+        ergodic: bool = False,
     ) -> None:
         if not isinstance(controls, (BoxSet, Finite, Unbounded, Game)):
             raise InputError("controls", repr(controls), "control.Interval, BoxSet, Finite, Unbounded or Game")
@@ -96,7 +101,14 @@ class ControlProblem:
         targets = (targets,) if isinstance(targets, Target) else tuple(targets)
         if not all(isinstance(target, Target) for target in targets):
             raise InputError("targets", repr(targets), "control.Target objects", "Target(level, value)")
-        self.targets = targets
+        if ergodic and (horizon is not None or killing is not None or targets or obstacle is not None):
+            raise InputError(
+                "ergodic",
+                "a horizon, killing, targets or an obstacle",
+                "nothing that ends the process",
+                "leave them out",
+            )
+        self.targets, self.ergodic = targets, ergodic
         self.controls, self.sense, self.obstacle = controls, sense, obstacle
         self._drift, self._diffusion, self._covariance = drift, diffusion, covariance
         self._running_cost, self._killing = running_cost, killing
