@@ -18,7 +18,7 @@ from kolmo.errors import InputError
 from kolmo.problem import KolmogorovProblem
 from kolmo.schemes.faces import Swept
 from kolmo.schemes.generator import discretize
-from kolmo.sde import evaluate
+from kolmo.sde import evaluate, refuse_jumps
 from kolmo.unstructured import MeshSolution, MeshSystem, read_mesh
 
 # Steps taken first as pairs of implicit Euler steps, so that rough terminal data are damped.
@@ -154,6 +154,7 @@ def solve(
     >>> bool(abs(solution(case.points) - case.values).max() < 1e-3)
     True
     """
+    refuse_jumps(problem.sde, "FiPy", "kolmo.solve")
     if mesh is not None:
         return _on_mesh(problem, mesh, steps, shape, faces)
     if faces is not None:

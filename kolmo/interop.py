@@ -8,7 +8,7 @@ This room may import the problem and what it is made of.
 import torch
 
 from kolmo.errors import InputError
-from kolmo.sde import SDE
+from kolmo.sde import SDE, refuse_jumps
 
 __all__ = ["TorchSDE"]
 
@@ -46,6 +46,7 @@ class TorchSDE(torch.nn.Module):
 
     def __init__(self, sde: SDE) -> None:
         super().__init__()
+        refuse_jumps(sde, "torchsde", "kolmo.monte_carlo draws the paths of processes with jumps")
         if sde.noiseless:
             raise InputError("sde", "a process without noise", "one with noise", "torchdiffeq solves what has none")
         self.sde = sde

@@ -167,7 +167,8 @@ class March:
             if self.fixed is not None:
                 load = load + semi.stencil.apply(semi.a, semi.boundary)
             self._semis[instant] = (semi, operator, load)
-            while len(self._semis) > KEPT and not self.generator.autonomous:
+            # operators with jumps are large: those of many layers are not kept either
+            while len(self._semis) > KEPT and not (self.generator.autonomous and not self.generator.problem.sde.kinds):
                 self._semis.popitem(last=False)
         return self._semis[instant]
 

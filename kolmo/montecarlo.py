@@ -21,6 +21,8 @@ from kolmo.sde import evaluate
 
 # Paths simulated at once: bounds the memory whatever the number of points and paths.
 CHUNK = 1 << 16
+# Jumps of a kind that are drawn in a step: for rates so many times those seen, plus standard deviations, and at least.
+ROOM, SURE, LEAST_ARRIVALS = 2.0, 6.0, 10
 # A path is dropped when its weight has fallen below this, and an exit less likely is not looked at.
 NEGLIGIBLE = 1e-14
 # A stationary problem is given up after this many crossing times of its box.
@@ -39,7 +41,8 @@ PER_DIMENSION, PER_COLUMN, PER_POINT, PER_PAIR = 200, 80, 48, 110
 # 150e-9 in three, 1600e-9 with faces in two; other machines are not ten times as fast. What is sure to take longer
 # than a week is refused.
 PER_STEP, LONGEST = 6e-9, 7 * 86400.0
-# Weak order that the treatment of a face allows; free of it where not listed.
+# Weak order that jumps allow, and the treatment of a face; free of it where not listed.
+JUMP_ORDER = 1.0
 FACE_ORDER: dict[type, float] = {Reflecting: 1.0, Robin: 1.0, Absorbing: 1.0, Entrance: 0.5, Natural: 0.5}
 
 
@@ -122,6 +125,9 @@ def monte_carlo(
     constant coefficients and one wall this is exact in law. Several walls are treated as if the touches of each were
     independent. Beyond natural ends coefficients are read at the end itself (Lord, Koekkoek and
     van Dijk 2010), which is given order one half; open faces do nothing.
+    Jumps come at the end of a step, at the rates and by the displacements of its start (weak order 1): as many of each
+    kind as sums of standard exponential numbers stay below rate times step, so that both step sizes jump together.
+    Those that land on an absorbing face are paid there.
     Steps twice as long are taken by the same Brownian paths.
 
     References
@@ -224,7 +230,8 @@ def simulate(
             totals = np.einsum("fnmk,nm->fnk", pair.totals, share)
             fine.add(owner, totals[0])
             difference.add(owner, totals[0] - totals[1])
-    order = min([scheme.order, *(FACE_ORDER.get(type(f), 9.0) for faces in problem.box.faces for f in faces)])
+    jumping = [JUMP_ORDER] * bool(problem.sde.kinds)
+    order = min([scheme.order, *jumping, *(FACE_ORDER.get(type(f), 9.0) for faces in problem.box.faces for f in faces)])
     bias = SAFETY * (np.abs(difference.mean) + difference.standard_error) / (2.0**order - 1.0)
     bias = np.where(np.isfinite(bias) & (lost == 0.0), bias, np.inf)
     error = np.sqrt(fine.standard_error**2 + np.maximum(spread, 0.0) / float(paths) ** 2)
@@ -434,6 +441,11 @@ class Model:
             return _triangular_root(self.covariance(t, x))
         return self._call(self.problem.sde.diffusion, t, x)
 
+    def jumps(self, t: float, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rates (N, J) and displacements (N, J, d) of jumps."""
+        sde = self.problem.sde
+        return self._call(lambda t, x: sde.jumps(t, x)[0], t, x), self._call(lambda t, x: sde.jumps(t, x)[1], t, x)
+
     def covariance(self, t: float, x: np.ndarray) -> np.ndarray:
         """Covariance rate, shape (N, d, d)."""
         return self._call(self.problem.sde.covariance, t, x)
@@ -587,6 +599,9 @@ class Draws:
         Instant in the step, as a part of it.
     aside : ndarray, shape (N, m)
         Brownian path there, less the line between the ends of the step.
+    arrivals : ndarray, shape (N, J, K)
+        Per kind of jumps sums of standard exponential numbers, increasing: there are as many jumps as are below rate
+        times step.
     """
 
     dW: np.ndarray
@@ -596,6 +611,7 @@ class Draws:
     uniform: np.ndarray
     fraction: float
     aside: np.ndarray
+    arrivals: np.ndarray
 
 
 # ------------------------------------------------------------------------------------------------------- paths
@@ -628,6 +644,7 @@ class Walk:
         g = model.running(t, x) if source else None
         y, sigma = self.method.step(model, x, Increment(t, end, dt, dW, draws[0].signs))
         y = y + (self.x - x)
+        moves = self._moves(t, x, h, draws)
         if model.bridged:
             stops = [y]
             if len(draws) == 2:
@@ -636,6 +653,7 @@ class Walk:
             self._walk(Bridge(t, middle, end, dt, stops, _squared(sigma), c, g), draws)
         else:
             self.x = y
+        self._jump(end, moves)
         self.x = model.wrap(model.mirror(self.x))
         survived = self.weight
         if killing:
@@ -643,6 +661,32 @@ class Walk:
         if g is not None:
             self.pay(0.5 * dt * survived, g)
             self.pay(0.5 * dt * self.weight, model.running(end, model.fit(self.x)))
+
+    def _moves(self, t: float, x: np.ndarray, h: float, draws: list[Draws]) -> np.ndarray | None:
+        """Displacements by jumps, at the rates of the start; None without jumps."""
+        if not self.model.problem.sde.kinds:
+            return None
+        rates, moves = self.model.jumps(t, x)
+        counts = sum((d.arrivals < h * rates[..., None]).sum(-1) for d in draws)
+        return np.asarray(np.einsum("nj,nji->ni", counts, moves))
+
+    def _jump(self, t: float, moves: np.ndarray | None) -> None:
+        """Let paths jump: onto faces at most, and paid for where the face absorbs."""
+        if moves is None:
+            return
+        jumping = np.flatnonzero((moves != 0.0).any(1) & (self.weight > 0.0))
+        aims = self.x[jumping] + moves[jumping]
+        ends = self.model.fit(aims)
+        self.x[jumping] = ends
+        for axis, pair in enumerate(self.model.box.faces):
+            for side, face in enumerate(pair):
+                if isinstance(face, Absorbing):
+                    edge = (self.model.low, self.model.high)[side][axis]
+                    over = aims[:, axis] <= edge if side == 0 else aims[:, axis] >= edge
+                    out = jumping[over & (self.weight[jumping] > 0.0)]
+                    if len(out):
+                        self.pay(self.weight[out], self.model.face(face.value, t, self.x[out]), out)
+                        self.weight[out] = 0.0
 
     def _walk(self, bridge: "Bridge", draws: list[Draws]) -> None:
         """Follow a bridge: push at reflecting and elastic faces, pay at absorbing ones."""
@@ -779,6 +823,7 @@ class SampledWalk(Walk):
             self.pay(amount, model.running(instant, place))
             W = W + draw.dW
         self.earned = self.paid - paid
+        moves = self._moves(now, x, h, draws)
         y = self.x + drift * dt + _applied(sigma, W)
         if model.bridged:
             stops = [y]
@@ -787,9 +832,10 @@ class SampledWalk(Walk):
             self._walk(Bridge(t, now, end, dt, stops, S, rate / dt, None), draws)
         else:
             self.x = y
-        self.x = model.wrap(self.x)
         if killing:
             self.weight = self.weight * np.exp(-rate)
+        self._jump(end, moves)
+        self.x = model.wrap(self.x)
 
     def _somewhere(self, free: np.ndarray, S: np.ndarray, spent: float) -> tuple[np.ndarray, np.ndarray]:
         """Where a path is inside a step, and the probability that it still is: folded at walls that push."""
@@ -1000,7 +1046,7 @@ class Pair:
         for t, middle, end, h in schedule.pairs():
             if stationary:
                 t = middle = end = 0.0
-            draws = [self._draw(h), self._draw(h)]
+            draws = [self._draw(t, h), self._draw(t, h)]
             fine, coarse = self.walks
             fine.advance(t, middle, h, draws[:1])
             earned = fine.earned
@@ -1022,7 +1068,7 @@ class Pair:
         self._store(np.ones(len(self.index), dtype=bool))
         return left
 
-    def _draw(self, h: float) -> Draws:
+    def _draw(self, t: float, h: float) -> Draws:
         """Draw the random numbers of one fine step; paths that go together share them."""
         d, m, rng = self.model.box.dim, self.noises, self.rng
         n = len(self.index) if self.together == 1 else self.count
@@ -1039,8 +1085,18 @@ class Pair:
         if self.sampled:
             fraction = float(rng.random())
             aside = math.sqrt(fraction * (1.0 - fraction) * h) * rng.standard_normal((n, m))
+        arrivals = self._arrivals(t, h, n)
         who = self.index // self.together if self.together > 1 else slice(None)
-        return Draws(dW[who], signs[who], push[who], normal[who], uniform[who], fraction, aside[who])
+        return Draws(dW[who], signs[who], push[who], normal[who], uniform[who], fraction, aside[who], arrivals[who])
+
+    def _arrivals(self, t: float, h: float, n: int) -> np.ndarray:
+        """Sums of exponential numbers, enough for twice the largest rate that any path has now."""
+        if not self.model.problem.sde.kinds:
+            return np.zeros((n, 0, 0))
+        rates = [self.model.jumps(t, self.model.fit(walk.x))[0] for walk in self.walks]
+        mean = ROOM * h * max(float(rate.max(initial=0.0)) for rate in rates)
+        count = math.ceil(mean + SURE * math.sqrt(mean)) + LEAST_ARRIVALS
+        return np.cumsum(self.rng.standard_exponential((n, rates[0].shape[1], count)), -1)
 
     def _drop(self) -> None:
         """Forget paths that are over in both walks, once there are enough of them."""

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,8 @@ class KolmogorovProblem:
     r"""A backward Kolmogorov equation.
 
     .. math::
-        \partial_t u + b\cdot\nabla u + \tfrac12\,\mathrm{tr}(\Sigma\nabla^2 u) - c\,u + g = 0
+        \partial_t u + b\cdot\nabla u + \tfrac12\,\mathrm{tr}(\Sigma\nabla^2 u)
+        + \sum_j\lambda_j\,\big(u(\cdot + J_j) - u\big) - c\,u + g = 0
         \quad\text{on } [0, T), \qquad u(T, \cdot) = \varphi
 
     so that :math:`u(t, x) = E[e^{-\int c}\varphi(X_T) + \int e^{-\int c} g\,ds \mid X_t = x]` (Feynman–Kac).
@@ -30,7 +31,7 @@ class KolmogorovProblem:
     Parameters
     ----------
     sde : SDE
-        Drift b and covariance rate Σ.
+        Drift b and covariance rate Σ; jumps by J_j at the rates λ_j, if it has any.
     terminal : callable or None
         φ: ``terminal(x)`` -> ``(...)``, or ``(..., k)`` for k problems solved together. None if stationary.
     horizon : float or None
@@ -89,6 +90,10 @@ class KolmogorovProblem:
             raise InputError("dim", self.dim, "1, 2 or 3", "map the state to fewer features first")
         self.sde, self.terminal, self.killing, self.source = sde, terminal, killing, source
         self.breaks = _checked_breaks(breaks, self.dim)
+        if sde.kinds and box is not None and any(isinstance(face, Entrance) for pair in box.faces for face in pair):
+            raise InputError(
+                "boundary", "'entrance' with jumps", "'natural', 'reflecting', 'absorbing' or 'open' faces"
+            )
         self.horizon = None if horizon is None else float(horizon)
         self._handed: str | None = None
         self.box = Box.unbounded(self.dim) if box is None else box
@@ -222,6 +227,7 @@ def check_vectorised(problem: KolmogorovProblem, points: np.ndarray) -> None:
     functions: dict[str, Callable[[np.ndarray], Array]] = {
         "drift": lambda x: problem.sde.drift(t, x),
         "covariance": lambda x: problem.sde.covariance(t, x),
+        **{f"jumps[{j}]": partial(_one_kind, problem, t, j) for j in range(len(problem.sde.kinds))},
         "killing": lambda x: problem.rate(t, x),
         "source": lambda x: problem.running(t, x),
     }
@@ -245,6 +251,12 @@ def check_vectorised(problem: KolmogorovProblem, points: np.ndarray) -> None:
                 "a function vectorised over the leading axes of x (and not random)",
                 "use x[..., 0], x[..., 1] for the coordinates, not x[0], x[1]",
             )
+
+
+def _one_kind(problem: KolmogorovProblem, t: float, j: int, x: np.ndarray) -> np.ndarray:
+    """Rate and displacement of one kind of jumps, shape (..., 1 + d)."""
+    rates, moves = problem.sde.jumps(t, x)
+    return np.concatenate([as_numpy(rates)[..., j, None], as_numpy(moves)[..., j, :]], -1)
 
 
 def _unread(points: np.ndarray, box: Box) -> np.ndarray:

@@ -21,6 +21,8 @@ FAR = 0.977
 # Points along each axis of an open face from which drift is followed outwards, and Runge–Kutta steps of these paths.
 STARTS, FOLLOWED = 9, 32
 TINY = 1e-300
+# Jumps of a kind in a step that are counted: more of them move a path as a drift does.
+MOST_JUMPS = 1e6
 # How far beside an end that is only left its coefficients are read, as a part of the box or of what is known of scales.
 ASIDE = 1e-3
 
@@ -88,12 +90,14 @@ def reach(sde: Any, points: Any, horizon: float, *, within: Any = None, seed: in
     low, high = starts.min(0), starts.max(0)
     below, above = np.zeros(dim), np.zeros(dim)
     dt = horizon / steps
-    steady = not (sde.noiseless or callable(sde.given["covariance"]))
+    steady = not (sde.given["covariance"] is None or callable(sde.given["covariance"]))
     root = _root(as_numpy(sde.covariance(0.0, starts[:1]))) if steady else None
     stepper = _Stepper(sde, dt, room, root, ends, stiff=wanted > MOST)
     gone = np.zeros(x.shape[:2], dtype=bool)
     for n in range(steps):
         moved, away = stepper.step((n + 0.5) * dt, x, normals[n])
+        if sde.kinds:
+            moved = moved + _jumped(sde, (n + 0.5) * dt, moved, dt, rng)
         gone |= away | ~np.isfinite(moved).all(-1)
         x = np.where(gone[..., None], x, moved)  # a path that has exploded stays where it was seen last
         if within is not None:
@@ -106,6 +110,13 @@ def reach(sde: Any, points: Any, horizon: float, *, within: Any = None, seed: in
         below = np.maximum(below, _spread(centre - _quantile(ordered, 1.0 - FAR), centre[:, None] - ordered))
         above = np.maximum(above, _spread(_quantile(ordered, FAR) - centre, ordered - centre[:, None]))
     return Reach(low, high, below, above, float(gone.mean()))
+
+
+def _jumped(sde: Any, t: float, x: np.ndarray, dt: float, rng: np.random.Generator) -> np.ndarray:
+    """What jumps add to positions in a step."""
+    rates, moves = (as_numpy(part) for part in sde.jumps(t, x))
+    counts = rng.poisson(np.minimum(rates * dt, MOST_JUMPS))
+    return np.asarray(np.einsum("...j,...ji->...i", counts, moves))
 
 
 def _room(sde: Any, starts: np.ndarray, horizon: float) -> np.ndarray:
@@ -194,7 +205,7 @@ class _Stepper:
         middle = x + 0.5 * lasting * self._tamed(b, x, lasting)
         there = as_numpy(self.sde.drift(t, middle))
         moved = x + lasting * self._tamed(np.where(slow, there, b), x, lasting)
-        if self.sde.noiseless:
+        if self.sde.given["covariance"] is None:
             return moved, away
         root = _root(as_numpy(self.sde.covariance(t, x))) if self.root is None else self.root
         kept = np.where(slow, 1.0, np.sqrt(-np.expm1(-2.0 * rate * dt) / np.where(slow, 1.0, 2.0 * rate * dt)))

@@ -1,4 +1,4 @@
-"""The process: dX = b(t, X) dt + σ(t, X) dW, given by its drift and its noise matrix or covariance rate."""
+"""The process: dX = b(t, X) dt + σ(t, X) dW, given by its drift and noise matrix or covariance rate, and its jumps."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,7 +25,10 @@ Coefficient = Callable[[float, Array], Array]
 class SDE:
     r"""A stochastic differential equation in :math:`R^d`, in the Itô sense.
 
-    .. math:: dX_t = b(t, X_t)\,dt + \sigma(t, X_t)\,dW_t, \qquad \Sigma = \sigma\sigma^T
+    .. math:: dX_t = b(t, X_t)\,dt + \sigma(t, X_t)\,dW_t + \sum_j J_j(t, X_{t-})\,dN^j_t,
+        \qquad \Sigma = \sigma\sigma^T
+
+    with N^j counting jumps that come at the rates λ_j(t, X), if there are any.
 
     Parameters
     ----------
@@ -37,6 +40,10 @@ class SDE:
         these trailing axes.
     covariance : callable or array_like, optional
         Covariance rate Σ = σσᵀ instead of σ: scalar, ``(d,)`` or ``(d, d)``. With neither there is no noise.
+    jumps : sequence of (rate, displacement), optional
+        Finitely many kinds of jumps: each comes at the rate λ_j ≥ 0 (a number, or ``rate(t, x)`` -> ``(...)``) and
+        moves the state from x to x + J_j (a number, ``(d,)``, or ``displacement(t, x)`` -> ``(..., d)``). They are
+        not compensated: the drift is b alone. A jump beyond a face ends on it, beyond an open cut it goes on.
     dim : int, optional
         Dimension d; needed only where neither a constant coefficient nor the box tells it.
     breakpoints : sequence of float, optional
@@ -49,7 +56,7 @@ class SDE:
     Raises
     ------
     InputError
-        If both diffusion and covariance are given, or breakpoints do not increase.
+        If both diffusion and covariance are given, breakpoints do not increase, or jumps are no pairs.
 
     Examples
     --------
@@ -59,6 +66,13 @@ class SDE:
     >>> ou.covariance(0.0, np.ones(2))
     array([[0.25, 0.  ],
            [0.  , 0.25]])
+
+    Jumps of +1 and −½, three and one a unit of time:
+
+    >>> jumping = SDE(0.0, 0.2, jumps=[(3.0, 1.0), (1.0, -0.5)], dim=1)
+    >>> rates, displacements = jumping.jumps(0.0, np.zeros((5, 1)))
+    >>> rates.shape, displacements[0].tolist()
+    ((5, 2), [[1.0], [-0.5]])
     """
 
     def __init__(
@@ -67,6 +81,7 @@ class SDE:
         diffusion: Coefficient | Any = None,
         *,
         covariance: Coefficient | Any = None,
+        jumps: Sequence[tuple[Any, Any]] | None = None,
         dim: int | None = None,
         breakpoints: Sequence[float] | None = None,
         autonomous: bool | None = None,
@@ -79,14 +94,14 @@ class SDE:
         if arrays not in (None, "numpy", "torch"):
             raise InputError("arrays", repr(arrays), "None, 'numpy' or 'torch'")
         self._drift, self._diffusion, self._covariance = drift, diffusion, covariance
+        self.kinds = _checked_jumps(jumps)
         self.dim = _dimension(dim, drift, diffusion, covariance)
         self.breakpoints: tuple[float, ...] = tuple(float(t) for t in (() if breakpoints is None else breakpoints))
         if any(a >= b for a, b in zip(self.breakpoints, self.breakpoints[1:], strict=False)):
             raise InputError("breakpoints", self.breakpoints, "increasing times")
         self.autonomous = autonomous
-        torch_needed = any(is_module(f) for f in (drift, diffusion, covariance)) or any(
-            is_tensor(f) for f in (drift, diffusion, covariance)
-        )
+        parts = (drift, diffusion, covariance, *(part for kind in self.kinds for part in kind))
+        torch_needed = any(is_module(f) or is_tensor(f) for f in parts)
         self.arrays = arrays if arrays is not None else ("torch" if torch_needed else None)
         self.device: Any = None
 
@@ -144,13 +159,38 @@ class SDE:
 
     @property
     def noiseless(self) -> bool:
-        """Whether no noise was given at all."""
-        return self._diffusion is None and self._covariance is None
+        """Whether no noise was given at all, nor jumps."""
+        return self._diffusion is None and self._covariance is None and not self.kinds
 
     @property
     def modules(self) -> list[Any]:
         """Coefficients that are ``nn.Module`` instances."""
-        return [f for f in (self._drift, self._diffusion, self._covariance) if is_module(f)]
+        jumping = (part for kind in self.kinds for part in kind)
+        return [f for f in (self._drift, self._diffusion, self._covariance, *jumping) if is_module(f)]
+
+    def jumps(self, t: float, x: Array) -> tuple[Array, Array]:
+        """Rates ``(..., J)`` and displacements ``(..., J, d)`` of the J kinds of jumps at time t and points x.
+
+        Raises
+        ------
+        InputError
+            Where a rate is negative or not finite.
+        """
+        d, lead, xp = x.shape[-1], tuple(x.shape[:-1]), namespace(x)
+        rates, moves = [], []
+        for rate, displacement in self.kinds:
+            r = evaluate(rate, t, x, "rate of a jump", self.arrays, self.device)
+            r = r[..., 0] if r.ndim == len(lead) + 1 and r.shape[-1] == 1 and callable(rate) else r
+            rates.append(_expand(r, lead, "rate of a jump", f"{lead}"))
+            J = evaluate(displacement, t, x, "displacement of a jump", self.arrays, self.device)
+            J = J[..., None] if d == 1 and callable(displacement) and tuple(J.shape) == lead else J
+            moves.append(_expand(J, (*lead, d), "displacement of a jump", f"(..., {d})"))
+        found = xp.stack(rates, -1), xp.stack(moves, -2)
+        wrong = ~(xp.isfinite(found[0]) & (found[0] >= 0.0))
+        if bool(wrong.any()) or not bool(xp.isfinite(found[1]).all()):
+            given = f"{as_numpy(found[0])[as_numpy(wrong)][0]:g}" if bool(wrong.any()) else "an infinite displacement"
+            raise InputError("jumps", f"{given} at t = {t:g}", "finite displacements at rates that are not negative")
+        return found
 
     def diffusion(self, t: float, x: Array) -> Array:
         """Noise matrix σ of shape ``(..., d, m)``; the symmetric square root where only Σ was given."""
@@ -188,7 +228,27 @@ class SDE:
     def __repr__(self) -> str:
         noise = "no noise" if self.noiseless else ("diffusion" if self._diffusion is not None else "covariance")
         layers = f", {len(self.breakpoints)} breakpoints" if self.breakpoints else ""
-        return f"SDE(dim={self.dim}, {noise}{layers})"
+        jumps = f", {len(self.kinds)} kinds of jumps" if self.kinds else ""
+        return f"SDE(dim={self.dim}, {noise}{jumps}{layers})"
+
+
+def _checked_jumps(jumps: Sequence[tuple[Any, Any]] | None) -> tuple[tuple[Any, Any], ...]:
+    """Pairs of rate and displacement."""
+    kinds = () if jumps is None else tuple(jumps)
+    if any(not isinstance(kind, tuple | list) or len(kind) != 2 for kind in kinds):
+        raise InputError("jumps", repr(jumps), "pairs (rate, displacement)", "jumps=[(3.0, -0.5)]")
+    return tuple((rate, displacement) for rate, displacement in kinds)
+
+
+def refuse_jumps(sde: SDE, method: str, instead: str) -> None:
+    """Raise an InputError where a method does not know jumps.
+
+    Examples
+    --------
+    >>> refuse_jumps(SDE(0.0, 1.0, dim=1), "a method without jumps", "kolmo.solve")
+    """
+    if sde.kinds:
+        raise InputError("sde", f"{len(sde.kinds)} kinds of jumps", f"a process without jumps for {method}", instead)
 
 
 def evaluate(f: Any, t: float, x: Array, argument: str, arrays: str | None = None, device: Any = None) -> Array:

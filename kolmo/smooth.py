@@ -20,6 +20,7 @@ from kolmo.problem import KolmogorovProblem
 from kolmo.refine.layout import widened
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator
+from kolmo.schemes.jumps import landing
 from kolmo.schemes.terminal import plan_averages, plan_terminal
 from kolmo.stationary import solve_stationary
 from kolmo.steppers.base import STEPPERS
@@ -359,6 +360,8 @@ def error_problem(problem: KolmogorovProblem, v: Interpolant, columns: int | Non
         b, S = as_numpy(problem.sde.drift(t, x)), as_numpy(problem.sde.covariance(t, x))
         value, rate, image = v.parts(t, np.asarray(as_numpy(x)), b, S)
         left = rate + image
+        if problem.sde.kinds:
+            left = left + jump_term(problem, v, t, x, value)
         if problem.killing is not None:
             left -= table(problem.rate(t, x)) * value
         if problem.source is not None:
@@ -379,6 +382,16 @@ def error_problem(problem: KolmogorovProblem, v: Interpolant, columns: int | Non
         source=source,
     )
     return other.handing("torch", problem.device) if problem.arrays == "torch" else other
+
+
+def jump_term(problem: KolmogorovProblem, v: Interpolant, t: float, x: Array, value: np.ndarray) -> np.ndarray:
+    r"""Σ_j λ_j (v(x + J_j) − v(x)) at points x, where v is ``value``; shape (P, k)."""
+    rates, moves = (as_numpy(part) for part in problem.sde.jumps(t, x))
+    total, points = np.zeros(value.shape), np.asarray(as_numpy(x))
+    for j in range(rates.shape[-1]):
+        ends = np.asarray(landing(problem.box, points + moves[:, j]))
+        total += rates[:, j, None] * (v(t, ends) - value)
+    return total
 
 
 def _left(

@@ -177,8 +177,20 @@ class NoiseLaw(nn.Module, ABC):
         law.__dict__.update(numbers)
         return law
 
-    def weak_order(self) -> WeakOrder:
-        """Highest weak order of a modified SDE for this law, with the reason for the limit (networks of any depth)."""
+    @property
+    def jumping(self) -> bool:
+        """Whether the noise can be read as jumps: any but Gaussian noise, which is a diffusion."""
+        return not self.noiseless and self.variable.name != "gaussian"
+
+    def weak_order(self, jumps: bool = False) -> WeakOrder:
+        """Highest weak order of a modified SDE for this law, with the reason for the limit (networks of any depth).
+
+        ``jumps``: of the equation that reads the noise as jumps, where it can be.
+        """
+        if jumps and self.jumping:
+            if self.scaling == "natural":
+                return WeakOrder(2, "the drift of the equation with jumps is known to order 2")
+            return WeakOrder(1, "with jumps of size sqrt(h) the drift of the equation is known to order 1")
         skewed, heavy = abs(self.skewness) > 1e-12, abs(self.excess_kurtosis) > 1e-12
         if self.noiseless:
             return WeakOrder(3, "the modified equation is known to order 3")

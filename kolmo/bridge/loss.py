@@ -132,7 +132,7 @@ def expected_loss(
     max_outcomes : int
         Largest number of outcomes to enumerate.
     **solve_options
-        Further options of `kolmo.solve` for ``"pde"`` (and ``box``, ``strict``, ``depth``).
+        Further options for ``"pde"``: of `kolmo.solve`; ``box``; ``strict``, ``depth`` and ``jumps`` of `modified_sde`.
 
     Returns
     -------
@@ -286,7 +286,7 @@ def _problem(net: NoisyResNet, columns: Columns, x: Tensor, order: int, options:
         raise InputError(
             "net", f"states of shape {tuple(x.shape[1:])}", "vector states of dimension 1, 2 or 3 for a PDE"
         )
-    of_equation = {name: options.pop(name) for name in ("strict", "depth") if name in options}
+    of_equation = {name: options.pop(name) for name in ("strict", "depth", "jumps") if name in options}
     sde = modified_sde(net, order, dim=x.shape[-1], **of_equation)
     columns(x[:1])  # finds out whether the loss has columns
 

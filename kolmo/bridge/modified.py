@@ -11,6 +11,10 @@ Jacobian of m,
     \text{order 3, natural:}\quad & m - \tfrac12 J m + \tfrac1{12} m''(m, m) + \tfrac13 J J m - \tfrac14 C{:}m'',
     \qquad G - \tfrac12 (m\cdot\nabla G + J G)
 
+Read as jumps, the generator of one layer is m·∇u + E u(x + ΔX − m) − u, with the law of ΔX itself (a finite set of
+displacements, for continuous laws that of a quadrature): all moments of the noise are those of the layer, the third
+one too. Natural scaling takes the drift of order 2 as above.
+
 The square of the last factor is C − ½(m·∇C + JC + CJᵀ) plus a term beyond third order, and never indefinite. Per
 unit time, drift and covariance are divided by h.
 """
@@ -19,7 +23,8 @@ import copy
 import math
 import warnings
 from collections.abc import Callable
-from itertools import pairwise
+from functools import partial
+from itertools import pairwise, product
 from typing import Any
 
 import torch
@@ -32,13 +37,24 @@ from kolmo.bridge.resnet import NoisyResNet
 from kolmo.errors import InputError, KolmoWarning
 from kolmo.sde import SDE
 
-Field = Callable[[Tensor, Tensor], Tensor]
+Field = Callable[[Any, Tensor], Tensor]
 """A function of layer time n (a scalar tensor) and state x ``(..., d)``."""
+
+# Values of a continuous variable: the nodes of a quadrature that has its first five moments.
+_VALUES = 3
+# Kinds of jumps at most: each is interpolated at every node.
+_MOST_KINDS = 64
 
 
 @at_home
 def modified_sde(
-    net: NoisyResNet, order: int = 1, *, depth: str = "layers", strict: bool = True, dim: int | None = None
+    net: NoisyResNet,
+    order: int = 1,
+    *,
+    depth: str = "layers",
+    strict: bool = True,
+    dim: int | None = None,
+    jumps: bool = False,
 ) -> SDE:
     r"""SDE that the network samples to the given weak order in h.
 
@@ -63,6 +79,10 @@ def modified_sde(
         False: build the equation also where it does not reach the order, with a warning.
     dim : int, optional
         Dimension of the state where the branches do not tell it.
+    jumps : bool, default False
+        Read noise that is not Gaussian as jumps: at the rate 1/h, by ΔX − E ΔX with the law's own values (per layer one
+        jump in the mean). Reaches order 2 in natural scaling, and 1 in diffusive scaling for skewed laws too, of which
+        the diffusion reaches ½; and it holds where steps are rare and large, as of dropped branches.
 
     Returns
     -------
@@ -72,7 +92,8 @@ def modified_sde(
     Raises
     ------
     InputError
-        If the law cannot reach the order (with the reason), or the layers cannot be interpolated.
+        If the law cannot reach the order (with the reason), the layers cannot be interpolated, or noise read as jumps
+        is Gaussian everywhere or has too many values.
 
     References
     ----------
@@ -89,18 +110,31 @@ def modified_sde(
     >>> net = bridge.NoisyResNet([branch] * 4, bridge.StochasticDepth(0.5))
     >>> bridge.modified_sde(net, order=2).drift(0.0, torch.ones(1, 1, dtype=torch.float64)).item()
     -1.125
+
+    Its branch adds twice −x/4 or nothing, half the time each; as jumps that is −x/4 more or less than the mean:
+
+    >>> rates, moves = bridge.modified_sde(net, jumps=True).jumps(0.0, torch.ones(1, 1, dtype=torch.float64))
+    >>> rates.tolist(), moves.flatten().tolist()
+    ([[2.0, 2.0]], [0.25, -0.25])
     """
     if net.state_ndim != 1:
         raise InputError("net", f"state_ndim = {net.state_ndim}", "vector states (state_ndim = 1)")
     if depth not in ("layers", "smooth"):
         raise InputError("depth", repr(depth), "'layers' or 'smooth'")
-    _check_order(net, order, strict)
-    equation = _Equation(net, order, smooth=depth == "smooth")
-    constant = _constant_noise(net, order)
+    dim = net.dim if dim is None else dim
+    if jumps:
+        _check_jumps(net, depth)
+    _check_order(net, order, strict, jumps)
+    equation = _Equation(net, order, smooth=depth == "smooth", jumps=jumps)
+    diffusion = None
+    if not (jumps and all(law.jumping or law.noiseless for law in _laws(net))):
+        constant = None if jumps else _constant_noise(net, order)
+        diffusion = equation.diffusion if constant is None else constant
     return SDE(
         equation.drift,
-        diffusion=equation.diffusion if constant is None else constant,
-        dim=net.dim if dim is None else dim,
+        diffusion=diffusion,
+        jumps=_Atoms(net, equation, dim).kinds() if jumps else None,
+        dim=dim,
         breakpoints=[k * net.h for k in range(1, net.depth)],
         autonomous=depth == "layers",
         arrays="torch",
@@ -133,14 +167,27 @@ def _flat(module: nn.Module) -> Tensor:
     return torch.cat(parts) if parts else torch.zeros(0)
 
 
-def _check_order(net: NoisyResNet, order: int, strict: bool) -> None:
+def _laws(net: NoisyResNet) -> list[NoiseLaw]:
+    return [net.law(k) for k in range(net.depth)]
+
+
+def _check_jumps(net: NoisyResNet, depth: str) -> None:
+    """Refuse what has no jumps."""
+    if depth != "layers":
+        raise InputError("depth", f"{depth!r} with jumps=True", "'layers'")
+    if not any(law.jumping for law in _laws(net)):
+        raise InputError("jumps", "True for Gaussian noise", "noise with values of its own", "jumps=False")
+
+
+def _check_order(net: NoisyResNet, order: int, strict: bool, jumps: bool = False) -> None:
     """Refuse (or warn about) orders that the laws cannot reach."""
     if order not in (1, 2, 3):
         raise InputError("order", order, "1, 2 or 3")
-    lowest = min((net.law(k).weak_order() for k in range(net.depth)), key=lambda found: found.order)
+    lowest = min((law.weak_order(jumps) for law in _laws(net)), key=lambda found: found.order)
     if order <= lowest.order:
         return
-    no_formula = order == 3 and any(_is_diffusive(net.law(k)) for k in range(net.depth))
+    diffusive = any(_is_diffusive(law) for law in _laws(net))
+    no_formula = (order == 3 and (diffusive or jumps)) or (order == 2 and diffusive and jumps)
     if strict or no_formula:
         raise InputError(
             "order",
@@ -189,8 +236,8 @@ class _LayerField(nn.Module):
 class _Equation:
     """Coefficients of the modified SDE."""
 
-    def __init__(self, net: NoisyResNet, order: int, *, smooth: bool) -> None:
-        self._net, self._order, self._smooth = net, order, smooth
+    def __init__(self, net: NoisyResNet, order: int, *, smooth: bool, jumps: bool = False) -> None:
+        self._net, self._order, self._smooth, self._jumps = net, order, smooth, jumps
         self._rate = 1.0 if smooth else 0.0  # d(layer time)/dn in the extended state (n, x)
         self._single = any(p.dtype != torch.float64 for p in net.parameters())
         if smooth:
@@ -198,13 +245,20 @@ class _Equation:
 
     def _at(self, t: float, x: Tensor) -> "Point":
         """Mean increment, noise matrix and their derivatives at (t, x)."""
-        net, x = self._net, x.double()
-        k = min(max(int(t / net.h + 1e-9), 0), net.depth - 1)
+        net, x, k = self._net, x.double(), self.layer(t)
         if not self._smooth:
-            return layer_point(net, k, x, _in_double(net.branches[k]) if self._single else net.branches[k])
+            return layer_point(net, k, x, self.branch(k))
         both = _interpolated(net, k)
         n = torch.tensor(t / net.h, dtype=torch.float64, device=x.device)
         return Point(lambda s, y: both(s, y)[0], lambda s, y: both(s, y)[1], n, x, net.law(k))
+
+    def layer(self, t: float) -> int:
+        """Number of the layer at time t."""
+        return min(max(int(t / self._net.h + 1e-9), 0), self._net.depth - 1)
+
+    def branch(self, k: int) -> nn.Module:
+        """Branch of layer k, in double precision."""
+        return _in_double(self._net.branches[k]) if self._single else self._net.branches[k]
 
     def drift(self, t: float, x: Tensor) -> Tensor:
         """Return the modified drift b(t, x) per unit time."""
@@ -224,10 +278,62 @@ class _Equation:
         """Return the modified noise matrix σ(t, x), ``(..., d, r)``, per square root of unit time."""
         at = self._at(t, x)
         G = at.factor()
+        if self._jumps and at.law.jumping:
+            return torch.zeros_like(G)
         if self._order == 3 or (self._order == 2 and _is_diffusive(at.law)):
             pushed = torch.stack([at.along(G[..., j], 0.0) for j in range(G.shape[-1])], -1)
             G = G - 0.5 * (at.factor_along(at.mean(), self._rate) + pushed)
         return G / math.sqrt(self._net.h)
+
+
+class _Atoms:
+    """Values of the noise of every layer with their probabilities: the jumps of the equation."""
+
+    def __init__(self, net: NoisyResNet, equation: _Equation, dim: int | None) -> None:
+        if dim is None:
+            raise InputError("dim", None, "the dimension of the state", "modified_sde(net, jumps=True, dim=2)")
+        self._net, self._equation = net, equation
+        found = [self._of_layer(k, dim) for k in range(net.depth)]
+        self._count = max(len(weights) for _, weights in found)
+        self._values, self._weights = zip(*found, strict=True)
+
+    def _of_layer(self, k: int, dim: int) -> tuple[Tensor, list[float]]:
+        """Values ζ, shape (J, r), and their probabilities."""
+        law = self._net.law(k)
+        if not law.jumping:
+            return torch.zeros(0, 1, dtype=torch.float64), []
+        x = torch.zeros(1, dim, dtype=torch.float64)
+        with torch.no_grad():
+            output = law.evaluate(self._equation.branch(k), x, self._net.h)
+            r = 1 if law.per == "batch" else law.noise_shape(output, 1)[-1]
+        values, weights = law.variable.nodes(_VALUES)
+        if len(values) ** r > _MOST_KINDS:
+            raise InputError(
+                "jumps",
+                f"{len(values)}^{r} values of {type(law).__name__} in one layer",
+                f"at most {_MOST_KINDS} kinds of jumps",
+                "jumps=False, or noise with one variable for each sample",
+            )
+        grid = list(product(zip(values.tolist(), weights.tolist(), strict=True), repeat=r))
+        zeta = torch.tensor([[z for z, _ in point] for point in grid], dtype=torch.float64)
+        return zeta, [math.prod(w for _, w in point) for point in grid]
+
+    def kinds(self) -> list[tuple[Field, Field]]:
+        """Pairs of rate and displacement."""
+        return [(partial(self._rate, j), partial(self._move, j)) for j in range(self._count)]
+
+    def _rate(self, j: int, t: float, x: Tensor) -> Tensor:
+        weights = self._weights[self._equation.layer(t)]
+        return torch.full_like(x[..., 0], weights[j] / self._net.h if j < len(weights) else 0.0)
+
+    def _move(self, j: int, t: float, x: Tensor) -> Tensor:
+        k = self._equation.layer(t)
+        zeta, x = self._values[k], x.double()
+        if j >= len(zeta):
+            return torch.zeros_like(x)
+        law, h = self._net.law(k), self._net.h
+        output = law.evaluate(self._equation.branch(k), x, h)
+        return law.fluctuation(output, zeta[j].to(x.device), h).expand(x.shape)
 
 
 def _in_double(module: nn.Module) -> nn.Module:

@@ -118,6 +118,7 @@ def weak_error(
     norm: str = "max",
     strict: bool = True,
     depth: str = "layers",
+    jumps: bool = False,
     rtol: float | None = None,
     atol: float = 1e-10,
     **options: Any,
@@ -144,6 +145,8 @@ def weak_error(
         False: also build equations that do not reach the order, to see by how much they fail.
     depth : {"layers", "smooth"}
         See `modified_sde`.
+    jumps : bool, default False
+        Compare with the equation that reads the noise as jumps; see `modified_sde`.
     rtol, atol : float
         Tolerance of recursion and PDE. rtol=None (default): tightened from 1e-4 to 1e-8 until the uncertainty is 2 %
         of the difference.
@@ -180,7 +183,8 @@ def weak_error(
         for tolerance in _TOLERANCES if rtol is None else (rtol,):
             accuracy: dict[str, Any] = {"rtol": tolerance, "atol": atol}
             network = expected_loss(net, loss, x, method=method, **accuracy, **options)
-            pde = expected_loss(net, loss, x, method="pde", order=order, strict=strict, depth=depth, **accuracy)
+            equation: dict[str, Any] = {"order": order, "strict": strict, "depth": depth, "jumps": jumps}
+            pde = expected_loss(net, loss, x, method="pde", **equation, **accuracy)
             distance, error = _compared(network, pde, norm)
             if error <= _SHARP * distance:
                 break

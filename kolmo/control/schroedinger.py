@@ -19,7 +19,7 @@ from kolmo.limits import Limits, OutOfTimeError
 from kolmo.problem import KolmogorovProblem
 from kolmo.refine.estimate import Convergence, observed_order
 from kolmo.schemes.generator import Generator, discretize
-from kolmo.sde import SDE
+from kolmo.sde import SDE, refuse_jumps
 
 # Nodes per axis of the first level and growth of the levels, by dimension, and the largest grid.
 FIRST_NODES = {1: 65, 2: 25, 3: 13}
@@ -184,6 +184,7 @@ def schroedinger_bridge(
     >>> bool((abs(br.coupling.sum(0) - br.masses[-1]) < 1e-6).all())
     True
     """
+    refuse_jumps(sde, "a Schrödinger bridge", "drift steers what noise moves, not jumps")
     if box is None or not (np.isfinite(box.lower).all() and np.isfinite(box.upper).all()):
         raise InputError("box", box, "a finite box that holds both densities and the paths between them")
     if any(isinstance(face, (Absorbing, Robin)) for pair in box.faces for face in pair):

@@ -673,6 +673,8 @@ class _Search:
         split = math.ceil(self._pace * FIRST_SPLIT_STEPS * (steps / FIRST_STEPS) ** SPLIT_GROWTH)
         horizon, noisy = self.problem.horizon or 0.0, generator.sample.S.any()
         explicit = math.ceil(horizon / STEPPERS[EXPLICIT].largest_step(*generator.stiffness())) + 1
+        if self.problem.sde.kinds:  # who jumps does not follow a characteristic
+            self._carried = False
         if self._carried is None:  # once for all levels: they belong together
             worth = not noisy or explicit > EXPLICIT_PER_CARRIED * split
             self._carried = name == "auto" and worth and _carried(generator)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -112,6 +112,11 @@ def functions(problem: KolmogorovProblem, room: Room) -> list[Datum]:
         (problem.killing, "killing", problem.rate, room.time, False),
         (problem.source, "source", problem.running, room.time, True),
     ]
+    for part, name, weight in ((0, "rate of a jump", room.time), (1, "displacement of a jump", room.time / length)):
+        given = [kind[part] for kind in sde.kinds if callable(kind[part])]
+        if given:
+            timed = next((f for f in given if reads_time(f)), given[0])
+            data.append((timed, name, partial(_jumps, sde, part), weight, False))
     found = [
         Datum(name, rows(f), weight, not problem.stationary and depends_on_time(value, f, room.probes), adds)
         for value, name, f, weight, adds in data
@@ -120,6 +125,11 @@ def functions(problem: KolmogorovProblem, room: Room) -> list[Datum]:
     if problem.terminal is not None:
         found.append(Datum("terminal", rows(lambda t, x: problem.final(x)), 1.0, False, True))
     return found
+
+
+def _jumps(sde: Any, part: int, t: float, x: np.ndarray) -> Any:
+    """Rates (0) or displacements (1) of all kinds of jumps."""
+    return sde.jumps(t, x)[part]
 
 
 def rows(f: Callable[[float, np.ndarray], Any]) -> Callable[[float, np.ndarray], np.ndarray]:

@@ -18,6 +18,7 @@ from kolmo.instants import COMPARED, constant, depends_on_time, reads_time
 from kolmo.problem import KolmogorovProblem, check_finite, check_vectorised
 from kolmo.schemes.base import SCHEMES, FaceData, Scheme
 from kolmo.schemes.faces import Entrances, held, probe, resolved, shrunk
+from kolmo.schemes.jumps import Start, with_jumps
 from kolmo.schemes.local import Local, Metric, local_coefficients, source_at, wall_nodes
 from kolmo.schemes.terminal import TerminalRule
 
@@ -26,6 +27,9 @@ from kolmo.schemes.terminal import TerminalRule
 BESIDE, JUMP = 1e-9, 1e-6
 # Irregular instants (fractions of an interval) at which it is asked where paths leave.
 PROBES = (0.0, 0.1309, 0.3717, 0.5, 0.6283, 0.8571, 0.9999)
+# Nodes per axis between which the ends of jumps are interpolated: two for monotone schemes; else as many as the order
+# of the scheme, four at least. Largest sum of moduli of the weights in the middle of six nodes (of eight: 1.7).
+LINEAR, LEAST_WIDTH, LEBESGUE = 2, 4, 1.6
 # Nodes at which coefficients are compared to see whether they depend on time, and the least number of instants in each
 # interval between breakpoints, of which there may be many.
 COMPARED_NODES, LEAST_COMPARED = 400, 8
@@ -237,12 +241,20 @@ class Generator:
         ]
         if sde:
             given += [(f, getattr(problem.sde, name)) for name, f in problem.sde.given.items()]
+            given += [(f, partial(self._part_of_jumps, part)) for part, f in self._jumping()]
         for _, _, face in self._faces():
             if isinstance(face, (Absorbing, Robin)):
                 given.append((face.value, partial(problem.on_face, face.value)))
             if isinstance(face, Robin):
                 given.append((face.kappa, partial(problem.on_face, face.kappa)))
         return [f for value, f in given if depends_on_time(value, f, x)]
+
+    def _jumping(self) -> list[tuple[int, Any]]:
+        """Functions among the rates (0) and displacements (1) of jumps."""
+        return [(part, f) for kind in self.problem.sde.kinds for part, f in enumerate(kind) if callable(f)]
+
+    def _part_of_jumps(self, part: int, t: float, x: Array) -> Array:
+        return self.problem.sde.jumps(t, x)[part]
 
     def local(self, t: float, like: Array | None = None) -> Local:
         """Coefficients in index units at the nodes; ``like`` a tensor: in torch, with gradients."""
@@ -291,7 +303,19 @@ class Generator:
         assembly = self.scheme.assemble(stencil, local, self._face_data(t, x), self.metric)
         if self.autonomous and len(self.intervals()) == 1:
             self._release()
-        return Semi(stencil, assembly.a, assembly.load, self.boundary(t, x), assembly.active)
+        numbers, active = assembly.a, assembly.active
+        if self.problem.sde.kinds:
+            stencil, numbers = self._with_jumps(stencil, numbers, t, like)
+            active = None
+        return Semi(stencil, numbers, assembly.load, self.boundary(t, x), active)
+
+    def _with_jumps(self, stencil: Any, numbers: Array, t: float, like: Array | None) -> tuple[Any, Array]:
+        """The operator with the jumps of the process, interpolated to the order of the scheme."""
+        monotone = self.scheme.monotone
+        width = LINEAR if monotone else max(LEAST_WIDTH, self.scheme.order)
+        start = Start(self.nodes(like), self.fixed if self.fixed.any() else None, width, linear=not monotone)
+        at = t, self.places(like)
+        return with_jumps(stencil, numbers, self.problem.sde, self.grid, self.box, at, start)
 
     @property
     def _laid_out(self) -> bool:
@@ -369,7 +393,15 @@ class Generator:
     def stiffness(self) -> tuple[float, float]:
         """Bounds of the real and imaginary extent of the spectrum of Q."""
         faces = self._face_data(self._sample_times()[0], self.grid.points)
-        return self.scheme.stiffness(self.grid, self.box, self.sample, faces, self.metric)
+        real, imaginary = self.scheme.stiffness(self.grid, self.box, self.sample, faces, self.metric)
+        return real + self._jump_rate(), imaginary
+
+    def _jump_rate(self) -> float:
+        """Bound of what jumps add: rates times twice the largest sum of moduli of interpolation weights."""
+        if not self.problem.sde.kinds:
+            return 0.0
+        rates = [as_numpy(self.problem.sde.jumps(t, self.places())[0]).sum(-1).max() for t in self._sample_times()]
+        return 2.0 * LEBESGUE**self.grid.dim * float(max(rates))
 
     def _check_natural(self) -> None:
         """A natural face needs no noise across it and a drift that does not point out."""

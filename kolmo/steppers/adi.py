@@ -36,7 +36,7 @@ class SplitStep(Repeated):
 
     def _run(self, u: Array, loads: Sequence[Array]) -> tuple[list[Array], list[Array]]:
         """States of the two sweeps."""
-        if is_tensor(u) or isinstance(self.end.operator, DualOperator):
+        if not self.end.compiled or is_tensor(u):
             return self._swept(u, loads)
         first, second = np.moveaxis(self._states(u, loads, (2, len(self.axes))), 0, -1)
         return list(first), list(second)
@@ -69,7 +69,7 @@ class SplitStep(Repeated):
 
     def apply(self, u: Array, loads: Sequence[Array]) -> Array:
         """The state after the step."""
-        if is_tensor(u) or isinstance(self.end.operator, DualOperator):
+        if not self.end.compiled or is_tensor(u):
             return self._swept(u, loads)[1][-1]
         return np.ascontiguousarray(self._states(u, loads, (1, 1))[:, 0, 0].T)
 
@@ -123,6 +123,11 @@ class _Parts:
         self.operator = operator
         self.stencils, _, self._spread = operator.stencil.split(operator.a)
 
+    @property
+    def compiled(self) -> bool:
+        """Whether the compiled step knows the stencil: not that of dual numbers, nor of jumps."""
+        return not isinstance(self.operator, DualOperator) and hasattr(self.operator.stencil, "together")
+
     @cached_property
     def kernel(self) -> tuple[Any, ...]:
         """Tables and their common numbers for the compiled step."""
@@ -159,7 +164,8 @@ class _Parts:
         widths = stencil.widths(axis)
         small = 8 * math.prod(stencil.shape) * (sum(widths) + 1) <= FACTORS_KEPT
         # terms that act only at walls are not among what is made anew
-        if small or is_tensor(self.operator.a) or len(stencil.fused.table[-1][0]) > 0:
+        known = hasattr(self.operator.stencil, "together")
+        if small or not known or is_tensor(self.operator.a) or len(stencil.fused.table[-1][0]) > 0:
             return _line_solver(stencil, self.numbers[axis + 1], axis, scale, free)
         part = self.kernel[0][axis + 1], self.kernel[1]
         mask = np.zeros(0) if free is None else free.ravel()

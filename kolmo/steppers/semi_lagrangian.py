@@ -13,6 +13,7 @@ from kolmo.arrays import Array, Held, as_like, contiguous, detached, empty, fres
 from kolmo.box import Absorbing, Entrance, Open, Periodic, Reflecting, Robin
 from kolmo.errors import InputError
 from kolmo.kernels.lines import LineOperator
+from kolmo.schemes.jumps import WithJumps
 from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step
 from kolmo.steppers.dual import DualOperator
 
@@ -460,6 +461,10 @@ class SemiLagrangian:
 
     def prepare(self, operators: Sequence[Operator], dt: float) -> Step:
         """Trace the characteristics."""
+        if isinstance(getattr(operators[0].stencil, "stencil", operators[0].stencil), WithJumps):
+            raise InputError(
+                "stepper", "'semi-lagrangian' with jumps", "a stepper that takes jumps", "'radau5', 'mcs3' or 'rk4'"
+            )
         if isinstance(operators[0], DualOperator):
             raise InputError(
                 "stepper",

@@ -310,3 +310,104 @@ def test_roughness_tells_smooth_weights_from_independent_ones():
     assert 1.2 * 32 < bridge.roughness(bridge.NoisyResNet(rough, bridge.Additive(0.3))) < 1.6 * 32
     with pytest.warns(KolmoWarning, match="from layer to layer"):
         bridge.modified_sde(bridge.NoisyResNet(rough, bridge.Additive(0.3)), depth="smooth")
+
+
+def linear_net(law, depth, a=-0.8):
+    branch = torch.nn.Linear(1, 1, bias=False, dtype=DOUBLE)
+    torch.nn.init.constant_(branch.weight, a)
+    return bridge.NoisyResNet([branch] * depth, law)
+
+
+def cubic_gap(law, depth, *, order, jumps):
+    """Difference between network and equation in log E X³ of a linear flow: its law is a product of layers."""
+    net = linear_net(law, depth)
+    sde, one = bridge.modified_sde(net, order, jumps=jumps, strict=False), torch.ones(1, 1, dtype=DOUBLE)
+    rate = 3 * sde.drift(0.0, one).item() + 3 * sde.covariance(0.0, one).item()
+    if jumps:
+        rates, moves = sde.jumps(0.0, one)
+        rate += (rates * ((1 + moves[..., 0]) ** 3 - 1)).sum().item()
+    layer = net.law(0)
+    values, weights = layer.variable.nodes(5)
+    output = layer.evaluate(net.branches[0], one, net.h)
+    steps = layer.increment(output, torch.as_tensor(values)[:, None], net.h)[:, 0].detach().numpy()
+    return abs(rate - math.log(weights @ (1 + steps) ** 3) * depth)
+
+
+@pytest.mark.filterwarnings("ignore::kolmo.errors.KolmoWarning")
+@pytest.mark.parametrize(
+    ("law", "order", "diffusion", "jumps"),
+    [
+        (bridge.CentredBernoulli(0.8, 0.9), 1, 0.5, 1.0),
+        (bridge.CentredBernoulli(0.8, 0.3), 1, 0.5, 1.0),
+        (bridge.Multiplicative(0.5, "rademacher"), 1, 1.0, 1.0),
+        (bridge.StochasticDepth(0.8), 2, 2.0, 2.0),
+        (bridge.BranchDropout(0.6), 2, 2.0, 2.0),
+        (bridge.LogNormal(0.4), 2, 2.0, 2.0),
+    ],
+    ids=lambda v: type(v).__name__ if isinstance(v, torch.nn.Module) else None,
+)
+def test_jumps_reach_orders_that_the_diffusion_misses(law, order, diffusion, jumps):
+    for reading, predicted in ((False, diffusion), (True, jumps)):
+        errors = [cubic_gap(law, depth, order=order, jumps=reading) for depth in (1024, 2048)]
+        assert math.log2(errors[0] / errors[1]) == pytest.approx(predicted, abs=0.1)
+        assert law.weak_order(reading).order >= min(order, predicted) - 0.01
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        bridge.CentredBernoulli(0.7, 0.8),
+        bridge.BranchDropout(0.6),
+        bridge.StochasticDepth(0.7),
+        bridge.Additive(0.4, "three-point"),
+    ],
+    ids=lambda law: type(law).__name__,
+)
+def test_jumps_have_the_moments_of_the_layer(law):
+    net = bridge.NoisyResNet([Wave(2)] * 4, law)
+    sde, x = bridge.modified_sde(net, jumps=True), torch.rand(5, 2, dtype=DOUBLE)
+    rates, moves = sde.jumps(0.6 * net.horizon, x)
+    layer = net.law(0)
+    C = layer.covariance(layer.evaluate(net.branches[0], x, net.h), net.h)
+    torch.testing.assert_close((rates[..., None] * moves).sum(-2), torch.zeros(5, 2, dtype=DOUBLE), atol=1e-12, rtol=0)
+    torch.testing.assert_close(torch.einsum("nj,nja,njb->nab", rates, moves, moves), C / net.h)
+    assert not sde.covariance(0.0, x).any()
+
+
+def test_expected_loss_by_an_equation_with_jumps():
+    """Rare large steps: at the same depth the equation with jumps is closer than the diffusion."""
+    net = bridge.NoisyResNet([Wave(1)] * 4, bridge.CentredBernoulli(1.0, 0.95), horizon=1.0)
+    x = torch.linspace(0, 6, 5, dtype=DOUBLE)[:, None]
+    exact = bridge.expected_loss(net, periodic_loss, x, method="enumerate").mean
+    options = {"method": "pde", "strict": False, "rtol": 1e-3}
+    with pytest.warns(KolmoWarning):
+        smooth = bridge.expected_loss(net, periodic_loss, x, **options).mean
+    found = bridge.expected_loss(net, periodic_loss, x, jumps=True, **options)
+    assert (found.mean - exact).abs().max() < 0.7 * (smooth - exact).abs().max()
+
+
+def test_jumps_refused():
+    gaussian = bridge.NoisyResNet([Wave(1)] * 2, bridge.Additive(0.3))
+    many = bridge.NoisyResNet([bridge.MLPBranch.create(2, 16, rng=0)] * 2, bridge.HiddenDropout(0.5))
+    dropping = bridge.NoisyResNet([Wave(1)] * 2, bridge.CentredBernoulli(0.3, 0.8))
+    cases = [
+        (gaussian, {}),
+        (many, {}),
+        (dropping, {"depth": "smooth"}),
+        (dropping, {"order": 2}),
+        (dropping, {"order": 3}),
+    ]
+    for net, options in cases:
+        with pytest.raises(InputError):
+            bridge.modified_sde(net, jumps=True, **options)
+
+
+def test_gaussian_layers_stay_diffusions():
+    laws = [bridge.CentredBernoulli(0.3, 0.8), bridge.Multiplicative(0.5, per="coordinate")]
+    net = bridge.NoisyResNet([Wave(1)] * 2, laws)
+    sde, x = bridge.modified_sde(net, jumps=True), torch.ones(1, 1, dtype=DOUBLE)
+    (first, _), (second, _) = sde.jumps(0.1 * net.horizon, x), sde.jumps(0.9 * net.horizon, x)
+    assert first.sum() > 0
+    assert second.sum() == 0
+    assert sde.covariance(0.1 * net.horizon, x) == 0
+    assert sde.covariance(0.9 * net.horizon, x) > 0

@@ -18,6 +18,16 @@ def test_weak_orders_are_those_predicted(law, order):
     assert found["order"] == pytest.approx(weak_orders.predicted(law, order), abs=0.15)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("law", "order"), [("centred Bernoulli 0.9, jumps", 1), ("stochastic depth 0.8, jumps", 2), ("dropout ½, jumps", 2)]
+)
+def test_weak_orders_of_jumps_are_those_predicted(law, order):
+    assert weak_orders.predicted(law, order) == order
+    found = weak_orders.compare(weak_orders.Config(depths=(8, 16)), law, 1, order)
+    assert found["order"] == pytest.approx(order, abs=0.15)
+
+
 def test_depth_consistency(tmp_path):
     config = depth_consistency.Config(seeds=1, seed=1, depths=(8, 16), width=4, rtol=0.05, workers=1)
     with Run.create("depth_consistency", dataclasses.asdict(config), out=tmp_path / "run") as run:
