@@ -5,7 +5,8 @@
 The network: X_{k+1} = X_k + h (W2 tanh(W1 X_k + b1) + b2) + √h s N(0, I) in the plane, width 16, 50 layers, single
 precision; the loss exp(−2 |X|²) at 64 inputs. Every figure is checked: losses against the layer recursion, in standard
 errors. A time is the median of warm calls, in CPU seconds of one thread (set OMP_NUM_THREADS=1), which other work on
-the machine hardly disturbs. Needs the extra: pip install --constraint constraints.txt 'kolmo[benchmarks]'.
+the machine hardly disturbs. Then what noise in other people's networks costs (`benchmarks.injection`). Needs the
+extra: pip install --constraint constraints.txt 'kolmo[benchmarks]'.
 """
 
 import argparse
@@ -27,6 +28,7 @@ import numpy as np
 import torch
 import torchsde
 
+from benchmarks import injection
 from kolmo import bridge
 
 DEPTH, WIDTH, INPUTS, PATHS, NOISE = 50, 16, 64, 1600, 0.4
@@ -283,6 +285,9 @@ def main() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     found = compare(options.repeats, options.only)
     show(found)
+    if not options.only:
+        print()
+        injection.report(3 * options.repeats, images=2000)
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 

@@ -14,7 +14,8 @@ from kolmo.bridge.laws import HiddenDropout, NoiseLaw, ShakeShake
 from kolmo.bridge.noise import BatchNormRule, Noise, batchnorms, carriers, eject, place, untouched
 from kolmo.bridge.resnet import Averaged, NoisyResNet, Rng, as_generator, average
 from kolmo.bridge.selection import Where, select
-from kolmo.bridge.sites import Operand, Sites, devices
+from kolmo.bridge.sites import Operand, Sites, devices, probe
+from kolmo.bridge.skipping import skip
 from kolmo.errors import InputError
 
 BATCHNORM = ("refuse", "train", "freeze")
@@ -117,6 +118,8 @@ def injected(
     laws = _laws(law, rows)
     h = horizon / rows.depth
     noises = [place(model, site, one, h) for site, one in zip(rows, laws, strict=True)]
+    if any(one.per == "batch" for one in laws):
+        skip(model, rows, noises, probe(model) if inputs is None else inputs)
     if batchnorms(model) and batchnorm != "train":
         model.register_forward_pre_hook(BatchNormRule(batchnorm))
     return Injection(model, rows, noises, h, batchnorm)

@@ -441,7 +441,8 @@ class StochasticDepth(_Bernoulli):
         rule of Huang et al. (2016).
     per : {"sample", "batch"}
         One draw for each sample, as in timm and in torchvision's "row" mode, or one that the batch shares, as Huang et
-        al. train. Expected losses are the same; gradients of a batch vary more with the second.
+        al. train. Expected losses are the same; gradients of a batch vary more with the second, and `inject` computes
+        no branch that the whole batch drops: its weights get zeros for a gradient, its normalisation no statistics.
 
     Examples
     --------

@@ -32,6 +32,12 @@ class Noise:
         Noise in evaluation mode too.
     change : callable or None
         ``change(m, law, h, axis)`` instead of the law's sample: what the readings of the noise are made with.
+    enters : bool
+        Whether the branch is cut where it begins when the whole batch drops it; see `kolmo.bridge.skipping`.
+    pending : (Tensor, int) or None
+        What was drawn where the branch began, and the number of samples, until the branch ends.
+    tried, skipped : bool, int
+        Whether the branch is to be dropped for a trial; how often it was cut.
     """
 
     def __init__(self, site: Site, owner: nn.Module, law: NoiseLaw, h: float) -> None:
@@ -41,10 +47,50 @@ class Noise:
         self.learnt: dict[str, str] = {}
         self.always = False
         self.change: Any = None
+        self.enters = self.tried = False
+        self.pending: tuple[Tensor, int] | None = None
+        self.skipped = 0
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies are quiet in evaluation mode, also those made within `Injection.noisy`."""
-        return {**self.__dict__, "always": False, "change": None}
+        return {**self.__dict__, "always": False, "change": None, "pending": None}
+
+    def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Draw for the whole batch where the branch begins; where it is dropped, cut what goes in to an empty batch.
+
+        In compiled passes and transforms of torch.func nothing can depend on the draw: there branches are computed.
+        """
+        x = next((v for v in args if isinstance(v, Tensor)), None)
+        if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+            return None
+        self.pending = None
+        if x is None or self.change is not None:
+            return None
+        if not (self.always or self.owner.training or self.tried):
+            return None
+        like = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        zeta = like.new_full((), -1.0) if self.tried else self.law.draw((1,) * x.ndim, like)
+        self.pending = zeta, x.shape[self.axis]
+        if bool(zeta >= 0):
+            return None
+
+        def cut(value: Any) -> Any:
+            whole = isinstance(value, Tensor) and value.shape == x.shape
+            return value.narrow(self.axis, 0, 0) if whole else value
+
+        return tuple(map(cut, args)), {name: cut(value) for name, value in kwargs.items()}
+
+    def _ended(self, m: Tensor) -> Tensor:
+        """Increment of a branch for which was drawn where it began."""
+        (zeta, size), self.pending = self.pending or (m, 0), None
+        if bool(zeta >= 0):
+            return self.law.increment(m, zeta.reshape(()).to(m.dtype), self.h)
+        shape = list(m.shape)
+        if shape[self.axis] == 0:
+            self.skipped += 1
+        shape[self.axis] = size
+        # the sum of nothing: the weights of the branch get zeros for a gradient
+        return m.new_zeros(shape) + m.narrow(self.axis, 0, 0).sum()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Replace the output of the module."""
@@ -60,9 +106,30 @@ class Noise:
         with torch._C.DisableTorchFunction():  # the additions of the law are none of the network's
             if self.change is not None:
                 return self.change(m, law, self.h, self.axis)  # type: ignore[no-any-return]
+            if self.pending is not None:
+                return self._ended(m)
+            if self.tried:
+                return m * 0.0
             if not (self.always or self.owner.training):
                 return law.mean(m)
+            if self.enters and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+                raise InputError(
+                    "checkpoint",
+                    "one that begins inside a branch which a whole batch drops",
+                    "checkpoints around whole branches or blocks: what was drawn where the branch began is forgotten",
+                )
             return sample(law, m, self.h, self.axis)
+
+
+class Entry:
+    """Forward pre-hook of the module where a branch begins: draws, and cuts the input where the branch is dropped."""
+
+    def __init__(self, noise: Noise) -> None:
+        self.noise = noise
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the arguments, cut or as they are."""
+        return self.noise.enter(args, kwargs)
 
 
 def sample(law: NoiseLaw, m: Tensor, h: float, axis: int) -> Tensor:
@@ -220,6 +287,10 @@ def eject(model: nn.Module) -> None:
             del module.__dict__["forward"]
             if forward.before is not None:
                 module.__dict__["forward"] = forward.before
+    for module in model.modules():
+        for key in [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, Entry)]:
+            del module._forward_pre_hooks[key]
+            module._forward_pre_hooks_with_kwargs.pop(key, None)
     for rule_key, rule in list(model._forward_pre_hooks.items()):
         if isinstance(rule, BatchNormRule):
             rule.thaw(model)

@@ -226,7 +226,7 @@ def refuse_broken(found: Followed, chosen: Sequence[Site]) -> None:
 def follow(model: nn.Module, inputs: Sequence[Any], batch_axis: int | None = None) -> Followed:
     """Follow a pass and sort what was seen."""
     watch = _Watch(model)
-    with _undisturbed(model), watch.watching():
+    with undisturbed(model), watch.watching():
         output = model(*_differentiable(inputs))
         graph = Graph([t.grad_fn for t in tensors(output) if t.grad_fn is not None], model)
     steps = _steps(graph, watch)
@@ -369,7 +369,7 @@ def _marks(tensor: Tensor) -> list[Tensor]:
 
 
 @contextlib.contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode with gradients and without fused layers; modes, flags and random state come back."""
     modes = [(module, module.training) for module in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters()]
@@ -516,7 +516,7 @@ def _batch_axes(
 def _operands(model: nn.Module, inputs: Sequence[Any], steps: list[_Step], *, training: bool = False) -> list[Tensor]:
     """Branch of every step in another pass; "training" is for the model's own code, not for layers of torch."""
     watch = _Watch(model, {(step.seen.number, step.operand) for step in steps})
-    with _undisturbed(model), torch.no_grad(), watch.watching():
+    with undisturbed(model), torch.no_grad(), watch.watching():
         for module in model.modules():
             own = not type(module).__module__.startswith("torch.") and not drops_samples(module)
             module.training = training and own
@@ -590,7 +590,7 @@ def probe(model: nn.Module) -> list[Any]:
             x = torch.randint(0, ids, shape, generator=generator, device="cpu").to(parameter.device)
         else:
             x = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32).to(parameter.device, dtype)
-        with contextlib.suppress(Exception), _undisturbed(model), torch.no_grad():
+        with contextlib.suppress(Exception), undisturbed(model), torch.no_grad():
             model(x)
             return [x]
     return []
