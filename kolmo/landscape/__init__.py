@@ -2,7 +2,7 @@
 
 from kolmo.landscape import plots
 from kolmo.landscape.batches import BatchLoss
-from kolmo.landscape.curvature import Curvature, curvature
+from kolmo.landscape.curvature import Curvature, curvature, eigenvalues
 from kolmo.landscape.features import FeatureLandscape, FlowLoss, feature_landscape
 from kolmo.landscape.interactive import write_html
 from kolmo.landscape.planes import Plane, hessian_plane, line, pca_plane, random_plane
@@ -19,6 +19,7 @@ __all__ = [
     "surface",
     "Curvature",
     "curvature",
+    "eigenvalues",
     "BatchLoss",
     "summary",
     "sharpness",

@@ -1,4 +1,4 @@
-r"""Curvature of a noise-averaged loss: leading eigenpairs, trace and spectral density of its Hessian.
+r"""Curvature of a noise-averaged loss: leading eigenpairs, trace and spectral density of its Hessian and the like.
 
 The Hessian H of :math:`\frac1n\sum_j \ell_j(\theta)` is used through products Hv only, under fixed draws ℓ_j, so that
 it is one symmetric matrix.
@@ -6,7 +6,7 @@ it is one symmetric matrix.
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kolmo import files, schema
-from kolmo.bridge.selection import pattern
 from kolmo.errors import InputError
-from kolmo.landscape.state import Evaluation, Loss, kept, normal, whole
+from kolmo.landscape.operators import Given, Hessian, matrix_of
+from kolmo.landscape.state import Evaluation, Loss, kept, whole
 
 _WHOLE = 48  # up to this many parameters the Krylov space is the whole space
 _BREAKDOWN = 100.0  # rounding units of the largest coefficient: the Krylov space is invariant
@@ -208,9 +208,10 @@ class Curvature:
 
 
 def curvature(
-    loss: Loss,
-    model: nn.Module,
+    loss: Loss | Any,
+    model: nn.Module | None = None,
     *,
+    kind: str = "hessian",
     top: int = 5,
     draws: int = 1,
     seed: int = 0,
@@ -240,9 +241,14 @@ def curvature(
     loss : callable
         ``loss(f)`` -> a scalar, or a dictionary of scalars of which the first (or `name`) is meant; twice
         differentiable. It must draw its noise from torch's global generator. A `BatchLoss` is gone through batch by
-        batch, in the memory of one.
-    model : nn.Module
+        batch, in the memory of one. Or, without a model, a symmetric operator with ``shape`` and ``@``, such as those
+        of curvlinops and SciPy.
+    model : nn.Module, optional
         The model. Its state and the global random generators are brought back, however the call ends.
+    kind : {"hessian", "ggn", "fisher"}
+        The matrix: Hessian; Gauss–Newton, Jᵀ(∂²ℓ/∂o²)J with o the outputs of the model and J their Jacobian; empirical
+        Fisher, the mean of gᵢgᵢᵀ over the gradients gᵢ of the samples, of which the loss is the mean and each is a row
+        of the outputs. The last two are positive semidefinite and leave out what acts on the weights beside o.
     top : int
         Number of eigenpairs with the largest eigenvalues.
     draws, seed, noisy, batchnorm, calibrate
@@ -309,6 +315,14 @@ def curvature(
         "noisy": None if noisy is None else bool(noisy),
         "batchnorm": batchnorm,
     }
+    asked = _Asked(top, rtol, max_products, probes, density_probes, density_steps, seed, settings)
+    if model is None:
+        if not (hasattr(loss, "shape") and hasattr(loss, "__matmul__")):
+            raise InputError("model", None, "a model, or an operator with shape and @ in place of the loss")
+        with _bar(progress) as bar:
+            return _measured(Given(loss, bar), asked)
+    matrix = matrix_of(kind)
+    settings["kind"] = kind
     # of the kernels of attention only the plain one has second derivatives
     with kept(model) as snapshot, sdpa_kernel(SDPBackend.MATH):
         evaluation = Evaluation(
@@ -318,151 +332,71 @@ def curvature(
         random = varying[next(iter(first)) if name not in first else name]
         evaluation.settle()
         with _bar(progress) as bar:
-            hessian = Hessian(evaluation, model, name, random, bar, where)
-            generator = torch.Generator().manual_seed(seed)
-            pairs = leading(hessian, min(top, hessian.size), rtol, max_products, generator)
-            forms = _forms(hessian, pairs.vectors)
-            trace = _trace(hessian, pairs, forms, probes, generator)
-            quadrature = _quadrature(hessian, pairs, density_probes, density_steps, generator)
-        return Curvature(
-            eigenvalues=pairs.values,
-            residuals=pairs.residuals,
-            eigenvalue_standard_error=_over_draws(forms, hessian.random),
-            eigenvectors=[hessian.named(vector) for vector in pairs.vectors],
-            trace=trace.value,
-            trace_standard_error=trace.probe_error,
-            trace_draw_error=trace.draw_error,
-            nodes=quadrature[0],
-            weights=quadrature[1],
-            parameters=hessian.size,
-            products=hessian.products,
-            loss=hessian.loss,
-            gradient_norm=hessian.gradient_norm,
-            settings=settings,
-        )
+            return _measured(matrix(evaluation, model, name, random, bar, where), asked)
 
 
-class Hessian:
-    """Products with the Hessian of a loss that is averaged over fixed draws.
+def eigenvalues(loss: Loss | Any, model: nn.Module | None = None, *, top: int = 5, **options: Any) -> Curvature:
+    """Measure the largest eigenvalues alone: `curvature` without trace and density, which take most of its products.
 
     Parameters
     ----------
-    evaluation : Evaluation
-        The loss and its draws.
-    model : nn.Module
-        Its parameters that require gradients are the variables.
-    name : str or None
-        Which of the losses; None: the first.
-    random : bool
-        Whether different draws give different losses.
-    bar : tqdm
-        Counts the products.
-    where : str
-        Pattern of the names of the parameters that are the variables.
+    loss, model, top
+        As in `curvature`.
+    **options
+        Its other options, but for those of trace and density.
+
+    Returns
+    -------
+    Curvature
+        With ``trace`` NaN and no density.
+
+    Examples
+    --------
+    >>> import scipy.sparse as sp
+    >>> from kolmo import landscape
+    >>> found = landscape.eigenvalues(sp.diags(np.arange(1.0, 200.0)), top=2, rtol=1e-6)
+    >>> found.eigenvalues.round(4).tolist()
+    [199.0, 198.0]
     """
+    return curvature(loss, model, top=top, probes=0, density_probes=0, **options)
 
-    def __init__(
-        self, evaluation: Evaluation, model: nn.Module, name: str | None, random: bool, bar: Any, where: str = "**"
-    ) -> None:
-        self._evaluation, self._name, self._bar = evaluation, name, bar
-        self.random = random
-        wanted = pattern(where)
-        named = {key: p for key, p in model.named_parameters() if p.requires_grad and wanted.fullmatch(key)}
-        if not named:
-            given = f"no parameter that requires a gradient with a name like {where!r}"
-            raise InputError("where", given, "a pattern of parameter names, in which * does not cross dots and ** does")
-        self._names, self._parameters = list(named), list(named.values())
-        self.size = sum(p.numel() for p in self._parameters)
-        self.products = 0
-        self._kept: list[Tensor] | None = None
-        self._start()
 
-    def _start(self) -> None:
-        """Loss and gradient; a single draw of a single batch keeps its graph, which every product uses."""
-        gradient: Any = 0.0
-        losses = []
-        for j in range(self._evaluation.draws):
-            losses.append(0.0)
-            for count, (value, slopes) in enumerate(self._slopes(j)):
-                losses[-1] += float(value.detach())
-                gradient = gradient + _flat([slope.detach() for slope in slopes]) / self._evaluation.draws
-                self._kept = slopes if self._evaluation.draws == 1 and count == 0 else None
-        self.loss = float(np.mean(losses))
-        self.gradient_norm = float(gradient.norm())
-        self.random |= len(set(losses)) > 1
-        if not math.isfinite(self.loss) or not math.isfinite(self.gradient_norm):
-            given = f"{self.loss:g} with a gradient of norm {self.gradient_norm:g} at the weights of the model"
-            raise InputError("loss", given, "a finite loss and gradient")
+class _Asked(NamedTuple):
+    """What is to be measured, and how well."""
 
-    def _value(self, found: dict[str, Any]) -> Tensor:
-        """Loss that is meant, of those of a draw."""
-        name = next(iter(found)) if self._name is None else self._name
-        if name not in found:
-            raise InputError("name", repr(name), "one of " + ", ".join(map(repr, found)))
-        value = found[name]
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            given = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise InputError("loss", f"{given} for {name!r}", "a scalar tensor")
-        return value.reshape(())
+    top: int
+    rtol: float
+    most: int
+    probes: int
+    density_probes: int
+    density_steps: int
+    seed: int
+    settings: dict[str, Any]
 
-    def _slopes(self, j: int) -> Iterator[tuple[Tensor, list[Tensor]]]:
-        """Loss and gradient of draw j, with a graph, batch by batch."""
-        with sdpa_kernel(SDPBackend.MATH):  # of the kernels of attention this one has second derivatives
-            for found in self._evaluation.parts(j):
-                value = self._value(found)
-                if not value.requires_grad:
-                    fix = "return the loss as a tensor, not through .item() or no_grad()"
-                    raise InputError(
-                        "loss", "a value that does not depend on the weights", "a differentiable loss", fix
-                    )
-                slopes = torch.autograd.grad(value, self._parameters, create_graph=True, allow_unused=True)
-                pairs = zip(slopes, self._parameters, strict=True)
-                yield value, [torch.zeros_like(p) if s is None else s for s, p in pairs]
 
-    def __call__(self, v: Tensor) -> tuple[Tensor, np.ndarray]:
-        """Hv of the averaged loss, and vᵀH_j v for each draw."""
-        total, forms = torch.zeros_like(v), []
-        for j in range(self._evaluation.draws):
-            forms.append(0.0)
-            for slopes in (s for _, s in self._slopes(j)) if self._kept is None else [self._kept]:
-                product = self._product(slopes, v)
-                forms[-1] += float(product.double() @ v.double())
-                total += product / self._evaluation.draws
-        self.products += 1
-        self._bar.update()
-        return total, np.array(forms)
-
-    def _product(self, slopes: list[Tensor], v: Tensor) -> Tensor:
-        active = [s.requires_grad for s in slopes]
-        parts = self._split(v)
-        if not any(active):  # a loss that is linear in the weights
-            return torch.zeros_like(v)
-        found = torch.autograd.grad(
-            [s for s, on in zip(slopes, active, strict=True) if on],
-            self._parameters,
-            [part for part, on in zip(parts, active, strict=True) if on],
-            retain_graph=self._kept is not None,
-            allow_unused=True,
-        )
-        return _flat([torch.zeros_like(p) if f is None else f for f, p in zip(found, self._parameters, strict=True)])
-
-    def _split(self, v: Tensor) -> list[Tensor]:
-        parts = torch.split(v, [p.numel() for p in self._parameters])
-        return [part.reshape(p.shape) for part, p in zip(parts, self._parameters, strict=True)]
-
-    def named(self, v: Tensor) -> dict[str, Tensor]:
-        """Flat vector -> tensors by parameter name, on the CPU."""
-        return {name: part.cpu().clone() for name, part in zip(self._names, self._split(v), strict=True)}
-
-    def normal(self, generator: torch.Generator) -> Tensor:
-        """Standard normal vector, the same on every device."""
-        return normal((self.size,), generator).to(self._parameters[0])
-
-    def signs(self, generator: torch.Generator) -> Tensor:
-        """Vector of independent signs."""
-        return (torch.randint(0, 2, (self.size,), generator=generator, device=generator.device) * 2 - 1).to(
-            self._parameters[0]
-        )
+def _measured(hessian: Any, asked: _Asked) -> Curvature:
+    """Eigenpairs, trace and density of a matrix of which there are products."""
+    generator = torch.Generator().manual_seed(asked.seed)
+    pairs = leading(hessian, min(asked.top, hessian.size), asked.rtol, asked.most, generator)
+    forms = _forms(hessian, pairs.vectors)
+    trace = _trace(hessian, pairs, forms, asked.probes, generator)
+    quadrature = _quadrature(hessian, pairs, asked.density_probes, asked.density_steps, generator)
+    return Curvature(
+        eigenvalues=pairs.values,
+        residuals=pairs.residuals,
+        eigenvalue_standard_error=_over_draws(forms, hessian.random),
+        eigenvectors=[hessian.named(vector) for vector in pairs.vectors],
+        trace=trace.value,
+        trace_standard_error=trace.probe_error,
+        trace_draw_error=trace.draw_error,
+        nodes=quadrature[0],
+        weights=quadrature[1],
+        parameters=hessian.size,
+        products=hessian.products,
+        loss=hessian.loss,
+        gradient_norm=hessian.gradient_norm,
+        settings=asked.settings,
+    )
 
 
 class Pairs(NamedTuple):
@@ -574,9 +508,9 @@ class Lanczos:
 
 def _forms(hessian: Hessian, vectors: Tensor) -> np.ndarray:
     """vᵀH_j v for every eigenvector and draw, shape (k, draws); one draw needs no products."""
-    if hessian._evaluation.draws == 1:
+    if hessian.draws == 1:
         return np.zeros((len(vectors), 1))
-    return np.array([hessian(v)[1] for v in vectors]).reshape(len(vectors), hessian._evaluation.draws)
+    return np.array([hessian(v)[1] for v in vectors]).reshape(len(vectors), hessian.draws)
 
 
 def _over_draws(forms: np.ndarray, random: bool) -> np.ndarray:
@@ -637,10 +571,6 @@ def _standard_error(values: np.ndarray) -> Any:
     if len(values) < 2:
         return np.full(values.shape[1:], np.nan)
     return values.std(0, ddof=1) / math.sqrt(len(values))
-
-
-def _flat(parts: list[Tensor]) -> Tensor:
-    return torch.cat([part.reshape(-1) for part in parts])
 
 
 def _bar(progress: bool) -> Any:

@@ -171,7 +171,7 @@ class Evaluation:
         calibrate: Callable[[nn.Module], Any] | None,
     ) -> None:
         check(batchnorm, calibrate)
-        self._loss, self._model, self._snapshot = loss, model, snapshot
+        self._loss, self.model, self._snapshot = loss, model, snapshot
         self.draws, self._seed = whole("draws", draws, 1), whole("seed", seed)
         self._batchnorm, self._calibrate = batchnorm, calibrate
         if noisy is not None:
@@ -194,7 +194,7 @@ class Evaluation:
     def draw(self, j: int) -> dict[str, Tensor]:
         """Losses by name of draw j, at the weights that the model now has."""
         self._manual_seed(self._seed + j)
-        found = self._loss(self._model)
+        found = self._loss(self.model)
         if isinstance(found, dict) and not found:
             raise InputError("loss", "an empty dictionary", "a scalar, or a dictionary of scalars")
         return dict(found) if isinstance(found, dict) else {"loss": found}
@@ -205,7 +205,7 @@ class Evaluation:
             yield self.draw(j)
             return
         self._manual_seed(self._seed + j)
-        yield from self._loss.parts(self._model)
+        yield from self._loss.parts(self.model)
 
     def probe(self, name: str | None = None, *, gradients: bool = False) -> tuple[dict[str, float], dict[str, bool]]:
         """Losses of the first draw at the weights that the model now has, and which of them other draws change.
@@ -267,7 +267,7 @@ class Evaluation:
                 layer.momentum = None
                 layer.train()
             self._manual_seed(self._seed)
-            self._calibrate(self._model)
+            self._calibrate(self.model)
         finally:
             for layer, momentum in zip(self._layers, momenta, strict=True):
                 layer.momentum = momentum
