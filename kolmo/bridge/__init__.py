@@ -25,6 +25,7 @@ from kolmo.bridge.resnet import MLPBranch, NoisyResNet
 from kolmo.bridge.sites import Site, Sites, sites
 from kolmo.bridge.variables import Variable, variable
 from kolmo.bridge.weak_error import WeakErrorTable, weak_error
+from kolmo.bridge.weights import WeightNoise
 
 __all__ = [
     "MLPBranch",
@@ -39,6 +40,7 @@ __all__ = [
     "LogNormal",
     "ShakeDrop",
     "CentredBernoulli",
+    "WeightNoise",
     "linear_decay",
     "Variable",
     "variable",

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from kolmo.arrays import at_home
 from kolmo.bridge.foreign import drops_samples
 from kolmo.bridge.laws import HiddenDropout, NoiseLaw, ShakeShake
-from kolmo.bridge.noise import BatchNormRule, Noise, batchnorms, carriers, eject, place, untouched
+from kolmo.bridge.noise import BatchNormRule, batchnorms, carriers, eject, place, untouched
 from kolmo.bridge.resnet import Averaged, NoisyResNet, Rng, as_generator, average
 from kolmo.bridge.selection import Where, select
 from kolmo.bridge.sites import Operand, Sites, devices, probe
 from kolmo.bridge.skipping import skip
+from kolmo.bridge.weights import WeightNoise, place_in_weights, weighed
 from kolmo.errors import InputError
 
 BATCHNORM = ("refuse", "train", "freeze")
@@ -24,7 +25,7 @@ BATCHNORM = ("refuse", "train", "freeze")
 @at_home
 def inject(
     model: nn.Module,
-    law: NoiseLaw | Sequence[NoiseLaw],
+    law: NoiseLaw | WeightNoise | Sequence[NoiseLaw] | Sequence[WeightNoise],
     where: Where = None,
     *,
     inputs: Sequence[Any] | None = None,
@@ -45,9 +46,12 @@ def inject(
         Any law that acts on the branch output (not `HiddenDropout` or `ShakeShake`), or one for each site. Sequences in
         a law, such as a linear decay of ``keep``, have one value for each site or for each addition of the pass, in the
         order of the pass. A strength that is an ``nn.Parameter`` becomes a parameter of the model, ``…noise_s``.
+        `WeightNoise` is put into the weights of layers instead, of networks of any form.
     where : None, Sites, Site, str, sequence of these, or callable, optional
         Which residual additions: rows of `sites`; names of modules whose output is that of a branch, or patterns of
-        them, in which ``*`` does not cross dots and ``**`` does; ``where(name, module) -> bool``. None: all.
+        them, in which ``*`` does not cross dots and ``**`` does; ``where(name, module) -> bool``. None: all. For
+        `WeightNoise`: the modules, by names, patterns or a function; None: all whose weights are matrices or filters,
+        but for those inside ``nn.MultiheadAttention``, which does not call them.
     inputs : sequence, optional
         Inputs of the pass that `sites` follows, ``model(*inputs)``. By default they are guessed from the first layer;
         where no guess fits, names are taken as they are, on trust: the whole output (the first tensor of it) is a
@@ -92,7 +96,21 @@ def inject(
         if isinstance(module, NoisyResNet) and not all(one.noiseless for one in module.noise):
             fix = "NoisyResNet(branches, law) has it already; bridge.Additive(0.0) has none"
             raise InputError("model", f"{name!r}, a NoisyResNet with noise", "a network without noise of its own", fix)
-    return injected(model, law, where, inputs, horizon, batchnorm)
+    if weighed(law):
+        return _into_weights(model, law, where, batchnorm)
+    return injected(model, law, where, inputs, horizon, batchnorm)  # type: ignore[arg-type]
+
+
+def _into_weights(model: nn.Module, law: Any, where: Any, batchnorm: str) -> "Injection":
+    """Inject noise into weights."""
+    _refuse_second(model)
+    if batchnorm == "freeze":
+        _check_statistics(model)
+    rows, noises = place_in_weights(model, law, where)
+    # the samples of a pass share its weights: normalising by the batch is no other matter than without noise
+    if batchnorms(model) and batchnorm == "freeze":
+        model.register_forward_pre_hook(BatchNormRule(batchnorm))
+    return Injection(model, rows, noises, 1.0, batchnorm)
 
 
 def injected(
@@ -108,9 +126,7 @@ def injected(
         _check_law(one)
     if not horizon > 0:
         raise InputError("horizon", horizon, "a positive number")
-    if carriers(model):
-        given = f"a model with noise in {carriers(model)[0][0] or 'it'!r}"
-        raise InputError("model", given, "a model without injected noise", "remove() the first noise, or eject(model)")
+    _refuse_second(model)
     rows, called = select(model, where, inputs)
     _check_own_noise(model, rows, called if where is None else None)
     if batchnorm == "freeze":
@@ -125,6 +141,13 @@ def injected(
     return Injection(model, rows, noises, h, batchnorm)
 
 
+def _refuse_second(model: nn.Module) -> None:
+    """Refuse a model that has injected noise already."""
+    if carriers(model):
+        given = f"a model with noise in {carriers(model)[0][0] or 'it'!r}"
+        raise InputError("model", given, "a model without injected noise", "remove() the first noise, or eject(model)")
+
+
 class Injection:
     """Noise in the residual branches of a model; made by `inject`.
 
@@ -134,7 +157,7 @@ class Injection:
         The model.
     rows : Sites
         The sites.
-    noises : list of Noise
+    noises : list of Noise or NoisyWeight
         The noise of each.
     h : float
         Step: horizon / number of residual additions.
@@ -156,7 +179,7 @@ class Injection:
     (True, True)
     """
 
-    def __init__(self, model: nn.Module, rows: Sites, noises: list[Noise], h: float, batchnorm: str) -> None:
+    def __init__(self, model: nn.Module, rows: Sites, noises: Sequence[Any], h: float, batchnorm: str) -> None:
         self.model, self.rows, self.noises, self.h = model, rows, noises, h
         self._batchnorm = batchnorm
         self._generator: torch.Generator | None = None

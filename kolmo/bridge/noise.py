@@ -165,6 +165,59 @@ class NoisyForward:
             return type(self.module).forward(self.module, *args, **kwargs)
 
 
+class NoisyWeight:
+    """A module's forward pass with noise in its weight; in place of ``module.forward``.
+
+    Attributes
+    ----------
+    module : nn.Module
+        The module, whose mode the noise follows.
+    law : WeightNoise
+        Its law.
+    always : bool
+        Noise in evaluation mode too.
+    """
+
+    def __init__(self, module: nn.Module, law: Any) -> None:
+        self.module, self.law, self.before = module, law, module.__dict__.get("forward")
+        self.always = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies are quiet in evaluation mode, also those made within `Injection.noisy`."""
+        return {**self.__dict__, "always": False}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the pass."""
+        if not (self.always or self.module.training):
+            return self._forward(*args, **kwargs)
+        weight = self.module.weight
+        with torch._C.DisableTorchFunction():
+            noisy = weight + self.law.sample(weight)
+        with _Instead(weight, noisy):
+            return self._forward(*args, **kwargs)
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.before is not None:
+            return self.before(*args, **kwargs)
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+
+class _Instead(TorchFunctionMode):
+    """Functions that are handed one tensor get another one."""
+
+    def __init__(self, one: Any, other: Tensor) -> None:
+        super().__init__()
+        self._one, self._other = one, other
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        def chosen(value: Any) -> Any:
+            return self._other if value is self._one else value
+
+        return function(*map(chosen, args), **{name: chosen(value) for name, value in (kwargs or {}).items()})
+
+
 class _Additions(TorchFunctionMode):
     """Counts the additions of two tensors and puts noise into the operands that are branches."""
 
@@ -239,14 +292,16 @@ def _registered(module: nn.Module, name: str, value: nn.Parameter) -> str:
     return key
 
 
-def carriers(model: nn.Module) -> list[tuple[str, Noise]]:
+def carriers(model: nn.Module) -> list[tuple[str, Any]]:
     """Every injected noise of a model, with the name of its module, in no particular order."""
-    found = []
+    found: list[tuple[str, Any]] = []
     for name, module in model.named_modules():
         found += [(name, hook) for hook in module._forward_hooks.values() if isinstance(hook, Noise)]
         forward = module.__dict__.get("forward")
         if isinstance(forward, NoisyForward):
             found += [(name, noise) for _, noise in forward.noises.values()]
+        if isinstance(forward, NoisyWeight):
+            found.append((name, forward))
     return found
 
 
@@ -283,7 +338,7 @@ def eject(model: nn.Module) -> None:
         forward = module.__dict__.get("forward")
         if isinstance(forward, NoisyForward):
             _forget(noise for _, noise in forward.noises.values())
-        if isinstance(forward, (NoisyForward, Quiet)):
+        if isinstance(forward, (NoisyForward, NoisyWeight, Quiet)):
             del module.__dict__["forward"]
             if forward.before is not None:
                 module.__dict__["forward"] = forward.before
