@@ -278,6 +278,8 @@ def test_methods_that_know_no_jumps_say_so():
     with pytest.raises(InputError, match="jumps"):
         control.schroedinger_bridge(sde, lambda x: 1.0 + 0 * x[..., 0], lambda x: 1.0 + 0 * x[..., 0], 1.0, box)
     with pytest.raises(InputError, match="jumps"):
+        control.committor(sde, lambda x: x[..., 0] - 0.1, lambda x: 0.9 - x[..., 0], box)
+    with pytest.raises(InputError, match="jumps"):
         kolmo.solve(problem, grid=21, steps=8, stepper="semi-lagrangian")
     with pytest.raises(InputError, match="jumps"):
         kolmo.KolmogorovProblem(sde, lambda x: x[..., 0], 1.0, kolmo.Box(0.0, 1.0, [("entrance", "open")]))

@@ -22,7 +22,7 @@ from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
 from kolmo.limits import Limits, OutOfTimeError
 from kolmo.refine.plan import interesting_points
-from kolmo.sde import SDE
+from kolmo.sde import SDE, refuse_jumps
 
 # The rate is the current through all level sets of q, weighted by q^p (1 − q)^p: smooth up to the sets A and B.
 POWER = 4
@@ -177,6 +177,7 @@ def committor(
     >>> bool(abs(q([0.7, 0.0]) - math.log(0.7 / 0.4) / math.log(3.0)) < 1e-3)
     True
     """
+    refuse_jumps(sde, "a committor between sets", "kolmo.solve on a box with absorbing faces takes jumps")
     if not (np.isfinite(box.lower).all() and np.isfinite(box.upper).all()):
         raise InputError("box", box, "a finite box")
     sets = [Target(s.level if isinstance(s, Target) else s, value) for s, value in ((A, 0.0), (B, 1.0))]

@@ -10,7 +10,7 @@ import numpy as np
 
 from kolmo.arrays import as_numpy
 from kolmo.grading import Grading
-from kolmo.instants import depends_on_time
+from kolmo.instants import depends_on_time, reads_time
 from kolmo.kernels import differences
 from kolmo.problem import KolmogorovProblem
 
