@@ -219,3 +219,19 @@ def test_a_missing_plotly_is_named(surfaces, tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtraError, match=r"kolmo\[plotly\]"):
         landscape.write_html(surfaces, tmp_path / "s.html")
+
+
+def test_differences_are_white_at_zero():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 1, bias=False)
+    plane, there = landscape.random_plane(model, seed=0), float(model.weight.detach().sum())
+    one, other = (
+        landscape.surface(loss, model, plane, points=9)
+        for loss in (lambda f: f.weight.square().sum() + f.weight.sum() - there, lambda f: f.weight.square().sum())
+    )
+    difference = one.difference(other)
+    assert difference.mean.min() < 0 < difference.mean.max()
+    filled = difference.plot().collections[0]
+    assert filled.norm(0.0) == 0.5
+    assert filled.get_cmap().name == landscape.plots.DIFFERENCES
+    assert other.plot().collections[0].get_cmap().name == landscape.plots.MAP

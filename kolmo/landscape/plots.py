@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from kolmo.landscape.surface import Surface
 
 MAP = "cividis"
+# Of differences: white at zero.
+DIFFERENCES = "RdBu_r"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#555555")  # Okabe & Ito
 _DASHES = ("-", "--", "-.", ":")  # curves that coincide, or are printed in grey, can still be told apart
 _LEVELS = 20
@@ -323,7 +325,7 @@ def features(
         return ax
     low, high = limits or (float(field.min()), float(field.max()))
     levels = np.linspace(low, high if high > low else low + 1.0, _LEVELS + 1)
-    given = {"cmap": MAP, "extend": "neither" if limits is None else "both"}
+    given = {"cmap": MAP, "extend": "neither" if limits is None else "both"} | _centred(levels)
     filled = ax.contourf(*landscape.axes, field.T, levels, **(given | style))
     ax.contour(*landscape.axes, field.T, levels[::2], colors="white", linewidths=0.4, alpha=0.6)
     if limits is None:
@@ -416,16 +418,26 @@ def _filled(ax: Any, surface: "Surface", levels: np.ndarray, log: bool, lines: b
     from matplotlib.colors import LogNorm
 
     field = _plane(surface)
-    given = {"cmap": MAP, "extend": "neither"} | ({"norm": LogNorm()} if log else {}) | style
+    given = {"cmap": MAP, "extend": "neither"} | ({"norm": LogNorm()} if log else _centred(levels)) | style
     filled = ax.contourf(*surface.axes, field.T, levels, **given)
     values = _round(levels[0], levels[-1], log)
     if lines:
-        shade = ["white" if filled.norm(value) < 0.6 else "black" for value in values]
+        centred = bool(_centred(levels)) and not log
+        depth = [abs(filled.norm(v) - 0.5) - 0.35 if centred else 0.6 - filled.norm(v) for v in values]
+        shade = ["white" if deep > 0 else "black" for deep in depth]
         drawn = ax.contour(*surface.axes, field.T, values, colors=shade, linewidths=0.5, alpha=0.8)
         _inside(ax, ax.clabel(drawn, fmt=_short, fontsize=8))
     _trajectory(ax, surface)
     ax.set(xlabel=surface.label(0), ylabel=surface.label(1))
     return filled
+
+
+def _centred(levels: np.ndarray) -> dict[str, Any]:
+    """Colours for values of both signs, such as differences: white at zero, as deep on either side."""
+    if not levels[0] < 0.0 < levels[-1]:
+        return {}
+    most = float(max(-levels[0], levels[-1]))
+    return {"cmap": DIFFERENCES, "vmin": -most, "vmax": most}
 
 
 def _bar(filled: Any, ax: Any, label: str, levels: np.ndarray, log: bool) -> None:
