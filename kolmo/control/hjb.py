@@ -780,8 +780,11 @@ class Search:
                     f"no finer level than {self.levels[-1].nodes:.0f} nodes an axis has an answer ({error}): "
                     f"estimate {self._estimate():.2e}, tolerance {self._tolerance():.2e}"
                 )
-            if self._enough() and self._stands(layout, scheme):
-                return "converged", "the estimate meets the tolerance"
+            try:
+                if self._enough() and self._stands(layout, scheme):
+                    return "converged", "the estimate meets the tolerance"
+            except OutOfTimeError:
+                return "tolerance_not_met", f"no time was left to confirm the last level: {self.limits.over}"
             before, n = n, self._next(n)
             most = self.limits.cells ** (1.0 / d)
             # the largest grid allowed is still tried where it is worth it

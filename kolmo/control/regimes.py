@@ -34,6 +34,9 @@ from kolmo.refine.plan import interesting_points
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.terminal import plan_terminal
 
+# Values that differ by less than a cost and this part of their size differ by the cost.
+SLACK = 1e-7
+
 Cost = float | Callable[[float, Any], Any]
 
 
@@ -47,6 +50,14 @@ class Switching:
         Value, gradient and policy of each.
     costs : tuple of tuples
         What was given.
+
+    Examples
+    --------
+    >>> from kolmo import catalog, control
+    >>> case = catalog.OPTIMA["plant"]()
+    >>> best = control.solve_switching(case.problem, [[0.0, 2.0], [0.5, 0.0]], at=case.points, rtol=1e-2)
+    >>> best.regimes[1].status, best.switch(0.0, [0.0], 1).tolist()
+    ('converged', 1)
     """
 
     regimes: tuple[ControlSolution, ...]
@@ -63,8 +74,8 @@ class Switching:
         flat = np.asarray(as_numpy(points), dtype=float).reshape(-1, grid.dim)
         worth = [sign * np.asarray(solution(flat, t)) for solution in self.regimes]
         best, to = worth[regime], np.full(len(flat), regime)
-        # where it is best to switch the values differ by the cost, up to the error of both
-        slack = 2.0 * float(np.max(self.error_estimate)) if self.regimes[0].error_estimate is not None else 0.0
+        # where it is best to switch the values differ by the cost, up to what the penalty leaves
+        slack = SLACK * max(float(np.abs(values).max()) for values in worth)
         for j, other in enumerate(worth):
             if j != regime:
                 gain = best + slack >= other + _cost(self.costs[regime][j], t, flat)

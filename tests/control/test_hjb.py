@@ -478,3 +478,28 @@ def test_single_precision_and_a_missing_time_are_named(drift, fix):
     )
     with pytest.raises(InputError, match=fix):
         control.solve_hjb(cp, at=[0.0])
+
+
+def test_time_that_ends_while_a_level_is_confirmed_loses_nothing(monkeypatch):
+    import sys
+
+    from kolmo.limits import OutOfTimeError
+
+    hjb = sys.modules["kolmo.control.hjb"]
+
+    def late(self, layout, scheme):
+        raise OutOfTimeError
+
+    monkeypatch.setattr(hjb.Search, "_stands", late)
+    cp = control.ControlProblem(
+        lambda t, x, a: a,
+        1.0,
+        controls=control.Interval(-1.0, 1.0),
+        terminal=lambda x: x[..., 0] ** 2,
+        horizon=1.0,
+        box=kolmo.Box(-6.0, 6.0),
+    )
+    with pytest.warns(kolmo.errors.ToleranceWarning, match="no time was left"):
+        opt = control.solve_hjb(cp, at=[0.0], rtol=1e-2)
+    assert opt.status == "tolerance_not_met"
+    assert abs(opt(0.0) - 0.33337) <= opt.error_estimate.max()

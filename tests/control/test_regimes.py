@@ -18,9 +18,12 @@ def test_opening_and_closing_a_plant():
     error = max(np.abs(best(case.points, i) - exact[:, i]).max() for i in (0, 1))
     assert error <= best.error_estimate.max()
     assert error < 4e-3
-    # closed it is opened from x = 0.61 on, open it is closed below −0.59
-    assert best.switch(0.0, [0.3, 0.9], 0).tolist() == [0, 1]
-    assert best.switch(0.0, [-0.9, -0.3], 1).tolist() == [0, 1]
+    # where closed and open differ by the cost in the closed form, to two cells
+    x = np.linspace(-1.5, 1.5, 601)
+    both = case.solution(0.0, x[:, None])
+    opens, closes = x[both[:, 1] - both[:, 0] > 2.0 - 1e-9].min(), x[both[:, 0] - both[:, 1] > 0.5 - 1e-9].max()
+    assert x[best.switch(0.0, x, 0) == 1].min() == pytest.approx(opens, abs=0.06)
+    assert x[best.switch(0.0, x, 1) == 0].max() == pytest.approx(closes, abs=0.06)
 
 
 def regime(profit, horizon=1.0, **other):
