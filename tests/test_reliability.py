@@ -761,6 +761,7 @@ def test_a_solve_that_is_ended_says_so_in_its_status(tmp_path, number):
     # Python starts with Ctrl-C ignored where a shell started it in the background
     program = (
         "import signal, sys, kolmo.solve; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL);"  # and under nohup with that ignored
         "search = kolmo.solve.search if hasattr(kolmo.solve, 'search') else None\n"
         "import kolmo.march as march; back = march.March.backward\n"
         "def told(*a, **k):\n    print('solving', flush=True); return back(*a, **k)\n"
@@ -1746,10 +1747,20 @@ PROGRAM = "import sys; from kolmo.cli import main; sys.exit(main())"
 
 
 @pytest.mark.parametrize(
-    ("redirection", "code"), [(">/dev/full", 1), (">&-", 0), ("| head -c 1", 0), ("2>/dev/full", 0)]
+    ("arguments", "redirection", "code"),
+    [
+        ("list --json", ">/dev/full", 1),
+        ("list --json", ">&-", 0),
+        ("list --json", "| head -c 1", 0),
+        ("list --json", "2>/dev/full", 0),
+        ("list --json", ">&- 2>&-", 0),
+        ("solve missing.toml", ">&-", 2),
+        ("solve missing.toml", "2>&-", 2),
+        ("solve missing.toml", ">&- 2>&-", 2),
+    ],
 )
-def test_output_that_cannot_be_written_is_no_mistake_of_kolmo(redirection, code):
-    command = f"'{sys.executable}' -c '{PROGRAM}' list --json {redirection}"
+def test_output_that_cannot_be_written_is_no_mistake_of_kolmo(arguments, redirection, code):
+    command = f"'{sys.executable}' -c '{PROGRAM}' {arguments} {redirection}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == code, done
     assert "Traceback" not in done.stderr
