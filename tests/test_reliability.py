@@ -761,6 +761,7 @@ def test_a_solve_that_is_ended_says_so_in_its_status(tmp_path, number):
     # Python starts with Ctrl-C ignored where a shell started it in the background
     program = (
         "import signal, sys, kolmo.solve; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL);"  # and under nohup with that ignored
         "search = kolmo.solve.search if hasattr(kolmo.solve, 'search') else None\n"
         "import kolmo.march as march; back = march.March.backward\n"
         "def told(*a, **k):\n    print('solving', flush=True); return back(*a, **k)\n"
@@ -1086,34 +1087,68 @@ def test_an_interrupt_waits_until_a_kernel_is_compiled(number):
             signal.signal(n, handler)
 
 
-# What is kept is the name of every variant, and then its code; the wait is what another process may fall into.
-TOGETHER = """
-import random, time
-import numba.core.caching as caching
-import numpy as np
-for name in ("_save_index", "_save_data"):
-    def slowly(self, *args, save=getattr(caching.IndexDataCacheFile, name)):
-        time.sleep(random.uniform(0.0, 0.5))
-        return save(self, *args)
-    setattr(caching.IndexDataCacheFile, name, slowly)
-from together import total
-for a in [np.ones(8), np.ones(8, np.float32), np.ones((4, 2))[:, 0]][::{step}]:
-    assert total(a) == len(a), a.dtype
-"""
-
-
 @pytest.mark.slow
 def test_sixteen_processes_may_compile_at_once_for_the_first_time(tmp_path):
-    kernel = "@compiled()\ndef total(a):\n    s = 0.0\n    for v in a:\n        s += v\n    return s\n"
-    (tmp_path / "together.py").write_text(f"from kolmo.kernels.cache import compiled\n\n\n{kernel}")
-    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kept"), "PYTHONPATH": path}
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     for _ in range(2):  # cold, then from what was kept
-        commands = [[sys.executable, "-c", TOGETHER.format(step=1 - 2 * (i % 2))] for i in range(16)]
+        commands = [[sys.executable, "-c", KERNEL.format(kind=i % 2)] for i in range(16)]
         running = [subprocess.Popen(c, env=environment, stderr=subprocess.PIPE, text=True) for c in commands]
         for process in running:
             _, err = process.communicate()
             assert process.returncode == 0, err
+
+
+# Numba keeps the list of the variants, and then the code: here the other process does both in between, unless it is
+# kept out; then this one waits in vain for a while.
+BETWEEN = """
+import time
+from pathlib import Path
+import numba.core.caching as caching
+import numpy as np
+from together import total  # some kernels are compiled and kept by this already
+own, other = "{own}", "{other}"
+def reached(what):
+    Path(own + what).touch()
+def wait(what, seconds=2.0):
+    end = time.monotonic() + seconds
+    while not Path(other + what).exists() and time.monotonic() < end:
+        time.sleep(0.02)
+def save_index(self, *args, save=caching.IndexDataCacheFile._save_index):
+    reached("read")
+    wait("read" if own == "a" else "listed")
+    save(self, *args)
+    reached("listed")
+def save_data(self, *args, save=caching.IndexDataCacheFile._save_data):
+    if own == "a":
+        wait("kept")
+    save(self, *args)
+    reached("kept")
+caching.IndexDataCacheFile._save_index, caching.IndexDataCacheFile._save_data = save_index, save_data
+reached("here")
+wait("here", 60.0)
+assert total(np.ones(8, {dtype!r})) == 8.0
+"""
+
+
+def test_two_processes_that_keep_variants_of_a_kernel_at_once_keep_both(tmp_path):
+    kernel = "@compiled()\ndef total(a):\n    s = 0.0\n    for v in a:\n        s += v\n    return s\n"
+    (tmp_path / "together.py").write_text(f"from kolmo.kernels.cache import compiled\n\n\n{kernel}")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kept"), "PYTHONPATH": path}
+
+    def begun(program):
+        command = [sys.executable, "-c", program]
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+
+    running = [
+        begun(BETWEEN.format(own=own, other=other, dtype=dtype))
+        for own, other, dtype in (("a", "b", "float64"), ("b", "a", "float32"))
+    ]
+    results = [(process.communicate()[1], process.returncode) for process in running]
+    found = "[total(np.ones(8, k)) for k in ('float32', 'float64')]"
+    after = begun(f"import numpy as np; from together import total; assert {found} == [8.0, 8.0], {found}")
+    results.append((after.communicate()[1], after.returncode))
+    assert [code for _, code in results] == [0, 0, 0], results
 
 
 # ----------------------------------------------------------------------------------------------------------- callables
@@ -1746,10 +1781,20 @@ PROGRAM = "import sys; from kolmo.cli import main; sys.exit(main())"
 
 
 @pytest.mark.parametrize(
-    ("redirection", "code"), [(">/dev/full", 1), (">&-", 0), ("| head -c 1", 0), ("2>/dev/full", 0)]
+    ("arguments", "redirection", "code"),
+    [
+        ("list --json", ">/dev/full", 1),
+        ("list --json", ">&-", 0),
+        ("list --json", "| head -c 1", 0),
+        ("list --json", "2>/dev/full", 0),
+        ("list --json", ">&- 2>&-", 0),
+        ("solve missing.toml", ">&-", 2),
+        ("solve missing.toml", "2>&-", 2),
+        ("solve missing.toml", ">&- 2>&-", 2),
+    ],
 )
-def test_output_that_cannot_be_written_is_no_mistake_of_kolmo(redirection, code):
-    command = f"'{sys.executable}' -c '{PROGRAM}' list --json {redirection}"
+def test_output_that_cannot_be_written_is_no_mistake_of_kolmo(arguments, redirection, code):
+    command = f"'{sys.executable}' -c '{PROGRAM}' {arguments} {redirection}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == code, done
     assert "Traceback" not in done.stderr

@@ -14,6 +14,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -37,9 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         0 done, 1 failed or interrupted, 2 bad input.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows no ± shows something in its place
-            stream.reconfigure(errors="replace")
+    with contextlib.ExitStack() as stack:
+        for name, redirect in (("stdout", contextlib.redirect_stdout), ("stderr", contextlib.redirect_stderr)):
+            stream = getattr(sys, name)
+            if stream is None:  # closed by who started this: nobody listens
+                stack.enter_context(redirect(stack.enter_context(Path(os.devnull).open("w"))))
+            elif isinstance(stream, io.TextIOWrapper):  # a terminal that knows no ± shows something in its place
+                stream.reconfigure(errors="replace")
+        return _answered(arguments)
+
+
+def _answered(arguments: Sequence[str] | None) -> int:
+    """Answer, and say in one line what went wrong."""
     # a polite kill, or a terminal that is closed, ends a run like Ctrl-C does; nohup stays nohup
     before = {n: signal.signal(n, signal.default_int_handler) for n in _ENDING if signal.getsignal(n) != signal.SIG_IGN}
     try:
@@ -47,8 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", KolmoWarning)
             warnings.showwarning = _say(warnings.showwarning)
             code = kolmo.main(args=arguments, prog_name="kolmo", standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.Abort:
         return _ended("interrupted.")

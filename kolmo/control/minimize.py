@@ -26,8 +26,9 @@ LEARNING_RATE = 0.05
 DIVERGED = 1e10
 # A line search that cannot go on has arrived, where the gradient is below this (relative to 1 + |objective|).
 FLAT = 1e-6
-# What SciPy says of L-BFGS-B, in words.
+# What SciPy says of L-BFGS-B (before 1.15 with underscores), in words.
 _SAID = {
+    "CONVERGENCE: REL REDUCTION OF F <= FACTR*EPSMCH": "the objective falls no more",
     "CONVERGENCE: RELATIVE REDUCTION OF F <= FACTR*EPSMCH": "the objective falls no more",
     "CONVERGENCE: NORM OF PROJECTED GRADIENT <= PGTOL": "the gradient vanishes",
 }
@@ -385,7 +386,7 @@ class _Loop:
                 callback=self.iteration,
                 options={"gtol": 1e-8 * scale, "maxiter": left + 1},
             )
-        message = _SAID.get(str(found.message), str(found.message))
+        message = _SAID.get(str(found.message).replace("_", " "), str(found.message))
         return ("converged" if found.success or self._arrived() else "failed"), message
 
     def _arrived(self) -> bool:

@@ -270,6 +270,21 @@ def test_functional_calls_and_vmap():
     assert not torch.equal(found[0], found[1])
 
 
+def without_functions(x):
+    with torch._C.DisableTorchFunction():
+        return x + 1
+
+
+@pytest.fixture
+def one_graph():
+    """The compiler of torch 2.6 cannot follow what keeps the noise apart from the additions of the network."""
+    try:
+        torch.compile(without_functions, fullgraph=True, backend="eager")(torch.ones(2))
+    except torch._dynamo.exc.Unsupported:
+        pytest.skip("this torch cannot compile DisableTorchFunction")
+
+
+@pytest.mark.usefixtures("one_graph")
 @pytest.mark.parametrize(
     "law", [pytest.param(law, marks=[] if law == "stochastic depth" else pytest.mark.slow) for law in LAWS]
 )
@@ -286,6 +301,7 @@ def test_each_law_is_compiled_in_one_graph(law):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_graph")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_each_network_is_compiled_in_one_graph(name):
     make, inputs, _, _, _ = ARCHITECTURES[name]
