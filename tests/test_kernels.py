@@ -140,3 +140,21 @@ def test_other_users_of_numba_are_let_be():
     space: dict = {}
     exec("def double(x):\n    return 2 * x", {"__name__": None}, space)
     assert numba.njit(space["double"])(3) == 6
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_coupled_bands_are_a_kronecker_sum(seed):
+    """I − Σ_j Q_j ⊗ C_j against dense matrices, for random bands and numbers of stages."""
+    rng = np.random.default_rng(seed)
+    n, m, count, below, above = (int(rng.integers(*ends)) for ends in ((12, 40), (1, 4), (1, 4), (0, 4), (0, 4)))
+    Q = [np.tril(np.triu(rng.normal(size=(n, n)), -below), above) for _ in range(count)]
+    C = [rng.normal(size=(m, m)) for _ in range(count)]
+    bands = [np.zeros((2 * below + above + 1, n), order="F") for _ in range(count)]
+    for band, q in zip(bands, Q, strict=True):
+        i, j = np.nonzero(q)
+        band[below + above + i - j, j] = q[i, j]
+    factors = BandedLU.coupled(bands, below, above, C)
+    M = np.eye(n * m) - sum(np.kron(q, c) for q, c in zip(Q, C, strict=True))
+    x = rng.normal(size=(n * m, 2))
+    for matrix, transposed in ((M, False), (M.T, True)):
+        np.testing.assert_allclose(factors.solve(matrix @ x, transposed), x, atol=1e-12 * np.linalg.cond(M))

@@ -1,6 +1,7 @@
 """Direct solution of sparse linear systems and their transposes: banded LAPACK or SuperLU."""
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -51,6 +52,24 @@ class BandedLU:
         band = np.zeros((2 * below + above + 1, matrix.shape[0]), dtype=matrix.dtype, order="F")
         band[below + above + matrix.row - matrix.col, matrix.col] = matrix.data
         return cls(band, below, above)
+
+    @classmethod
+    def coupled(cls, bands: Sequence[np.ndarray], below: int, above: int, columns: Sequence[np.ndarray]) -> "BandedLU":
+        """Factors of I − Σ_j Q_j ⊗ C_j for band matrices Q_j (stored as above) and small C_j.
+
+        Unknowns are interleaved, those of one row of Q_j side by side, so that the band is m times as wide for C_j of
+        m rows.
+        """
+        n, m = bands[0].shape[1], len(columns[0])
+        lower, upper = m * below + m - 1, m * above + m - 1
+        whole = np.zeros((2 * lower + upper + 1, n * m), order="F")
+        whole[lower + upper] = 1.0
+        for d in range(-above, below + 1):  # row − column in Q_j
+            diagonals = [band[below + above + d] for band in bands]
+            for p, q in np.ndindex(m, m):
+                part = sum(C[p, q] * values for C, values in zip(columns, diagonals, strict=True) if C[p, q] != 0.0)
+                whole[lower + upper + d * m + p - q, q::m] -= part
+        return cls(whole, lower, upper)
 
     def solve(self, b: np.ndarray, transposed: bool = False) -> np.ndarray:
         """Solve M x = b, or Mᵀ x = b."""

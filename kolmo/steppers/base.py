@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from kolmo.arrays import Array, Held, empty, fresh
-from kolmo.kernels.linear import BandedLU, Factorization, factorize
+from kolmo.kernels.linear import NARROW, BandedLU, Factorization, factorize
 from kolmo.registry import Registry
 
 
@@ -80,6 +80,12 @@ class Operator:
     @classmethod
     def system(cls, operators: "Sequence[Operator]", columns: Sequence[np.ndarray]) -> Factorization:
         """Factors of I − Σ_j Q_j ⊗ C_j; unknowns are interleaved node by node, so that a band matrix stays one."""
+        bands = [operator._band for operator in operators if operator._band is not None]
+        widths = {(below, above) for _, below, above in bands}
+        if len(bands) == len(operators) and len(widths) == 1:
+            below, above = widths.pop()
+            if len(columns[0]) * (below + above + 2) <= NARROW:
+                return BandedLU.coupled([band for band, _, _ in bands], below, above, columns)
         total = sp.identity(operators[0].matrix.shape[0] * len(columns[0]), format="csr")
         for operator, column in zip(operators, columns, strict=True):
             total = total - sp.kron(operator.matrix, column, format="csr")
