@@ -1794,6 +1794,9 @@ PROGRAM = "import sys; from kolmo.cli import main; sys.exit(main())"
     ],
 )
 def test_output_that_cannot_be_written_is_no_mistake_of_kolmo(arguments, redirection, code):
+    imports = ["bash", "-c", f"'{sys.executable}' -c 'import numpy.f2py' 2>&-"]
+    if "2>&-" in redirection and subprocess.run(imports, check=False).returncode:
+        pytest.skip("this NumPy cannot be imported then")
     command = f"'{sys.executable}' -c '{PROGRAM}' {arguments} {redirection}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == code, done

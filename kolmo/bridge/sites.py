@@ -312,8 +312,8 @@ class _Watch(TorchFunctionMode):
         if not is_addition(function, args):
             return function(*args, **(kwargs or {}))
         a, b = args[:2]
+        self._nodes += [a.grad_fn, b.grad_fn]  # kept first: the key is the address of what Python holds
         before = key(a), key(b)
-        self._nodes += [a.grad_fn, b.grad_fn]
         for side, operand in enumerate((a, b)):
             if self._wanted is not None and (self._count, side) in self._wanted:
                 self.seen[self._count, side] = operand.detach().clone()
