@@ -102,9 +102,11 @@ def test_control_and_bridges_end_at_their_limits():
         terminal=lambda x: x[..., 0].abs(), horizon=1.0, box=Box(-8.0, 8.0),
     )  # fmt: skip
     control.solve_hjb(cp, at=[0.3], rtol=1e-1)  # compiles
-    opt, seconds = timed(lambda: control.solve_hjb(cp, at=[0.3], rtol=1e-12, atol=0.0, max_seconds=2.0))
+    _, whole = timed(lambda: control.solve_hjb(cp, at=[0.3], rtol=1e-1))
+    limit = 1.0 + 2.0 * whole  # a busy machine finishes a level too
+    opt, seconds = timed(lambda: control.solve_hjb(cp, at=[0.3], rtol=1e-12, atol=0.0, max_seconds=limit))
     assert opt.status == "tolerance_not_met"
-    assert seconds < 1.2 * 2.0 + 0.5
+    assert seconds < 1.2 * limit + 0.5
     with pytest.warns(kolmo.ToleranceWarning, match="max_cells"):
         few = control.solve_hjb(cp, at=[0.3], rtol=1e-12, atol=0.0, max_cells=150)
     assert few.grid.size <= 151
