@@ -11,7 +11,7 @@ import torch
 from kolmo.experiments._crew import Crew
 
 import kolmo
-from kolmo import experiments
+from kolmo import bridge, experiments
 from kolmo.cli import main
 from kolmo.runs import Run
 
@@ -177,3 +177,23 @@ def test_the_slope_is_that_of_the_deepest_resolved_pair():
     assert found["slope"] == pytest.approx(2.0, abs=1e-12)
     assert found["pair"] == [16, 32]
     assert demo.slope(depths, difference, difference) == {"slope": None, "pair": None}
+
+
+@pytest.mark.slow
+def test_the_noise_of_the_demo_is_a_diffusion():
+    """Trained as in the demo, for fewer epochs: Gaussian steps of the same covariance have the effect measured."""
+    config = demo.Config(epochs=60)
+    net = demo.restored(config, "no noise", demo.train(config, "no noise", 0)["state"])
+    test = demo.digits.split(0, config.held_out)[1]
+    x, y = test.x.double(), test.y
+
+    def loss(f):
+        return torch.nn.functional.cross_entropy(f(x), y)
+
+    for law in (bridge.Additive(config.moderate), bridge.CentredBernoulli(config.bernoulli)):
+        found = bridge.diagnose(net, loss, x[:2], law, rtol=0.02)
+        assert max(site.ratio for site in found.rows) < 0.2
+        assert found.verdict == "diffusion"
+        part = found.explains(found.diffusion)
+        assert abs(part.value - 1) < 0.05 + 2 * part.standard_error, (law, part)
+        assert part.standard_error < 0.05

@@ -99,7 +99,9 @@ def test_plots_draw_into_the_axes_given(surfaces, plane, tmp_path):
     ax = landscape.curvature(lambda f: f.weight.pow(4).sum() + f.bias.square().sum(), model, top=2).plot()
     assert ax.get_yscale() == "log"
     for kind in ("loss", "probability", "slope", "laplacian"):
-        plane.plot(kind=kind, level=1, paths=5)
+        ax = plane.plot(kind=kind, level=1, paths=5)
+    marks = {(line.get_color(), line.get_marker()) for line in ax.lines}
+    assert len(marks) == len({mark for _, mark in marks}) == len(set(plane.labels[:5].tolist())) > 1
     landscape.plots.animate(plane, tmp_path / "noise.gif", over="noise")
     landscape.plots.animate(plane, tmp_path / "time.gif", over="time")
     assert (tmp_path / "noise.gif").read_bytes()[:3] == b"GIF"

@@ -45,7 +45,8 @@ def inject(
     law : NoiseLaw or sequence of NoiseLaw
         Any law that acts on the branch output (not `HiddenDropout` or `ShakeShake`), or one for each site. Sequences in
         a law, such as a linear decay of ``keep``, have one value for each site or for each addition of the pass, in the
-        order of the pass. A strength that is an ``nn.Parameter`` becomes a parameter of the model, ``…noise_s``.
+        order of the pass. A strength that is an ``nn.Parameter`` becomes a parameter of the model, ``…noise_s``; one
+        of shape (1,) where the model is going to be sharded (FSDP).
         `WeightNoise` is put into the weights of layers instead, of networks of any form.
     where : None, Sites, Site, str, sequence of these, or callable, optional
         Which residual additions: rows of `sites`; names of modules whose output is that of a branch, or patterns of
@@ -132,6 +133,7 @@ def injected(
     if batchnorm == "freeze":
         _check_statistics(model)
     laws = _laws(law, rows)
+    _check_wrapping(model, laws)
     h = horizon / rows.depth
     noises = [place(model, site, one, h) for site, one in zip(rows, laws, strict=True)]
     if any(one.per == "batch" for one in laws):
@@ -139,6 +141,20 @@ def injected(
     if batchnorms(model) and batchnorm != "train":
         model.register_forward_pre_hook(BatchNormRule(batchnorm))
     return Injection(model, rows, noises, h, batchnorm)
+
+
+def _check_wrapping(model: nn.Module, laws: Sequence[NoiseLaw]) -> None:
+    """Refuse strengths to learn in a model that was wrapped before: each process would learn its own."""
+    learnt = any(isinstance(getattr(law, name), nn.Parameter) for law in laws for name in law.numbers)
+    if not learnt or not torch.distributed.is_available():
+        return
+    from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+
+    wrappers = (nn.parallel.DistributedDataParallel, FSDPModule, FullyShardedDataParallel)
+    wrapped = [type(module).__name__ for module in model.modules() if isinstance(module, wrappers)]
+    if wrapped:
+        fix = "inject first, then wrap; sharded models take vectors only: nn.Parameter(torch.tensor([0.1]))"
+        raise InputError("law", f"strengths to learn in a {wrapped[0]}", "a model that is not wrapped yet", fix)
 
 
 def _refuse_second(model: nn.Module) -> None:

@@ -265,9 +265,9 @@ def _strength(s: Any, argument: str) -> float | Tensor:
 
 
 def _number(s: Any, argument: str) -> float | Tensor:
-    """Noise strength that is one number."""
+    """Noise strength that is one number, or a vector of one: sharded training takes no scalars for parameters."""
     value = _strength(s, argument)
-    if isinstance(value, Tensor) and value.ndim > 0:
+    if isinstance(value, Tensor) and tuple(value.shape) not in ((), (1,)):
         raise InputError(argument, f"an array of shape {tuple(value.shape)}", "a number")
     return value
 
@@ -316,7 +316,7 @@ class Additive(NoiseLaw):
     def noise_shape(self, m: Output, state_ndim: int) -> tuple[int, ...]:
         """Like the increment; with a matrix s the last axis is its number of columns."""
         shape = tuple(m.shape)
-        if not isinstance(self.s, Tensor) or self.s.ndim == 0:
+        if not isinstance(self.s, Tensor) or self.s.shape in ((), (1,)):
             return shape
         if self.s.shape[0] != shape[-1]:
             raise InputError("s", f"an array of shape {tuple(self.s.shape)}", f"{shape[-1]} rows, one per coordinate")

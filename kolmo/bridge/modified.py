@@ -216,7 +216,8 @@ def _constant_noise(net: NoisyResNet, order: int) -> Any:
         type(law) is not type(first) or law.s is not first.s or law.scaling != first.scaling for law in laws
     ):
         return None
-    return first.s if first.scaling == "diffusive" else math.sqrt(net.h) * first.s
+    s = first.s.reshape(()) if isinstance(first.s, Tensor) and first.s.shape == (1,) else first.s
+    return s if first.scaling == "diffusive" else math.sqrt(net.h) * s
 
 
 class _LayerField(nn.Module):

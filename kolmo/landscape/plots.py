@@ -21,6 +21,7 @@ MAP = "cividis"
 # Of differences: white at zero.
 DIFFERENCES = "RdBu_r"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#555555")  # Okabe & Ito
+_MARKS = "osD^vP<X>*p"  # one more than colours: labels that share a colour have different ones
 _DASHES = ("-", "--", "-.", ":")  # curves that coincide, or are printed in grey, can still be told apart
 _LEVELS = 20
 _SYMBOLS = {"loss": "u", "probability": "p", "slope": "|∇u|", "laplacian": "Δu"}
@@ -292,7 +293,7 @@ def features(
     kind : {"loss", "probability", "slope", "laplacian"}
         What is shown; slope and Laplacian are those of the loss, at t = 0.
     paths : int
-        Number of trajectories that are drawn, coloured by label.
+        Number of trajectories that are drawn, with a colour and a mark at the end for each label.
     limits : (low, high), optional
         Range of colours; give it to compare panels.
     **style
@@ -512,7 +513,7 @@ def _shown(landscape: "FeatureLandscape", kind: str) -> np.ndarray:
 
 
 def _paths(ax: Any, landscape: "FeatureLandscape", level: int, count: int) -> list[Any]:
-    """Draw trajectories, coloured by label; return one of each label, in their order."""
+    """Draw trajectories, each label in a colour and with a mark at its end; return one of each, in their order."""
     if not count or landscape.trajectories is None or landscape.labels is None:
         return []
     from matplotlib import colormaps
@@ -522,8 +523,8 @@ def _paths(ax: Any, landscape: "FeatureLandscape", level: int, count: int) -> li
     edge = [Stroke(linewidth=1.8, foreground="white"), Normal()]  # seen on dark ground and on light
     paths, drawn = landscape.trajectories[level].swapaxes(0, 1), dict[int, Any]()
     for label, path in sorted(zip(map(int, landscape.labels[:count]), paths, strict=False), key=lambda pair: pair[0]):
-        colour, name = colours(label % 10), None if label in drawn else str(label)
-        (line,) = ax.plot(*path.T, color=colour, lw=0.8, path_effects=edge, label=name)
+        look = {"color": colours(label % 10), "marker": _MARKS[label % len(_MARKS)], "markevery": [-1], "ms": 4.5}
+        name = None if label in drawn else str(label)
+        (line,) = ax.plot(*path.T, lw=0.8, markeredgewidth=0, path_effects=edge, label=name, **look)
         drawn.setdefault(label, line)
-        ax.plot(*path[-1], "o", color=colour, ms=3, markeredgecolor="white", markeredgewidth=0.4)
     return list(drawn.values())

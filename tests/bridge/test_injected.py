@@ -270,6 +270,43 @@ def test_functional_calls_and_vmap():
     assert not torch.equal(found[0], found[1])
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_each_network_is_saved_averaged_and_transformed(name):
+    """The same seed gives the same noisy pass to all that is made of a network."""
+    make, inputs, _, _, _ = ARCHITECTURES[name]
+    model, x = make(), inputs(6)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.fill_(0.01)
+    bridge.inject(model, bridge.StochasticDepth(0.5), batchnorm="freeze", inputs=[x])
+    stored = io.BytesIO()
+    torch.save(model.train(), stored)
+    stored.seek(0)
+    average = AveragedModel(model)
+    average.update_parameters(model)
+    weights = {key: p.detach() for key, p in model.named_parameters()}
+    made = (torch.load(stored, weights_only=False), average, lambda z: torch.func.functional_call(model, weights, z))
+    for f in (model, *made):
+        torch.manual_seed(8)
+        found = first(f(x)).detach()
+        if f is model:
+            expected = found
+        torch.testing.assert_close(found, expected)
+    assert not torch.equal(first(average(x)), first(average(x)))
+    quiet = first(model.eval()(x))
+    torch.testing.assert_close(first(average.eval()(x)), quiet)
+    twins = {key: torch.stack([p, p]) for key, p in weights.items()}
+    for module in model.modules():
+        module.training = not isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.Dropout))
+
+    def ensemble(w):
+        return first(torch.func.functional_call(model, w, x))
+
+    one, other = torch.func.vmap(ensemble, randomness="different")(twins)
+    assert not torch.equal(one, other)
+    assert one.shape == expected.shape
+
+
 def without_functions(x):
     with torch._C.DisableTorchFunction():
         return x + 1

@@ -275,3 +275,21 @@ def test_user_defined_law_of_a_few_lines():
 def test_bad_input_is_named(make, said):
     with pytest.raises(InputError, match=said):
         make()
+
+
+@pytest.mark.parametrize("law", [bridge.Additive, bridge.Multiplicative, bridge.CentredBernoulli])
+def test_vectors_of_one_number_are_numbers(law):
+    """Sharded training takes no scalars for parameters."""
+    m, x = torch.randn(5, 3), torch.randn(4, 2, dtype=torch.float64)
+    branches = [bridge.MLPBranch.create(2, 8, rng=k, dtype=torch.float64) for k in range(3)]
+    found = []
+    for s in (0.3, torch.tensor([0.3])):
+        torch.manual_seed(1)
+        parts = [law(s).sample(m, 0.1), law(s).covariance(m, 0.1)]
+        net = bridge.NoisyResNet(branches, law(s))
+        parts.append(bridge.expected_loss(net, lambda z: z[..., 0] ** 2, x, method="pde", rtol=1e-2).mean)
+        found.append(parts)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(InputError, match="array of shape"):
+        law(torch.ones(2, 2, 2) if law is bridge.Additive else torch.ones(2))
