@@ -292,6 +292,21 @@ def test_windows_in_time_are_seen(name, buffer, seed):
     assert [float(on(t, np.zeros(1))) for t in sight.breakpoints] == [3.0, 1.0]
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_windows_in_time_are_seen_where_the_process_seldom_goes(seed):
+    """A source that is on for a while, beyond one to three spreads only: everywhere nearer it is zero at all times."""
+    rng = np.random.default_rng(seed)
+    start, length = rng.uniform(0.1, 0.6), 10.0 ** rng.uniform(-1.5, -0.5)
+    side, beyond = rng.choice([-1.0, 1.0]), rng.uniform(1.1, 3.0)
+    problem = brownian(
+        terminal=lambda x: 0.0 * x[..., 0],
+        source=lambda t, x: (side * x[..., 0] > beyond) * (start <= t < start + length),
+    )
+    sight = looked(problem)[1]
+    assert not sight.silent
+    assert sight.breakpoints == pytest.approx((start, start + length), rel=1e-12)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_pulses_in_time_get_short_steps(seed):
     rng = np.random.default_rng(seed)

@@ -22,8 +22,9 @@ Values = Callable[[np.ndarray], np.ndarray]
 SAMPLES = {1: 16384, 2: 512, 3: 64}
 # Samples lie by this part of a cell off its beginning: the square of the golden ratio's inverse, hardly met by nodes.
 OFF = 0.3819660112501051
-# Points at which functions of time are followed.
-POINTS = 256
+# Points at which functions of time are followed, and spreads from the middle up to which half of them lie: what is on
+# for a while may be on nowhere nearer.
+POINTS, FAR = 256, 4.0
 # A second difference is a candidate for a break where it is so many times those two and three samples away: that of a
 # jump or kink ends at once, on either side, that of a smooth slope goes on.
 STANDS_OUT = 8.0
@@ -62,12 +63,13 @@ class Room:
 
     @cached_property
     def probes(self) -> np.ndarray:
-        """Points where the process goes, evenly spread, shape (POINTS, d)."""
+        """Points where the process goes, shape (POINTS, d): half of them within a spread of its middle."""
         d = len(self.gradings)
         # Roberts (2018): powers of the root of g^(d+1) = g + 1
         g = float(np.real(np.roots([1.0, *[0.0] * (d - 1), -1.0, -1.0])).max())
         unit = (0.5 + np.outer(np.arange(1, POINTS + 1), g ** -np.arange(1.0, d + 1))) % 1.0
-        low, high = self.low - self.spread, self.high + self.spread
+        spreads = np.where(np.arange(POINTS) % 2 == 0, 1.0, FAR)[:, None] * self.spread
+        low, high = self.low - spreads, self.high + spreads
         ends = np.array([[grading.lower, grading.upper] for grading in self.gradings])
         return np.asarray(np.clip(low + (high - low) * unit, ends[:, 0], ends[:, 1]))
 
