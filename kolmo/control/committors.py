@@ -1,6 +1,5 @@
 """Committors between two sets inside the box, with the rate of transitions and their current."""
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,13 +13,13 @@ from scipy.special import beta
 from kolmo.arrays import Array, as_like, as_numpy, as_points, at_home
 from kolmo.box import Box
 from kolmo.control.bellman import Bellman
-from kolmo.control.hjb import MAX_CELLS, MAX_SECONDS, ControlSolution, Level, Search, outside, pack
+from kolmo.control.hjb import MAX_CELLS, MAX_SECONDS, ControlSolution, Level, Search, concluded, outside, pack
 from kolmo.control.problem import ControlProblem
 from kolmo.control.sets import Finite
 from kolmo.control.targets import Target
-from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
+from kolmo.errors import InputError
 from kolmo.grid import Grid
-from kolmo.limits import Limits, OutOfTimeError
+from kolmo.limits import Limits
 from kolmo.refine.plan import interesting_points
 from kolmo.sde import SDE, refuse_jumps
 
@@ -206,12 +205,7 @@ def committor(
     parts = None if density is None else _Parts(problem, density)
     limits = Limits.of(max_cells, max_seconds, MAX_CELLS[problem.dim], MAX_SECONDS)
     search = _Search(problem, points, rtol, atol, limits, parts)
-    try:
-        level, estimate, status, message, stats = search.run()
-    except OutOfTimeError:
-        raise NotConvergedError(f"no level was finished within {limits.over}: allow more") from None
-    if status == "tolerance_not_met":
-        warnings.warn(message, ToleranceWarning, stacklevel=2)
+    level, estimate, status, message, stats = concluded(search)
     shape = () if at is None else tuple(as_points(at, problem.dim, "at").shape[:-1])
     solution = pack(problem, level, np.broadcast_to(estimate, shape).copy(), status, message, stats)
     if parts is None:

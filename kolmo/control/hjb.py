@@ -401,14 +401,20 @@ def solve_hjb(
     points = outside(problem, interesting_points(still, at))
     limits = Limits.of(max_cells, max_seconds, MAX_CELLS[problem.dim], MAX_SECONDS)
     search = Search(problem, points, rtol, atol, limits)
-    try:
-        level, estimate, status, message, stats = search.run()
-    except OutOfTimeError:
-        raise NotConvergedError(f"no level was finished within {limits.over}: allow more") from None
-    if status == "tolerance_not_met":
-        warnings.warn(message, ToleranceWarning, stacklevel=2)
+    level, estimate, status, message, stats = concluded(search)
     shape = () if at is None else tuple(as_points(at, problem.dim, "at").shape[:-1])
     return pack(problem, level, np.broadcast_to(estimate, shape).copy(), status, message, stats)
+
+
+def concluded(search: "Search") -> tuple["Level", float, str, str, dict[str, Any]]:
+    """What a search found, with a warning where the tolerance is not met; an error where there is no level at all."""
+    try:
+        found = search.run()
+    except OutOfTimeError:
+        raise NotConvergedError(f"no level was finished within {search.limits.over}: allow more") from None
+    if found[2] == "tolerance_not_met":
+        warnings.warn(found[3], ToleranceWarning, stacklevel=3)
+    return found
 
 
 def outside(problem: ControlProblem, points: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
 r"""Switching between regimes: one value function for each, coupled by what it costs to switch."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,13 +22,14 @@ from kolmo.control.hjb import (
     ControlSolution,
     Level,
     Search,
+    concluded,
     pack,
 )
 from kolmo.control.problem import ControlProblem
 from kolmo.discretization import Discretization
-from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
+from kolmo.errors import InputError
 from kolmo.grid import Grid
-from kolmo.limits import Limits, OutOfTimeError
+from kolmo.limits import Limits
 from kolmo.refine.plan import interesting_points
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.terminal import plan_terminal
@@ -164,12 +164,7 @@ def solve_switching(
     points = interesting_points(first.closed_loop(first.constant(first.controls.samples[0])), at)
     limits = Limits.of(max_cells, max_seconds, MAX_CELLS[first.dim], MAX_SECONDS)
     search = _Search(regimes, table, points, rtol, atol, limits)
-    try:
-        level, estimate, status, message, stats = search.run()
-    except OutOfTimeError:
-        raise NotConvergedError(f"no level was finished within {limits.over}: allow more") from None
-    if status == "tolerance_not_met":
-        warnings.warn(message, ToleranceWarning, stacklevel=2)
+    level, estimate, status, message, stats = concluded(search)
     shape = () if at is None else tuple(as_points(at, first.dim, "at").shape[:-1])
     answers = []
     for i, problem in enumerate(regimes):
