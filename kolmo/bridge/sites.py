@@ -24,7 +24,9 @@ from kolmo.errors import InputError
 ADDITIONS = frozenset((torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__))
 # Layers that say what they take.
 _FIRST = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.LayerNorm, nn.MultiheadAttention)
-# Relative change of a sum over one index that counts as none: sums of a batched product may round differently.
+# Layers that would use statistics, update them, or drop coordinates in training mode, whoever derives from them.
+_LAYERS = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+# Change at one index, relative to what is there, that counts as none: batched products may round differently.
 _SAME = 1e-5
 
 
@@ -370,9 +372,10 @@ def _marks(tensor: Tensor) -> list[Tensor]:
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode with gradients and without fused layers; modes, flags and random state come back."""
+    """Evaluation mode with gradients and without fused layers; modes, flags, buffers and random state come back."""
     modes = [(module, module.training) for module in model.modules()]
     flags = [(p, p.requires_grad) for p in model.parameters()]
+    buffers = [(module._buffers, name, b, b.clone()) for module, name, b in _buffers(model)]
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
         with torch.random.fork_rng(devices=devices(model)), torch.enable_grad():
@@ -388,6 +391,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
         for module, training in modes:
             module.training = training
+        for held, name, buffer, before in buffers:
+            held[name] = buffer if torch.equal(buffer, before) else buffer.copy_(before)
+
+
+def _buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
+    return [(module, name, b) for module in model.modules() for name, b in module._buffers.items() if b is not None]
 
 
 def devices(model: nn.Module) -> list[torch.device]:
@@ -504,13 +513,14 @@ def _batch_axes(
     model: nn.Module, inputs: Sequence[Any], steps: list[_Step], batch_axis: int | None
 ) -> list[int | None]:
     """Axis of the samples in every branch: the one along which a changed sample changes only itself."""
-    found: list[int | None] = [None] * len(steps)
+    best: list[int | None] = [None] * len(steps)
     for axis in (0, 1) if batch_axis is None else (batch_axis,):
         with contextlib.suppress(Exception):  # a model may refuse a doubled axis; then the next one is tried
             found = _separating(model, *_changed(inputs, axis), steps)
-            if None not in found:
+            best = min(best, found, key=lambda axes: axes.count(None))
+            if None not in best:
                 break
-    return found
+    return best
 
 
 def _operands(model: nn.Module, inputs: Sequence[Any], steps: list[_Step], *, training: bool = False) -> list[Tensor]:
@@ -518,15 +528,35 @@ def _operands(model: nn.Module, inputs: Sequence[Any], steps: list[_Step], *, tr
     watch = _Watch(model, {(step.seen.number, step.operand) for step in steps})
     with undisturbed(model), torch.no_grad(), watch.watching():
         for module in model.modules():
-            own = not type(module).__module__.startswith("torch.") and not drops_samples(module)
-            module.training = training and own
+            module.training = training and _own(module) and not drops_samples(module)
         model(*inputs)
     return [watch.seen[step.seen.number, step.operand] for step in steps]
 
 
+def _own(module: nn.Module) -> bool:
+    """Whether the code of a module is the model's own: no layer of torch, nor normalisation or dropout made of one."""
+    return not type(module).__module__.startswith("torch.") and not isinstance(module, _LAYERS)
+
+
 def _separating(model: nn.Module, inputs: list[Any], changed: list[Any], steps: list[_Step]) -> list[int | None]:
-    before, after = (_operands(model, values, steps) for values in (inputs, changed))
-    return [_axis(_marks(a), _marks(b)) for a, b in zip(before, after, strict=True)]
+    with awake(model):
+        before, after = (_operands(model, values, steps) for values in (inputs, changed))
+    return [_axis(a, b) for a, b in zip(before, after, strict=True)]
+
+
+@contextlib.contextmanager
+def awake(model: nn.Module) -> Iterator[None]:
+    """No parameter is zero: blocks that begin as identities, and mix nothing yet, show what they are going to mix."""
+    asleep = [p.data for p in model.parameters() if p.is_floating_point() and not bool(p.any())]
+    try:
+        with torch.random.fork_rng(devices=devices(model)):
+            torch.manual_seed(0)
+            for zeros in asleep:
+                zeros.normal_(std=0.1)
+        yield
+    finally:
+        for zeros in asleep:
+            zeros.zero_()
 
 
 def _dropping(model: nn.Module, inputs: Sequence[Any], steps: list[_Step], axes: list[int | None]) -> str | None:
@@ -546,10 +576,11 @@ def _dropping(model: nn.Module, inputs: Sequence[Any], steps: list[_Step], axes:
     return None
 
 
-def _axis(before: list[Tensor], after: list[Tensor]) -> int | None:
+def _axis(before: Tensor, after: Tensor) -> int | None:
     """First axis along which the first place alone has changed."""
-    for axis, (a, b) in enumerate(zip(before, after, strict=True)):
-        other = ((a - b).abs() > _SAME * torch.maximum(a, b)).tolist()
+    changes, sizes = _marks(after - before), _marks(torch.maximum(before.abs(), after.abs()))
+    for axis, (change, size) in enumerate(zip(changes, sizes, strict=True)):
+        other = (change > _SAME * size).tolist()
         if len(other) > 1 and other[0] and not any(other[1:]):
             return axis
     return None
@@ -569,12 +600,22 @@ def _changed(inputs: Sequence[Any], axis: int) -> tuple[list[Any], list[Any]]:
         moved = base.clone()
         first = moved.select(axis, 0)
         if base.is_floating_point():
-            first.mul_(-0.7).add_(0.3)
+            first.copy_(_other(first))
         elif base.dtype != torch.bool:
             first.copy_(base.max() + base.min() - first)
         same.append(base)
         other.append(moved)
     return same, other
+
+
+def _other(sample: Tensor) -> Tensor:
+    """Another sample with entries from the same range; not a multiple, whose normalisation could be the same."""
+    low, high = (float(v) for v in (sample.min(), sample.max()))
+    if low == high:
+        low, high = low - 0.3 * abs(low) - 0.1, high + 0.3 * abs(high) + 0.1
+    generator = torch.Generator().manual_seed(0)
+    part = torch.rand(sample.shape, generator=generator, device="cpu", dtype=torch.float32)
+    return (low + (high - low) * part).to(sample)
 
 
 def probe(model: nn.Module) -> list[Any]:

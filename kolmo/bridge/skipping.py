@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from kolmo.bridge.laws import StochasticDepth
 from kolmo.bridge.noise import Entry, Noise
-from kolmo.bridge.sites import Output, Site, tensors, undisturbed
+from kolmo.bridge.sites import Output, Site, awake, tensors, undisturbed
 
 
 def skip(model: nn.Module, rows: Sequence[Site], noises: Sequence[Noise], inputs: Sequence[Any]) -> None:
@@ -27,7 +27,7 @@ def skip(model: nn.Module, rows: Sequence[Site], noises: Sequence[Noise], inputs
         whole = isinstance(law, StochasticDepth) and law.per == "batch" and not law.noiseless
         if not whole or site.calls != 1 or not isinstance(site.end, Output) or site.end.path:
             continue
-        with undisturbed(model), torch.no_grad():
+        with undisturbed(model), awake(model), torch.no_grad():
             names = _inside(model, site, inputs)
             wanted = _dropped(model, noise, inputs)
             found = next((name for name in names if _same(model, noise, name, inputs, wanted)), None)

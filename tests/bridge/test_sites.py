@@ -135,6 +135,68 @@ def test_samples_are_told_from_tokens():
     assert bridge.sites(Mixing(), vectors(4))[0].batch_axis is None
 
 
+class Odd(nn.Module):
+    """A block whose branch is an odd function of the normalised state: a mirrored sample has a branch of equal size."""
+
+    def __init__(self, start=None):
+        super().__init__()
+        self.norm = nn.LayerNorm(8, elementwise_affine=False)
+        self.mix, self.fc = nn.Linear(8, 8, bias=False), nn.Linear(8, 8)
+        if start is not None:
+            nn.init.constant_(self.fc.weight, start)
+            nn.init.constant_(self.fc.bias, 0.0)
+
+    def forward(self, x):
+        values = torch.tanh(self.mix(self.norm(x)))
+        return x + self.fc(values - values.mean(0, keepdim=True))  # tokens in front mix
+
+
+@pytest.mark.parametrize("start", [None, 0.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_samples_are_told_where_branches_are_odd_or_zero_yet(start, seed):
+    """Zero: what blocks begin with that are to be identities first, and mix nothing yet."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(Odd(start), Odd(start))
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    for x in (vectors(5, 3), vectors(5, 2), torch.ones(5, 2, 8)):
+        assert [s.batch_axis for s in bridge.sites(model, x)] == [1, 1]
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+class _Activated(nn.BatchNorm2d):
+    """Normalisation and activation in one, as libraries have it."""
+
+    def forward(self, x):
+        return torch.relu(super().forward(x))
+
+
+class _Counted(nn.Module):
+    """Counts its passes in training mode, and renews a running mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.register_buffer("passes", torch.zeros((), dtype=torch.long))
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x):
+        out = self.conv(x)
+        if self.training:
+            self.passes += 1
+            self.mean = 0.9 * self.mean + 0.1 * out.detach().mean((0, 2, 3))
+        return x + out
+
+
+def test_statistics_of_layers_that_are_not_torchs_own_are_left_alone():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), _Activated(4), _Counted(), _Counted())
+    x, state = images(3, 8), {k: v.clone() for k, v in model.state_dict().items()}
+    held = [b for _, b in model.named_buffers()]
+    for use in (lambda: bridge.sites(model, x), lambda: bridge.inject(model, bridge.StochasticDepth(0.5)).remove()):
+        use()
+        assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+        assert all(b is old for (_, b), old in zip(model.named_buffers(), held, strict=True))
+
+
 def test_names_patterns_and_rows_choose():
     model, x = Staged(PostActivation), images(2, 8)
     law, rows = bridge.StochasticDepth(0.5), bridge.sites(model, x)
