@@ -2,7 +2,7 @@ r"""What noise costs layer by layer in a network of any size, and how a given to
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,10 @@ from kolmo.errors import InputError
 READINGS = ("diffusion", "jumps")
 # A share is met to this part of it, in at most so many steps: effects are nearly linear in the variance.
 _MET, _STEPS = 0.02, 8
+# The total is met to this part of it, or to two standard errors of the measurement, in at most so many measurements.
+_SPENT, _ROUNDS = 0.05, 6
+# Powers of its factor with which the effect of all layers together is taken to grow: 1 where effects add.
+_POWERS = 0.5, 4.0
 # Largest drop probability, and largest variance against the one that was given.
 _LARGEST_DROP, _LARGEST_FACTOR = 0.9, 1e4
 
@@ -312,7 +316,8 @@ def schedule(
     Effects are proportional to :math:`q_k` where they are small, and then the best schedule gives every layer the same
     share of the budget: layers on which much depends get little noise, others much. Effects are those of `diagnose`
     for jumps, exact for noise in one layer alone. Where no drop probability up to .9 spends a share, the layer gets
-    that, and the rest is spread over the others.
+    that, and the rest is spread over the others. What all do together is then measured, and where that is not the
+    budget, since effects of several layers do not just add, all :math:`q_k` are multiplied by a common factor.
 
     Parameters
     ----------
@@ -358,10 +363,14 @@ def schedule(
     with probing(model, loss, inputs, law, where, horizon=horizon, batches=batches) as probe:
         base = probe.values()
         slopes = [probe.slopes(part) for part in range(probe.parts)]
-        found = _Shares(probe, base, slopes, law, name, probes).spent(budget)
-        for noise, (one, _) in zip(probe.noises, found, strict=True):
-            noise.law = one
-        measured = sampled(probe, base, slopes, draws=draws, rtol=rtol, seed=0)
+        shares = _Shares(probe, base, slopes, law, name, probes)
+
+        def measure(found: Sequence[tuple[NoiseLaw, Estimate]]) -> Estimate:
+            for noise, (one, _) in zip(probe.noises, found, strict=True):
+                noise.law = one
+            return sampled(probe, base, slopes, draws=draws, rtol=rtol, seed=0)
+
+        found, measured = _spend(shares, budget, measure)
         return Schedule(Sites(probe.rows), [one for one, _ in found], [effect for _, effect in found], measured, budget)
 
 
@@ -371,6 +380,24 @@ def _chosen(law: NoiseLaw) -> str:
         if name in law.numbers and not isinstance(getattr(law, name), (tuple, nn.Parameter)):
             return name
     raise InputError("law", str(law), "one number keep, s or c", "bridge.StochasticDepth(0.9), say")
+
+
+def _spend(
+    shares: "_Shares", budget: float, measure: Callable[[Sequence[tuple[NoiseLaw, Estimate]]], Estimate]
+) -> tuple[list[tuple[NoiseLaw, Estimate]], Estimate]:
+    """Equal shares, times the factor with which all together have the effect: the effect as a power of the factor."""
+    found, power = shares.spent(budget), 1.0
+    measured = measure(found)
+    for _ in range(_ROUNDS):
+        off = abs(measured.value - budget)
+        if measured.value <= 0 or off <= max(_SPENT * budget, 2 * measured.standard_error):
+            break
+        factor = (budget / measured.value) ** (1 / power)
+        found = shares.scaled(found, factor)
+        before, measured = measured.value, measure(found)
+        if measured.value > 0:
+            power = min(_POWERS[1], max(_POWERS[0], math.log(measured.value / before) / math.log(factor)))
+    return found, measured
 
 
 class _Shares:
@@ -394,6 +421,15 @@ class _Shares:
                 left -= max(0.0, tried[k][1].value)
             open_sites = [k for k in open_sites if k not in short] if short else []
         return [found[k] for k in range(len(self._probe.rows))]
+
+    def scaled(self, found: Sequence[tuple[NoiseLaw, Estimate]], factor: float) -> list[tuple[NoiseLaw, Estimate]]:
+        """Laws with that many times the drop probability or variance, and their effects."""
+        return [self._at(k, min(self._largest, factor * self._q(law))) for k, (law, _) in enumerate(found)]
+
+    def _q(self, law: NoiseLaw) -> float:
+        """Drop probability, or the variance against the one that was given."""
+        value = float(getattr(law, self._name))
+        return 1 - value if self._name == "keep" else (value / float(getattr(self._law, self._name))) ** 2
 
     def _met(self, row: int, share: float) -> tuple[NoiseLaw, Estimate]:
         """Law of one site whose effect is the share, or the largest one."""

@@ -112,6 +112,11 @@ class Variable(ABC):
         """Whether ζ takes finitely many values, so that expectations are finite sums."""
         return False
 
+    @property
+    def rarest(self) -> float:
+        """Probability of the least probable value, or part of the law; 1 where there is one part."""
+        return 1.0
+
     @abstractmethod
     def nodes(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Values z and weights w with Σ w g(z) = E g(ζ) for polynomials of degree 2n − 1 (exact sum if discrete)."""
@@ -226,6 +231,11 @@ class Discrete(Variable):
         """True."""
         return True
 
+    @property
+    def rarest(self) -> float:
+        """Smallest of the probabilities."""
+        return float(self.probabilities.min())
+
     def nodes(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """All values with their probabilities, whatever n."""
         return self.values, self.probabilities
@@ -324,6 +334,11 @@ class ShakeDropFactor(Variable):
         bound = (1 + keep) / sd if drop else 0.0
         super().__init__("shake-drop", skewness, kurtosis, bound, bound**2)
         object.__setattr__(self, "keep", keep)
+
+    @property
+    def rarest(self) -> float:
+        """Probability of the untouched branch, or of the other, whichever is less."""
+        return min(self.keep, 1 - self.keep) if self.keep < 1 else 1.0
 
     def nodes(self, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Gauss–Legendre nodes of the uniform part, and the other value."""

@@ -184,6 +184,19 @@ def test_what_cannot_be_told_is_not_told():
         bridge.diagnose(nn.Sequential(Quarter(0.4)), lambda f: x.sum(), x, bridge.Additive(0.3))
 
 
+@pytest.mark.parametrize("law", [bridge.StochasticDepth(0.9999), bridge.ShakeDrop(0.9999)], ids=str)
+def test_events_that_were_never_drawn_are_not_taken_for_none(law):
+    x = torch.ones(10, 3, dtype=DOUBLE)
+    rare = bridge.diagnose(nn.Sequential(Quarter(2.0)), square(x), x[:2], law, draws=16)
+    assert rare.measured.standard_error == math.inf
+    assert rare.verdict == "neither"
+    assert "too uncertain" in str(rare)
+    x = torch.ones(10_000, 3, dtype=DOUBLE)
+    assert (
+        bridge.diagnose(nn.Sequential(Quarter(2.0)), square(x), x[:2], law, draws=16).measured.standard_error < math.inf
+    )
+
+
 def test_modules_called_several_times_count_every_call():
     model = ARCHITECTURES["shared"][0]().double()
     x = vectors(200).double()
