@@ -1,7 +1,7 @@
 """Noise that belongs to the modules of a network: copied, saved, moved and switched with them."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from kolmo.bridge.foreign import drops_samples
 from kolmo.bridge.laws import NoiseLaw
 from kolmo.bridge.sites import Output, Site, is_addition
+from kolmo.bridge.variables import uniform
 from kolmo.errors import InputError
 
 _BATCHNORM = nn.modules.batchnorm._BatchNorm
@@ -176,11 +177,14 @@ class NoisyWeight:
         Its law.
     always : bool
         Noise in evaluation mode too.
+    turns : Turns or None
+        Says in which passes it is this layer that has noise; None: in all.
     """
 
     def __init__(self, module: nn.Module, law: Any) -> None:
         self.module, self.law, self.before = module, law, module.__dict__.get("forward")
         self.always = False
+        self.turns: Turns | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies are quiet in evaluation mode, also those made within `Injection.noisy`."""
@@ -188,18 +192,71 @@ class NoisyWeight:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the pass."""
-        if not (self.always or self.module.training):
+        if not self.on:
             return self._forward(*args, **kwargs)
         weight = self.module.weight
         with torch._C.DisableTorchFunction():
-            noisy = weight + self.law.sample(weight)
+            noise = self.law.sample(weight)
+            noisy = weight + (noise if self.turns is None else noise * self.turns.has(self))
         with _Instead(weight, noisy):
             return self._forward(*args, **kwargs)
+
+    @property
+    def on(self) -> bool:
+        """Whether passes are noisy."""
+        return self.always or self.module.training
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.before is not None:
             return self.before(*args, **kwargs)
         return type(self.module).forward(self.module, *args, **kwargs)
+
+
+class Turns:
+    """One of several layers has noise in its weights in each pass. A forward pre-hook of the model: draws which.
+
+    Parameters
+    ----------
+    noises : sequence of NoisyWeight
+        Noise of the layers.
+    """
+
+    def __init__(self, noises: Sequence[NoisyWeight]) -> None:
+        self._noises = list(noises)
+        self._chosen: Tensor | None = None
+        self._task = -1
+        for noise in self._noises:
+            noise.turns = self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies draw for themselves."""
+        return {**self.__dict__, "_chosen": None, "_task": -1}
+
+    def __call__(self, model: nn.Module, args: Any) -> None:
+        """Draw for a pass that is noisy."""
+        if any(noise.on for noise in self._noises):
+            self._task = _backward_task()
+            like = self._noises[0].module.weight
+            drawn = uniform((), like.dtype, like.device)  # type: ignore[arg-type]
+            self._chosen = (drawn * len(self._noises)).long()
+
+    def has(self, noise: NoisyWeight) -> Tensor:
+        """1 where it is the turn of a layer, else 0."""
+        if self._chosen is None:
+            given = "a part of the model that was called before the model itself"
+            raise InputError("layers", given, "passes of the whole model, which draw the layer that has noise")
+        if _backward_task() not in (-1, self._task):
+            raise InputError(
+                "checkpoint",
+                "one inside a model of which one layer has noise in each pass",
+                "a checkpoint around the whole model: which layer was drawn is forgotten when a part is repeated",
+            )
+        return self._chosen == self._noises.index(noise)
+
+
+def _backward_task() -> int:
+    """Number of the backward pass that this happens in, or −1."""
+    return -1 if torch.compiler.is_compiling() else int(torch._C._current_graph_task_id())
 
 
 class _Instead(TorchFunctionMode):
@@ -349,6 +406,7 @@ def eject(model: nn.Module) -> None:
     for rule_key, rule in list(model._forward_pre_hooks.items()):
         if isinstance(rule, BatchNormRule):
             rule.thaw(model)
+        if isinstance(rule, (BatchNormRule, Turns)):
             del model._forward_pre_hooks[rule_key]
 
 

@@ -579,10 +579,11 @@ def _dropping(model: nn.Module, inputs: Sequence[Any], steps: list[_Step], axes:
 def _axis(before: Tensor, after: Tensor) -> int | None:
     """First axis along which the first place alone has changed."""
     changes, sizes = _marks(after - before), _marks(torch.maximum(before.abs(), after.abs()))
-    for axis, (change, size) in enumerate(zip(changes, sizes, strict=True)):
-        other = (change > _SAME * size).tolist()
-        if len(other) > 1 and other[0] and not any(other[1:]):
-            return axis
+    for limit in (_SAME, 0.0):  # none at all elsewhere: a branch on which its input hardly has an influence
+        for axis, (change, size) in enumerate(zip(changes, sizes, strict=True)):
+            other = (change > limit * size).tolist()
+            if len(other) > 1 and other[0] and not any(other[1:]):
+                return axis
     return None
 
 

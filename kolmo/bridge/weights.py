@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kolmo.bridge.noise import NoisyWeight
+from kolmo.bridge.noise import NoisyWeight, Turns
 from kolmo.bridge.selection import pattern
 from kolmo.bridge.sites import Output, Site, Sites
 from kolmo.bridge.variables import variable
@@ -20,7 +20,10 @@ class WeightNoise:
     r"""Gaussian noise in weights: :math:`W + s\,r\,\xi`, one independent ξ for each weight, drawn in every noisy pass.
 
     To second order it adds :math:`\tfrac12 s^2\sum r^2\,\partial^2 v/\partial W^2` to the loss v: a curvature in the
-    weights, where noise in the branches adds one in the states.
+    weights, where noise in the branches adds one in the states. The sum is over all weights that have noise, or, with
+    one layer in each pass, its mean over the L layers: :math:`\tfrac1L\sum_k \tfrac12 s^2 r_k^2\operatorname{tr} H_k`
+    for one r in each layer. (A layer that is called several times in a pass, or shares its weights with another, has
+    new noise in each call.)
 
     Parameters
     ----------
@@ -31,10 +34,14 @@ class WeightNoise:
         modulus of the weight itself.
     relative : bool, default True
         False: r = 1, so that s is the standard deviation of the noise.
+    layers : {"all", "one"}
+        Whether all layers have noise in every pass, or one of them, each as often as any other: noise of all layers
+        together has a variance that grows with the width of the network, that of one layer has not.
 
     References
     ----------
-    Orvieto, Raj, Kersting & Bach (2022), Explicit regularization in overparametrized models via noise injection.
+    Orvieto, Raj, Kersting & Bach (2022), Explicit regularization in overparametrized models via noise injection:
+    perturbations of one layer at a time.
 
     Examples
     --------
@@ -46,12 +53,14 @@ class WeightNoise:
     (['2'], True)
     """
 
-    def __init__(self, s: float, per: str = "layer", relative: bool = True) -> None:
+    def __init__(self, s: float, per: str = "layer", relative: bool = True, layers: str = "all") -> None:
         if not (isinstance(s, (int, float)) and math.isfinite(s) and s >= 0):
             raise InputError("s", s, "a number, zero or positive")
         if per not in GRANULARITY:
             raise InputError("per", repr(per), "'layer', 'filter' or 'weight'")
-        self.s, self.per, self.relative = float(s), per, bool(relative)
+        if layers not in ("all", "one"):
+            raise InputError("layers", repr(layers), "'all' or 'one'")
+        self.s, self.per, self.relative, self.layers = float(s), per, bool(relative), layers
 
     def scale(self, weight: Tensor) -> Tensor:
         """Standard deviation of the noise of every weight; no gradient goes through it."""
@@ -68,7 +77,7 @@ class WeightNoise:
         return self.scale(weight) * variable("gaussian").sample(weight.shape, weight.dtype, weight.device)
 
     def __repr__(self) -> str:
-        return f"WeightNoise(s={self.s}, per={self.per!r}, relative={self.relative})"
+        return f"WeightNoise(s={self.s}, per={self.per!r}, relative={self.relative}, layers={self.layers!r})"
 
 
 def weighed(law: Any) -> bool:
@@ -92,6 +101,9 @@ def place_in_weights(model: nn.Module, law: Any, where: Any) -> tuple[Sites, lis
         shape = tuple(weight.shape)
         rows.append(Site(name, 1, (k,), float("nan"), shape, None, "weights", (), name, name, Output()))
         noises.append(noise)
+    taking_turns = [noise for noise in noises if noise.law.layers == "one"]
+    if taking_turns:
+        model.register_forward_pre_hook(Turns(taking_turns))
     return rows, noises
 
 

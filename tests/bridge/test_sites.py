@@ -163,6 +163,20 @@ def test_samples_are_told_where_branches_are_odd_or_zero_yet(start, seed):
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize("size", [1e-3, 1e-6])
+def test_samples_are_told_where_the_input_hardly_matters(size):
+    class Biased(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.bias = nn.Linear(8, 8), nn.Parameter(torch.randn(8))
+
+        def forward(self, x):
+            return x + (self.bias + size * torch.tanh(self.fc(x)) @ torch.eye(8))
+
+    model = nn.Sequential(Biased(), Biased())
+    assert [s.batch_axis for s in bridge.sites(model, vectors(6, 2))] == [0, 0]
+
+
 class _Activated(nn.BatchNorm2d):
     """Normalisation and activation in one, as libraries have it."""
 

@@ -44,6 +44,117 @@ def test_effect_on_a_quadratic_loss():
     assert abs(found.mean - exact) < 4 * found.standard_error
 
 
+def changed(model, x):
+    """Which layers had noise in a pass."""
+    seen = []
+    handles = [
+        m.register_forward_hook(lambda m, a, out: seen.append((a[0], out))) for m in model if hasattr(m, "weight")
+    ]
+    with torch.no_grad():
+        model(x)
+    for handle in handles:
+        handle.remove()
+    pairs = zip((m for m in model if hasattr(m, "weight")), seen, strict=True)
+    return [not torch.equal(nn.functional.linear(before, m.weight, m.bias), out) for m, (before, out) in pairs]
+
+
+def turns(depth=3, **options):
+    body = [part for _ in range(depth) for part in (nn.Linear(6, 6), nn.Tanh())]
+    model = nn.Sequential(*body).double()
+    return model, torch.randn(7, 6, dtype=torch.float64), bridge.WeightNoise(0.1, layers="one", **options)
+
+
+def test_one_layer_has_noise_in_each_pass():
+    model, x, law = turns()
+    torch.manual_seed(0)
+    noise = bridge.inject(model.train(), law)
+    counts, n = torch.zeros(3), 400
+    for _ in range(n):
+        on = torch.tensor(changed(model, x))
+        assert int(on.sum()) == 1
+        counts += on
+    assert (counts / n - 1 / 3).abs().max() < 4 * math.sqrt(2 / 9 / n)
+    assert not any(changed(model.eval(), x))
+    state = torch.get_rng_state()
+    model(x)
+    assert torch.equal(torch.get_rng_state(), state)  # quiet passes draw nothing
+    with noise.noisy(0):
+        assert sum(changed(model, x)) == 1
+    noise.remove()
+    assert not any(changed(model.train(), x))
+    assert not model._forward_pre_hooks
+
+
+def test_one_layer_at_a_time_adds_the_mean_of_the_curvatures_of_the_layers():
+    """½ s² r² tr H of each layer, from the Hessian's blocks, averaged."""
+    torch.manual_seed(1)
+    model, x, law = turns()
+    target = model(x).detach()  # no slope: the effect is of second order
+
+    def loss(f):
+        return (f(x) - target).square().sum(-1).mean()
+
+    noise = bridge.inject(model, law)
+    with noise.noisy(0), torch.no_grad():
+        draws = torch.stack([loss(model) for _ in range(1500)])
+    noise.remove()
+    curvatures = []
+    for name in ("0", "2", "4"):
+        weight = model.get_parameter(f"{name}.weight").detach()
+
+        def along(w, name=name):
+            return loss(lambda z: torch.func.functional_call(model, {f"{name}.weight": w}, z))
+
+        H = torch.func.hessian(along)(weight).reshape(36, 36)
+        curvatures.append(0.5 * law.s**2 * float(weight.square().mean() * H.detach().trace()))
+    effect, error = float(draws.mean()), float(draws.std()) / math.sqrt(len(draws))
+    assert abs(effect - sum(curvatures) / 3) < 4 * error + 0.02 * sum(curvatures) / 3
+    assert abs(effect - sum(curvatures)) > 20 * error
+
+
+def test_turns_belong_to_the_modules():
+    model, x, law = turns()
+    bridge.inject(model.train(), law)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert sum(changed(twin, x)) == 1
+        assert twin[0].forward.turns is twin[4].forward.turns is not model[0].forward.turns
+        bridge.eject(twin)
+        assert not any(changed(twin, x))
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.manual_seed(2)
+    found = compiled(x)
+    torch.manual_seed(2)
+    torch.testing.assert_close(found, model(x))
+    weights = {k: torch.stack([v.detach()] * 8) for k, v in model.named_parameters()}
+    call = lambda w: torch.func.functional_call(model, w, x)  # noqa: E731
+    outputs = torch.func.vmap(call, randomness="different")(weights)
+    assert len(torch.unique(outputs[:, 0, 0])) == 8
+    gradients = []
+    for again in (False, True):
+        model.zero_grad()
+        torch.manual_seed(5)
+        out = checkpoint(model, x, use_reentrant=False) if again else model(x)
+        torch.manual_seed(11)
+        out.square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    torch.testing.assert_close(*gradients)
+    whole = nn.Sequential(_Again(model[:2]), model[2:])
+    bridge.eject(model)
+    bridge.inject(whole.train(), law)
+    with pytest.raises(InputError, match="whole model"):
+        whole(x.requires_grad_()).sum().backward()
+
+
+class _Again(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return checkpoint(self.inner, x, use_reentrant=False)
+
+
 def test_it_belongs_to_the_modules():
     model, x = network()
     before, keys = model.eval()(x), list(model.state_dict())
@@ -118,6 +229,7 @@ def test_refusals():
     cases = [
         lambda: bridge.WeightNoise(-1.0),
         lambda: bridge.WeightNoise(0.1, "block"),
+        lambda: bridge.WeightNoise(0.1, layers="two"),
         lambda: bridge.inject(model, bridge.WeightNoise(0.1), where="1"),
         lambda: bridge.inject(model, [bridge.WeightNoise(0.1)] * 3),
         lambda: bridge.inject(nn.ReLU(), bridge.WeightNoise(0.1)),
