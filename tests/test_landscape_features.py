@@ -1,6 +1,7 @@
 """The landscape in feature space against closed forms, figures that can be drawn, pages that open offline."""
 
 import builtins
+import dataclasses
 import html
 import json
 import re
@@ -237,3 +238,7 @@ def test_differences_are_white_at_zero():
     assert filled.norm(0.0) == 0.5
     assert filled.get_cmap().name == landscape.plots.DIFFERENCES
     assert other.plot().collections[0].get_cmap().name == landscape.plots.MAP
+    above = dataclasses.replace(difference, values={difference.name: np.abs(difference.values[difference.name]) + 0.1})
+    for filled in (above.plot().collections[0], landscape.plots.panels({"both": above})[0].collections[0]):
+        assert filled.norm(0.0) == 0.5  # of one sign too
+        assert filled.norm(above.mean.max()) == pytest.approx(1.0, abs=0.05)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from kolmo.bridge.loss import LossEstimate, expected_loss
 from kolmo.bridge.modified import modified_sde
-from kolmo.bridge.regularisation import expansion
+from kolmo.bridge.regularisation import expansion, warn_of_kinks
 from kolmo.bridge.resnet import NoisyResNet, Rng, as_generator
 from kolmo.bridge.sampling import of_paths
 from kolmo.errors import InputError
@@ -87,7 +87,8 @@ class FlowClassifier(nn.Module):
         .. math::
             v_0(x_0) + \tfrac12 \sum_k C_k(x_k) : \nabla^2 v_{k+1}(x_{k+1}),
 
-        the expected cross-entropy to first order in the covariances of the layers (see `regularisation`).
+        the expected cross-entropy to first order in the covariances of the layers (see `regularisation`, also for the
+        warning where branches or head have kinks).
 
         Parameters
         ----------
@@ -101,7 +102,13 @@ class FlowClassifier(nn.Module):
         Tensor
             ``()`` or ``(n,)``; differentiable with respect to encoder, flow and head.
         """
-        found = expansion(self.net, lambda z: self.class_losses(z).gather(-1, y.reshape(-1, 1)), self.encoder(x))
+
+        def of_label(z: Tensor) -> Tensor:
+            return self.class_losses(z).gather(-1, y.reshape(-1, 1))
+
+        start = self.encoder(x)
+        warn_of_kinks(self.net, of_label, start)
+        found = expansion(self.net, of_label, start)
         return _reduced((found.loss + sum(found.effects)).squeeze(-1), reduction)
 
     def problem(self, *, order: int = 1, box: Any = None, strict: bool = True) -> KolmogorovProblem:

@@ -26,6 +26,13 @@ _ENTRYWISE = re.compile(
 )
 
 
+# Operations whose graphs have kinks away from single points; their second derivatives are in the kinks alone.
+_KINKED = re.compile(
+    "Relu|LeakyRelu|RreluWithNoise|PreluKernel|Threshold|Abs|Clamp(Min|Max)?|Hardtanh|Hardswish|Hardsigmoid|Hardshrink|"
+    "Softshrink|Minimum|Maximum|Max|Min|Amax|Amin|Sort|Kthvalue|Median|(Adaptive)?MaxPool[123]D(WithIndices)?"
+)
+
+
 class Found(NamedTuple):
     """A residual addition by its nodes: the addition, the tensor that it starts from, and the end of the branch."""
 
@@ -96,7 +103,7 @@ class Graph:
 
     def name(self, node: int) -> str:
         """Kind of operation, such as "Add"."""
-        return str(self._nodes[node].name()).rpartition("::")[2].partition("Backward")[0].rstrip("_")
+        return _kind(self._nodes[node])
 
     @property
     def concatenates(self) -> bool:
@@ -199,6 +206,24 @@ class _Dominators:
         while node not in (_INPUT, above):
             node = self._up[node]
         return node == above
+
+
+def kinks(output: Tensor) -> list[str]:
+    """Operations with kinks that a tensor was made by, such as "Relu", by name.
+
+    Examples
+    --------
+    >>> import torch
+    >>> kinks(torch.relu(torch.ones(2, requires_grad=True)).exp().sum())
+    ['Relu']
+    """
+    nodes = _topological([output.grad_fn]) if output.grad_fn is not None else []
+    return sorted({name for name in map(_kind, nodes) if _KINKED.fullmatch(name)})
+
+
+def _kind(node: Any) -> str:
+    """Kind of operation, such as "Add"."""
+    return str(node.name()).rpartition("::")[2].partition("Backward")[0].rstrip("_")
 
 
 def _topological(outputs: Sequence[Any]) -> list[Any]:

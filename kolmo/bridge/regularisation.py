@@ -12,6 +12,7 @@ Along the path, :math:`v_k` and its first and second derivatives g and H obey
     g_k = (I + J_k)^T g_{k+1}, \qquad H_k = (I + J_k)^T H_{k+1} (I + J_k) + g_{k+1} \cdot m_k'' .
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, overload
@@ -22,11 +23,12 @@ from torch import Tensor, nn
 from kolmo.arrays import at_home
 from kolmo.bridge.budget import SiteEffects, site_effects
 from kolmo.bridge.effects import Loss
+from kolmo.bridge.graph import kinks
 from kolmo.bridge.laws import NoiseLaw
 from kolmo.bridge.loss import Columns, LossEstimate, expected_loss, refuse_batchnorm
 from kolmo.bridge.modified import Point, layer_point, symmetric
 from kolmo.bridge.resnet import NoisyResNet, check_shape
-from kolmo.errors import InputError
+from kolmo.errors import InputError, KolmoWarning
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,11 @@ def regularisation(
     InputError
         States that are not vectors, BatchNorm in training mode, a loss of the wrong shape.
 
+    Warns
+    -----
+    KolmoWarning
+        Without ``law=``: branches or a loss with kinks, such as those of ReLU.
+
     References
     ----------
     Camuto, Willetts, Simsekli, Roberts & Holmes (2020), Explicit regularisation in Gaussian noise injections.
@@ -217,6 +224,7 @@ def regularisation(
     columns = Columns(loss, 1)
     found = expansion(net, columns, flat)
     flow, drift = _drift_correction(net, columns, flat)
+    warn_of_kinks(net, columns, flat)
     exact = None if method is None else expected_loss(net, loss, x, method=method, **options)
 
     def shaped(values: Tensor) -> Tensor:
@@ -253,6 +261,22 @@ def expansion(net: NoisyResNet, columns: Callable[[Tensor], Tensor], x: Tensor) 
         viscosity.append((G**2).sum((-1, -2)) / (2 * x.shape[-1] * net.h))
         slope, curvature = _pulled_back(point, slope, curvature)
     return Expansion(loss, effects[::-1], viscosity[::-1])
+
+
+def warn_of_kinks(net: NoisyResNet, columns: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """Warn where what comes after the first noise has kinks, whose second derivatives the expansion does not see."""
+    with torch.enable_grad():
+        state = (x + net.mean_increment(0, x)).detach().requires_grad_()
+        for k in range(1, net.depth):
+            state = state + net.mean_increment(k, state)
+        found = kinks(columns(state))
+    if found:
+        warnings.warn(
+            f"the expansion differentiates twice, and sees nothing of kinks: {', '.join(found)} in the branches or the "
+            "loss. regularisation(net, loss, x, law=...) takes differences, which count them",
+            KolmoWarning,
+            stacklevel=3,
+        )
 
 
 def _check(net: nn.Module, x: Tensor) -> None:

@@ -47,7 +47,8 @@ def contour(
     levels : int or array_like
         Number of levels, or the levels.
     log : bool, optional
-        Logarithmic levels; by default where all values are positive and span a factor of more than 5.
+        Logarithmic levels; by default where all values are positive and span a factor of more than 5, but for
+        differences, whose colours are white at zero.
     lines : bool
         Whether to draw thin lines between the levels, labelled.
     **style
@@ -59,7 +60,7 @@ def contour(
     """
     ax = _new(ax)
     field = _plane(surface)
-    log = _is_wide(field) if log is None else log
+    log = _is_wide(field) and not surface.is_difference if log is None else log
     chosen = _levels(field, levels, log)
     filled = _filled(ax, surface, chosen, log, lines, style)
     _bar(filled, ax, surface.name, chosen, log)
@@ -159,7 +160,8 @@ def panels(
     if label is None and len(names) > 1:
         raise InputError("surfaces", f"the quantities {', '.join(sorted(names))}", "one quantity, or a label for all")
     fields = np.concatenate([_plane(one).ravel() for one in surfaces.values()])
-    log = _is_wide(fields) if log is None else log
+    differences = any(one.is_difference for one in surfaces.values())
+    log = _is_wide(fields) and not differences if log is None else log
     if log and not np.nanmin(fields) > 0:
         raise InputError("log", True, "positive values", "log=False")
     label = names.pop() if label is None else label
@@ -419,11 +421,11 @@ def _filled(ax: Any, surface: "Surface", levels: np.ndarray, log: bool, lines: b
     from matplotlib.colors import LogNorm
 
     field = _plane(surface)
-    given = {"cmap": MAP, "extend": "neither"} | ({"norm": LogNorm()} if log else _centred(levels)) | style
+    centred = {} if log else _centred(levels, surface.is_difference)
+    given = {"cmap": MAP, "extend": "neither"} | ({"norm": LogNorm()} if log else centred) | style
     filled = ax.contourf(*surface.axes, field.T, levels, **given)
     values = _round(levels[0], levels[-1], log)
     if lines:
-        centred = bool(_centred(levels)) and not log
         depth = [abs(filled.norm(v) - 0.5) - 0.35 if centred else 0.6 - filled.norm(v) for v in values]
         shade = ["white" if deep > 0 else "black" for deep in depth]
         drawn = ax.contour(*surface.axes, field.T, values, colors=shade, linewidths=0.5, alpha=0.8)
@@ -433,11 +435,11 @@ def _filled(ax: Any, surface: "Surface", levels: np.ndarray, log: bool, lines: b
     return filled
 
 
-def _centred(levels: np.ndarray) -> dict[str, Any]:
-    """Colours for values of both signs, such as differences: white at zero, as deep on either side."""
-    if not levels[0] < 0.0 < levels[-1]:
+def _centred(levels: np.ndarray, always: bool = False) -> dict[str, Any]:
+    """Colours for values of both signs, and always for differences: white at zero, as deep on either side."""
+    if not (always or levels[0] < 0.0 < levels[-1]):
         return {}
-    most = float(max(-levels[0], levels[-1]))
+    most = float(np.abs(levels).max())
     return {"cmap": DIFFERENCES, "vmin": -most, "vmax": most}
 
 

@@ -159,6 +159,11 @@ class Surface:
             random=self.random or other.random,
         )
 
+    @property
+    def is_difference(self) -> bool:
+        """Whether the quantity is a difference, as `difference` and `FlowLoss` name it: figures have zero in white."""
+        return self.name.startswith("difference") or " − " in self.name
+
     def rise(self, at: Sequence[int] | None = None) -> "Surface":
         """Paired difference to the value at one point, draw by draw: what the common random numbers make precise.
 

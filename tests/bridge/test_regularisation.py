@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kolmo import bridge
-from kolmo.errors import InputError
+from kolmo.errors import InputError, KolmoWarning
 
 DOUBLE = torch.float64
 X = torch.tensor([[0.2, -0.4], [1.0, 0.5], [-0.7, 0.1]], dtype=DOUBLE)
@@ -188,3 +188,35 @@ def test_plot_and_text():
     found = parts(bridge.Additive(0.2), 3, method="recursion")
     assert "remainder" in str(found)
     assert len(found.plot().patches) == 6
+
+
+@pytest.mark.parametrize("kinked", ["branch", "loss"])
+def test_kinks_are_told_and_differences_count_them(kinked):
+    """ReLU after the first noise: what second derivatives leave out of the effect, differences have."""
+
+    class Branch(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = torch.nn.Linear(1, 1, bias=False, dtype=DOUBLE)
+            torch.nn.init.ones_(self.fc.weight)
+
+        def forward(self, x):
+            return torch.relu(self.fc(x)) if kinked == "branch" else 0.5 * self.fc(x)
+
+    def last(z):
+        return z[..., 0].abs() if kinked == "loss" else z[..., 0]
+
+    net = bridge.NoisyResNet([Branch(), Branch()], bridge.Additive(0.05))
+    x = torch.randn(100_000, 1, dtype=DOUBLE)
+    with pytest.warns(KolmoWarning, match=r"(Relu|Abs) in the branches or the loss.*law="):
+        blind = bridge.regularisation(net, last, x).diffusion.sum(0).mean().item()
+    told = bridge.regularisation(net, lambda f: last(f(x)).mean(), x[:2], law=bridge.Additive(0.05)).total.value
+    assert abs(blind) < 1e-12
+    assert told > 1e-4
+
+
+def test_smooth_networks_are_not_warned_of(recwarn):
+    first_branch = torch.nn.Sequential(torch.nn.Linear(2, 2, dtype=DOUBLE), torch.nn.ReLU())
+    for branches in ([BRANCH, BRANCH], [first_branch, BRANCH]):  # before the first noise nothing is differentiated
+        bridge.regularisation(bridge.NoisyResNet(branches, bridge.Additive(0.1)), loss, X)
+    assert not [one for one in recwarn if issubclass(one.category, KolmoWarning)]
