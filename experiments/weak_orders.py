@@ -32,6 +32,7 @@ class Config:
     dims: tuple[int, ...] = (1, 2)
     depths: tuple[int, ...] = (4, 8, 16, 32)
     width: int = 6
+    max_seconds: float = 600.0  # of each solution of an equation: a busy machine is no reason to give up
     workers: int = 2
 
 
@@ -103,9 +104,8 @@ def compare(config: Config, name: str, d: int, order: int) -> dict[str, Any]:
     x = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None] * torch.tensor([1.0, -0.6, 0.4], dtype=torch.float64)[:d]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", KolmoWarning)  # orders out of reach are asked for on purpose
-        table = bridge.weak_error(
-            make, config.depths, lambda z: torch.cos(1.5 * z.sum(-1) + 0.5), x, order=order, strict=False, jumps=jumps
-        )
+        reading = {"order": order, "strict": False, "jumps": jumps, "max_seconds": config.max_seconds}
+        table = bridge.weak_error(make, config.depths, lambda z: torch.cos(1.5 * z.sum(-1) + 0.5), x, **reading)
     return {
         "difference": table.difference,
         "uncertainty": table.uncertainty,

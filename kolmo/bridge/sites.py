@@ -570,6 +570,8 @@ def _dropping(model: nn.Module, inputs: Sequence[Any], steps: list[_Step], axes:
             if torch.equal(a, b):
                 continue
             front = [v.movedim(axis or 0, 0).flatten(1).double() for v in (a, b)]
+            if front[0].shape[1] == 1:  # any change of one number is a multiple of it
+                return None
             factor = (front[0] * front[1]).sum(1) / front[0].square().sum(1).clamp_min(1e-30)
             alike = torch.allclose(front[1], factor[:, None] * front[0], rtol=1e-4, atol=1e-5 * float(a.abs().max()))
             return step.name if alike else None

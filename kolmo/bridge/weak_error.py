@@ -121,6 +121,7 @@ def weak_error(
     jumps: bool = False,
     rtol: float | None = None,
     atol: float = 1e-10,
+    max_seconds: float | None = None,
     **options: Any,
 ) -> WeakErrorTable:
     r"""Compare networks of growing depth with the PDE of their modified equation.
@@ -150,6 +151,8 @@ def weak_error(
     rtol, atol : float
         Tolerance of recursion and PDE. rtol=None (default): tightened from 1e-4 to 1e-8 until the uncertainty is 2 %
         of the difference.
+    max_seconds : float, optional
+        Of each solution of the equation, see `kolmo.solve`.
     **options
         Further options of `expected_loss` for a sampled network (``paths``, ``rng``, ``control_variate``, ...).
 
@@ -184,7 +187,7 @@ def weak_error(
             accuracy: dict[str, Any] = {"rtol": tolerance, "atol": atol}
             network = expected_loss(net, loss, x, method=method, **accuracy, **options)
             equation: dict[str, Any] = {"order": order, "strict": strict, "depth": depth, "jumps": jumps}
-            pde = expected_loss(net, loss, x, method="pde", **equation, **accuracy)
+            pde = expected_loss(net, loss, x, method="pde", **equation, **accuracy, max_seconds=max_seconds)
             distance, error = _compared(network, pde, norm)
             if error <= _SHARP * distance:
                 break

@@ -430,6 +430,10 @@ def test_a_network_with_noise_of_its_own_is_refused_and_can_be_read():
         bridge.inject(net, bridge.StochasticDepth(0.9))
     found = bridge.regularisation(net, lambda f: f(x).square().mean(), x, law=bridge.Additive(0.2))
     assert found.rows.depth == 2
+    line = bridge.NoisyResNet([bridge.MLPBranch.create(1, 4, rng=k) for k in range(2)], bridge.Additive(0.2))
+    states = torch.randn(50, 1)  # of one number, whose noise is a multiple of it
+    found = bridge.regularisation(line, lambda f: f(states).square().mean(), states, law=bridge.Additive(0.2))
+    assert found.rows.depth == 2
     bridge.inject(bridge.NoisyResNet(branches, bridge.Additive(0.0)), bridge.StochasticDepth(0.9), inputs=[x])
 
 
