@@ -43,6 +43,7 @@ from kolmo.runs import Run
 NO_DECAY = "no-decay"
 Job = tuple[str, int, int]
 """Law, blocks in each stage, seed."""
+_TEST_ERROR = "test error − {}, %"
 QUANTITIES = ("doubling radius", "largest eigenvalue", "trace", "random sharpness")
 
 
@@ -366,9 +367,12 @@ def _history(losses: dict[str, list[float]]) -> Figure:
 def _deepening(sweep: dict[str, Any]) -> Figure:
     """What is left of the effect of every law as the network gets deeper."""
     depths = [int(blocks) for blocks in next(iter(sweep.values()))]
-    figure = Figure(figsize=(12.0, 4.0), layout="constrained")
-    panels = figure.subplots(1, 3)
-    for ax, (label, rows) in zip(panels, _effects(sweep).items(), strict=True):
+    shown = {
+        label: rows for label, rows in _effects(sweep).items() if not label.startswith("test error")
+    }  # as its bars
+    figure = Figure(figsize=(8.2, 4.0), layout="constrained")
+    panels = figure.subplots(1, len(shown))
+    for ax, (label, rows) in zip(panels, shown.items(), strict=True):
         effects = {law: ([gap.mean() for gap in gaps], [_error(gap) for gap in gaps]) for law, gaps in rows.items()}
         lab.against_depth(ax, depths, effects, "blocks in each stage", label)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
@@ -388,7 +392,7 @@ def _effects(sweep: dict[str, Any]) -> dict[str, dict[str, list[np.ndarray]]]:
         "loss with the noise on − mean network": {
             law: [_array(by_depth[b][law]["noise_effect"]) for b in depths] for law in noisy
         },
-        f"test error − {base}, %": against("test_error", 100.0),
+        _TEST_ERROR.format(base): against("test_error", 100.0),
         f"trace of the Hessian − {base}": against("trace", 1.0),
     }
 

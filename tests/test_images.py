@@ -143,6 +143,8 @@ def test_effects_against_depth_are_paired_with_no_noise_of_the_same_depth_and_se
     np.testing.assert_allclose(noise, np.tile([[1 / 2], [1 / 4], [1 / 8]], 3))
     np.testing.assert_allclose(errors, 1.0)
     np.testing.assert_allclose(traces, 10.0)
+    drawn = [ax.get_ylabel() for ax in experiment._deepening(sweep).axes]
+    assert drawn == ["loss with the noise on − mean network", "trace of the Hessian − none"]
 
 
 def test_numbers_that_only_some_surfaces_tell_are_left_out():
