@@ -168,19 +168,51 @@ def noisy_pass(model, x):
     return out
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_half_precision_and_gradients(name):
-    make, inputs, _, _, _ = ARCHITECTURES[name]
-    model, x = make(), inputs(4)
+# Each network with one law, and each law with one network: autocast and checkpoints see modules and their output alone,
+# whatever law is drawn in them, and a law sees a branch output, whatever network it is of.
+CROSS = [
+    *(pytest.param(name, "stochastic depth", id=name) for name in ARCHITECTURES),
+    *(pytest.param("post-activation", law, id=law) for law in LAWS if law != "stochastic depth"),
+]
+
+
+def touched(name):
+    """A network of the table whose batch normalisation has seen data."""
+    model = ARCHITECTURES[name][0]()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.running_mean.fill_(0.01)
-    bridge.inject(model, bridge.StochasticDepth(0.5), batchnorm="freeze")
+    return model
+
+
+@pytest.mark.parametrize(("name", "law"), CROSS)
+def test_half_precision_and_gradients(name, law):
+    model, x = touched(name), ARCHITECTURES[name][1](4)
+    bridge.inject(model, LAWS[law][0], batchnorm="freeze", inputs=[x])
     with torch.autocast("cpu", torch.bfloat16):
         out = first(model.train()(x))
+        assert not torch.equal(out, first(model(x)))
     out.float().square().mean().backward()
     assert bool(out.isfinite().all())
     assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "law"), CROSS)
+def test_a_checkpoint_around_the_network_repeats_its_noise(name, law):
+    model, x = touched(name), ARCHITECTURES[name][1](4)
+    bridge.inject(model, LAWS[law][0], batchnorm="train", inputs=[x])
+    model.train()
+    gradients = []
+    for again in (False, True):
+        torch.manual_seed(1)
+        model.zero_grad()
+        out = first(checkpoint(model, x, use_reentrant=False) if again else model(x))
+        torch.manual_seed(2)  # whatever happens between
+        out.square().sum().backward()
+        gradients.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+    assert any(bool(g.any()) for g in gradients[0])
 
 
 def checkpointed(model, x):
@@ -273,11 +305,7 @@ def test_functional_calls_and_vmap():
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_each_network_is_saved_averaged_and_transformed(name):
     """The same seed gives the same noisy pass to all that is made of a network."""
-    make, inputs, _, _, _ = ARCHITECTURES[name]
-    model, x = make(), inputs(6)
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.running_mean.fill_(0.01)
+    model, x = touched(name), ARCHITECTURES[name][1](6)
     bridge.inject(model, bridge.StochasticDepth(0.5), batchnorm="freeze", inputs=[x])
     stored = io.BytesIO()
     torch.save(model.train(), stored)
