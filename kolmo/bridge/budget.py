@@ -33,8 +33,8 @@ from kolmo.bridge.sites import Sites
 from kolmo.errors import InputError
 
 READINGS = ("diffusion", "jumps")
-# A share is met to this part of it, in at most so many steps: effects are nearly linear in the variance.
-_MET, _STEPS = 0.02, 8
+# A share is met to this part of it, in at most so many steps: effects are nearly linear in the variance, mostly.
+_MET, _STEPS = 0.02, 16
 # The total is met to this part of it, or to two standard errors of the measurement, in at most so many measurements.
 _SPENT, _ROUNDS = 0.05, 6
 # Powers of its factor with which the effect of all layers together is taken to grow: 1 where effects add.
@@ -432,13 +432,18 @@ class _Shares:
         return 1 - value if self._name == "keep" else (value / float(getattr(self._law, self._name))) ** 2
 
     def _met(self, row: int, share: float) -> tuple[NoiseLaw, Estimate]:
-        """Law of one site whose effect is the share, or the largest one."""
-        q = 0.05 if self._name == "keep" else 1.0
+        """Law of one site whose effect is the share, or the largest one.
+
+        By proportion, which is right for small effects, within what is known to be too little and too much.
+        """
+        q, low, high = 0.05 if self._name == "keep" else 1.0, 0.0, math.inf
         for _ in range(_STEPS):
             law, effect = self._at(row, q)
             if abs(effect.value - share) <= _MET * share or (q == self._largest and effect.value < share):
                 break
-            q = min(self._largest, q * share / effect.value) if effect.value > 0 else self._largest
+            low, high = (q, high) if effect.value < share else (low, q)
+            guess = min(self._largest, q * share / effect.value) if effect.value > 0 else self._largest
+            q = guess if low < guess < high else math.sqrt(max(low, 1e-4 * high) * high)
         return law, effect
 
     def _at(self, row: int, q: float) -> tuple[NoiseLaw, Estimate]:

@@ -183,6 +183,26 @@ def test_a_budget_is_met_where_effects_of_layers_do_not_add():
     assert sum(effect.value for effect in found.effects) < 0.85 * 81**2
 
 
+def test_a_share_is_met_where_little_noise_makes_the_loss_smaller():
+    """(b − 1)⁴ − 1.2 (b − 1)² of the factor b of the branch: negative for few drops, large for many."""
+
+    class Double(nn.Module):
+        def forward(self, x):
+            return x + x @ torch.eye(1, dtype=DOUBLE)
+
+    x = torch.ones(3000, 1, dtype=DOUBLE)
+
+    def loss(f):
+        off = (f(x) - 2).square()
+        return (off.square() - 1.2 * off).mean()
+
+    for budget in (0.1, 1.0, 5.0):
+        found = bridge.schedule(nn.Sequential(Double()), loss, x[:2], bridge.StochasticDepth(0.9), budget, rtol=0.01)
+        q = 1 - found.laws[0].keep
+        more = q / (1 - q)  # b − 1 where the branch is kept
+        assert q * (1 - 1.2) + (1 - q) * (more**4 - 1.2 * more**2) == pytest.approx(budget, rel=0.08)
+
+
 def loss_without(model, x):
     for block in model:
         x = x + 0.4 * torch.tanh(block.fc(x))
