@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from kolmo.experiments._crew import Crew
 from matplotlib import figure
+from matplotlib.ticker import LogLocator
 
 from kolmo import bridge
 from kolmo.bridge.laws import NoiseLaw
@@ -141,6 +142,9 @@ def _draw(config: Config, d: int, found: dict[tuple[str, int], dict[str, Any]]) 
         ax.title.set_fontsize(9)
         ax.set_xticks(depths, [str(depth) for depth in depths])
         ax.minorticks_off()
+        if np.ptp(np.log10(ax.get_ylim())) < 2:  # less may hold no power of ten at all
+            ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-"))
         ax.tick_params(labelbottom=True)
         ax.legend(frameon=False, fontsize=7, loc="lower left")
     for ax in axes[len(names) :]:
