@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kolmo.arrays import Array, as_numpy, detached, is_module, is_tensor, namespace
-from kolmo.box import Absorbing, Box, Entrance, FaceValue, Robin
+from kolmo.box import Absorbing, Box, Constrained, Entrance, FaceValue, Robin
 from kolmo.errors import InputError
 from kolmo.sde import SDE, evaluate
 
@@ -93,6 +93,13 @@ class KolmogorovProblem:
         if sde.kinds and box is not None and any(isinstance(face, Entrance) for pair in box.faces for face in pair):
             raise InputError(
                 "boundary", "'entrance' with jumps", "'natural', 'reflecting', 'absorbing' or 'open' faces"
+            )
+        if box is not None and any(isinstance(face, Constrained) for pair in box.faces for face in pair):
+            raise InputError(
+                "boundary",
+                "'constrained' without a control to choose",
+                "a control.ControlProblem for such a face",
+                "'natural' where noise dies and the drift does not point out, else 'reflecting' or 'absorbing'",
             )
         self.horizon = None if horizon is None else float(horizon)
         self._handed: str | None = None

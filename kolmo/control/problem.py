@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from kolmo.arrays import is_tensor
-from kolmo.box import Box
+from kolmo.box import Box, Constrained
 from kolmo.control.game import Game
 from kolmo.control.sets import BoxSet, Finite, Unbounded
 from kolmo.control.targets import Target
@@ -117,7 +117,15 @@ class ControlProblem:
         if dim is not None and box is not None and dim != box.dim:
             raise InputError("dim", dim, f"{box.dim}, as the box has", "leave dim out")
         still = self.closed_loop(self.constant(controls.samples[0]))
-        self.dim, self.box = still.dim, still.box
+        self.dim, self.box = still.dim, still.box if box is None else box
+        if isinstance(controls, Game) and self.constrained:
+            raise InputError("boundary", "'constrained' in a game", "faces that no player has to keep to")
+
+    @property
+    def constrained(self) -> bool:
+        """Whether some face keeps the state inside by what controls are admissible there."""
+        box: Any = self.box
+        return any(isinstance(face, Constrained) for pair in box.faces for face in pair)
 
     @property
     def sign(self) -> float:
@@ -158,6 +166,7 @@ class ControlProblem:
         def close(f: Any) -> Any:
             return (lambda t, x: f(t, x, act(t, x))) if callable(f) else f
 
+        box = None if self.box is None else self.box.unconstrained()
         sde = SDE(
             close(self._drift),
             close(self._diffusion),
@@ -166,7 +175,7 @@ class ControlProblem:
             arrays="torch",
         )
         problem = KolmogorovProblem(
-            sde, self.terminal, self.horizon, self.box, killing=close(self._killing), source=close(self._running_cost)
+            sde, self.terminal, self.horizon, box, killing=close(self._killing), source=close(self._running_cost)
         )
         return problem.handing("torch")
 

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from kolmo import memory
 from kolmo.arrays import Array, Held, Spread, as_like, as_numpy, detached, is_tensor, namespace, zeros
-from kolmo.box import Absorbing, Box, Entrance, Natural, Robin
+from kolmo.box import Absorbing, Box, Constrained, Entrance, Natural, Robin
 from kolmo.errors import InputError
 from kolmo.grid import Grid
 from kolmo.instants import COMPARED, constant, depends_on_time, reads_time
@@ -407,7 +407,7 @@ class Generator:
         """A natural face needs no noise across it and a drift that does not point out."""
         t = 0.0
         for axis, side, face in self._faces():
-            if not isinstance(face, Natural):
+            if not isinstance(face, Natural) or isinstance(face, Constrained):
                 continue
             x = self.places()[wall_nodes(self.grid, axis, side)]
             normal = as_numpy(self.problem.sde.covariance(t, x))[:, axis, axis]
