@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial, reduce
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,6 +16,19 @@ Function = Callable[..., Array]
 
 # Horizons from here on make products with rates and squares overflow.
 LONGEST = 1e100
+
+
+class Stop(Protocol):
+    """A set inside the box where paths stop and are paid: not positive levels."""
+
+    def levels(self, x: Any) -> np.ndarray:
+        """The level function at points (n, d), shape (n,)."""
+
+    def slopes(self, x: np.ndarray) -> np.ndarray:
+        """Its gradient there, shape (n, d)."""
+
+    def paid(self, t: float, x: np.ndarray) -> np.ndarray:
+        """What is paid at points (n, d), shape (n,)."""
 
 
 class KolmogorovProblem:
@@ -103,6 +116,7 @@ class KolmogorovProblem:
             )
         self.horizon = None if horizon is None else float(horizon)
         self._handed: str | None = None
+        self.stops: tuple[Stop, ...] = ()
         self.box = Box.unbounded(self.dim) if box is None else box
         if self.horizon is not None and any(not 0 < t < self.horizon for t in sde.breakpoints):
             outside = [t for t in sde.breakpoints if not 0 < t < self.horizon]
@@ -119,6 +133,12 @@ class KolmogorovProblem:
         other.sde = copy.copy(self.sde)
         other.sde.arrays = other._handed = arrays
         other.sde.device = self.sde.device if device is None else device
+        return other
+
+    def stopped_in(self, stops: Iterable[Stop]) -> "KolmogorovProblem":
+        """The same problem with sets inside the box where paths stop: for ``monte_carlo``, solvers refuse it."""
+        other = copy.copy(self)
+        other.stops = tuple(stops)
         return other
 
     def broken_at(self, times: Iterable[float]) -> "KolmogorovProblem":

@@ -103,6 +103,13 @@ class Generator:
             name: partial(_mean, rule, problem, name) for name, rule in ({} if averages is None else averages).items()
         }
         self.problem, self.grid, self.scheme, self._known = problem, grid, scheme, autonomous
+        if problem.stops and not everywhere:
+            raise InputError(
+                "problem",
+                "a process that is stopped in targets inside the box",
+                "a problem without them: only paths (monte_carlo) are stopped there",
+                "control.solve_hjb(cp.under(policy)) for its value, control.arrival(cp.under(policy), x) for its law",
+            )
         low, high = grid.box
         box = problem.box.replace(low, high)
         self.box: Box = box if everywhere else resolved(problem, grid, box, self._face_times())
