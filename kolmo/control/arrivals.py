@@ -42,6 +42,15 @@ class Arrival:
         At the nodes; over the volumes of their cells they are the density.
     reached : ndarray, shape (nt, k)
         Probability of having been stopped in each target by then.
+
+    Examples
+    --------
+    >>> from kolmo.grid import Axis, Grid
+    >>> from kolmo.grading import Uniform
+    >>> masses, arrived = np.array([[0.0, 1.0, 0.0], [0.0, 0.6, 0.0]]), np.array([[0.0], [0.4]])
+    >>> law = Arrival(Grid([Axis(3, Uniform(0.0, 1.0))]), np.array([0.0, 1.0]), masses, arrived)
+    >>> law.mass.tolist(), float(law(0.5, 1.0))
+    ([1.0, 0.6], 1.2)
     """
 
     grid: Grid
