@@ -36,6 +36,14 @@ class Natural(Face):
 
 
 @dataclass(frozen=True)
+class Constrained(Natural):
+    """End that a controlled state may not pass: only controls that do not lead out are admissible there (Soner 1986).
+
+    For ``control.ControlProblem`` alone: without a control such an end is natural, or something happens there.
+    """
+
+
+@dataclass(frozen=True)
 class Reflecting(Face):
     r"""Reflecting wall: :math:`n\cdot\Sigma\nabla u = 0`."""
 
@@ -96,6 +104,7 @@ class Robin(Face):
 WORDS: dict[str, Callable[[], Face]] = {
     "open": Open,
     "natural": Natural,
+    "constrained": Constrained,
     "reflecting": Reflecting,
     "entrance": Entrance,
     "absorbing": Absorbing,
@@ -113,7 +122,7 @@ class Box:
     boundary : str, Face, or list, default "open"
         One word for all faces, or a list with, per axis, a word or a ``(low, high)`` tuple. Words: "open" (cut of an
         unbounded problem), "natural" (degenerate end), "reflecting", "entrance" (never reached),
-        "absorbing" (u = 0, or ``Absorbing(value)``),
+        "absorbing" (u = 0, or ``Absorbing(value)``), "constrained" (a control has to keep the state inside),
         "periodic"; also ``Robin(kappa, value)``.
 
     Raises
@@ -221,6 +230,11 @@ class Box:
         )
         inside = (x >= low - slack) & (x <= high + slack)
         return np.asarray((inside | np.asarray(self.periodic)).all(-1))
+
+    def unconstrained(self) -> "Box":
+        """The same box as it is under a policy that keeps the state inside: constrained faces are natural ends."""
+        pairs = [tuple(Natural() if isinstance(f, Constrained) else f for f in pair) for pair in self.faces]
+        return Box(self.lower, self.upper, boundary=pairs)
 
     def replace(self, lower: Any, upper: Any) -> "Box":
         """The same faces at other ends."""

@@ -15,7 +15,7 @@ from kolmo import memory
 from kolmo.arrays import Array, as_like, as_numpy, as_points, at_home, is_tensor
 from kolmo.box import Absorbing, Box, Entrance, Natural, Open, Periodic, Reflecting, Robin
 from kolmo.errors import InputError, KolmoWarning, NotConvergedError
-from kolmo.problem import KolmogorovProblem
+from kolmo.problem import KolmogorovProblem, Stop
 from kolmo.registry import Registry
 from kolmo.sde import evaluate
 
@@ -44,6 +44,8 @@ PER_STEP, LONGEST = 6e-9, 7 * 86400.0
 # Weak order that jumps allow, and the treatment of a face; free of it where not listed.
 JUMP_ORDER = 1.0
 FACE_ORDER: dict[type, float] = {Reflecting: 1.0, Robin: 1.0, Absorbing: 1.0, Entrance: 0.5, Natural: 0.5}
+# Of targets: their boundaries are taken for planes within a step (Gobet 2001).
+STOP_ORDER = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,6 +233,7 @@ def simulate(
             fine.add(owner, totals[0])
             difference.add(owner, totals[0] - totals[1])
     jumping = [JUMP_ORDER] * bool(problem.sde.kinds)
+    jumping += [STOP_ORDER] * bool(problem.stops)
     order = min([scheme.order, *jumping, *(FACE_ORDER.get(type(f), 9.0) for faces in problem.box.faces for f in faces)])
     bias = SAFETY * (np.abs(difference.mean) + difference.standard_error) / (2.0**order - 1.0)
     bias = np.where(np.isfinite(bias) & (lost == 0.0), bias, np.inf)
@@ -285,9 +288,10 @@ def _check(problem: KolmogorovProblem, starts: np.ndarray) -> None:
     if outside.any():
         raise InputError("x", f"a point at {starts[outside][0].tolist()}", f"points inside {problem.box}")
     faces = [f for pair in problem.box.faces for f in pair]
-    if problem.stationary and problem.killing is None and not any(isinstance(f, Absorbing | Robin) for f in faces):
+    ends = any(isinstance(f, Absorbing | Robin) for f in faces) or problem.stops
+    if problem.stationary and problem.killing is None and not ends:
         raise InputError(
-            "problem", "a stationary problem without absorbing or elastic faces or killing", "paths that end"
+            "problem", "a stationary problem without absorbing or elastic faces, targets or killing", "paths that end"
         )
 
 
@@ -369,6 +373,7 @@ class Model:
         self.low, self.high = np.where(closed[:, 0], low, -np.inf), np.where(closed[:, 1], high, np.inf)
         self.closed = bool(closed.any())
         self.bridged = any(isinstance(f, Absorbing | Reflecting | Robin) for pair in self.box.faces for f in pair)
+        self.bridged |= bool(problem.stops)
         self.entrances = [
             (i, s) for i, pair in enumerate(self.box.faces) for s, f in enumerate(pair) if isinstance(f, Entrance)
         ]
@@ -594,7 +599,7 @@ class Draws:
     signs : ndarray, shape (N, m, m)
         Antisymmetric signs.
     exponential, normal, uniform : ndarray, shape (N, d, 2)
-        One of each per face, for the extremes of bridges and the instants at which they touch.
+        One of each per face, for the extremes of bridges and the instants at which they touch; then those of targets.
     fraction : float
         Instant in the step, as a part of it.
     aside : ndarray, shape (N, m)
@@ -739,13 +744,21 @@ class Walk:
 
     def _absorb(self, bridge: "Bridge", q: np.ndarray, faces: list[tuple[int, int, Any]], draw: Draws) -> None:
         """Pay at absorbing faces with the probability that the bridge touched them."""
-        if not faces:
+        stops = self.model.problem.stops
+        if not faces and not stops:
             return
         touches = []
         for axis, side, _ in faces:
             edge, inward = (self.model.low, self.model.high)[side][axis], 1.0 if side == 0 else -1.0
             start, stop = np.maximum(inward * (self.x[:, axis] - edge), 0.0), inward * (q[:, axis] - edge)
             touches.append(Touch.of(start, stop, bridge.S[:, axis, axis] * bridge.dt))
+        for which in stops:
+            slopes = which.slopes(self.x)
+            across = np.einsum("ni,nij,nj->n", slopes, bridge.S, slopes)
+            start, stop = np.maximum(which.levels(self.x), 0.0), which.levels(self.model.fit(q))
+            touches.append(Touch.of(start, stop, across * bridge.dt))
+        # targets draw their numbers after those of the faces
+        faces = [*faces, *((self.x.shape[1] + k, 0, which) for k, which in enumerate(stops))]
         for n, (touch, (axis, side, face)) in enumerate(zip(touches, faces, strict=True)):
             hit = np.flatnonzero((touch.chance > NEGLIGIBLE) & (self.weight > 0.0))
             if not len(hit):
@@ -778,6 +791,9 @@ class Walk:
             self.pay(amount * spent, bridge.g[hit], hit)
         amount = amount * np.exp(-bridge.c[hit] * spent)
         place = p + fraction[:, None] * (q[hit] - p)
+        if axis >= self.x.shape[1]:
+            self.pay(amount, self._paid_in(bridge, face, self.model.fit(place), fraction), hit)
+            return
         gap = (self.model.low, self.model.high)[side][axis] - place[:, axis]
         place = self.model.fit(place + gap[:, None] * _conormal(bridge.S[hit], axis))
         value = self.model.face(face.value, bridge.t, place)
@@ -786,6 +802,16 @@ class Walk:
             along = fraction[:, None] if value.ndim == 2 else fraction
             value = value + along * (self.model.face(face.value, bridge.end, place) - value)
         self.pay(amount, value, hit)
+
+    def _paid_in(self, bridge: "Bridge", stop: Stop, place: np.ndarray, fraction: np.ndarray) -> np.ndarray:
+        """What a target pays about a place, at the point of its boundary along the slope of its level."""
+        slope = stop.slopes(place)
+        steep = np.maximum((slope**2).sum(-1), 1e-300)
+        place = self.model.fit(place - (stop.levels(place) / steep)[:, None] * slope)
+        first = stop.paid(0.0 if self.stationary else bridge.t, place)
+        if self.stationary:
+            return first
+        return np.asarray(first + fraction * (stop.paid(bridge.end, place) - first))
 
 
 class SampledWalk(Walk):
@@ -1023,7 +1049,7 @@ class Pair:
         self.noises = model.noise_columns(places)
         faces = [f for pair in model.box.faces for f in pair]
         self.pushed = any(isinstance(f, Reflecting | Robin) for f in faces)
-        self.absorbed = any(isinstance(f, Absorbing) for f in faces)
+        self.absorbed = any(isinstance(f, Absorbing) for f in faces) or bool(model.problem.stops)
         self.signed = method.order > 1.0 and self.noises > 1
 
     @property
@@ -1078,9 +1104,8 @@ class Pair:
             signs = upper - np.swapaxes(upper, -1, -2)
         dW = math.sqrt(h) * rng.standard_normal((n, m))
         push = rng.standard_exponential((n, d, 2)) if self.pushed else np.zeros((n, d, 2))
-        normal, uniform = (
-            (rng.standard_normal((n, d, 2)), rng.random((n, d, 2))) if self.absorbed else (np.zeros((n, d, 2)),) * 2
-        )
+        shape = (n, d + len(self.model.problem.stops), 2)
+        normal, uniform = (rng.standard_normal(shape), rng.random(shape)) if self.absorbed else (np.zeros(shape),) * 2
         fraction, aside = 0.5, np.zeros((n, m))
         if self.sampled:
             fraction = float(rng.random())

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from scipy.integrate import solve_ivp
-from scipy.optimize import fsolve
+from scipy.optimize import brentq, fsolve
 
 from kolmo.arrays import as_points
 from kolmo.box import Box
@@ -274,3 +274,74 @@ def plant(
 
     problem = (regime(0.0), regime(lambda t, x, u: x[..., 0].exp() - running))
     return Optimum("plant", problem, _line(-0.3, 0.0, 0.4), "Brekke and Oksendal (1994)", value)
+
+
+@_listed
+def kept_above(
+    speed: float = 0.7, sigma: float = 0.5, curvature: float = 0.8, reward: float = 0.6, horizon: float = 1.0
+) -> Optimum:
+    """A state that must not fall below 0, dX = a dt + σX dW with |a| <= speed, and is paid for falling: V = αx² − κx.
+
+    The cost is 2αvx − ασ²x² + κa, so that a = −v is best all the way down to 0, where it is not admissible. Without the
+    constraint the cost at 0 is lower by κv per unit of time.
+
+    Parameters
+    ----------
+    speed, sigma, curvature, reward, horizon : float
+        v, σ, α, κ and T.
+    """
+
+    def cost(t: float, x: Any, a: Any) -> Any:
+        return curvature * x[..., 0] * (2.0 * speed - sigma**2 * x[..., 0]) + reward * a[..., 0]
+
+    def final(x: Any) -> Any:
+        return curvature * x[..., 0] ** 2 - reward * x[..., 0]
+
+    problem = ControlProblem(
+        lambda t, x, a: a,
+        lambda t, x, a: sigma * x,
+        controls=Interval(-speed, speed),
+        terminal=final,
+        horizon=horizon,
+        running_cost=cost,
+        box=Box(0.0, np.inf, [("constrained", "open")]),
+    )
+    return Optimum("kept_above", problem, _line(0.0, 0.1, 0.5, 1.2), "Soner (1986)", lambda t, x: np.asarray(final(x)))
+
+
+@_listed
+def saving_without_debt(income: float = 1.0, discount: float = 0.5, most: float = 2.0) -> Optimum:
+    r"""Most discounted logarithmic utility of consumption c for ever, dX = (y − c) dt, without debt: X >= 0.
+
+    An impatient saver at wealth x consumes :math:`c = y e^{\rho\tau}`, τ the time until nothing is left:
+    :math:`x = y\,((e^{\rho\tau} - 1)/\rho - \tau)`, and :math:`\rho V = \log c + (y - c)/c`. At 0 the income is
+    consumed; c rises from there like a square root, and V is no smoother than that.
+
+    Parameters
+    ----------
+    income, discount : float
+        y and ρ.
+    most : float
+        Wealth up to which the problem is solved.
+    """
+
+    def left(x: float) -> float:
+        return float(brentq(lambda u: income * (np.expm1(discount * u) / discount - u) - x, 0.0, 200.0, xtol=1e-14))
+
+    def value(t: float, x: np.ndarray) -> np.ndarray:
+        times = np.array([left(float(v)) for v in x[..., 0].ravel()]).reshape(x.shape[:-1])
+        c = income * np.exp(discount * times)
+        return np.asarray((np.log(c) + (income - c) / c) / discount)
+
+    problem = ControlProblem(
+        lambda t, x, c: income - c,
+        controls=Interval(0.2 * income, 5.0 * income),
+        terminal=None,
+        horizon=None,
+        running_cost=lambda t, x, c: c[..., 0].log(),
+        killing=discount,
+        sense="max",
+        box=Box(0.0, most, [("constrained", "open")]),
+    )
+    source = "Achdou, Han, Lasry, Lions and Moll (2022)"
+    return Optimum("saving_without_debt", problem, _line(0.0, 0.05, 0.5, 1.0), source, value)

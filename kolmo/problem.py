@@ -3,12 +3,12 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial, reduce
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from kolmo.arrays import Array, as_numpy, detached, is_module, is_tensor, namespace
-from kolmo.box import Absorbing, Box, Entrance, FaceValue, Robin
+from kolmo.box import Absorbing, Box, Constrained, Entrance, FaceValue, Robin
 from kolmo.errors import InputError
 from kolmo.sde import SDE, evaluate
 
@@ -16,6 +16,19 @@ Function = Callable[..., Array]
 
 # Horizons from here on make products with rates and squares overflow.
 LONGEST = 1e100
+
+
+class Stop(Protocol):
+    """A set inside the box where paths stop and are paid: not positive levels."""
+
+    def levels(self, x: Any) -> np.ndarray:
+        """The level function at points (n, d), shape (n,)."""
+
+    def slopes(self, x: np.ndarray) -> np.ndarray:
+        """Its gradient there, shape (n, d)."""
+
+    def paid(self, t: float, x: np.ndarray) -> np.ndarray:
+        """What is paid at points (n, d), shape (n,)."""
 
 
 class KolmogorovProblem:
@@ -94,8 +107,16 @@ class KolmogorovProblem:
             raise InputError(
                 "boundary", "'entrance' with jumps", "'natural', 'reflecting', 'absorbing' or 'open' faces"
             )
+        if box is not None and any(isinstance(face, Constrained) for pair in box.faces for face in pair):
+            raise InputError(
+                "boundary",
+                "'constrained' without a control to choose",
+                "a control.ControlProblem for such a face",
+                "'natural' where noise dies and the drift does not point out, else 'reflecting' or 'absorbing'",
+            )
         self.horizon = None if horizon is None else float(horizon)
         self._handed: str | None = None
+        self.stops: tuple[Stop, ...] = ()
         self.box = Box.unbounded(self.dim) if box is None else box
         if self.horizon is not None and any(not 0 < t < self.horizon for t in sde.breakpoints):
             outside = [t for t in sde.breakpoints if not 0 < t < self.horizon]
@@ -112,6 +133,12 @@ class KolmogorovProblem:
         other.sde = copy.copy(self.sde)
         other.sde.arrays = other._handed = arrays
         other.sde.device = self.sde.device if device is None else device
+        return other
+
+    def stopped_in(self, stops: Iterable[Stop]) -> "KolmogorovProblem":
+        """The same problem with sets inside the box where paths stop: for ``monte_carlo``, solvers refuse it."""
+        other = copy.copy(self)
+        other.stops = tuple(stops)
         return other
 
     def broken_at(self, times: Iterable[float]) -> "KolmogorovProblem":

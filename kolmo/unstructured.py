@@ -15,7 +15,7 @@ from scipy.sparse.linalg import splu
 from scipy.spatial import cKDTree
 
 from kolmo.arrays import as_numpy, as_points
-from kolmo.box import WORDS, Absorbing, Face, Natural, Reflecting, Robin
+from kolmo.box import WORDS, Absorbing, Constrained, Face, Natural, Reflecting, Robin
 from kolmo.errors import InputError, MissingExtraError
 from kolmo.problem import KolmogorovProblem
 from kolmo.sde import evaluate
@@ -192,7 +192,7 @@ class MeshSystem:
             if name not in groups:
                 raise InputError("faces", repr(name), f"a physical group of lines: {', '.join(map(str, groups))}")
             face = WORDS[kind]() if isinstance(kind, str) and kind in WORDS else kind
-            if not isinstance(face, KINDS):
+            if not isinstance(face, KINDS) or isinstance(face, Constrained):
                 known = "'absorbing', 'reflecting', 'natural', Absorbing(value) or Robin(kappa, value)"
                 raise InputError(f"faces[{name!r}]", repr(kind), known)
             which = np.flatnonzero(np.asarray(groups[name].value) & left)

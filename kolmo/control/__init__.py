@@ -1,5 +1,6 @@
 """Control: exact discrete adjoints that fit drift and diffusion, and the dynamic-programming optimum beside them."""
 
+from kolmo.control.arrivals import Arrival, arrival
 from kolmo.control.checkpoints import GradientMemory
 from kolmo.control.committors import Committor, committor
 from kolmo.control.game import Game
@@ -44,6 +45,8 @@ __all__ = [
     "committor",
     "Committor",
     "Target",
+    "arrival",
+    "Arrival",
     "Interval",
     "Unbounded",
 ]

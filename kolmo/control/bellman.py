@@ -91,6 +91,7 @@ class Bellman:
         self.problem, self.grid, self.scheme = problem, grid, SCHEMES[scheme]
         self.x = torch.as_tensor(grid.points)
         still = problem.closed_loop(problem.constant(problem.controls.samples[0]))
+        still.box = problem.box or still.box
         # where paths leave is for the policy to say: absorbing values hold everywhere
         self.generator = Generator(still, grid, self.scheme, everywhere=True)
         self.box, self.metric = self.generator.box, self.generator.metric
@@ -167,7 +168,19 @@ class Bellman:
         """The same control at every node: the first of the typical ones unless given."""
         value = torch.as_tensor(self.problem.controls.samples[0] if a is None else a)
         act = value.expand(self.grid.size, len(value)).clone()
+        if self.coefficients.on_walls is not None:
+            d, n = self.grid.dim, self.grid.size
+            best, _ = self.coefficients.choose(0.0, np.zeros(n), np.zeros((n, d)), np.zeros((n, d, d)), act)
+            act = self._walled(best, act)
         return Act(act, None if self.problem.obstacle is None else np.zeros(self.grid.size, dtype=bool))
+
+    def _walled(self, a: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """The controls a on constrained faces, the others elsewhere."""
+        if self.coefficients.on_walls is None:
+            return other
+        rows, both = torch.as_tensor(self.coefficients.on_walls), other.clone()
+        both[rows] = a[rows]
+        return both
 
     def _checked(self, t: float, a: torch.Tensor) -> Local:
         """Coefficients in index units, checked: finite, and covariances positive semidefinite."""
@@ -281,7 +294,9 @@ class Bellman:
         p, M = self.derivatives(t, V, act)
         a = self._filled(*self.coefficients.choose(t, V[:, 0], p, M, act.a))
         if self.scheme.monotone:
-            a = self._discrete_best(t, V, act, [a, *self._one_sided(t, V, M, act.a)])
+            # what may have been inadmissible does not compete
+            present = replace(act, a=self._walled(a, act.a))
+            a = self._discrete_best(t, V, present, [a, *self._one_sided(t, V, M, act.a)])
         return Act(a, stop, self._bent(t, V, p, M, a) if self._switches else None)
 
     def _bent(self, t: float, V: np.ndarray, p: np.ndarray, M: np.ndarray, a: torch.Tensor) -> np.ndarray | None:

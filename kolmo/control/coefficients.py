@@ -1,7 +1,7 @@
 """Coefficients at the nodes as functions of the control: quadratic in it wherever they are, found by probing."""
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from kolmo import memory
+from kolmo.box import Box
+from kolmo.control.constraints import Admissible, Wall, constrained
 from kolmo.control.problem import ControlProblem
 from kolmo.control.sets import Finite
 from kolmo.schemes.generator import PROBES
@@ -243,7 +245,44 @@ class Coefficients:
     def choose(
         self, t: float, V: np.ndarray, p: np.ndarray, M: np.ndarray, start: torch.Tensor
     ) -> tuple[torch.Tensor, np.ndarray]:
-        """Minimisers (of sign × Hamiltonian) per node, and where there is one and the control acts."""
+        """Minimisers (of sign × Hamiltonian) per node, and where there is one and the control acts.
+
+        On constrained faces they are those among the controls that keep the state inside.
+        """
+        a, found = self._choose(t, V, p, M, start)
+        if self.on_walls is not None:
+            rows = self.on_walls
+            where = torch.as_tensor(rows)
+            best, there = self._walls.choose(t, V[rows], p[rows], M[rows], start[where])
+            a, found = a.clone(), found.copy()
+            a[where], found[rows] = best, there
+        return a, found
+
+    @cached_property
+    def _faces(self) -> list[Wall]:
+        """The constrained faces with the points on them that are in no target."""
+        if not self.problem.constrained:
+            return []
+        x, box = self.x.numpy(), self.problem.box or Box.unbounded(self.x.shape[1])
+        free = np.ones(len(x), dtype=bool)
+        for target in self.problem.targets:
+            free &= ~target.inside(x)
+        return constrained(box, x, free)
+
+    @cached_property
+    def on_walls(self) -> np.ndarray | None:
+        """The points on constrained faces, if there are any."""
+        return np.flatnonzero(np.any([wall.on for wall in self._faces], axis=0)) if self._faces else None
+
+    @cached_property
+    def _walls(self) -> "OnWalls":
+        rows = np.flatnonzero(np.any([wall.on for wall in self._faces], axis=0))
+        walls = [replace(wall, on=wall.on[rows]) for wall in self._faces]
+        return OnWalls(Coefficients(self.problem, self.x[torch.as_tensor(rows)], self), walls)
+
+    def _choose(
+        self, t: float, V: np.ndarray, p: np.ndarray, M: np.ndarray, start: torch.Tensor
+    ) -> tuple[torch.Tensor, np.ndarray]:
         controls: Any = self.problem.controls
         if isinstance(controls, Finite) and self.autonomous:
             return self._listed(V, p, M, start), np.ones(len(V), dtype=bool)
@@ -257,3 +296,49 @@ class Coefficients:
         function = self.problem.hamiltonian(t, self.x, *(torch.as_tensor(v) for v in (V, p, M)))
         choice = controls.minimize(function, start)
         return choice.a, (choice.found & choice.acts).numpy()
+
+
+class OnWalls:
+    """Coefficients at the points on constrained faces alone, and the best admissible controls there."""
+
+    def __init__(self, here: Coefficients, walls: list[Wall]) -> None:
+        self.here, self.walls = here, walls
+        self._kept: tuple[float, Admissible] | None = None
+
+    def choose(
+        self, t: float, V: np.ndarray, p: np.ndarray, M: np.ndarray, start: torch.Tensor
+    ) -> tuple[torch.Tensor, np.ndarray]:
+        """The best admissible controls, and where there are some."""
+
+        def best(p: np.ndarray, M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            a, found = self.here._choose(t, V, p, M, start)
+            return a.numpy(), found
+
+        a, found = self._admissible(t).choose(_Acting(self.here, t, V), p, M, best, start.numpy())
+        return torch.as_tensor(a), found
+
+    def _admissible(self, t: float) -> Admissible:
+        key = 0.0 if self.here.autonomous else t
+        if self._kept is None or self._kept[0] != key:
+            problem, x = self.here.problem, self.here.x.numpy()
+            acting, controls = _Acting(self.here, t, np.zeros(len(x))), problem.controls
+            self._kept = key, Admissible(self.walls, x, acting, controls.samples, controls.listed, problem.sign)
+        return self._kept[1]
+
+
+@dataclass(frozen=True)
+class _Acting:
+    """What controls do at the points of some coefficients at a time, for values V (n,)."""
+
+    at: Coefficients
+    t: float
+    V: np.ndarray
+
+    def moving(self, a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Drift and covariance of controls (n, m)."""
+        values = self.at.values(self.t, torch.as_tensor(a))
+        return values.b, values.S
+
+    def worth(self, a: np.ndarray, p: np.ndarray, M: np.ndarray) -> np.ndarray:
+        """Hamiltonian of controls (n, m), times the sign of the sense."""
+        return np.asarray(self.at.problem.sign * self.at.hamiltonian(self.t, self.V, p, M, torch.as_tensor(a)))

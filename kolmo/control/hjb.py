@@ -193,13 +193,9 @@ class ControlSolution:
     def closed_loop(self) -> KolmogorovProblem:
         """The problem under the optimal policy, for ``solve`` and ``monte_carlo``.
 
-        Raises
-        ------
-        InputError
-            Where there are targets, of which those know nothing.
+        With targets for ``monte_carlo`` alone, whose paths are stopped there: ``opt.problem.under(opt.policy)`` has the
+        value for ``solve_hjb``, and for ``arrival`` the law of when and where paths are stopped.
         """
-        if self.problem.targets:
-            raise InputError("closed_loop", "a problem with targets", "one without", "follow opt.policy yourself")
         return self.problem.closed_loop(self.policy)
 
     def _at(self, stored: np.ndarray, t: float, slopes: np.ndarray | None = None) -> np.ndarray:
@@ -214,9 +210,10 @@ class ControlSolution:
         dt = self.times[k + 1] - self.times[k]
         s = (t - self.times[k]) / dt
         line = (1.0 - s) * flat[k] + s * flat[k + 1]
-        # just before T slopes are of no size where the data break
+        # just before T slopes are of no size where the data break, or are not what a target pays
         rule = self.discretization.terminal
-        if slopes is None or (k >= len(self.times) - 2 and rule is not None and rule.smoothed):
+        rough = bool(self.problem.targets) or (rule is not None and rule.smoothed)
+        if slopes is None or (k >= len(self.times) - 2 and rough):
             return np.asarray(line)
         bow = slopes.reshape(flat.shape)
         rise = (flat[k + 1] - flat[k]) / dt

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from kolmo.arrays import is_tensor
-from kolmo.box import Box
+from kolmo.box import Box, Constrained
 from kolmo.control.game import Game
 from kolmo.control.sets import BoxSet, Finite, Unbounded
 from kolmo.control.targets import Target
@@ -117,7 +117,15 @@ class ControlProblem:
         if dim is not None and box is not None and dim != box.dim:
             raise InputError("dim", dim, f"{box.dim}, as the box has", "leave dim out")
         still = self.closed_loop(self.constant(controls.samples[0]))
-        self.dim, self.box = still.dim, still.box
+        self.dim, self.box = still.dim, still.box if box is None else box
+        if isinstance(controls, Game) and self.constrained:
+            raise InputError("boundary", "'constrained' in a game", "faces that no player has to keep to")
+
+    @property
+    def constrained(self) -> bool:
+        """Whether some face keeps the state inside by what controls are admissible there."""
+        box: Any = self.box
+        return any(isinstance(face, Constrained) for pair in box.faces for face in pair)
 
     @property
     def sign(self) -> float:
@@ -133,7 +141,7 @@ class ControlProblem:
     def closed_loop(self, policy: Policy) -> KolmogorovProblem:
         """The problem of one policy, a(t, x) -> ``(..., m)``: what ``solve`` and ``monte_carlo`` evaluate.
 
-        Targets are no part of it: where there are some, it is the process as if it went on.
+        Paths of ``monte_carlo`` are stopped in targets; ``solve`` and its like refuse these: see ``under``.
 
         Parameters
         ----------
@@ -145,6 +153,26 @@ class ControlProblem:
         KolmogorovProblem
             Its functions work on torch tensors.
         """
+        act = self._acting(policy)
+
+        def close(f: Any) -> Any:
+            return (lambda t, x: f(t, x, act(t, x))) if callable(f) else f
+
+        box = None if self.box is None else self.box.unconstrained()
+        sde = SDE(
+            close(self._drift),
+            close(self._diffusion),
+            covariance=close(self._covariance),
+            dim=self._dim,
+            arrays="torch",
+        )
+        problem = KolmogorovProblem(
+            sde, self.terminal, self.horizon, box, killing=close(self._killing), source=close(self._running_cost)
+        )
+        return problem.handing("torch").stopped_in(self.targets)
+
+    def _acting(self, policy: Policy) -> Policy:
+        """The policy with its result checked."""
         m = self.controls.m
 
         def act(t: float, x: torch.Tensor) -> torch.Tensor:
@@ -155,20 +183,62 @@ class ControlProblem:
                 raise InputError("policy", f"a result of shape {tuple(a.shape)}", f"shape {(*x.shape[:-1], m)}")
             return a
 
-        def close(f: Any) -> Any:
-            return (lambda t, x: f(t, x, act(t, x))) if callable(f) else f
+        return act
 
-        sde = SDE(
-            close(self._drift),
-            close(self._diffusion),
-            covariance=close(self._covariance),
-            dim=self._dim,
-            arrays="torch",
-        )
-        problem = KolmogorovProblem(
-            sde, self.terminal, self.horizon, self.box, killing=close(self._killing), source=close(self._running_cost)
-        )
-        return problem.handing("torch")
+    def under(self, policy: Policy) -> "ControlProblem":
+        """The same problem, targets included, with a policy put in and nothing left to choose.
+
+        ``solve_hjb`` of it is what the policy costs, ``arrival`` the law of when and where its paths are stopped.
+
+        Parameters
+        ----------
+        policy : callable
+            ``policy(t, x)``, torch tensors in and out.
+
+        Raises
+        ------
+        InputError
+            Where there is an obstacle: when to stop is no part of a policy.
+        """
+        if self.obstacle is not None:
+            raise InputError("obstacle", "a problem of stopping", "one without", "follow opt.policy yourself")
+        act = self._acting(policy)
+
+        def close(f: Any) -> Any:
+            return (lambda t, x, a: f(t, x, act(t, x))) if callable(f) else f
+
+        names = ("drift", "diffusion", "covariance", "running_cost", "killing")
+        functions = {name: close(getattr(self, f"_{name}")) for name in names}
+        return ControlProblem(**functions, **self._rest() | {"controls": Finite([[0.0]]), "targets": self.targets})
+
+    def reaching(self, which: int = 0) -> "ControlProblem":
+        """The problem whose value is the probability of being stopped in one target, before any other one.
+
+        Nothing is paid but 1 in that target, and nothing is discounted; with controls left to choose it is the largest
+        (sense "max") or least probability.
+
+        Parameters
+        ----------
+        which : int
+            Number of the target.
+
+        Raises
+        ------
+        InputError
+            If there is no such target.
+        """
+        if not 0 <= which < len(self.targets):
+            raise InputError("which", which, f"one of {len(self.targets)} targets, from 0")
+        targets = [Target(target.level, float(k == which)) for k, target in enumerate(self.targets)]
+        final = None if self.horizon is None else (lambda x: 0.0 * x[..., 0])
+        rest = self._rest() | {"terminal": final, "controls": self.controls, "targets": targets}
+        return ControlProblem(self._drift, self._diffusion, covariance=self._covariance, **rest)
+
+    def _rest(self) -> dict[str, Any]:
+        """Arguments that are no coefficients."""
+        names = ("terminal", "horizon", "sense", "dim", "ergodic")
+        box: Any = self.box
+        return {name: getattr(self, name) for name in names} | {"box": box}
 
     def hamiltonian(
         self, t: float, x: torch.Tensor, V: torch.Tensor, gradient: torch.Tensor, hessian: torch.Tensor

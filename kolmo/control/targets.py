@@ -66,6 +66,14 @@ class Target:
             raise InputError("level", f"a result of shape {tuple(level.shape)}", f"{tuple(points.shape[:-1])}")
         return np.asarray(level.numpy())
 
+    def slopes(self, x: np.ndarray) -> np.ndarray:
+        """Gradient of the level function at points (n, d), shape (n, d)."""
+        points = torch.as_tensor(x, dtype=torch.float64).clone().requires_grad_()
+        with torch.enable_grad():
+            level = torch.as_tensor(self.level(points)).sum()
+            known = torch.autograd.grad(level, points, allow_unused=True)[0] if level.requires_grad else None
+        return np.zeros_like(x) if known is None else np.asarray(known.numpy())
+
     def inside(self, x: Any) -> np.ndarray:
         """Whether points (..., d) lie in the target."""
         return np.asarray(self.levels(x) <= 0.0)

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from kolmo.arrays import Array, Held, as_like, detached, empty, is_tensor, namespace, zeros
-from kolmo.box import Absorbing, Box, Entrance, Face, Natural, Open, Periodic, Reflecting, Robin
+from kolmo.box import Absorbing, Box, Constrained, Entrance, Face, Natural, Open, Periodic, Reflecting, Robin
 from kolmo.errors import InputError
 from kolmo.grid import Grid
 from kolmo.kernels.linear import NARROW
@@ -25,6 +25,7 @@ from kolmo.schemes.local import Local, Metric, on_face, put_rows, wall_nodes, wa
 CLOSURES: dict[type[Face], str] = {
     Open: CUT,
     Natural: FREE,
+    Constrained: FREE,
     Absorbing: FREE,
     Swept: CUT,
     Unreached: FREE,

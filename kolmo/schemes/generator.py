@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from kolmo import memory
 from kolmo.arrays import Array, Held, Spread, as_like, as_numpy, detached, is_tensor, namespace, zeros
-from kolmo.box import Absorbing, Box, Entrance, Natural, Robin
+from kolmo.box import Absorbing, Box, Constrained, Entrance, Natural, Robin
 from kolmo.errors import InputError
 from kolmo.grid import Grid
 from kolmo.instants import COMPARED, constant, depends_on_time, reads_time
@@ -103,6 +103,13 @@ class Generator:
             name: partial(_mean, rule, problem, name) for name, rule in ({} if averages is None else averages).items()
         }
         self.problem, self.grid, self.scheme, self._known = problem, grid, scheme, autonomous
+        if problem.stops and not everywhere:
+            raise InputError(
+                "problem",
+                "a process that is stopped in targets inside the box",
+                "a problem without them: only paths (monte_carlo) are stopped there",
+                "control.solve_hjb(cp.under(policy)) for its value, control.arrival(cp.under(policy), x) for its law",
+            )
         low, high = grid.box
         box = problem.box.replace(low, high)
         self.box: Box = box if everywhere else resolved(problem, grid, box, self._face_times())
@@ -407,7 +414,7 @@ class Generator:
         """A natural face needs no noise across it and a drift that does not point out."""
         t = 0.0
         for axis, side, face in self._faces():
-            if not isinstance(face, Natural):
+            if not isinstance(face, Natural) or isinstance(face, Constrained):
                 continue
             x = self.places()[wall_nodes(self.grid, axis, side)]
             normal = as_numpy(self.problem.sde.covariance(t, x))[:, axis, axis]

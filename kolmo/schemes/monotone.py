@@ -280,8 +280,9 @@ def fitted_rates(alpha: Array, A: Array) -> tuple[Array, Array]:
 def _bernoulli(z: Array, xp: Any) -> Array:
     """z / (e^z − 1) without cancellation or overflow."""
     small = abs(z) < 1e-3
-    far = xp.where(small, 1.0 + 0.0 * z, xp.clip(z, -700.0, 700.0))
-    return xp.where(small, 1.0 - z / 2.0 + z**2 / 12.0, far / xp.expm1(far))
+    far = xp.where(small, 1.0 + 0.0 * z, z)
+    # only the exponential would overflow: held back itself, z would lose drift where there is little noise
+    return xp.where(small, 1.0 - z / 2.0 + z**2 / 12.0, far / xp.expm1(xp.clip(far, -700.0, 700.0)))
 
 
 def _add_at(out: Array, index: np.ndarray, values: Array) -> Array:
