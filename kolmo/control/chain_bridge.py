@@ -105,6 +105,7 @@ class ChainBridge:
     iterations: int
     order: float = field(default=1.0, init=False)
     fewest: int = field(default=3, init=False)
+    between: float = field(default=0.0, init=False)
 
     @property
     def rounding(self) -> float:

@@ -29,12 +29,16 @@ ALIKE = 0.1
 ROUNDING = 1e-12
 # Nodes per axis at least.
 FEWEST = 17
-# Where a kernel is narrower than the lattice, it has a lattice of its own, of so many nodes with this spacing in its
-# deviations, moved as often as it takes, up to so many times, to where the mass is.
-LOCAL, LOCAL_SPACING, MOVES, SETTLED = 9, 1.1, 12, 0.3
+# Where a kernel is narrower than the lattice, its product with the density has a lattice of its own, of so many nodes
+# with this spacing in its deviations, by dimension, moved and resized up to so many times, until neither changes more
+# than a part; what that leaves of errors, as a part.
+LOCAL, LOCAL_SPACING, MOVES, SETTLED = {1: 15, 2: 11, 3: 9}, {1: 0.85, 2: 1.0, 3: 1.1}, 12, 0.25
+LOCAL_ERROR = 1e-5
+# Variances by which it is resized at once, at least and at most.
+RESIZED, TINY = (0.16, 9.0), 1e-300
 # Degree of the splines through potentials there, and nodes added on all sides: what the ends of splines do wrong falls
 # by 0.43 from node to node.
-DEGREE, PADDING = 5, 16
+DEGREE, PADDING = 5, 32
 # Part of the horizon before the ends up to which functions of time are evaluated.
 END = 1e-9
 # Deviations of the kernel by which the grid reaches beyond the paths between the two densities.
@@ -146,24 +150,30 @@ class End:
     ) -> tuple[np.ndarray, np.ndarray]:
         """The same by lattices about the points p; where there is no density, what was found stays."""
         d, logs, mean = len(self.axes), logs.copy(), mean.copy()
-        unit = LOCAL_SPACING * (np.arange(LOCAL) - LOCAL // 2)
+        unit = LOCAL_SPACING[d] * (np.arange(LOCAL[d]) - LOCAL[d] // 2)
         around = np.stack(np.meshgrid(*[unit] * d, indexing="ij"), -1).reshape(-1, d)
-        volume = d * math.log(LOCAL_SPACING) - float(np.linalg.slogdet(P)[1])
-        moving = np.arange(len(q))
+        volume = d * math.log(LOCAL_SPACING[d]) - float(np.linalg.slogdet(P)[1])
+        moving, size = np.arange(len(q)), np.broadcast_to(np.eye(d), (len(q), d, d))
         for _ in range(MOVES):
-            at = p[:, None] + around
+            at = p[:, None] + around @ np.swapaxes(size, 1, 2)
             z = np.linalg.solve(P, at.reshape(-1, d).T).T
             terms = (self.log_density(z) + self.log_factor(z)).reshape(at.shape[:2])
             terms -= 0.5 * ((at - q[moving, None]) ** 2).sum(-1)
             live = np.isfinite(terms.max(1))
-            moving, p, at, terms = moving[live], p[live], at[live], terms[live]
+            moving, p, size, terms = moving[live], p[live], size[live], terms[live]
             top = terms.max(1)
             weights = np.exp(terms - top[:, None])
             total = weights.sum(1)
-            centre = (weights[..., None] * at).sum(1) / total[:, None]
-            logs[moving], mean[moving] = top + np.log(total) + volume, np.linalg.solve(P, centre.T).T
-            still = np.abs(centre - p).max(1, initial=0.0) > SETTLED
-            moving, p = moving[still], centre[still]
+            move = (weights @ around) / total[:, None]
+            p = p + (size @ move[..., None])[..., 0]
+            logs[moving] = top + np.log(total) + volume + np.linalg.slogdet(size)[1]
+            mean[moving] = np.linalg.solve(P, p.T).T
+            apart = around - move[:, None]
+            spread = np.einsum("mj,mjk,mjl->mkl", weights / total[:, None], apart, apart)
+            values, vectors = np.linalg.eigh(spread)
+            off = (np.abs(move) > SETTLED).any(1) | (np.abs(np.log(np.maximum(values, TINY))) > SETTLED).any(1)
+            size = (size @ (vectors * np.sqrt(np.clip(values, *RESIZED))[:, None]))[off]
+            moving, p = moving[off], p[off]
             if not len(moving):
                 break
         return logs, mean
@@ -191,6 +201,7 @@ class GaussianBridge:
     size: int
     order: float = field(default=6.0, init=False)
     fewest: int = field(default=4, init=False)
+    between: float = field(default=LOCAL_ERROR, init=False)
 
     def _later(self, t: float) -> tuple[Transition, np.ndarray]:
         """Transition from t to T, and the inverse root of its covariance."""
@@ -443,7 +454,7 @@ class GaussianBridges:
 
 def _padded(axis: np.ndarray) -> np.ndarray:
     """The nodes, and as many more on either side as splines need."""
-    return axis[0] + (axis[1] - axis[0]) * np.arange(-PADDING, len(axis) + PADDING)
+    return np.asarray(axis[0] + (axis[1] - axis[0]) * np.arange(-PADDING, len(axis) + PADDING))
 
 
 class _Guess(NamedTuple):

@@ -58,6 +58,8 @@ class _Level(Protocol):
     def order(self) -> float: ...
     @property
     def fewest(self) -> int: ...
+    @property
+    def between(self) -> float: ...
     def log_psi(self, t: float, x: np.ndarray) -> np.ndarray: ...
     def steering(self, t: float, x: np.ndarray) -> np.ndarray: ...
     def arrival(self, x: np.ndarray) -> np.ndarray: ...
@@ -367,14 +369,16 @@ class _Ladder:
         points = self.levels[0].paths(times, WITNESSES, np.random.default_rng(0))
         pairs = list(zip(times.tolist(), points, strict=True))
         drift = [self._distance(partial(_steering, t=t, x=x)) for t, x in pairs]
-        laws = [self._distance(partial(_log_density, t=t, x=x), 1) for t, x in pairs[1:-1]]
-        coupling = self._distance(lambda level: level.arrival(points[0]))
+        laws = [self._distance(partial(_log_density, t=t, x=x), 1, 1.0) for t, x in pairs[1:-1]]
+        spread = float(np.std(self.levels[-1].arrival(points[0]), axis=0).max())
+        coupling = self._distance(lambda level: level.arrival(points[0]), 2, spread)
         return BridgeErrors(self.estimate, max(drift), 0.5 * max(laws) + self.levels[-1].misfit, coupling)
 
-    def _distance(self, answer: Callable[[_Level], np.ndarray], power: int = 2) -> float:
-        """Mean, in this power, of the estimates of errors of answers at the witnesses."""
+    def _distance(self, answer: Callable[[_Level], np.ndarray], power: int = 2, size: float | None = None) -> float:
+        """Mean, in this power, of estimates of errors of answers at the witnesses; ``size`` tells what is resolved."""
         values = [np.asarray(answer(level)) for level in self.levels]
-        estimate = self._judged([v.reshape(1, -1) for v in values], 0.0).reshape(len(values[0]), -1)
+        rounding = self.levels[-1].between * (float(np.abs(values[-1]).max()) if size is None else size)
+        estimate = self._judged([v.reshape(1, -1) for v in values], rounding).reshape(len(values[0]), -1)
         return float(np.mean(np.sqrt((estimate**2).sum(1)) ** power) ** (1.0 / power))
 
     def _judged(self, values: list[np.ndarray], rounding: float) -> np.ndarray:
