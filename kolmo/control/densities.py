@@ -15,8 +15,9 @@ from kolmo.errors import InputError
 TAIL = 1e-13
 # At the ends of its box a density is cut off in its tails if it is below this part of its largest value.
 SMALL = 1e-3
-# Nodes per axis of the grids on which a density is looked for, by dimension, and how often they close in.
-SCAN = {1: 8193, 2: 513, 3: 65}
+# Nodes per axis of the first grid on which a density is looked for, and of later ones, by dimension; how often they
+# close in at most, and until when.
+SCAN, CLOSER = {1: 8193, 2: 513, 3: 65}, {1: 4097, 2: 257, 3: 49}
 ROUNDS, CLOSE = 40, 0.8
 # Without a box densities are looked for out to this distance, on a scale that is even in the logarithm beyond FINE.
 FAR, FINE = 1e6, 1e-2
@@ -125,7 +126,7 @@ class Density:
             ends = [_ends(axis, there, i) for i, axis in enumerate(axes)]
             shrunk = [(b - a) / (axis[-1] - axis[0]) for (a, b), axis in zip(ends, axes, strict=True)]
             even = all(np.ptp(np.diff(axis)) <= 1e-6 * (axis[-1] - axis[0]) for axis in axes)
-            axes = [np.linspace(a, b, len(axis)) for (a, b), axis in zip(ends, axes, strict=True)]
+            axes = [np.linspace(a, b, CLOSER[len(axes)]) for a, b in ends]
             if even and min(shrunk) > CLOSE:
                 break
         return np.array([axis[0] for axis in axes]), np.array([axis[-1] for axis in axes])

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.ndimage import map_coordinates, spline_filter
 
 from kolmo.box import Box
-from kolmo.control.densities import SCAN, Density, Masses, masses
+from kolmo.control.densities import CLOSER, Density, Masses, masses
 from kolmo.control.linear import LinearProcess, Transition
 from kolmo.control.sinkhorn import Potentials, potentials
 from kolmo.grid import Grid
@@ -34,8 +34,12 @@ FEWEST = 17
 # than a part; what that leaves of errors, as a part.
 LOCAL, LOCAL_SPACING, MOVES, SETTLED = {1: 15, 2: 11, 3: 9}, {1: 0.85, 2: 1.0, 3: 1.1}, 12, 0.25
 LOCAL_ERROR = 1e-5
+# Spacing of a lattice, in deviations of a kernel, up to which its sums are as accurate as that.
+RESOLVED = 1.2
 # Variances by which it is resized at once, at least and at most.
 RESIZED, TINY = (0.16, 9.0), 1e-300
+# Deviations from which on it is only moved and widened.
+NEAR = 2.0
 # Degree of the splines through potentials there, and nodes added on all sides: what the ends of splines do wrong falls
 # by 0.43 from node to node.
 DEGREE, PADDING = 5, 32
@@ -125,7 +129,7 @@ class End:
     def averaged(self, P: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         r""":math:`\log\int\rho(z)e^{\text{potential}(z) - |Pz - q|^2/2}dz` at q (m, d), and the mean of z there."""
         steps = self.frame.matrix * np.array([axis[1] - axis[0] for axis in self.axes])
-        wide = max(1.0, float(np.linalg.norm(P @ steps, axis=0).max()))
+        wide = max(1.0, float(np.linalg.norm(P @ steps, axis=0).max()) / RESOLVED)
         logs, p = self._blocks(P.tobytes()).around(q)
         mean = np.linalg.solve(P, p.T).T
         if wide > 1.0:
@@ -172,6 +176,9 @@ class End:
             spread = np.einsum("mj,mjk,mjl->mkl", weights / total[:, None], apart, apart)
             values, vectors = np.linalg.eigh(spread)
             off = (np.abs(move) > SETTLED).any(1) | (np.abs(np.log(np.maximum(values, TINY))) > SETTLED).any(1)
+            # at its edge the mass looks narrow, and a lattice that shrinks there does not arrive
+            far = (np.abs(move) > NEAR).any(1, keepdims=True)
+            values = np.where(far, np.maximum(values, 1.0), values)
             size = (size @ (vectors * np.sqrt(np.clip(values, *RESIZED))[:, None]))[off]
             moving, p = moving[off], p[off]
             if not len(moving):
@@ -350,9 +357,9 @@ class GaussianBridges:
             rough = Frame(M, 0.5 * (low + high))
             corners = np.stack(np.meshgrid(*zip(low, high, strict=True), indexing="ij"), -1).reshape(-1, d)
             z = rough.coordinates(corners)
-            axes = [np.linspace(a, b, SCAN[d]) for a, b in zip(z.min(0), z.max(0), strict=True)]
+            axes = [np.linspace(a, b, CLOSER[d]) for a, b in zip(z.min(0), z.max(0), strict=True)]
             low, high = density.closed_in(axes, rough.place)
-            fine = tuple(np.linspace(a, b, SCAN[d]) for a, b in zip(low, high, strict=True))
+            fine = tuple(np.linspace(a, b, CLOSER[d]) for a, b in zip(low, high, strict=True))
             mass = masses(density, fine, rough.place).masses
             mean, spread = _moments(fine, mass / mass.sum())
             frames.append(Frame(M, rough.place(mean[None])[0]))

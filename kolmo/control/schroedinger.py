@@ -217,28 +217,39 @@ def schroedinger_bridge(
         \min_a E\int_0^T \tfrac12|\sigma^{-1}a|^2\,dt,\quad dX = (b + a)\,dt + \sigma\,dW,\quad
         X_0 \sim \rho_0,\ X_T \sim \rho_1
 
-    The optimal steering is :math:`a = \Sigma\nabla\log\psi` with ψ a positive solution of the backward equation,
-    found by the iteration of Fortet and Sinkhorn: alternately the backward and the forward equation, each divided into
-    the density that is to be met. Both are marched by uniformisation of a monotone scheme, a sum of non-negative terms:
-    positive for every step, and exact in time for autonomous coefficients (frozen at the middle of T/32 otherwise).
-    Potentials are kept in logarithms. Grids are refined until the cost changes by less than the tolerance.
+    The optimal steering is :math:`a = \Sigma\nabla\log\psi` with ψ a positive solution of the backward equation, found
+    by the iteration of Fortet and Sinkhorn: alternately the backward and the forward equation, each divided into the
+    density that is to be met.
+
+    Where drift is affine and noise the same everywhere, and the box is left out or has open faces, transitions are
+    Gaussian. The iteration is then one between two lattices, each where its density is, in logarithms: noise may be as
+    small and densities as far apart as they like. Densities may jump. Between the ends ψ is an integral of Gaussians.
+
+    Elsewhere the process becomes a Markov chain on a grid, marched by uniformisation, sums of positive terms. Where
+    noise is so small that no path of the chain joins the densities, this is said.
+
+    Lattices and grids are refined until the cost is known to the tolerance; errors of drift, marginals and coupling are
+    estimated by the same refinement.
 
     Parameters
     ----------
     sde : SDE
         The process without steering; its functions get torch tensors.
     density0, density1 : callable
-        ``density(x)`` -> ``(...)``, torch tensors, not necessarily normalised.
+        ``density(x)`` -> ``(...)``, torch tensors, not necessarily normalised; it may underflow to zero.
     horizon : float
         T.
-    box : Box
-        Finite domain that holds both densities and the paths between them; no absorbing or elastic faces.
+    box : Box, optional
+        Where to look for the densities: open faces are cuts, that are moved where densities only end in tails there.
+        Needed, and finite, with drift that is not affine, noise that is not constant, or faces that reflect; absorbing
+        and elastic faces are refused. Without one, densities are looked for out to a distance of 10⁶.
     rtol, atol : float
         Tolerance on the cost.
     max_seconds : float, optional
-        Time after which the best finished grid is taken, with status "tolerance_not_met"; default 120.
+        Time after which the best level so far is taken, with status "tolerance_not_met"; default 120.
     max_cells : int, optional
-        Largest grid tried; default 2,000, 25,000 or 50,000 nodes in one, two or three dimensions.
+        Largest lattice tried; default 20,000, 250,000 or 1,000,000 nodes in one, two or three dimensions; for chains
+        2,000, 25,000 or 50,000.
 
     Returns
     -------
@@ -247,13 +258,14 @@ def schroedinger_bridge(
     Raises
     ------
     InputError
-        For bad densities, or where a box is missing.
+        For bad densities, densities that are not found, or where a box is missing.
     NotConvergedError
-        If the second density cannot be reached from the first one (no or hardly any noise).
+        If the second density cannot be reached from the first one by a chain.
 
     Notes
     -----
-    Fortet 1940; Sinkhorn 1964; Chen, Georgiou and Pavon 2021 (review). Uniformisation: Jensen 1953.
+    Fortet 1940; Sinkhorn 1964; Chen, Georgiou and Pavon 2021 (review). Newton's method for the iteration: Brauer,
+    Clason, Lorenz and Wirth 2017; from larger to smaller noise: Schmitzer 2019. Uniformisation: Jensen 1953.
 
     Examples
     --------
@@ -261,7 +273,7 @@ def schroedinger_bridge(
     >>> from kolmo import control
     >>> gauss = lambda m: (lambda x: torch.exp(-2.0 * (x[..., 0] - m) ** 2))
     >>> bm = kolmo.SDE(0.0, diffusion=1.0, dim=1)
-    >>> br = control.schroedinger_bridge(bm, gauss(-0.5), gauss(0.5), 1.0, kolmo.Box(-5.0, 5.0))
+    >>> br = control.schroedinger_bridge(bm, gauss(-0.5), gauss(0.5), 1.0)
     >>> bool((abs(br.coupling.sum(0) - br.masses[-1]) < 1e-6).all())
     True
     """
