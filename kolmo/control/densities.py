@@ -1,14 +1,14 @@
 """Densities given as functions: where they are, and their masses on lattices, also where they jump."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy.ndimage import binary_dilation
 
-from kolmo.arrays import as_numpy, is_tensor
+from kolmo.arrays import as_numpy, default_device, is_tensor
 from kolmo.errors import InputError
 
 # Below this part of its largest value a density counts as zero: of a Gaussian 1e-14 is left out.
@@ -38,12 +38,15 @@ class Density:
         The argument it was given as.
     lower, upper : ndarray, shape (d,)
         Box, perhaps infinite.
+    device : torch.device
+        Where the points are that it is handed.
     """
 
     function: Callable[..., Any]
     name: str
     lower: np.ndarray
     upper: np.ndarray
+    device: Any = field(default_factory=default_device)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Values at points (n, d).
@@ -55,7 +58,7 @@ class Density:
         """
         held = np.clip(x, self.lower, self.upper)
         with torch.no_grad():
-            values = self.function(torch.as_tensor(held))
+            values = self.function(torch.as_tensor(held, device=self.device))
         values = as_numpy(values) if is_tensor(values) else np.asarray(values, dtype=float)
         if values.shape != x.shape[:-1]:
             raise InputError(self.name, f"a result of shape {values.shape}", f"shape {x.shape[:-1]}")
