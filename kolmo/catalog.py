@@ -5,7 +5,7 @@
 >>> case.exact(0.0, [[100.0]]).round(4).tolist()
 [10.4506]
 
-Control problems with exact optima are in ``catalog.OPTIMA``, see :mod:`kolmo.optima`.
+Control problems with exact optima are in ``catalog.OPTIMA``, bridges in ``catalog.BRIDGES``, see :mod:`kolmo.optima`.
 
 Every function returns a :class:`Case`; :data:`CASES` holds them all under their names. The exact answers are closed
 forms, series or one-dimensional spectral solutions that share no code with the solvers.
@@ -1028,9 +1028,9 @@ def manufactured(dim: int = 2, horizon: float = 0.5) -> Case:
 
 
 def __getattr__(name: str) -> Any:
-    """OPTIMA, which loads torch."""
-    if name == "OPTIMA":
-        from kolmo.optima import OPTIMA
+    """OPTIMA and BRIDGES, which load torch."""
+    if name in ("OPTIMA", "BRIDGES"):
+        from kolmo import optima
 
-        return OPTIMA
+        return getattr(optima, name)
     raise AttributeError(f"module 'kolmo.catalog' has no attribute {name!r}")

@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.integrate import solve_ivp
+from scipy.linalg import sqrtm
 from scipy.optimize import brentq, fsolve
 
 from kolmo.arrays import as_points
 from kolmo.box import Box
 from kolmo.control import ControlProblem, Finite, Game, Interval, Target, Unbounded
 from kolmo.registry import Registry
+from kolmo.sde import SDE
 
 
 @dataclass(frozen=True)
@@ -345,3 +348,119 @@ def saving_without_debt(income: float = 1.0, discount: float = 0.5, most: float 
     )
     source = "Achdou, Han, Lasry, Lions and Moll (2022)"
     return Optimum("saving_without_debt", problem, _line(0.0, 0.05, 0.5, 1.0), source, value)
+
+
+@dataclass(frozen=True)
+class BridgeCase:
+    """Two densities and a process, with the exact Schrödinger bridge between them.
+
+    Attributes
+    ----------
+    name : str
+        Name of the function that made it.
+    sde : SDE
+        The process without steering.
+    density0, density1 : callable
+        The two ends, not normalised.
+    horizon : float
+        T.
+    source : str
+        Author and year.
+    cost : float
+        Exact cost.
+    solution : callable
+        ``solution(t, x)``: exact steering at points ``(..., d)``, without the drift of the process.
+    law : callable
+        ``law(t)``: mean and covariance of the bridge.
+    """
+
+    name: str
+    sde: SDE
+    density0: Callable[[Any], Any]
+    density1: Callable[[Any], Any]
+    horizon: float
+    source: str
+    cost: float
+    solution: Callable[[float, np.ndarray], np.ndarray]
+    law: Callable[[float], tuple[np.ndarray, np.ndarray]]
+
+
+BRIDGES: Registry[Callable[..., BridgeCase]] = Registry("bridge")
+
+
+def gaussian_bridge(
+    mean0: Any = (-1.0,),
+    covariance0: Any = ((0.01,),),
+    mean1: Any = (2.0,),
+    covariance1: Any = ((0.04,),),
+    kappa: float = 0.0,
+    sigma: float = 0.05,
+    horizon: float = 1.0,
+) -> BridgeCase:
+    """Schrödinger bridge between two Gaussians for dX = −κX dt + σ dW: by default at small noise, 60 deviations apart.
+
+    Parameters
+    ----------
+    mean0, mean1 : array_like, shape (d,)
+        Means.
+    covariance0, covariance1 : array_like, shape (d, d)
+        Covariances.
+    kappa, sigma, horizon : float
+        Parameters of the process.
+
+    Examples
+    --------
+    >>> round(gaussian_bridge().cost, 6)
+    1801.669046
+    """
+    m0, A, m1, B = (np.asarray(v, dtype=float) for v in (mean0, covariance0, mean1, covariance1))
+    d = len(m0)
+
+    def kernel(time: float) -> tuple[float, float]:
+        if kappa == 0.0:
+            return 1.0, sigma**2 * time
+        return float(np.exp(-kappa * time)), sigma**2 * float(-np.expm1(-2.0 * kappa * time)) / (2.0 * kappa)
+
+    f, v = kernel(horizon)
+    start, root = f * f * A, np.real(sqrtm(f * f * A))
+    # joint covariance of f X_0 and X_T: root (root B root + v²/4)^½ root⁻¹ − v/2
+    C = root @ np.real(sqrtm(root @ B @ root + 0.25 * v * v * np.eye(d))) @ np.linalg.inv(root) - 0.5 * v * np.eye(d)
+    G = C.T @ np.linalg.inv(start)
+    V = B - G @ C
+    away, turn = m1 - f * m0, G - np.eye(d)
+    quadratic = np.trace(V) + away @ away + np.trace(turn @ start @ turn.T)
+    cost = 0.5 * (quadratic / v - d - np.linalg.slogdet(V / v)[1])
+
+    def steering(t: float, x: np.ndarray) -> np.ndarray:
+        g, w = kernel(horizon - t)
+        # X_T given X_t = x: the kernel from t times exp(−½ yᵀQy + qᵀy)
+        Q = np.linalg.inv(V) - np.eye(d) / v
+        q = np.linalg.solve(V, m1 - G @ (f * m0))
+        mean = np.linalg.solve(np.eye(d) / w + Q, (g * np.asarray(x) / w + q)[..., None])[..., 0]
+        return np.asarray(sigma**2 * g / w * (mean - g * np.asarray(x)))
+
+    def law(t: float) -> tuple[np.ndarray, np.ndarray]:
+        (before, spread), (after, _) = kernel(t), kernel(horizon - t)
+        gain = spread * after / v
+        first = (before / f - gain) * np.eye(d)
+        covariance = first @ start @ first + gain * (first @ C + C.T @ first) + gain**2 * B
+        return (first @ (f * m0) + gain * m1), covariance + (spread - gain * after * spread) * np.eye(d)
+
+    def density(mean: np.ndarray, S: np.ndarray) -> Callable[[Any], Any]:
+        centre, P = torch.as_tensor(mean), torch.as_tensor(np.linalg.inv(S))
+        return lambda x: torch.exp(-0.5 * torch.einsum("...i,ij,...j->...", x - centre, P, x - centre))
+
+    return BridgeCase(
+        "gaussian_bridge",
+        SDE(lambda t, x: -kappa * x, sigma, dim=d),
+        density(m0, A),
+        density(m1, B),
+        horizon,
+        "Chen, Georgiou and Pavon 2016; Janati et al. 2020",
+        float(cost),
+        steering,
+        law,
+    )
+
+
+BRIDGES.add("gaussian_bridge", gaussian_bridge)

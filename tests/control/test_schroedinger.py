@@ -71,7 +71,7 @@ def test_wide_tails_at_open_faces_do_not_end_it():
 
 
 def test_what_cannot_be_reached_is_told():
-    still = kolmo.SDE(0.0, diffusion=0.01, dim=1)
+    still = kolmo.SDE(lambda t, x: -(x**3), diffusion=0.01, dim=1)
     with pytest.raises(NotConvergedError, match=r"nothing arrives at .*more noise"):
         control.schroedinger_bridge(still, gauss(-3.0, 0.1), gauss(3.0, 0.1), 0.1, kolmo.Box(-4.0, 4.0))
 
@@ -79,7 +79,15 @@ def test_what_cannot_be_reached_is_told():
 @pytest.mark.parametrize(
     ("call", "argument"),
     [
-        (lambda bm: control.schroedinger_bridge(bm, gauss(0, 1), gauss(1, 1), 1.0), "box"),
+        (
+            lambda bm: control.schroedinger_bridge(
+                kolmo.SDE(lambda t, x: -(x**3), 1.0, dim=1), gauss(0, 1), gauss(1, 1), 1.0
+            ),
+            "box",
+        ),
+        (lambda bm: control.schroedinger_bridge(kolmo.SDE(lambda t, x: -x, 1.0), gauss(0, 1), gauss(1, 1), 1.0), "sde"),
+        (lambda bm: control.schroedinger_bridge(bm, lambda x: 1.0 + 0.0 * x[..., 0], gauss(1, 1), 1.0), "density0"),
+        (lambda bm: control.schroedinger_bridge(bm, gauss(0, 1), lambda x: 0.0 * x[..., 0], 1.0), "density1"),
         (
             lambda bm: control.schroedinger_bridge(bm, gauss(0, 1), gauss(1, 1), 1.0, kolmo.Box(-1, 1, "absorbing")),
             "box",
