@@ -105,6 +105,8 @@ class Level:
         Resolution.
     effort : int
         Steps an implicit method of order five would take; other steppers derive theirs from it.
+    count : int
+        Steps that were asked for; breakpoints add some.
     columns : int or None
         Columns of the answer, None for a plain number a point.
     """
@@ -116,6 +118,7 @@ class Level:
     seconds: float
     n: float
     effort: int
+    count: int
     columns: int | None
 
 
@@ -528,6 +531,7 @@ class _Search:
         begun = clock()
         averages = self._averages(grid)
         generator = self._generator(grid, averages)
+        count = 0
         if self.problem.stationary:
             recipe = Discretization(grid, (), self.scheme, IMPLICIT, None, (), averages)
             march = March(generator, STEPPERS[IMPLICIT], np.zeros(0))
@@ -536,9 +540,8 @@ class _Search:
             stepper, count = self._choose_stepper(generator, steps, stepper or self.stepper)
             closer = FIRST_STEPS / steps
             short = [(p.start, p.end, p.step * closer) for p in self.sight.pulses]
-            # one step between two breakpoints on every level would be an error in time that no level shows
-            grown = math.ceil((count if stepper in (SPLIT, "mcs") else steps) / FIRST_STEPS)
-            times = time_nodes(generator.intervals(), count, self.save, short, grown)
+            growth = count / self.levels[0].count if self.levels else 1.0
+            times = time_nodes(generator.intervals(), count, self.save, short, growth)
             rule = plan_terminal(self.problem, grid, generator.box, self.order)
             seen = self.sight.breakpoints
             recipe = Discretization(grid, tuple(times.tolist()), self.scheme, stepper, rule, seen, averages)
@@ -560,7 +563,7 @@ class _Search:
         witnessed = as_numpy(grid.interpolate(as_numpy(run.state), everywhere, recipe.width))
         witnessed = witnessed.reshape(len(everywhere), -1)
         return Level(
-            recipe, run, witnessed[: len(self.points)], witnessed, clock() - begun, n, steps, generator.columns
+            recipe, run, witnessed[: len(self.points)], witnessed, clock() - begun, n, steps, count, generator.columns
         )
 
     def _check_growth(self, recipe: Discretization, march: March, first: np.ndarray, last: np.ndarray) -> None:
