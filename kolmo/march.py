@@ -15,7 +15,7 @@ import numpy as np
 from kolmo.arrays import Array, fresh, is_tensor
 from kolmo.schemes.generator import Generator, Semi
 from kolmo.steppers.base import Operator, Step, Stepper, mask_of
-from kolmo.times import ROUNDING, find, merged
+from kolmo.times import ROUNDING, find, longest_step, merged, stepped
 
 Callback = Callable[[float, Any], Any]
 
@@ -87,12 +87,13 @@ def time_nodes(
     steps: int,
     save: Sequence[float] = (),
     short: Sequence[tuple[float, float, float]] = (),
-    least: int = 1,
+    growth: float | None = None,
 ) -> np.ndarray:
     """Time nodes, increasing: about ``steps`` equal steps in all, so that no step straddles a breakpoint or save time.
 
-    ``short``: stretches (start, end, length) with steps of that length at most. ``least``: steps at least between
-    breakpoints, however close together these are: a step that is alone there on every level is refined by none.
+    ``short``: stretches (start, end, length) with steps of that length at most. ``growth``: of levels that are
+    compared, so many times the steps of the first one; each piece between breakpoints has some on that, and its number
+    grows too.
 
     Examples
     --------
@@ -100,15 +101,17 @@ def time_nodes(
     [0.0, 0.15, 0.3, 0.533, 0.767, 1.0]
     >>> time_nodes([(0.0, 1.0)], 2, short=[(0.5, 0.6, 0.05)]).round(3).tolist()
     [0.0, 0.5, 0.55, 0.6, 1.0]
+    >>> time_nodes([(0.0, 0.2), (0.2, 1.0)], 6, growth=1.5).round(3).tolist()
+    [0.0, 0.033, 0.067, 0.1, 0.133, 0.167, 0.2, 0.333, 0.467, 0.6, 0.733, 0.867, 1.0]
     """
     start, end = intervals[0][0], intervals[-1][1]
     fixed = merged([start, end, *[a for a, _ in intervals], *[t for a, b, _ in short for t in (a, b)]], save)
     nodes = [np.array([start])]
     for a, b in pairwise(fixed):
-        length = min([(end - start) / steps, *[c for p, q, c in short if p <= a and b <= q]])
-        count = max(least, int(np.ceil((b - a) / length - 1e-9)))
-        nodes.append(a + (b - a) * np.arange(1, count + 1) / count)
-        nodes[-1][-1] = b
+        lengths = [(end - start) / steps, *[c for p, q, c in short if p <= a and b <= q]]
+        if growth is not None:
+            lengths += [longest_step(p, q, growth) for p, q in intervals if p <= a and b <= q]
+        nodes.append(stepped(a, b, min(lengths), growth or 1.0))
     return np.concatenate(nodes)
 
 

@@ -251,15 +251,16 @@ def check_vectorised(problem: KolmogorovProblem, points: np.ndarray) -> None:
     points = points[~_unread(points, problem.box)]
     if not len(points):
         return
-    functions: dict[str, Callable[[np.ndarray], Array]] = {
-        "drift": lambda x: problem.sde.drift(t, x),
-        "covariance": lambda x: problem.sde.covariance(t, x),
-        **{f"jumps[{j}]": partial(_one_kind, problem, t, j) for j in range(len(problem.sde.kinds))},
-        "killing": lambda x: problem.rate(t, x),
-        "source": lambda x: problem.running(t, x),
-    }
-    if problem.terminal is not None:
-        functions["terminal"] = problem.final
+    sde = problem.sde
+    asked: list[tuple[str, Any, Callable[[np.ndarray], Array]]] = [
+        ("drift", sde.given["drift"], partial(sde.drift, t)),
+        ("covariance", sde.given["covariance"], partial(sde.covariance, t)),
+        ("killing", problem.killing, partial(problem.rate, t)),
+        ("source", problem.source, partial(problem.running, t)),
+        ("terminal", problem.terminal, problem.final),
+    ]
+    functions = {argument: f for argument, given, f in asked if callable(given)}
+    functions |= {f"jumps[{j}]": partial(_one_kind, problem, t, j) for j in range(len(sde.kinds))}
     some = points[:: max(1, len(points) // 5)][:6]
     # on a jump rounding decides, which may differ with the number of points: a little aside it does not
     aside = some + 1e-6 * (np.roll(some, 1, axis=0) - some)
@@ -269,9 +270,9 @@ def check_vectorised(problem: KolmogorovProblem, points: np.ndarray) -> None:
         if not np.array_equal(some, handed):
             fix = "write x = x + 1.0 in place of x += 1.0"
             raise InputError(argument, "a function that changes the points it is handed", "one that leaves them", fix)
-        apart = [_apart(f, x) for x in (some, aside)]
-        if all((difference > 0).any() for difference in apart):
-            where = some[int(apart[0].argmax())]
+        apart = _apart(f, some)
+        if (apart > 0).any() and (_apart(f, aside) > 0).any():
+            where = some[int(apart.argmax())]
             raise InputError(
                 argument,
                 f"a value at x = {where.tolist()} that depends on the other points in the array",

@@ -8,10 +8,12 @@ import numpy as np
 from scipy.special import ndtri
 
 from kolmo.arrays import as_numpy, as_points
+from kolmo.instants import depends_on_time
+from kolmo.kernels import ensemble
 
 PATHS = 256
 # Steps: so many in the time in which the drift draws points together, or apart, by a factor e; at least, at most.
-STEPS, LEAST, MOST = 8, 24, 256
+STEPS, LEAST, MOST = 8, 12, 256
 # Steps from one look at the paths to the next: order statistics cost more than the step.
 BETWEEN = 4
 # A step is stiff where the drift draws points together by more than this exponent in it.
@@ -194,22 +196,26 @@ class _Stepper:
 
     def step(self, t: float, x: np.ndarray, normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """New positions, and which paths explode."""
-        dt, b = self.dt, as_numpy(self.sde.drift(t, x))
-        with np.errstate(over="ignore", invalid="ignore"):
-            outward = (b * x).sum(-1) > 0
-            far = _size(x / self.room)[..., 0]
-            away = outward & (far > 1.0) & (dt * _size(b / self.room)[..., 0] > 1.0 + far)
+        dt, b, room = self.dt, self._drift(t, x), self.room
         rate = self._contraction(t, x) if self.stiff else np.zeros(x.shape[-1])
         slow = rate * dt < STIFF
         lasting = np.where(slow, dt, -np.expm1(-rate * dt) / np.where(slow, 1.0, rate))
-        middle = x + 0.5 * lasting * self._tamed(b, x, lasting)
-        there = as_numpy(self.sde.drift(t, middle))
-        moved = x + lasting * self._tamed(np.where(slow, there, b), x, lasting)
-        if self.sde.given["covariance"] is None:
-            return moved, away
-        root = _root(as_numpy(self.sde.covariance(t, x))) if self.root is None else self.root
+        middle, moved, away = np.empty_like(x), np.empty_like(x), np.empty(x.shape[:2], dtype=bool)
+        ensemble.half_way(x, b, room, dt, lasting, middle, away)
+        b = np.where(slow, self._drift(t, middle), b)
         kept = np.where(slow, 1.0, np.sqrt(-np.expm1(-2.0 * rate * dt) / np.where(slow, 1.0, 2.0 * rate * dt)))
-        return moved + kept * math.sqrt(dt) * np.einsum("...ij,...j->...i", root, normals), away
+        ensemble.onwards(x, b, room, lasting, self._noise(t, x), normals, kept * math.sqrt(dt), moved)
+        return moved, away
+
+    def _drift(self, t: float, x: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(as_numpy(self.sde.drift(t, x)), dtype=float)
+
+    def _noise(self, t: float, x: np.ndarray) -> np.ndarray:
+        """Roots of Σ, one of each path or the same for all."""
+        if self.sde.given["covariance"] is None:
+            return np.zeros((1, 1, x.shape[-1], x.shape[-1]))
+        root = _root(as_numpy(self.sde.covariance(t, x))) if self.root is None else self.root
+        return np.ascontiguousarray(root, dtype=float).reshape(*[1] * (4 - root.ndim), *root.shape)
 
     def _contraction(self, t: float, x: np.ndarray) -> np.ndarray:
         """Rate per axis at which the drift draws most paths together."""
@@ -220,18 +226,6 @@ class _Stepper:
             forth, back = (as_numpy(self.sde.drift(t, np.clip(x + s * move, *self.ends)))[..., i] for s in (1, -1))
             rates.append(float(np.nanmedian((back - forth) / (2.0 * shift[i]))))
         return np.maximum(rates, 0.0)
-
-    def _tamed(self, b: np.ndarray, x: np.ndarray, lasting: np.ndarray) -> np.ndarray:
-        """Superlinear drifts, bounded so that a step does not overshoot by more than the path's own size."""
-        return np.asarray(b / (1.0 + _size(lasting * b / self.room) / (1.0 + _size(x / self.room))))
-
-
-def _size(v: np.ndarray) -> np.ndarray:
-    """Largest modulus along the last, short axis, which is kept."""
-    size = np.abs(v[..., :1])
-    for i in range(1, v.shape[-1]):
-        size = np.maximum(size, np.abs(v[..., i : i + 1]))
-    return np.asarray(size)
 
 
 def _root(S: np.ndarray) -> np.ndarray:
@@ -289,7 +283,8 @@ def circulates(sde: Any, box: Any, horizon: float | None) -> bool:
         return False
     unit = np.stack(np.meshgrid(*[np.linspace(0.0, 1.0, STARTS)] * d, indexing="ij"), -1).reshape(-1, d)
     on_open = ((unit == 0.0) & opened[:, 0]) | ((unit == 1.0) & opened[:, 1])
-    x = (low + (high - low) * unit)[on_open.any(1)]
+    unit = unit[on_open.any(1)]
+    x = low + (high - low) * unit
     # as far out as the box is long, coefficients may be looked at, beyond other faces never
     least, most = (
         np.where(opened[:, k], end, face)
@@ -300,6 +295,10 @@ def circulates(sde: Any, box: Any, horizon: float | None) -> bool:
     def slope(t: float, y: np.ndarray) -> np.ndarray:
         return np.asarray(np.nan_to_num(as_numpy(sde.drift(t, np.clip(y, least, most))), posinf=0.0, neginf=0.0))
 
+    b = slope(0.0, x)
+    outward = ((unit == 0.0) & opened[:, 0] & (b < 0.0)) | ((unit == 1.0) & opened[:, 1] & (b > 0.0))
+    if not outward.any() and not depends_on_time(sde.given["drift"], sde.drift, x):
+        return False
     for n in range(FOLLOWED):
         t = n * h
         k1 = slope(t, x)

@@ -227,7 +227,7 @@ def _by_tolerance(
     )
     if outcome.status == "tolerance_not_met" or outcome.message == SILENT:
         warnings.warn(outcome.message, ToleranceWarning, stacklevel=4)
-    columns = _columns(problem, outcome.level.discretization)
+    columns = outcome.level.columns
     estimate = outcome.estimate if columns is not None else outcome.estimate[0]
     if at is not None:
         lead = tuple(as_points(at, problem.dim, "at").shape[:-1])
@@ -273,12 +273,6 @@ def _fixed(
     message = "interrupted: values at the last time reached" if run.interrupted else "solved as given"
     stats = {"cells": recipe.grid.size, "steps": recipe.steps, "seconds": time.perf_counter() - begun}
     return _solution(recipe, run, march.generator.columns, None, status, message, stats)
-
-
-def _columns(problem: KolmogorovProblem, recipe: Discretization) -> int | None:
-    from kolmo.schemes.generator import Generator
-
-    return Generator(problem, recipe.grid, SCHEMES[recipe.scheme]).columns
 
 
 def _solution(

@@ -14,9 +14,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "kolmo"
 # a new one has to be given its place here.
 ROOMS = [
     ["errors", "arrays", "registry", "schema", "locks", "claims", "files", "memory", "expressions", "times"],
+    ["kernels"],
     ["instants", "sde", "reach", "box", "problem"],
     ["grid", "grading"],
-    ["kernels"],
     ["schemes"],
     ["steppers"],
     ["march", "stationary", "limits"],

@@ -298,6 +298,41 @@ def test_a_witness_tells_an_accident_at_a_point():
     assert judged(2.0, np.array([20, 30, 45]), values[..., None]).estimate[0] >= 0.1
 
 
+def grouped(n, p, sizes):
+    """Levels (points, groups) of one smooth column at four points with four witnesses each, of the given sizes."""
+    shape = np.concatenate([np.ones(4), np.ravel(sizes)])
+    groups = np.column_stack([np.arange(4), 4 + np.arange(16).reshape(4, 4)])
+    return [1.0 + float(m) ** -p * shape[:, None] for m in n], groups
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_witness_that_errs_more_than_the_others_does_not_rule(seed):
+    """In every group one errs by up to a hundred times as much: the estimate stays that of the points, and above it."""
+    rng = np.random.default_rng(seed)
+    n = [20, 30, 45, 60]
+    sizes = rng.uniform(0.5, 1.2, (4, 4))
+    sizes[np.arange(4), rng.integers(0, 4, 4)] *= 10 ** rng.uniform(1, 2, 4)
+    values, groups = grouped(n, 4.0, sizes)
+    verdict = Convergence(4.0).judge(n, values, groups=groups)
+    plain = Convergence(4.0).judge(n, values)
+    assert verdict.confirmed
+    assert n[-1] ** -4.0 <= verdict.estimate[0] <= 5.0 * n[-1] ** -4.0 < plain.estimate[0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_most_witnesses_tell_an_accident_at_every_point(seed):
+    """The last difference is next to nothing at all points: three witnesses of four say what it might have been."""
+    rng = np.random.default_rng(seed)
+    n = [20, 30, 45]
+    values, groups = grouped(n, 2.0, rng.uniform(0.5, 2.0, (4, 4)) * rng.choice([-1, 1], (4, 4)))
+    values[-1][:4] = values[-2][:4] + 1e-6 * rng.normal(size=(4, 1))
+    values[-1][4 + 4 * np.arange(4) + rng.integers(0, 4, 4)] = values[-2][4 + 4 * np.arange(4)]
+    missed = np.abs(values[-1][:4] - 1.0).max()
+    assert Convergence(2.0).judge(n, values, groups=groups).estimate[0] >= 0.1 * missed
+    alone = Convergence(2.0).judge(n, [v[:4] for v in values])
+    assert not alone.confirmed or alone.estimate[0] < 0.1 * missed
+
+
 def test_units_do_not_matter():
     rng = np.random.default_rng(12)
     n = grids(rng, 5)

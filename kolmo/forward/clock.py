@@ -6,11 +6,18 @@ from itertools import pairwise
 
 import numpy as np
 
-from kolmo.times import SAME
+from kolmo.times import SAME, longest_step, stepped
 
 
 def graded_clock(
-    horizon: float, first: float, steps: int, *, fixed: Sequence[float] = (), longest: float = math.inf
+    horizon: float,
+    first: float,
+    steps: int,
+    *,
+    fixed: Sequence[float] = (),
+    breaks: Sequence[float] = (),
+    longest: float = math.inf,
+    growth: float = 1.0,
 ) -> np.ndarray:
     """Time nodes from 0 to the horizon: ``steps`` equal ones, then half as many of twice the length, again and again.
 
@@ -27,9 +34,13 @@ def graded_clock(
     steps : int
         Number of the first steps, even.
     fixed : sequence of float
-        Times that shall be nodes: breakpoints, kept times.
+        Times that shall be nodes.
+    breaks : sequence of float
+        Breakpoints: nodes too, with some steps from one to the next.
     longest : float
         No step is longer.
+    growth : float
+        So many times the steps of the first of several levels; see :func:`kolmo.times.stepped`.
 
     Examples
     --------
@@ -42,13 +53,14 @@ def graded_clock(
     while end < horizon and 2.0 * first * (end / (steps * first)) <= longest:
         bends.append(end)
         end *= 2.0
-    given = sorted({0.0, horizon, *(t for t in fixed if 0.0 < t < horizon)})
+    given = sorted({0.0, horizon, *(t for t in (*fixed, *breaks) if 0.0 < t < horizon)})
+    pieces = list(pairwise(sorted({0.0, horizon, *(t for t in breaks if 0.0 < t < horizon)})))
     ends = sorted({*given, *(t for t in bends if not any(abs(t - g) <= SAME * t for g in given))})
     nodes = [np.zeros(1)]
     for a, b in pairwise(ends):
         # a stretch that lies within two doublings is in the finer steps of the first
         doublings = math.floor(math.log2(a / (steps * first)) + 1e-9) + 1 if a >= steps * first * (1 - 1e-9) else 0
-        count = max(1, math.ceil((b - a) / min(first * 2.0**doublings, longest) - 1e-6))
-        nodes.append(a + (b - a) * np.arange(1, count + 1) / count)
-        nodes[-1][-1] = b
+        piece = next((p, q) for p, q in pieces if b <= q)
+        longer = min(longest, longest_step(*piece, growth)) if len(pieces) > 1 else longest
+        nodes.append(stepped(a, b, min(first * 2.0**doublings, longer), growth))
     return np.concatenate(nodes)

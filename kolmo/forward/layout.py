@@ -240,7 +240,7 @@ def _look(problem: KolmogorovProblem, start: Start, asked: Asked, box: Box) -> D
     grid = Grid.of(box, LOOK_NODES[problem.dim])
     horizon = problem.horizon or 0.0
     first = max(first_step(problem, start, grid, LOOK_STEPS), LOOK_SHORTEST * horizon)
-    times = graded_clock(horizon, first, LOOK_STEPS, fixed=[*asked.kept, *problem.sde.breakpoints])
+    times = graded_clock(horizon, first, LOOK_STEPS, fixed=asked.kept, breaks=problem.sde.breakpoints)
     recipe = Discretization(grid, tuple(times.tolist()), "monotone", "implicit-euler", None)
     return Spreading(problem, recipe, asked.kept).run(start.initial)
 

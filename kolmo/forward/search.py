@@ -300,8 +300,10 @@ class LawSearch:
             self._shortest = first_step(problem, self.start, grid, steps) * steps
         longest = min(horizon / steps, self._turning)
         first = min(min(self._shortest, self._earliest()) / steps, longest)
-        fixed = [*self.asked.kept, *problem.sde.breakpoints]
-        return tuple(graded_clock(horizon, first, steps, fixed=fixed, longest=longest).tolist())
+        kept, breaks = self.asked.kept, problem.sde.breakpoints
+        growth = steps / FIRST_STEPS[STEPPERS[self.stepper].order]
+        clock = graded_clock(horizon, first, steps, fixed=kept, breaks=breaks, longest=longest, growth=growth)
+        return tuple(clock.tolist())
 
     def _earliest(self) -> float:
         """First time at which something is asked for; where fluxes are wanted at all times, the steps show it."""

@@ -7,16 +7,19 @@ import numpy as np
 from kolmo.kernels.cache import compiled
 
 _jit: Any = compiled()
+# Where values are finite, and the order of sums does not matter: several at once.
+_fast: Any = compiled(fastmath=True)
 
 
-@_jit
+@_fast
 def ends(samples: Any, low: Any, high: Any) -> None:
-    """Least and largest sample of each of m functions, samples (count, m)."""
-    low[:], high[:] = samples[0], samples[0]
-    for i in range(samples.shape[0]):
-        for k in range(samples.shape[1]):
-            low[k] = min(low[k], samples[i, k])
-            high[k] = max(high[k], samples[i, k])
+    """Least and largest sample of each of m functions, samples (count, m), all of them finite."""
+    for k in range(samples.shape[1]):
+        least, most = samples[0, k], samples[0, k]
+        for i in range(samples.shape[0]):
+            least = min(least, samples[i, k])
+            most = max(most, samples[i, k])
+        low[k], high[k] = least, most
 
 
 @_jit
@@ -33,18 +36,15 @@ def second(samples: Any, scale: Any, out: Any) -> None:
             out[i, j] = largest
 
 
-@_jit
+@_fast
 def stand_out(size: Any, factor: float, least: float, found: Any) -> None:
     """``found[i, l]``: whether a size is above ``least`` and above ``factor`` times those two and three rows away."""
     n, lines = size.shape
     for i in range(3, n - 3):
         for j in range(lines):
             here = size[i, j]
-            found[i, j] = (
-                here > least
-                and here > factor * min(size[i - 2, j], size[i - 3, j])
-                and here > factor * min(size[i + 2, j], size[i + 3, j])
-            )
+            near = max(min(size[i - 2, j], size[i - 3, j]), min(size[i + 2, j], size[i + 3, j]))
+            found[i, j] = (here > least) & (here > factor * near)
 
 
 @_jit

@@ -57,8 +57,8 @@ WINDOW = 3
 AT_ROUNDING = 4.0
 # Levels whose resolutions differ by less are two views of the same one, such as grids shifted by part of a cell.
 SAME = 1.02
-# Largest order that is looked for.
-STEEPEST = 40.0
+# Least and largest order that are looked for, and the steps of Newton's method that find it to rounding.
+FLATTEST, STEEPEST, NEWTON = 1e-6, 40.0, 8
 TINY = 1e-300
 
 
@@ -120,7 +120,12 @@ class Convergence:
     fewest: int = 3
 
     def judge(
-        self, resolutions: Sequence[float], values: Sequence[np.ndarray], *, rounding: np.ndarray | float = 0.0
+        self,
+        resolutions: Sequence[float],
+        values: Sequence[np.ndarray],
+        *,
+        groups: np.ndarray | None = None,
+        rounding: np.ndarray | float = 0.0,
     ) -> Verdict:
         """Judge the last level.
 
@@ -131,6 +136,10 @@ class Convergence:
             may be the same: a shifted grid, which confirms the other or not.
         values : sequence of ndarray, shape (m, k)
             Answers of every level at the same m points, and witnesses beside them.
+        groups : ndarray of int, shape (g, w), optional
+            Which rows belong together: a point that matters, first, and its witnesses. The median of a group counts for
+            it, and what differs by more than it and than every point that matters counts as no more. None: every row
+            matters.
         rounding : float or ndarray, shape (k,)
             What the arithmetic can resolve.
 
@@ -138,14 +147,14 @@ class Convergence:
         -------
         Verdict
         """
-        n, levels, scatter = _views(resolutions, values)
+        n, levels, scatter = _views(resolutions, values, groups)
         k = levels[-1].shape[1]
         floor = np.broadcast_to(np.asarray(rounding, dtype=float), (k,))
         silent = np.max([np.abs(v).max(0) for v in levels], axis=0) <= floor
         if len(n) < 2:
             nothing = np.full(k, np.inf)
             return Verdict(nothing, np.ones(k), False, "one level shows nothing", nothing, silent)
-        finds = self._findings(n, [fine - coarse for coarse, fine in pairwise(levels)], floor)
+        finds = self._findings(n, [_moderate(fine - coarse, groups) for coarse, fine in pairwise(levels)], floor)
         # a second view of the last resolution is as good as another level
         confirmed = finds.confirmed | (scatter is not None and len(n) >= self.fewest)
         estimate = np.where(confirmed, finds.believed, finds.range)
@@ -318,13 +327,14 @@ def observed_order(n: Sequence[float], before: np.ndarray, last: np.ndarray) -> 
         Moduli of the differences of the first and of the last two.
     """
     first, second = np.log(n[1] / n[0]), np.log(n[2] / n[1])
-    ratio = np.maximum(before, TINY) / np.maximum(last, TINY)
-    low, high = np.full(ratio.shape, 1e-6), np.full(ratio.shape, STEEPEST)
-    for _ in range(45):  # the left side grows with q
-        middle = 0.5 * (low + high)
-        above = np.expm1(middle * first) / -np.expm1(-middle * second) < ratio
-        low, high = np.where(above, middle, low), np.where(above, high, middle)
-    return np.asarray(low)
+    wanted = np.log(np.maximum(before, TINY)) - np.log(np.maximum(last, TINY))
+    # the logarithm of the left side is almost linear: its slope grows or falls from (first + second) / 2 to first
+    order = np.clip(2.0 * (wanted - np.log(first / second)) / (first + second), FLATTEST, STEEPEST)
+    for _ in range(NEWTON):
+        left = np.log(np.expm1(order * first) / -np.expm1(-order * second))
+        slope = first / -np.expm1(-order * first) - second / np.expm1(order * second)
+        order = np.clip(order - (left - wanted) / slope, FLATTEST, STEEPEST)
+    return np.asarray(order)
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -333,14 +343,29 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.asarray((a * b).sum(0) / np.maximum(np.sqrt((a * a).sum(0) * (b * b).sum(0)), TINY))
 
 
+def _moderate(difference: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """The difference (m, k) of two levels, no larger at witnesses than the points that matter and most witnesses say.
+
+    A witness is there to tell an accident at its point. One that errs by much more than the others, as where its
+    solution is steeper, would rule the estimate of answers that nobody asked for.
+    """
+    if groups is None:
+        return difference
+    sizes = np.abs(difference)
+    most = np.median(sizes[groups], axis=1).max(0)
+    asked = np.delete(sizes, groups[:, 1:].ravel(), axis=0).max(0)
+    limit = np.maximum(most, asked)
+    return np.asarray(np.clip(difference, -limit, limit))
+
+
 def _views(
-    resolutions: Sequence[float], values: Sequence[np.ndarray]
+    resolutions: Sequence[float], values: Sequence[np.ndarray], groups: np.ndarray | None
 ) -> tuple[list[float], list[np.ndarray], np.ndarray | None]:
     """Levels of different resolutions, and the scatter (k,) of two views of the last one."""
     n, levels = [float(x) for x in resolutions], [np.asarray(v, dtype=float) for v in values]
     kept = [i for i in range(len(n)) if i == len(n) - 1 or n[i + 1] / n[i] >= SAME]
     twice = len(n) > 1 and n[-1] / n[-2] < SAME
-    scatter = np.abs(levels[-1] - levels[-2]).max(0) if twice else None
+    scatter = np.abs(_moderate(levels[-1] - levels[-2], groups)).max(0) if twice else None
     return [n[i] for i in kept], [levels[i] for i in kept], scatter
 
 

@@ -21,7 +21,7 @@ from kolmo.problem import KolmogorovProblem, check_vectorised
 from kolmo.reach import circulates
 from kolmo.refine.estimate import Convergence, Verdict
 from kolmo.refine.layout import FIRST_NODES, Layout, first_layout
-from kolmo.refine.witnesses import witnesses
+from kolmo.refine.witnesses import groups, witnesses
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator, discretize
 from kolmo.schemes.terminal import TerminalRule, plan_averages, plan_terminal
@@ -76,6 +76,9 @@ MAX_SECONDS = 40.0
 # Share of the tolerance left to the effect of the cut.
 CUT_SHARE = 0.2
 CUT_TRIES, CUT_PATIENCE = 12, 3
+# Part of the effect of the cut on one level to which that on the next has fallen, from which on it is the grid's: what
+# comes in from the closures of open faces, against the drift, as the waves that a coarse grid cannot hold.
+CUT_BY_GRID = 0.25
 # Number of levels after which the cut is looked at even if there are finer ones to come.
 FIRST_CUT = 4
 # The wider box is cut too: with heavy tails what is left may be as large as what was seen.
@@ -102,6 +105,10 @@ class Level:
         Resolution.
     effort : int
         Steps an implicit method of order five would take; other steppers derive theirs from it.
+    count : int
+        Steps that were asked for; breakpoints add some.
+    columns : int or None
+        Columns of the answer, None for a plain number a point.
     """
 
     discretization: Discretization
@@ -111,6 +118,8 @@ class Level:
     seconds: float
     n: float
     effort: int
+    count: int
+    columns: int | None
 
 
 @dataclass
@@ -281,6 +290,7 @@ class _Search:
         self.levels: list[Level] = []
         self.cut = np.zeros(1)
         self._measured: Level | None = None
+        self._judged: tuple[list[Level], Verdict] | None = None
         self._beside: np.ndarray | None = None
         self._carried: bool | None = None
         self._pace, self._slowest, self._growth = 1.0, 0.0, GROWTH[problem.dim]
@@ -342,7 +352,7 @@ class _Search:
                 settled = False
                 if len(self.levels) == FIRST_CUT or self._enough():
                     layout, settled = self._settle_cut(layout)
-                if settled and self._enough() and self._cut_fits(CUT_SHARE) and self._possible(0.0):
+                if settled and self._enough() and self._cut_fits() and self._possible(0.0):
                     return self._outcome(
                         "converged", SILENT if self.sight.silent else "the estimate meets the tolerance"
                     )
@@ -418,30 +428,29 @@ class _Search:
         return f"{seen}{reason + '; ' if reason else ''}try a larger max_seconds, scheme='monotone' or monte_carlo"
 
     def _settle_cut(self, layout: Layout) -> tuple[Layout, bool]:
-        """Measure the effect of the cut; while it exceeds its share, go over to the wider box.
-
-        As long as there are finer levels to come it may take up the whole tolerance: they cost less in the smaller box.
-        """
-        share = CUT_SHARE if self._enough() else 1.0
+        """Measure the effect of the cut; while it exceeds its share, go over to the wider box."""
         # it depends little on the resolution, and costs less on a coarse level; too coarse a one shows too much
-        for level in self.levels[max(1, len(self.levels) - 3) : -1]:
-            self._measure_cut(layout, level)
-            if self._cut_fits(share):
-                return layout, True
         effects = []
+        for level in self.levels[max(1, len(self.levels) - 3) :]:
+            wider = self._measure_cut(layout, level)
+            if self._cut_fits():
+                return layout, True
+            effects.append(float(np.max(self.cut)))
+        if len(effects) > 1 and effects[-1] < CUT_BY_GRID * effects[-2]:
+            return layout, False  # what comes in from the open faces is an error of the grid: finer levels have less
         for _ in range(CUT_TRIES):
+            # the wider box has the same nodes inside: its solution takes the place of the last level
+            layout, self.levels[-1] = wider
             wider = self._measure_cut(layout, self.levels[-1])
-            if self._cut_fits(share):
+            if self._cut_fits():
                 return layout, True
             effects.append(float(np.max(self.cut)))
             if len(effects) > CUT_PATIENCE and effects[-1] > 0.5 * effects[-1 - CUT_PATIENCE]:
                 break  # it does not get smaller with the distance: a finer level has to show what it is
-            # the wider box has the same nodes inside: its solution takes the place of the last level
-            layout, self.levels[-1] = wider
         return layout, False
 
-    def _cut_fits(self, share: float) -> bool:
-        return bool((self.cut <= share * self._tolerance()).all())
+    def _cut_fits(self) -> bool:
+        return bool((self.cut <= CUT_SHARE * self._tolerance()).all())
 
     def _measure_cut(self, layout: Layout, level: Level) -> tuple[Layout, Level]:
         """Solve again with nodes beyond the open faces: the difference is the effect of the cut."""
@@ -458,10 +467,7 @@ class _Search:
         parts = self._estimate() if len(self.levels) > 1 else np.full(best.values.shape[1], np.inf)
         estimate = parts + self.cut if self.sight.exploded == 0.0 else np.full(len(parts), np.inf)
         recipe = best.discretization
-        time_part = np.where(np.isfinite(parts), parts, 0.0) * self._time_share()
-        recipe.estimate.update(
-            space=(parts - time_part).tolist(), time=time_part.tolist(), cut=(self.cut + np.zeros(len(parts))).tolist()
-        )
+        recipe.estimate.update(discretization=parts.tolist(), cut=(self.cut + np.zeros(len(parts))).tolist())
         stats = {
             "cells": recipe.grid.size,
             "steps": recipe.steps,
@@ -470,20 +476,6 @@ class _Search:
             "estimate": dict(recipe.estimate),
         }
         return Outcome(best, estimate, status, message, stats)
-
-    def _time_share(self) -> np.ndarray:
-        """Share of the time steps in the difference of the coarsest levels: the coarser grid with the finer steps."""
-        affordable = self.limits.affords(2.0 * self.levels[0].seconds)
-        if self.problem.stationary or len(self.levels) < 3 or not affordable:
-            return np.zeros(self.levels[-1].values.shape[1])
-        coarse, fine = self.levels[:2]
-        if coarse.discretization.stepper == EXPLICIT and fine.effort <= coarse.discretization.steps:
-            return np.zeros(coarse.values.shape[1])  # stability asks for more steps than accuracy
-        self._closing = True
-        mixed = self._solve_on(coarse.discretization.grid, fine.effort, coarse.n)
-        by_time = np.abs(mixed.values - coarse.values).max(0)
-        by_space = np.abs(fine.values - mixed.values).max(0)
-        return np.asarray(by_time / np.maximum(by_time + by_space, 1e-300))
 
     def _tolerance(self) -> np.ndarray:
         """atol + rtol max |u_j| per column, at the points asked for."""
@@ -496,11 +488,20 @@ class _Search:
         return np.where(verdict.silent, np.maximum(verdict.estimate, self.sight.size), verdict.estimate)
 
     def _verdict(self) -> Verdict:
-        """What the levels say about the last one."""
+        """What the levels say about the last one; judged once."""
+        if self._judged is None or [*map(id, self._judged[0])] != [*map(id, self.levels)]:
+            self._judged = list(self.levels), self._judge()
+        return self._judged[1]
+
+    def _judge(self) -> Verdict:
+        """Judge them."""
         last = as_numpy(self.levels[-1].run.state)
         rounding = ROUNDING * np.abs(last).max(0) * (len(last) if self.problem.stationary else math.sqrt(len(last)))
         return self._convergence.judge(
-            [level.n for level in self.levels], [level.witnessed for level in self.levels], rounding=rounding
+            [level.n for level in self.levels],
+            [level.witnessed for level in self.levels],
+            groups=groups(len(self.points), self.problem.dim),
+            rounding=rounding,
         )
 
     @property
@@ -530,6 +531,7 @@ class _Search:
         begun = clock()
         averages = self._averages(grid)
         generator = self._generator(grid, averages)
+        count = 0
         if self.problem.stationary:
             recipe = Discretization(grid, (), self.scheme, IMPLICIT, None, (), averages)
             march = March(generator, STEPPERS[IMPLICIT], np.zeros(0))
@@ -538,9 +540,8 @@ class _Search:
             stepper, count = self._choose_stepper(generator, steps, stepper or self.stepper)
             closer = FIRST_STEPS / steps
             short = [(p.start, p.end, p.step * closer) for p in self.sight.pulses]
-            # one step between two breakpoints on every level would be an error in time that no level shows
-            grown = math.ceil((count if stepper in (SPLIT, "mcs") else steps) / FIRST_STEPS)
-            times = time_nodes(generator.intervals(), count, self.save, short, grown)
+            growth = count / self.levels[0].count if self.levels else 1.0
+            times = time_nodes(generator.intervals(), count, self.save, short, growth)
             rule = plan_terminal(self.problem, grid, generator.box, self.order)
             seen = self.sight.breakpoints
             recipe = Discretization(grid, tuple(times.tolist()), self.scheme, stepper, rule, seen, averages)
@@ -561,7 +562,9 @@ class _Search:
         everywhere = np.concatenate([self.points, self._witnesses(grid)])
         witnessed = as_numpy(grid.interpolate(as_numpy(run.state), everywhere, recipe.width))
         witnessed = witnessed.reshape(len(everywhere), -1)
-        return Level(recipe, run, witnessed[: len(self.points)], witnessed, clock() - begun, n, steps)
+        return Level(
+            recipe, run, witnessed[: len(self.points)], witnessed, clock() - begun, n, steps, count, generator.columns
+        )
 
     def _check_growth(self, recipe: Discretization, march: March, first: np.ndarray, last: np.ndarray) -> None:
         """Values do not grow tenfold beyond what the data and the level before allow, unless steps are unstable."""
@@ -670,11 +673,14 @@ class _Search:
 
     def _choose_stepper(self, generator: Generator, steps: int, name: str) -> tuple[str, int]:
         """Along characteristics where drift does it all; implicit in one dimension; else explicit or split."""
+        if self.problem.sde.kinds:  # who jumps does not follow a characteristic
+            self._carried = False
+        implicit = self.problem.dim == 1 and self.like is None
+        if name == IMPLICIT or (name == "auto" and implicit and self._carried is False):
+            return IMPLICIT, steps  # what explicit steps would cost is not asked
         split = math.ceil(self._pace * FIRST_SPLIT_STEPS * (steps / FIRST_STEPS) ** SPLIT_GROWTH)
         horizon, noisy = self.problem.horizon or 0.0, generator.sample.S.any()
         explicit = math.ceil(horizon / STEPPERS[EXPLICIT].largest_step(*generator.stiffness())) + 1
-        if self.problem.sde.kinds:  # who jumps does not follow a characteristic
-            self._carried = False
         if self._carried is None:  # once for all levels: they belong together
             worth = not noisy or explicit > EXPLICIT_PER_CARRIED * split
             self._carried = name == "auto" and worth and _carried(generator)
@@ -682,7 +688,7 @@ class _Search:
             return TRANSPORT, split if noisy else steps
         if name == "auto":
             affordable = explicit <= EXPLICIT_PER_SPLIT * split or (self.like is not None and self.scheme == ROBUST)
-            name = IMPLICIT if self.problem.dim == 1 and self.like is None else EXPLICIT if affordable else SPLIT
+            name = IMPLICIT if implicit else EXPLICIT if affordable else SPLIT
         if name == EXPLICIT:
             return name, max(explicit, steps)
         return name, split if name in (SPLIT, "mcs") else steps
