@@ -154,7 +154,10 @@ class Convergence:
         if len(n) < 2:
             nothing = np.full(k, np.inf)
             return Verdict(nothing, np.ones(k), False, "one level shows nothing", nothing, silent)
-        finds = self._findings(n, [_moderate(fine - coarse, groups) for coarse, fine in pairwise(levels)], floor)
+        differences = [_moderate(fine - coarse, groups) for coarse, fine in pairwise(levels)]
+        finds = self._findings(n, differences, floor)
+        if len(n) > 3 and not finds.confirmed.all():
+            finds = _carried(finds, self._findings(n[:-1], differences[:-1], floor), n, np.abs(differences[-1]).max(0))
         # a second view of the last resolution is as good as another level
         confirmed = finds.confirmed | (scatter is not None and len(n) >= self.fewest)
         estimate = np.where(confirmed, finds.believed, finds.range)
@@ -341,6 +344,21 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Cosine of the angle between differences (m, k), per column."""
     a, b = (x / np.maximum(np.abs(x).max(0), TINY) for x in (a, b))
     return np.asarray((a * b).sum(0) / np.maximum(np.sqrt((a * a).sum(0) * (b * b).sum(0)), TINY))
+
+
+def _carried(finds: _Findings, before: _Findings, n: list[float], change: np.ndarray) -> _Findings:
+    """What was confirmed one level ago stays so, unless the next level contradicts it.
+
+    A finer level that moves by no more than the estimate of the one before is no worse than that; the estimate falls as
+    it would have at the order that was counted on then.
+    """
+    sure = before.confirmed & ~finds.confirmed & (change <= before.believed)
+    carried = np.maximum(before.believed * (n[-2] / n[-1]) ** before.order, finds.hoped)
+    return finds._replace(
+        believed=np.where(sure, carried, finds.believed),
+        order=np.where(sure, before.order, finds.order),
+        confirmed=finds.confirmed | sure,
+    )
 
 
 def _moderate(difference: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
