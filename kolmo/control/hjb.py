@@ -385,6 +385,13 @@ def solve_hjb(
     >>> bool(abs(opt(0.0) - 0.33337) < 1e-3), opt.policy(0.0, [0.5]).round(3).tolist()
     (True, [-1.0])
     """
+    if not isinstance(problem, ControlProblem):
+        raise InputError(
+            "problem",
+            type(problem).__name__,
+            "a control.ControlProblem, whose process has no jumps",
+            "kolmo.solve for a process that is not controlled, with jumps or without",
+        )
     for name, number in (("rtol", rtol), ("atol", atol)):
         if not (np.isfinite(number) and number >= 0):
             raise InputError(name, number, "a non-negative number")

@@ -247,3 +247,41 @@ def test_a_bridge_that_runs_late_is_told():
         )
     assert bridge.status == "tolerance_not_met"
     assert abs(bridge.cost - case.cost) <= bridge.error_estimate
+
+
+# ----------------------------------------------------------------------- processes that are linear in other coordinates
+def bent(seed):
+    """A linear process, and its Gaussians, seen through x + a tanh x: the cost is the same, drift and noise are not."""
+    rng = np.random.default_rng([seed, 77])
+    kappa, a, sigma = rng.uniform(0.0, 1.5), rng.uniform(0.2, 1.0), 10.0 ** rng.uniform(-1.2, 0.0)
+    means, widths = rng.uniform(-1.5, 1.5, 2), sigma * rng.uniform(0.4, 1.2, 2)
+    case = catalog.BRIDGES["gaussian_bridge"](
+        means[:1], [[widths[0] ** 2]], means[1:], [[widths[1] ** 2]], kappa=kappa, sigma=sigma
+    )
+
+    def slope(x):
+        return 1.0 + a / torch.cosh(x) ** 2
+
+    def back(y):
+        x = y / (1.0 + a)
+        for _ in range(40):
+            x = x - (x + a * torch.tanh(x) - y) / slope(x)
+        return x
+
+    def drift(t, y):
+        x = back(y)
+        return -kappa * x * slope(x) - sigma**2 * a * torch.tanh(x) / torch.cosh(x) ** 2
+
+    sde = kolmo.SDE(drift, lambda t, y: sigma * slope(back(y))[..., None], dim=1, arrays="torch")
+    laws = [lambda y, f=f: f(back(y)) / slope(back(y))[..., 0] for f in (case.density0, case.density1)]
+    ends = np.array([means.min(), means.max()]) + 6.0 * max(*widths, sigma) * np.array([-1.0, 1.0])
+    return case, sde, laws, kolmo.Box(*(ends + a * np.tanh(ends)))
+
+
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(k, marks=pytest.mark.slow) for k in range(3, 12))])
+def test_bridges_of_bent_processes_cost_what_those_of_straight_ones_do(seed):
+    """By the chain on a grid: converged or told, the cost lies within the estimate."""
+    case, sde, laws, box = bent(seed)
+    bridge = control.schroedinger_bridge(sde, *laws, 1.0, box=box, rtol=1e-3)
+    assert abs(bridge.cost - case.cost) <= bridge.error_estimate
+    assert bridge.status == "tolerance_not_met" or bridge.error_estimate <= 1e-6 + 1e-3 * case.cost

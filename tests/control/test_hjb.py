@@ -503,3 +503,9 @@ def test_time_that_ends_while_a_level_is_confirmed_loses_nothing(monkeypatch):
         opt = control.solve_hjb(cp, at=[0.0], rtol=1e-2)
     assert opt.status == "tolerance_not_met"
     assert abs(opt(0.0) - 0.33337) <= opt.error_estimate.max()
+
+
+def test_what_is_no_control_problem_is_refused_by_name():
+    sde = kolmo.SDE(0.0, 1.0, dim=1, jumps=[(1.0, lambda t, x: 0.0 * x + 0.1)])
+    with pytest.raises(InputError, match=r"problem: got KolmogorovProblem.*kolmo\.solve"):
+        control.solve_hjb(kolmo.KolmogorovProblem(sde, lambda x: x[..., 0], 1.0), at=[0.0])
