@@ -42,6 +42,8 @@ MAX_CELLS = {1: 6_000, 2: 60_000, 3: 200_000}
 ACROSS = 5
 # Processor time after which no finer level is begun.
 MAX_SECONDS = 60.0
+# The largest grid allowed is tried if the levels say that no more than so many times its nodes an axis are needed.
+HOPE = 1.5
 # More explicit steps than this call for implicit ones in two dimensions.
 MANY_STEPS = 3000
 # Rough terminal data: time nodes crowd towards T like this power.
@@ -798,7 +800,8 @@ class Search:
             before, n = n, self._next(n)
             most = self.limits.cells ** (1.0 / d)
             # the largest grid allowed is still tried where it is worth it
-            n = most if before * (1.0 + 0.5 * (GROWTH[d] - 1.0)) <= most < n else n
+            if before * (1.0 + 0.5 * (GROWTH[d] - 1.0)) <= most < n and self._needed() <= HOPE * most:
+                n = most
             ahead = self.levels[-1].seconds * (n / before) ** (d + 1)
             reason = self.limits.excess(math.floor(n**d + 0.5), ahead)
             if reason:
@@ -857,13 +860,12 @@ class Search:
         d = self.problem.dim
         if len(self.levels) < 3:
             return n * GROWTH[d]
-        return self._policy.next_resolution(
-            [level.nodes for level in self.levels],
-            self._verdict(),
-            np.array([AIM * self._tolerance()]),
-            least=1.0 + 0.5 * (GROWTH[d] - 1.0),
-            most=MAX_GROWTH[d],
-        )
+        return self._needed(least=1.0 + 0.5 * (GROWTH[d] - 1.0), most=MAX_GROWTH[d])
+
+    def _needed(self, least: float = 1.0, most: float = math.inf) -> float:
+        """Resolution that the levels say the tolerance needs, within bounds of its growth."""
+        nodes, allowed = [level.nodes for level in self.levels], np.array([AIM * self._tolerance()])
+        return self._policy.next_resolution(nodes, self._verdict(), allowed, least=least, most=most)
 
     def _solve(self, grid: Grid, n: float, scheme: str) -> Level:
         # the steppers are of higher order than the scheme
