@@ -298,6 +298,24 @@ def test_a_witness_tells_an_accident_at_a_point():
     assert judged(2.0, np.array([20, 30, 45]), values[..., None]).estimate[0] >= 0.1
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_what_was_confirmed_stays_so_unless_the_next_level_contradicts_it(seed):
+    """Orders that wander by more than they may from one triple to the next: 4, 4, and then about 6."""
+    rng = np.random.default_rng(seed)
+    n = [20.0, 30.0, 45.0, 60.0]
+    errors = [m**-4.0 for m in n[:3]]
+    before = sequence(n[:3], errors, 4.5)
+    assert before.confirmed
+    last = errors[-1] * rng.uniform(0.0, 0.15)  # better than order 4.5 can make it
+    after = sequence(n, [*errors, last], 4.5)
+    assert after.confirmed
+    assert last <= after.estimate[0] <= before.estimate[0]
+    away = errors[-1] + before.estimate[0] * rng.uniform(1.5, 5.0) * rng.choice([-1.0, 1.0])
+    contradicted = sequence(n, [*errors, away], 4.5)
+    assert not contradicted.confirmed
+    assert contradicted.estimate[0] >= 0.5 * abs(away)
+
+
 def grouped(n, p, sizes):
     """Levels (points, groups) of one smooth column at four points with four witnesses each, of the given sizes."""
     shape = np.concatenate([np.ones(4), np.ravel(sizes)])

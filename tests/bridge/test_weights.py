@@ -112,6 +112,18 @@ def test_one_layer_at_a_time_adds_the_mean_of_the_curvatures_of_the_layers():
     assert abs(effect - sum(curvatures)) > 20 * error
 
 
+def compiled_and_copied(model, x, count):
+    """Outputs (count, ...) of copies under vmap; the compiled model gives what the model gives for the same draws."""
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.manual_seed(2)
+    found = compiled(x)
+    torch.manual_seed(2)
+    torch.testing.assert_close(found, model(x))
+    weights = {k: torch.stack([v.detach()] * count) for k, v in model.named_parameters()}
+    return torch.func.vmap(lambda w: torch.func.functional_call(model, w, x), randomness="different")(weights)
+
+
 def test_turns_belong_to_the_modules():
     model, x, law = turns()
     bridge.inject(model.train(), law)
@@ -120,15 +132,7 @@ def test_turns_belong_to_the_modules():
         assert twin[0].forward.turns is twin[4].forward.turns is not model[0].forward.turns
         bridge.eject(twin)
         assert not any(changed(twin, x))
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    torch.manual_seed(2)
-    found = compiled(x)
-    torch.manual_seed(2)
-    torch.testing.assert_close(found, model(x))
-    weights = {k: torch.stack([v.detach()] * 8) for k, v in model.named_parameters()}
-    call = lambda w: torch.func.functional_call(model, w, x)  # noqa: E731
-    outputs = torch.func.vmap(call, randomness="different")(weights)
+    outputs = compiled_and_copied(model, x, 8)
     assert len(torch.unique(outputs[:, 0, 0])) == 8
     gradients = []
     for again in (False, True):
@@ -189,15 +193,7 @@ def test_compilation_transforms_checkpoints_and_half_precision():
     model, x = network()
     bridge.inject(model, bridge.WeightNoise(0.1), where=["0", "4"], batchnorm="train")
     model.train()[1].eval()
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    torch.manual_seed(2)
-    found = compiled(x)
-    torch.manual_seed(2)
-    torch.testing.assert_close(found, model(x))
-    weights = {k: torch.stack([v.detach()] * 3) for k, v in model.named_parameters()}
-    call = lambda w: torch.func.functional_call(model, w, x)  # noqa: E731
-    outputs = torch.func.vmap(call, randomness="different")(weights)
+    outputs = compiled_and_copied(model, x, 3)
     assert not torch.equal(outputs[0], outputs[1])
     gradients = []
     for again in (False, True):
