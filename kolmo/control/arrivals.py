@@ -75,7 +75,13 @@ class Arrival:
 
 
 def arrival(problem: ControlProblem, x: Any, *, grid: Grid | int, steps: int) -> Arrival:
-    """Law of the process of a policy that starts at a point, until it is stopped in a target.
+    r"""Law of the process of a policy that starts at a point, until it is stopped in a target.
+
+    .. math::
+        \partial_t p = -\nabla\cdot(b\,p) + \tfrac12\nabla\nabla:(\Sigma\,p), \quad p(0) = \delta_x, \quad
+        p = 0 \text{ on targets}, \qquad \text{reached}_k(t) = P(\tau \le t,\ X_\tau \in A_k)
+
+    by the transpose of the steps of the value: what is under way and what has arrived add up to one.
 
     Parameters
     ----------
