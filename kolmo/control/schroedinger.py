@@ -120,7 +120,7 @@ class SchroedingerBridge:
     errors : BridgeErrors
         Estimates of the errors of cost, drift, marginals and coupling.
     status : str
-        "converged" or "tolerance_not_met".
+        "converged", "tolerance_not_met" or, after Ctrl-C, "interrupted": the finest level that was finished.
 
     Examples
     --------
@@ -292,6 +292,10 @@ def schroedinger_bridge(
             if ladder.last is None:
                 raise NotConvergedError(f"no grid was finished within {limits.over}: allow more") from None
             return _unmet(problem, ladder, atol + rtol * abs(ladder.cost), limits.over)
+        except KeyboardInterrupt:
+            if ladder.last is None:
+                raise
+            return _bridge(problem, ladder, "interrupted")
         tolerance = atol + rtol * abs(ladder.cost)
         if len(ladder.costs) >= ladder.levels[-1].fewest and ladder.estimate <= tolerance:
             return _bridge(problem, ladder, "converged")

@@ -10,6 +10,7 @@ from scipy.stats import multivariate_normal
 import kolmo
 from kolmo import catalog, control
 from kolmo.control.densities import Density, masses
+from kolmo.control.gaussian_bridge import GaussianBridges
 from kolmo.control.linear import LinearProcess
 from kolmo.kernels.logsums import Blocks, averaged, pulled
 
@@ -285,3 +286,24 @@ def test_bridges_of_bent_processes_cost_what_those_of_straight_ones_do(seed):
     bridge = control.schroedinger_bridge(sde, *laws, 1.0, box=box, rtol=1e-3)
     assert abs(bridge.cost - case.cost) <= bridge.error_estimate
     assert bridge.status == "tolerance_not_met" or bridge.error_estimate <= 1e-6 + 1e-3 * case.cost
+
+
+@pytest.mark.parametrize("finished", [0, 2])
+def test_an_interrupted_bridge_is_the_finest_level_that_was_finished(monkeypatch, finished):
+    case, level, begun = catalog.BRIDGES["gaussian_bridge"](), GaussianBridges.level, []
+
+    def interrupted(self, *given):
+        begun.append(given)
+        if len(begun) > finished:
+            raise KeyboardInterrupt
+        return level(self, *given)
+
+    monkeypatch.setattr(GaussianBridges, "level", interrupted)
+    given = case.sde, case.density0, case.density1, case.horizon
+    if not finished:
+        with pytest.raises(KeyboardInterrupt):
+            control.schroedinger_bridge(*given, rtol=1e-14, atol=0.0)
+        return
+    bridge = control.schroedinger_bridge(*given, rtol=1e-14, atol=0.0)
+    assert bridge.status == "interrupted"
+    assert abs(bridge.cost - case.cost) <= bridge.error_estimate
