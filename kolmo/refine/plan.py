@@ -288,6 +288,7 @@ class _Search:
         self.like, self.callback, self.progress = like, callback, progress
         self.free, self.guarded, self.order = scheme == "auto", False, SCHEMES[self.scheme].order
         self.levels: list[Level] = []
+        self._abandoned: list[Level] = []
         self.cut = np.zeros(1)
         self._measured: Level | None = None
         self._judged: tuple[list[Level], Verdict] | None = None
@@ -311,6 +312,7 @@ class _Search:
             ways += [(ROBUST, robust)] * self.free
         for self.scheme, self.stepper in ways:
             self.order, self.guarded = SCHEMES[self.scheme].order, (self.scheme, self.stepper) != ways[-1]
+            self._abandoned = self.levels or self._abandoned
             self.levels, self.cut, self._measured, self._pace = [], np.zeros(1), None, 1.0
             self._growth = GROWTH[self.problem.dim]
             with contextlib.suppress(_RanAwayError):
@@ -361,15 +363,24 @@ class _Search:
                 if told:
                     return self._told(layout, told)
         except OutOfTimeError:
-            if not self.levels:
-                raise NotConvergedError(
-                    f"no level was finished within {self.limits.over}: allow more, or give grid= and steps="
-                ) from None
-            return self._told(layout, self._stopped(self.limits.over))
+            if self.levels:
+                return self._told(layout, self._stopped(self.limits.over))
+            if self._abandoned:
+                return self._without_estimate()
+            raise NotConvergedError(
+                f"no level was finished within {self.limits.over}: allow more, or give grid= and steps="
+            ) from None
         except KeyboardInterrupt:
             if not self.levels:
                 raise
             return self._outcome("interrupted", "interrupted; the finest level finished is returned")
+
+    def _without_estimate(self) -> Outcome:
+        """The last level of a way that was left when it ran away, where no other one finished a level in time."""
+        self.levels, self.cut = self._abandoned, np.full(1, np.inf)
+        way = self.levels[-1].discretization.stepper
+        told = f"steps by {way} ran away on a further grid, and no other method finished a level within "
+        return self._outcome("tolerance_not_met", f"{told}{self.limits.over}: nothing is known of the error")
 
     def _possible(self, slack: float) -> bool:
         """Whether the answer lies within the bounds of the maximum principle, up to the tolerance and some slack."""
@@ -441,7 +452,10 @@ class _Search:
         for _ in range(CUT_TRIES):
             # the wider box has the same nodes inside: its solution takes the place of the last level
             layout, self.levels[-1] = wider
-            wider = self._measure_cut(layout, self.levels[-1])
+            try:
+                wider = self._measure_cut(layout, self.levels[-1])
+            except _RanAwayError:
+                break  # it is the distance that this grid does not bear: a finer one has to show what is there
             if self._cut_fits():
                 return layout, True
             effects.append(float(np.max(self.cut)))
