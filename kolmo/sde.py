@@ -158,6 +158,11 @@ class SDE:
         return {"drift": self._drift, "covariance": self._covariance if self._diffusion is None else self._diffusion}
 
     @property
+    def rooted(self) -> bool:
+        """Whether the noise matrix was given, and not the covariance."""
+        return self._diffusion is not None
+
+    @property
     def noiseless(self) -> bool:
         """Whether no noise was given at all, nor jumps."""
         return self._diffusion is None and self._covariance is None and not self.kinds

@@ -33,7 +33,7 @@ def told_along(problem: KolmogorovProblem, axis: int, room: Room, slanted: set[s
     for function in (b for b in problem.breaks if callable(b)):
         datum = Datum("breaks", rows(partial(_at_any_time, function)), 0.0, False)
         field_ = Field(datum, room, [0.0])
-        lines = field_.lines(axis)[..., 0]
+        lines = field_.lines(axis)[0]
         change = (lines[:-1] * lines[1:] <= 0.0) & (lines[:-1] != lines[1:])
         which = np.flatnonzero(change.any(0))
         if not len(which):

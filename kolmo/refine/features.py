@@ -31,7 +31,7 @@ class Feature:
 def spacing(f: Field, axis: int, room: Room, places: Sequence[float], size: float, rtol: float) -> np.ndarray:
     """Spacing in x that a function needs along an axis, at the samples; infinite where any will do."""
     lines = f.lines(axis)
-    n, grading = len(lines), room.gradings[axis]
+    n, grading = lines.shape[1], room.gradings[axis]
     if f.flat or (f.datum.adds and size == 0.0):
         return np.full(n, np.inf)
     weights = np.ones(1)
@@ -47,8 +47,8 @@ def spacing(f: Field, axis: int, room: Room, places: Sequence[float], size: floa
         return np.asarray(likely[which] * sixth * np.minimum(stride * part[which], 1.0))
 
     # along one line a break that was no break is a smooth feature; across many, slanted ones are left to the cells
-    broken = f.candidates(axis)[0] if lines.shape[1] > 1 else np.zeros(lines.shape[:2], dtype=bool)
-    return least_spacing(lines, f.s, places, broken, weights, effect, rtol) * cell
+    broken = f.candidates(axis)[0] if lines.shape[2] > 1 else np.zeros((n, 1), dtype=bool)
+    return np.asarray(least_spacing(lines, f.s, places, broken, weights, effect, rtol) * cell)
 
 
 def least_spacing(
@@ -69,10 +69,10 @@ def least_spacing(
     n = len(s)
     wanted, largest = np.full(n, np.inf), np.zeros(n)
     first = max(n // NARROW, 1)
-    whole = np.zeros(lines.shape[:2], dtype=np.int32)
+    whole = np.zeros(lines.shape[1:], dtype=np.int32)
     if not (effect(*_sixth(lines, weights, whole, first, 1), first) > WEIGHS * rtol).any():
         return wanted  # seen at every sample, nothing is narrower than that
-    broken = np.zeros((n + 1, lines.shape[1]), dtype=np.int32)
+    broken = np.zeros((n + 1, lines.shape[2]), dtype=np.int32)
     broken[:n] = candidates
     np.add.at(broken, np.searchsorted(s, np.asarray(places)), 1)
     crossed = np.cumsum(broken, axis=0, dtype=np.int32)[:n]
@@ -94,7 +94,7 @@ def _sixth(
     lines: np.ndarray, weights: np.ndarray, crossed: np.ndarray, stride: int, every: int
 ) -> tuple[slice, np.ndarray]:
     """Samples in the middle of sixth differences at a stride, every so many, and the mean size of these."""
-    n = len(lines)
+    n = lines.shape[1]
     result = np.zeros(-(-max(n - 6 * stride, 0) // every))
     differences.sixth(lines, weights, crossed, stride, every, result)
     return slice(3 * stride, n - 3 * stride, every), result

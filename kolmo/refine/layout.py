@@ -16,7 +16,7 @@ from kolmo.reach import Reach, reach
 from kolmo.refine.features import Feature
 from kolmo.refine.samples import Room
 from kolmo.refine.scout import AxisSight, Sight, scout
-from kolmo.schemes.terminal import common_break, rough_places
+from kolmo.schemes.terminal import rough_places
 
 # Nodes per axis of the first level, by dimension.
 FIRST_NODES = {1: 41, 2: 21, 3: 15}
@@ -140,7 +140,7 @@ def first_layout(
         layout = _reached(problem, points, cloud, tail)
     sight = scout(problem, _room(problem, layout, cloud), rtol, atol)
     if cloud is not None:
-        layout = _focused(problem, layout, cloud)
+        layout = _focused(problem, layout, cloud, sight)
         sight = replace(sight, exploded=cloud.exploded)
     return _seen(problem, layout, sight), sight
 
@@ -271,17 +271,25 @@ def _square_root(problem: KolmogorovProblem, points: np.ndarray, axis: int, end:
     return bool((half > 0.35 * full).any() and (full > 0).any())
 
 
-def _focused(problem: KolmogorovProblem, layout: Layout, cloud: Reach) -> Layout:
+def _focused(problem: KolmogorovProblem, layout: Layout, cloud: Reach, sight: Sight) -> Layout:
     """Centre an axis on the kinks or jumps of φ where they keep to one place, one standard deviation wide."""
     gradings, places = list(layout.gradings), list(layout.places)
     for i, grading in enumerate(layout.gradings):
         spread = 0.5 * float(cloud.spread_low[i] + cloud.spread_high[i])
         if not isinstance(grading, Sinh) or grading.centre in (grading.lower, grading.upper):
             continue
-        probe = Grid.of(layout.box, [PROBE_NODES if j == i else 5 for j in range(problem.dim)], layout.gradings)
-        rough = rough_places(problem, probe, i)
-        if len(rough) and np.ptp(rough) <= spread and grading.lower < rough.mean() < grading.upper:
-            places[i] = place = common_break(problem, probe, i)
-            centre = float(rough.mean()) if place is None else place
-            gradings[i] = Sinh(grading.lower, grading.upper, centre, min(grading.width, spread))
+        marks = np.array(sight.axes[i].marks)
+        if not len(marks) and "terminal" in (*sight.slanted, *sight.crowded):  # breaks that do not run along the others
+            marks = rough_places(problem, Grid.of(layout.box, _probe_shape(problem.dim, i), layout.gradings), i)
+        elif len(marks) == 1:
+            places[i] = float(marks[0])
+        if len(marks) and np.ptp(marks) <= spread and grading.lower < marks.mean() < grading.upper:
+            gradings[i] = Sinh(grading.lower, grading.upper, float(marks.mean()), min(grading.width, spread))
+        else:
+            places[i] = layout.places[i]
     return replace(layout, gradings=tuple(gradings), places=tuple(places))
+
+
+def _probe_shape(dim: int, axis: int) -> list[int]:
+    """Nodes of a grid that is fine along one axis."""
+    return [PROBE_NODES if j == axis else 5 for j in range(dim)]

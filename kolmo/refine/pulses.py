@@ -47,16 +47,19 @@ class Course:
 def over_time(problem: KolmogorovProblem, room: Room, data: Sequence[Datum], rtol: float, crowded: list[str]) -> Course:
     """Times at which something jumps or bends, and stretches in which it changes fast."""
     timed = [d for d in data if d.timed and not (problem.sde.autonomous and d.name in ("drift", "covariance"))]
-    series: list[tuple[str, Series]] = [(d.name, partial(_flat_values, d.values, room.probes)) for d in timed]
+    calm = frozenset(d.name for d in timed if d.calm)
+    series: list[tuple[str, Series]] = [
+        (d.name, partial(_flat_values, d.values, room.probes)) for d in timed if not d.calm
+    ]
     series += _face_series(problem, room.probes)
     if not series:
-        return Course()
+        return Course(changing=calm)
     assert problem.horizon is not None
     ends = [0.0, *problem.sde.breakpoints, problem.horizon]
     count = max(INSTANTS // (len(ends) - 1), 16)
     breaks: list[float] = []
     pulses: list[Pulse] = []
-    changing: set[str] = set()
+    changing = set(calm)
     for a, b in pairwise(ends):
         wanted = np.full(CLOSER * count, np.inf)
         for name, f in series:
@@ -92,7 +95,7 @@ class _Seen:
         seen = cls(a, b, offset(count), _at(f, a, b, offset(count)), [])
         if not np.ptp(seen.values, axis=0).any():
             return seen
-        if not candidates(seen.values[:, None])[0].any() and not np.isfinite(seen.wanted([], rtol)).any():
+        if not candidates(_lines(seen.values))[0].any() and not np.isfinite(seen.wanted([], rtol)).any():
             return seen
         s = offset(CLOSER * count)
         values = _at(f, a, b, s)
@@ -114,14 +117,20 @@ class _Seen:
             return np.asarray(sixth / size * stride / n)
 
         none = np.zeros((n, 1), dtype=bool)
-        lines = self.values[:, None]
-        return least_spacing(lines, self.s, within, none, np.ones(1), effect, rtol) / n * (self.b - self.a)
+        return (
+            least_spacing(_lines(self.values), self.s, within, none, np.ones(1), effect, rtol) / n * (self.b - self.a)
+        )
 
 
 def _at(f: Series, a: float, b: float, s: np.ndarray) -> np.ndarray:
     """Values of a function of time at parts of an interval, shape (len(s), m)."""
     seen = np.stack([f(float(a + q * (b - a))) for q in s])
     return np.where(np.isfinite(seen), seen, 0.0)
+
+
+def _lines(values: np.ndarray) -> np.ndarray:
+    """Values (n, m) of m functions of time as one line of samples each, (m, n, 1)."""
+    return np.ascontiguousarray(values.T)[..., None]
 
 
 def _flat_values(f: Callable[[float, np.ndarray], Any], x: np.ndarray, t: float) -> np.ndarray:
@@ -147,7 +156,7 @@ def _face_series(problem: KolmogorovProblem, probes: np.ndarray) -> list[tuple[s
 
 def _breaks(f: Series, a: float, b: float, s: np.ndarray, seen: np.ndarray) -> list[float]:
     """Times in [a, b] at which a function of time jumps or bends."""
-    candidate, strength = candidates(seen[:, None])
+    candidate, strength = candidates(_lines(seen))
     chosen = apart(np.flatnonzero(candidate[:, 0]), strength[:, 0])
 
     def values(q: np.ndarray) -> np.ndarray:

@@ -1,18 +1,19 @@
 """Samples of the functions of a problem, off any grid, where the process goes."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from kolmo.arrays import as_numpy
+from kolmo.arrays import as_numpy, is_module
 from kolmo.grading import Grading
 from kolmo.instants import depends_on_time, reads_time
 from kolmo.kernels import differences
 from kolmo.problem import KolmogorovProblem
+from kolmo.refine.bounds import Proof, proof
 
 Values = Callable[[np.ndarray], np.ndarray]
 """Positions (...) on [0, 1] → values (..., m) of m functions of one variable."""
@@ -20,6 +21,12 @@ Values = Callable[[np.ndarray], np.ndarray]
 # Samples along an axis by dimension. In the core an axis of the first grid has some 16 spreads of the process, so that
 # they lie 1/1000, 1/60 and 1/8 of a spread apart; a bump is seen over 7 times its standard deviation.
 SAMPLES = {1: 16384, 2: 512, 3: 64}
+# The same for a function that is known to be smooth: for its size alone.
+FEW_SAMPLES = {1: 512, 2: 48, 3: 16}
+# Rates, of the sixth derivative and lower ones, up to which a function is smooth: in space, for each spread of the
+# process, it is then resolved by the first grid about as well as what has no features (a tenth of a spread, as in
+# ``features``); in time, for the horizon, by the first steps.
+SMOOTH, CALM = 4.0, 2.0
 # Samples lie by this part of a cell off its beginning: the square of the golden ratio's inverse, hardly met by nodes.
 OFF = 0.3819660112501051
 # Points at which functions of time are followed, and spreads from the middle up to which half of them lie: what is on
@@ -90,6 +97,8 @@ class Datum:
         Whether it may depend on time.
     adds : bool
         Whether it is added to the answer (φ, g), whose size is not known, or acts on it.
+    proof : Proof or None
+        What is known of it without sampling.
     """
 
     name: str
@@ -97,6 +106,17 @@ class Datum:
     weight: float
     timed: bool
     adds: bool = False
+    proof: Proof | None = None
+
+    @property
+    def smooth(self) -> bool:
+        """Whether it is known to have no breaks, and nothing narrow, in space."""
+        return self.proof is not None and self.proof.in_space <= SMOOTH
+
+    @property
+    def calm(self) -> bool:
+        """Whether it is known to have none in time."""
+        return self.proof is not None and self.proof.in_time <= CALM
 
 
 def functions(problem: KolmogorovProblem, room: Room) -> list[Datum]:
@@ -119,14 +139,38 @@ def functions(problem: KolmogorovProblem, room: Room) -> list[Datum]:
         if given:
             timed = next((f for f in given if reads_time(f)), given[0])
             data.append((timed, name, partial(_jumps, sde, part), weight, False))
-    found = [
-        Datum(name, rows(f), weight, not problem.stationary and depends_on_time(value, f, room.probes), adds)
-        for value, name, f, weight, adds in data
-        if callable(value)
-    ]
     if problem.terminal is not None:
-        found.append(Datum("terminal", rows(lambda t, x: problem.final(x)), 1.0, False, True))
-    return found
+        data.append((problem.terminal, "terminal", lambda t, x: problem.final(x), 1.0, True))
+    return [_datum(problem, room, *datum) for datum in data if callable(datum[0])]
+
+
+def _datum(
+    problem: KolmogorovProblem,
+    room: Room,
+    given: Any,
+    name: str,
+    f: Callable[[float, np.ndarray], Any],
+    weight: float,
+    adds: bool,
+) -> Datum:
+    """One function, as it was given and as (t, x) → values, with what it proves of itself."""
+    known = None if "jump" in name else _known(problem, room, given, name)
+    timed = name != "terminal" and not problem.stationary
+    if timed:
+        timed = known.in_time > 0.0 if known is not None else depends_on_time(given, f, room.probes)
+    return Datum(name, rows(f), weight, timed, adds, known)
+
+
+def _known(problem: KolmogorovProblem, room: Room, given: Any, name: str) -> Proof | None:
+    """What a function proves of itself, where it works on NumPy's arrays."""
+    if is_module(given) or problem.arrays == "torch":
+        return None
+    f = (lambda t, x: given(x)) if name == "terminal" else given
+    low, high = (np.array([getattr(g, end) for g in room.gradings]) for end in ("lower", "upper"))
+    known = proof(f, low, high, room.spread, problem.horizon)
+    if known is not None and name == "covariance" and problem.sde.rooted:
+        return replace(known, in_time=2.0 * known.in_time, in_space=2.0 * known.in_space)  # of a product
+    return known
 
 
 def _jumps(sde: Any, part: int, t: float, x: np.ndarray) -> Any:
@@ -156,7 +200,7 @@ class Field:
     def __init__(self, datum: Datum, room: Room, times: Sequence[float], denser: int = 1) -> None:
         self.datum, self.room, self.times = datum, room, times
         d = len(room.gradings)
-        n = denser * SAMPLES[d]
+        n = FEW_SAMPLES[d] if datum.smooth else denser * SAMPLES[d]
         self.s = offset(n)
         self.x = [np.asarray(g(self.s)) for g in room.gradings]
         self._lines: dict[int, np.ndarray] = {}
@@ -172,10 +216,10 @@ class Field:
         self.samples = kept.reshape(*[n] * d, -1)
 
     def lines(self, axis: int) -> np.ndarray:
-        """Samples with the axis first, shape (n, lines, m)."""
+        """Samples of each function with the axis first, shape (m, n, lines)."""
         if axis not in self._lines:
-            moved = np.moveaxis(self.samples, axis, 0)
-            self._lines[axis] = np.ascontiguousarray(moved.reshape(moved.shape[0], -1, moved.shape[-1]))
+            moved = np.moveaxis(self.samples, (-1, axis), (0, 1))
+            self._lines[axis] = np.ascontiguousarray(moved.reshape(*moved.shape[:2], -1))
         return self._lines[axis]
 
     def candidates(self, axis: int) -> tuple[np.ndarray, np.ndarray]:
@@ -202,11 +246,9 @@ class Field:
 
 
 def candidates(lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where second differences of samples (n, lines, m) stand out, and how large they are, shape (n, lines)."""
-    low, high = ends(lines.reshape(-1, lines.shape[-1]))
-    scale = np.maximum(np.abs(low), np.abs(high)) + 1e-300
-    size = np.zeros(lines.shape[:2])
-    found = np.zeros(lines.shape[:2], dtype=bool)
+    """Where second differences of samples (m, n, lines) stand out, and how large they are, shape (n, lines)."""
+    scale = np.maximum(lines.max((1, 2)), -lines.min((1, 2))) + 1e-300
+    size, found = np.zeros(lines.shape[1:]), np.zeros(lines.shape[1:], dtype=bool)
     differences.second(lines, scale, size)
     differences.stand_out(size, STANDS_OUT, SINGLE if _single(lines) else ROUNDING, found)
     return found, size

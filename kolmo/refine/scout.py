@@ -1,7 +1,10 @@
 r"""Look at the data before solving: breaks and narrow features in space, breaks and pulses in time.
 
 A grid does not see what it was not made for, and levels that do not see a thing agree. So every function of the problem
-is sampled first, off any grid, where the process goes, and the samples are judged by differences:
+is sampled first, off any grid, where the process goes, and the samples are judged by differences.
+
+What proves to be smooth, by bounds on its derivatives (see :mod:`kolmo.refine.bounds`), has nothing to be looked for:
+it is sampled for its size alone. In all others,
 
 - a **break** (jump or kink) is a second difference that stands out among its neighbours and, looked at more and more
   closely, shrinks like a jump (not at all) or a kink (like the spacing), not like a smooth function (its square);
@@ -172,8 +175,8 @@ def _lattice_density(f: Field, room: Room) -> np.ndarray:
 
 
 def _bounds(problem: KolmogorovProblem, room: Room, fields: Sequence[Field]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Least and largest value that the maximum principle allows, as far as the data were seen."""
-    seen = {f.datum.name: f for f in fields}
+    """Least and largest value that the maximum principle allows, as far as the data are known or were seen."""
+    seen = {f.datum.name: f.datum.proof if f.datum.smooth and f.datum.proof else f for f in fields}
     faces = [(i, side, face) for i, pair in enumerate(problem.box.faces) for side, face in enumerate(pair)]
     if problem.source is not None or any(isinstance(face, Robin) for _, _, face in faces):
         return None
@@ -216,6 +219,7 @@ def _along(
 ) -> AxisSight:
     """Breaks and features of one axis."""
     breaks: dict[str, list[float]] = {}
+    fields = [f for f in fields if not f.datum.smooth]
     wanted = np.full(len(fields[0].s) if fields else 1, np.inf)
     for f in fields:
         places = breaks_along(f, axis, slanted, crowded)

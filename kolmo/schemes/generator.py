@@ -14,12 +14,12 @@ from kolmo.arrays import Array, Held, Spread, as_like, as_numpy, detached, is_te
 from kolmo.box import Absorbing, Box, Constrained, Entrance, Natural, Robin
 from kolmo.errors import InputError
 from kolmo.grid import Grid
-from kolmo.instants import COMPARED, constant, depends_on_time, reads_time
+from kolmo.instants import COMPARED, constant, depends_on_time
 from kolmo.problem import KolmogorovProblem, check_finite, check_vectorised
 from kolmo.schemes.base import SCHEMES, FaceData, Scheme
 from kolmo.schemes.faces import Entrances, held, probe, resolved, shrunk
 from kolmo.schemes.jumps import Start, with_jumps
-from kolmo.schemes.local import Local, Metric, local_coefficients, source_at, wall_nodes
+from kolmo.schemes.local import Local, Means, Metric, local_coefficients, source_at, wall_nodes
 from kolmo.schemes.terminal import TerminalRule
 
 # How far beside a node of a face its values are looked at, as a part of the box; the change that is a jump, relative to
@@ -58,6 +58,19 @@ class Semi:
     load: Array
     boundary: Array
     active: np.ndarray | None = None
+
+
+class _Once:
+    """A function of (t, x) that does not depend on t, of the same points at every call: it is called once."""
+
+    def __init__(self, f: Callable[[float, Array], Array]) -> None:
+        self._f = f
+        self._values: Array | None = None
+
+    def __call__(self, t: float, x: Array) -> Array:
+        if self._values is None:
+            self._values = self._f(t, x)
+        return self._values
 
 
 class Generator:
@@ -266,14 +279,17 @@ class Generator:
     def local(self, t: float, like: Array | None = None) -> Local:
         """Coefficients in index units at the nodes; ``like`` a tensor: in torch, with gradients."""
         x = self.places(like)
-        if is_tensor(x) or not self._steady:
-            return self._fresh(t, x)
-        if self._kept is None:
-            self._kept = self._fresh(t, x)
-            return self._kept
-        return replace(self._kept, g=source_at(self.problem, t, x, self.columns or 1, self._means))
+        if is_tensor(x):
+            return self._fresh(t, x, self._means)
+        if self._kept is not None:
+            return replace(self._kept, g=source_at(self.problem, t, x, self.columns or 1, self._means))
+        local = self._fresh(t, x, self._once)
+        whole = not (any(axis.breaks for axis in self.grid.axes) or self._entrances.ends)
+        if whole and {"drift", "covariance", "killing"} <= set(self._timeless):
+            self._kept = local
+        return local
 
-    def _fresh(self, t: float, x: Array) -> Local:
+    def _fresh(self, t: float, x: Array, means: Means) -> Local:
         return local_coefficients(
             self.problem,
             self.grid,
@@ -282,16 +298,25 @@ class Generator:
             x,
             self.columns or 1,
             slope=self.scheme.slope_weight,
-            means=self._means,
+            means=means,
             limits=self._entrances.limits if self._entrances.ends else None,
         )
 
     @cached_property
-    def _steady(self) -> bool:
-        """Whether only the source may depend on time, and is read as it is."""
-        given = [*self.problem.sde.given.values(), self.problem.killing]
-        whole = not (any(axis.breaks for axis in self.grid.axes) or self._entrances.ends)
-        return whole and reads_time(self.problem.source) and not any(map(reads_time, given))
+    def _timeless(self) -> dict[str, Callable[[float, Array], Array]]:
+        """Coefficients and source, as functions of (t, x), of those that do not depend on time."""
+        problem, some = self.problem, self.places()[:2]
+        given = {"killing": problem.killing, "source": problem.source, **problem.sde.given}
+        values = {"killing": problem.rate, "source": problem.running}
+        values |= {"drift": problem.sde.drift, "covariance": problem.sde.covariance}
+        return {name: f for name, f in values.items() if not depends_on_time(given[name], f, some)}
+
+    @cached_property
+    def _once(self) -> Means:
+        """What is read in place of the functions at the nodes: means, and what does not depend on time once."""
+        if self.autonomous:
+            return self._means  # everything is read once
+        return {**{name: _Once(f) for name, f in self._timeless.items()}, **self._means}
 
     def at(self, t: float, like: Array | None = None) -> Semi:
         """Stencil numbers, load and boundary values at time t; ``like`` a tensor: in torch, with gradients."""
