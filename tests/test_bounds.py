@@ -54,7 +54,20 @@ def derivatives(f, axis, points):
 @pytest.mark.parametrize("seed", range(120))
 def test_bounds_of_random_functions_hold(seed):
     rng = np.random.default_rng(seed)
-    f = expression(rng, int(rng.integers(1, 5)))
+    check_bounds(expression(rng, int(rng.integers(1, 5))), rng)
+
+
+@pytest.mark.parametrize("name", ["sin", "cos"])
+@pytest.mark.parametrize("other", ["sin", "cos", "exp"])
+def test_bounds_of_products_hold(name, other):
+    """Rates add up: sin x cos x has the frequency 2."""
+    rng = np.random.default_rng(1)
+    check_bounds(lambda xp, t, x, y: getattr(xp, name)(2.0 * x) * getattr(xp, other)(0.0 * t - 2.0 * x), rng)
+    check_bounds(lambda xp, t, x, y: getattr(xp, name)(y) ** 3 * getattr(xp, other)(-y), rng)
+
+
+def check_bounds(f, rng):
+    """Values and derivatives at random points keep to the bounds."""
     t, x = variables(LOW, HIGH, SPREAD, HORIZON)
     try:
         b = f(np, t, x[0, 0], x[0, 1])
