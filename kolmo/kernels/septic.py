@@ -19,67 +19,76 @@ _fast: Any = compiled(fastmath={"reassoc", "contract"})
 CLAMP, WRAP, LINEAR = 0, 1, 2
 DEGREE = 7
 WIDTH = DEGREE + 1
-RECIPROCALS = tuple(1.0 / max(j, 1) for j in range(WIDTH))
+
+
+def _pieces() -> np.ndarray:
+    """Coefficients (powers of u − ½, splines) of the eight B-splines that live in a cell, as functions of u in it."""
+    u = np.polynomial.Polynomial([0.5, 1.0])
+    pieces = [np.polynomial.Polynomial([1.0])]
+    for j in range(1, DEGREE + 1):  # Cox–de Boor
+        below, above = [0.0 * u, *pieces], [*pieces, 0.0 * u]
+        pieces = [((u + (j - r)) * below[r] + (r + 1 - u) * above[r]) / j for r in range(j + 1)]
+    return np.stack([np.pad(p.coef, (0, WIDTH - len(p.coef))) for p in pieces], 1)
+
+
+# All eight by Horner's rule, side by side: from one to the next each would wait for the one before.
+PIECES = _pieces()
+SLOPES = np.arange(1.0, WIDTH)[:, None] * PIECES[1:]
+
+
+@_fast
+def _uniform(u: float, axis: int, w: Any, dw: Any) -> None:
+    """The eight B-splines that live in a cell, at its fraction u, and their derivatives where there is room for them."""
+    v = u - 0.5
+    for r in range(WIDTH):
+        w[axis, r] = PIECES[DEGREE, r]
+    for power in range(DEGREE - 1, -1, -1):
+        for r in range(WIDTH):
+            w[axis, r] = w[axis, r] * v + PIECES[power, r]
+    if dw.shape[0] > 0:
+        for r in range(WIDTH):
+            dw[axis, r] = SLOPES[DEGREE - 1, r]
+        for power in range(DEGREE - 2, -1, -1):
+            for r in range(WIDTH):
+                dw[axis, r] = dw[axis, r] * v + SLOPES[power, r]
 
 
 @_jit
-def _uniform(u: float, w: Any, dw: Any) -> None:
-    """The eight B-splines that live in a cell, at its fraction u, and their derivatives (Cox–de Boor)."""
-    w[0] = 1.0
-    for j in range(1, DEGREE + 1):
-        if j == DEGREE:
-            dw[0] = -w[0]
-            for r in range(1, DEGREE):
-                dw[r] = w[r - 1] - w[r]
-            dw[DEGREE] = w[DEGREE - 1]
-        saved = 0.0
-        for r in range(j):
-            part = w[r] * RECIPROCALS[j]
-            w[r] = saved + (r + 1 - u) * part
-            saved = (u + j - r - 1) * part
-        w[j] = saved
-
-
-@_jit
-def _basis(z: float, n: int, low: int, high: int, w: Any, dw: Any) -> tuple[int, int]:
+def _basis(z: float, n: int, low: int, high: int, axis: int, w: Any, dw: Any) -> tuple[int, int]:
     """Weights of the coefficients from ``first`` on at position z, and their derivatives; returns first and count."""
+    slopes = dw.shape[0] > 0
     if n == 1:
-        w[0], dw[0] = 1.0, 0.0
+        w[axis, 0] = 1.0
+        if slopes:
+            dw[axis, 0] = 0.0
         return 0, 1
     if low == WRAP:
         z -= n * np.floor(z / n)
         cell = min(int(z), n - 1)
-        _uniform(z - cell, w, dw)
+        _uniform(z - cell, axis, w, dw)
         return cell, WIDTH
     if 0.0 <= z <= n - 1:
         cell = min(int(z), n - 2)
-        _uniform(z - cell, w, dw)
+        _uniform(z - cell, axis, w, dw)
         return cell, WIDTH
     # values of the last two nodes, which share eight coefficients
     below = z < 0.0
     slope = 1.0 if (low if below else high) == LINEAR else 0.0
     beyond = slope * (-z if below else z - (n - 1))
-    _uniform(0.0 if below else 1.0, w, dw)
+    _uniform(0.0 if below else 1.0, axis, w, dw)
     if below:
         for r in range(DEGREE, -1, -1):
-            change = (w[r - 1] if r > 0 else 0.0) - w[r]
-            w[r] -= beyond * change
-            dw[r] = slope * change
+            change = (w[axis, r - 1] if r > 0 else 0.0) - w[axis, r]
+            w[axis, r] -= beyond * change
+            if slopes:
+                dw[axis, r] = slope * change
         return 0, WIDTH
     for r in range(WIDTH):
-        change = w[r] - (w[r + 1] if r < DEGREE else 0.0)
-        w[r] += beyond * change
-        dw[r] = slope * change
+        change = w[axis, r] - (w[axis, r + 1] if r < DEGREE else 0.0)
+        w[axis, r] += beyond * change
+        if slopes:
+            dw[axis, r] = slope * change
     return n - 2, WIDTH
-
-
-@_jit
-def _reads(z: float, n: int, ends: Any, m: int, w: Any, dw: Any, at: Any) -> Any:
-    """Which of m coefficients position z reads and their weights; returns their number."""
-    first, count = _basis(z, n, ends[0], ends[1], w, dw)
-    for r in range(count):
-        at[r] = (first + r) % m
-    return count
 
 
 @_fast
@@ -91,29 +100,39 @@ def average(c: Any, shape: Any, ends: Any, positions: Any, weights: Any, out: An
     """
     m0, m1, m2, columns = c.shape
     flat = c.reshape(-1)
-    w, dw, at = np.empty((3, WIDTH)), np.empty(WIDTH), np.empty((3, WIDTH), dtype=np.int64)
+    w, none = np.empty((3, WIDTH)), np.empty((0, 0))
     for i in range(positions.shape[1]):
         for k in range(columns):
             out[i, k] = 0.0
         for q in range(positions.shape[0]):
-            c0 = _reads(positions[q, i, 0], shape[0], ends[0], m0, w[0], dw, at[0])
-            c1 = _reads(positions[q, i, 1], shape[1], ends[1], m1, w[1], dw, at[1])
-            c2 = _reads(positions[q, i, 2], shape[2], ends[2], m2, w[2], dw, at[2])
-            first = at[2, 0]
-            together = columns == 1 and c2 == WIDTH and at[2, WIDTH - 1] == first + WIDTH - 1
+            first0, c0 = _basis(positions[q, i, 0], shape[0], ends[0, 0], ends[0, 1], 0, w, none)
+            first1, c1 = _basis(positions[q, i, 1], shape[1], ends[1, 0], ends[1, 1], 1, w, none)
+            first2, c2 = _basis(positions[q, i, 2], shape[2], ends[2, 0], ends[2, 1], 2, w, none)
+            if columns == 1 and c2 == WIDTH and first2 + WIDTH <= m2:  # not wrapped: neighbours in memory
+                total = 0.0
+                for a in range(c0):
+                    for b in range(c1):
+                        line = (_around(first0 + a, m0) * m1 + _around(first1 + b, m1)) * m2 + first2
+                        value = 0.0
+                        for e in range(WIDTH):
+                            value += w[2, e] * flat[line + e]
+                        total += w[0, a] * w[1, b] * value
+                out[i, 0] += weights[q] * total
+                continue
             for a in range(c0):
                 for b in range(c1):
                     weight = weights[q] * w[0, a] * w[1, b]
-                    line = (at[0, a] * m1 + at[1, b]) * m2
-                    if together:  # one column, not wrapped: neighbours in memory
-                        value = 0.0
-                        for e in range(WIDTH):
-                            value += w[2, e] * flat[line + first + e]
-                        out[i, 0] += weight * value
-                    else:
-                        for e in range(c2):
-                            for k in range(columns):
-                                out[i, k] += weight * w[2, e] * flat[(line + at[2, e]) * columns + k]
+                    line = (_around(first0 + a, m0) * m1 + _around(first1 + b, m1)) * m2
+                    for e in range(c2):
+                        at = (line + _around(first2 + e, m2)) * columns
+                        for k in range(columns):
+                            out[i, k] += weight * w[2, e] * flat[at + k]
+
+
+@_jit
+def _around(at: Any, m: Any) -> Any:
+    """A coefficient of m on a circle; divisions would cost more than all of the weights."""
+    return at - m if at >= m else at
 
 
 @_fast
@@ -121,39 +140,41 @@ def spread(p: Any, shape: Any, ends: Any, positions: Any, weights: Any, out: Any
     """Transpose of ``average``: adds to out (m0, m1, m2, k)."""
     m0, m1, m2, columns = out.shape
     flat = out.reshape(-1)
-    w, dw, at = np.empty((3, WIDTH)), np.empty(WIDTH), np.empty((3, WIDTH), dtype=np.int64)
+    w, none = np.empty((3, WIDTH)), np.empty((0, 0))
     for i in range(positions.shape[1]):
         for q in range(positions.shape[0]):
-            c0 = _reads(positions[q, i, 0], shape[0], ends[0], m0, w[0], dw, at[0])
-            c1 = _reads(positions[q, i, 1], shape[1], ends[1], m1, w[1], dw, at[1])
-            c2 = _reads(positions[q, i, 2], shape[2], ends[2], m2, w[2], dw, at[2])
+            first0, c0 = _basis(positions[q, i, 0], shape[0], ends[0, 0], ends[0, 1], 0, w, none)
+            first1, c1 = _basis(positions[q, i, 1], shape[1], ends[1, 0], ends[1, 1], 1, w, none)
+            first2, c2 = _basis(positions[q, i, 2], shape[2], ends[2, 0], ends[2, 1], 2, w, none)
             for a in range(c0):
                 for b in range(c1):
                     weight = weights[q] * w[0, a] * w[1, b]
-                    line = (at[0, a] * m1 + at[1, b]) * m2
+                    line = (_around(first0 + a, m0) * m1 + _around(first1 + b, m1)) * m2
                     for e in range(c2):
+                        at = (line + _around(first2 + e, m2)) * columns
                         for k in range(columns):
-                            flat[(line + at[2, e]) * columns + k] += weight * w[2, e] * p[i, k]
+                            flat[at + k] += weight * w[2, e] * p[i, k]
 
 
 @_fast
 def slopes(c: Any, p: Any, shape: Any, ends: Any, positions: Any, weights: Any, out: Any) -> None:
     """``out[q, i, :] = weights[q] Σ_k p[i, k] ∇s_k(positions[q, i])``: derivative with respect to the positions."""
     m0, m1, m2, columns = c.shape
-    w, dw, at = np.empty((3, WIDTH)), np.empty((3, WIDTH)), np.empty((3, WIDTH), dtype=np.int64)
+    w, dw = np.empty((3, WIDTH)), np.empty((3, WIDTH))
     for i in range(positions.shape[1]):
         for q in range(positions.shape[0]):
-            c0 = _reads(positions[q, i, 0], shape[0], ends[0], m0, w[0], dw[0], at[0])
-            c1 = _reads(positions[q, i, 1], shape[1], ends[1], m1, w[1], dw[1], at[1])
-            c2 = _reads(positions[q, i, 2], shape[2], ends[2], m2, w[2], dw[2], at[2])
+            first0, c0 = _basis(positions[q, i, 0], shape[0], ends[0, 0], ends[0, 1], 0, w, dw)
+            first1, c1 = _basis(positions[q, i, 1], shape[1], ends[1, 0], ends[1, 1], 1, w, dw)
+            first2, c2 = _basis(positions[q, i, 2], shape[2], ends[2, 0], ends[2, 1], 2, w, dw)
             x, y, z = 0.0, 0.0, 0.0
             for a in range(c0):
                 for b in range(c1):
-                    line = c[at[0, a], at[1, b]]
+                    line = c[_around(first0 + a, m0), _around(first1 + b, m1)]
                     for e in range(c2):
+                        at = _around(first2 + e, m2)
                         value = 0.0
                         for k in range(columns):
-                            value += p[i, k] * line[at[2, e], k]
+                            value += p[i, k] * line[at, k]
                         x += dw[0, a] * w[1, b] * w[2, e] * value
                         y += w[0, a] * dw[1, b] * w[2, e] * value
                         z += w[0, a] * w[1, b] * dw[2, e] * value
