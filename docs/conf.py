@@ -74,7 +74,7 @@ REFERENCE = {
     "landscape": ("Loss landscapes", ["landscape"]),
     "check": (
         "Cross-checks and problems with exact answers",
-        ["fipy", "unstructured", "interop", "catalog", "testing"],
+        ["fipy", "interop", "catalog", "testing"],
     ),
     "experiments": (
         "Experiments, runs and reports",

@@ -1,4 +1,11 @@
-"""kolmo: backward Kolmogorov equations, their control, and the noisy residual networks they describe."""
+"""kolmo: backward Kolmogorov equations, their control, and the noisy residual networks they describe.
+
+The rooms `control`, `bridge`, `landscape`, `fipy`, `catalog` and `testing` are loaded when they are first asked for.
+"""
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 from kolmo.box import Absorbing, Box, Robin
 from kolmo.certificate import Certificate, certify
@@ -21,6 +28,14 @@ from kolmo.sde import SDE
 from kolmo.solution import Solution, load
 from kolmo.solve import solve
 from kolmo.spectrum import Spectrum, spectrum
+
+if _TYPE_CHECKING:
+    from kolmo import bridge as bridge
+    from kolmo import catalog as catalog
+    from kolmo import control as control
+    from kolmo import fipy as fipy
+    from kolmo import landscape as landscape
+    from kolmo import testing as testing
 
 __version__ = "0.1.0"
 
@@ -53,3 +68,15 @@ __all__ = [
     "spectrum",
     "stationary_density",
 ]
+
+_ROOMS = ("bridge", "catalog", "control", "fipy", "landscape", "testing")
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _ROOMS:
+        return _import_module(f"kolmo.{name}")
+    raise AttributeError(f"module 'kolmo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_ROOMS, "__version__"])

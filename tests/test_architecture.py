@@ -25,7 +25,7 @@ ROOMS = [
     ["control"],
     ["bridge"],
     ["landscape"],
-    ["unstructured", "fipy", "interop", "optima", "catalog", "testing", "images", "equations"],
+    ["fipy", "interop", "optima", "catalog", "testing", "images", "equations"],
     ["runs", "report", "experiments", "sweep", "cli"],
 ]
 FLOOR = {name: level for level, room in enumerate(ROOMS) for name in room}
@@ -143,6 +143,24 @@ def test_import_kolmo_is_light():
     program = f"import sys, kolmo; print(*[name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+def test_the_package_shows_its_public_names_and_gives_its_rooms_when_asked():
+    program = (
+        "import sys, kolmo\n"
+        "shown = dir(kolmo)\n"
+        "assert set(shown) > set(kolmo.__all__), shown\n"
+        f"assert not any(name in sys.modules for name in {HEAVY})\n"
+        "for name in shown:\n"
+        "    getattr(kolmo, name)\n"
+        "print(*sorted(set(shown) - set(kolmo.__all__)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["__version__", "bridge", "catalog", "control", "fipy", "landscape", "testing"]
+    import kolmo
+
+    with pytest.raises(AttributeError, match="no attribute 'contrl'"):
+        kolmo.contrl  # noqa: B018
 
 
 def test_nothing_is_unpickled():

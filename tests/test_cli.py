@@ -203,6 +203,30 @@ def test_a_report_is_written_again_from_the_folder_alone(toy, capsys):
     assert (toy / "run" / "report.html").read_text() == first
 
 
+def test_results_that_an_experiment_cannot_report_are_not_called_damaged(toy, capsys):
+    assert main(["experiment", "toy", "--out", "run"]) == 0
+    (toy / "run" / "results.json").write_text('{"sum": "many"}')
+    assert main(["report", "run"]) == 1
+    err = capsys.readouterr().err
+    assert "the report of the experiment toy fails" in err
+    assert "or it has a mistake" in err
+
+
+def test_every_run_goes_on_with_the_command_of_its_kind(toy):
+    from kolmo.cli.kinds import going_on
+
+    kinds = {
+        "toy": "kolmo experiment toy --resume",
+        "sweep-toy": "kolmo sweep toy --resume",
+        "landscape": "kolmo landscape --resume",
+        "control": "kolmo control run-control/equation.toml --set s=0.5 --out",
+        "sweeping": "kolmo experiment sweeping --resume",
+    }
+    for name, command in kinds.items():
+        run = Run.create(name, {"parameters": {"s": 0.5}}, out=f"run-{name}")
+        assert going_on(run) == f"{command} run-{name}"
+
+
 def test_an_experiment_without_a_report_gets_a_plain_one(toy):
     assert main(["experiment", "bare", "--out", "run"]) == 0
     assert "one" in (toy / "run" / "report.html").read_text()
@@ -299,6 +323,34 @@ def test_an_equation_can_be_kept_as_a_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "bad.toml").write_text(text.replace('"-x[0]"', '"-y[0]"'))
     assert main(["solve", "bad.toml", "--out", "bad", "--quiet"]) == 2
     assert not (tmp_path / "bad").exists()
+
+
+def test_the_report_of_an_equation_says_which_result_is_damaged_and_which_mistake_is_its_own(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ou.toml").write_text("""
+        equation = { drift = "-x[0]", diffusion = 1.0, terminal = "x[0]**2", horizon = 0.1 }
+        solve = { at = [1.0, 2.0], rtol = 1e-1 }
+    """)
+    assert main(["solve", "ou.toml", "--out", "run", "--quiet"]) == 0
+    whole = json.loads((tmp_path / "run" / "results.json").read_text())
+    for change, told in [
+        ({"values": ["x", 1.0]}, r"results.values\[0\]: got 'x'"),
+        ({"values": [1.0]}, "results.values: .*needed 2 rows"),
+        ({"status": 3}, "results.status: got 3"),
+        ({"error_estimate": [[0.1], [0.1, 0.2]]}, "results.error_estimate: .*of one length"),
+        ({"extra": 1}, "results: got an unknown entry 'extra'"),
+    ]:
+        (tmp_path / "run" / "results.json").write_text(json.dumps(whole | change))
+        assert main(["report", "run"]) == 1
+        assert re.search(f"results.json is damaged: {told}", capsys.readouterr().err)
+    (tmp_path / "run" / "results.json").write_text(json.dumps(whole))
+    monkeypatch.setattr("kolmo.cli.equation_run.write_report", lambda *_, **named: named["title"] + 1)
+    assert main(["report", "run"]) == 1
+    err = capsys.readouterr().err
+    assert "mistake in kolmo" in err
+    assert "damaged" not in err
 
 
 @pytest.mark.parametrize("kind", ["[controls]\nunbounded = 1", '[fit]\nparameters = ["k"]'])

@@ -6,7 +6,8 @@ from scipy.stats import norm
 
 from kolmo import SDE, Box, Grid, KolmogorovProblem, plan, solve
 from kolmo.catalog import CASES
-from kolmo.schemes.terminal import common_break, kernel, plan_terminal, support
+from kolmo.schemes.terminal import common_break, plan_terminal
+from kolmo.schemes.terminal.kernel import kernel, support
 from kolmo.testing import order_of_accuracy
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kolmo.arrays import at_home
 from kolmo.bridge.effects import (
-    Columns,
+    ColumnSteps,
     Estimate,
     Loss,
     Losses,
@@ -219,7 +219,7 @@ class Regulariser:
             probe = Probe(model, loss, None, injection.noises, self.rows)
             if self._eta is None:
                 self._eta = _common_step(probe)
-            step = Columns(self.rows, set(probe.units), self._eta)
+            step = ColumnSteps(self.rows, set(probe.units), self._eta)
             values = []
             for change in (step.up, step.down(), None):
                 torch.set_rng_state(state)  # the model's own dropout is the same in all three
@@ -234,7 +234,7 @@ def _common_step(probe: Probe) -> float:
     sizes = []
 
     def note(at: Unit, m: Tensor, law: NoiseLaw, h: float, axis: int) -> Tensor:
-        delta = Columns(probe.rows, {at}, 1.0).up(at, m, law, h, axis) - m
+        delta = ColumnSteps(probe.rows, {at}, 1.0).up(at, m, law, h, axis) - m
         sizes.append(step_size(m, delta, probe.rows[at.row].ratio))
         return m
 

@@ -226,13 +226,13 @@ def spread(table: Losses) -> float:
 
 def _second(probe: Probe, unit: Unit, base: Losses) -> Losses:
     """Half the second difference along random columns of the noise matrix, batch by batch."""
-    step = Columns(probe.rows, {unit})
+    step = ColumnSteps(probe.rows, {unit})
     up, down = probe.values(step.up), probe.values(step.down())
     second: Losses = (up + down - 2 * base) / (2 * step.eta**2)
     return second
 
 
-class Columns:
+class ColumnSteps:
     """Steps ±ηδ along random columns δ = Gζ of the noise matrices of some additions, ζ signs.
 
     Parameters

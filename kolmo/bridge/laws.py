@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kolmo.bridge.variables import LogNormal as LogNormalVariable
 from kolmo.bridge.variables import (
+    LogNormalFactor,
     ShakeDropFactor,
     Variable,
     bernoulli,
@@ -529,7 +529,7 @@ class LogNormal(NoiseLaw):
     @property
     def variable(self) -> Variable:  # type: ignore[override]
         """The standardised log-normal variable; zero without noise."""
-        return LogNormalVariable(self.sigma) if self.sigma else bernoulli(1.0)
+        return LogNormalFactor(self.sigma) if self.sigma else bernoulli(1.0)
 
     def draw(self, shape: Sequence[int], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw ζ."""

@@ -1,5 +1,6 @@
 """Expected loss of a noisy network: by sampling, by enumeration, by layer recursion, and by its Kolmogorov equation."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,13 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from kolmo.arrays import at_home
-from kolmo.bridge.control import Control, final_state, pilot_paths, solved_control
-from kolmo.bridge.fused import Chains
+from kolmo.bridge.compiled_passes import CompiledPasses
+from kolmo.bridge.control_variate import ControlVariate, final_state, pilot_paths, solved_variate
 from kolmo.bridge.resnet import NoisyResNet, Rng, as_generator
 from kolmo.bridge.sampling import REPLICATES, blocks, of_paths
 from kolmo.errors import InputError, KolmoWarning
 
-METHODS = ("monte_carlo", "enumerate", "recursion", "pde")
+# What each method uses of the options of `expected_loss`. Enumeration is exact, so that it meets every tolerance; a
+# seed is welcome everywhere.
+METHODS = {
+    "monte_carlo": ("paths", "sampling", "common_noise", "control_variate"),
+    "enumerate": ("max_outcomes", "rtol", "atol"),
+    "recursion": ("rtol", "atol"),
+    "pde": ("order", "rtol", "atol"),
+}
 _STATES = 2_000_000  # numbers held at once while enumerating
 
 
@@ -114,13 +122,13 @@ def expected_loss(
         Sampling; all outcomes of discrete noise; the exact one-layer transition applied backwards on grids (d ≤ 3); the
         backward Kolmogorov equation of the modified SDE (d ≤ 3).
     order : {1, 2, 3}
-        Weak order of the modified SDE, for ``"pde"``.
+        Weak order of the modified SDE, for ``"pde"`` and ``control_variate="pde"``.
     rtol, atol : float
         Tolerance of ``"recursion"`` and ``"pde"``, per column: error ≤ atol + rtol · max|u|.
     paths : int
         Paths for each state, for ``"monte_carlo"``.
     rng : None, int or generator
-        Source of randomness.
+        Source of randomness; methods that draw nothing leave it alone.
     sampling : {"independent", "antithetic", "sobol"}
         Draws of ``"monte_carlo"``: independent paths; pairs with mirrored noise; scrambled Sobol points, 16 times, with
         the largest power of two of points that gives at most `paths` paths, shared by all states.
@@ -142,8 +150,8 @@ def expected_loss(
     Raises
     ------
     InputError
-        Unknown method, too many outcomes (with their number), more than three dimensions for recursion or PDE,
-        BatchNorm in training mode, a loss of the wrong shape.
+        Unknown method, an option that the method does not use, too many outcomes (with their number), more than three
+        dimensions for recursion or PDE, BatchNorm in training mode, a loss of the wrong shape.
 
     Examples
     --------
@@ -158,6 +166,9 @@ def expected_loss(
         raise InputError("method", repr(method), "one of " + ", ".join(map(repr, METHODS)))
     if solve_options and method != "pde":
         raise InputError(", ".join(solve_options), f"given with method={method!r}", "method='pde'")
+    given = {"order": order, "rtol": rtol, "atol": atol, "paths": paths, "sampling": sampling}
+    given |= {"common_noise": common_noise, "control_variate": control_variate, "max_outcomes": max_outcomes}
+    _refuse_unused(method, given)
     refuse_batchnorm(net)
     x = x.detach()
     if x.ndim < net.state_ndim:
@@ -175,6 +186,20 @@ def expected_loss(
     if method == "recursion":
         return _recursion(net, columns, flat, lead, rtol, atol)
     return _pde(net, columns, flat, lead, order, rtol, atol, solve_options)
+
+
+def _refuse_unused(method: str, given: dict[str, Any]) -> None:
+    """Refuse options that were given and that the method does not use."""
+    used = METHODS[method]
+    if "control_variate" in used and isinstance(given["control_variate"], str):
+        used = (*used, "order")  # of the equation that it is a solution of
+    defaults = inspect.signature(expected_loss).parameters
+    for name, value in given.items():
+        default = defaults[name].default
+        if name not in used and value is not default and value != default:
+            others = " or ".join(f"method={other!r}" for other, names in METHODS.items() if name in names)
+            needed = f"an option that it uses ({', '.join(used)})"
+            raise InputError(name, f"{value!r} with method={method!r}", needed, f"leave it out, or use {others}")
 
 
 def _fitting(net: nn.Module, x: Tensor) -> None:
@@ -236,13 +261,13 @@ def _sampled(
     x: Tensor,
     paths: int,
     options: "_Sampling",
-    control: Control | None,
+    control: ControlVariate | None,
     generator: torch.Generator,
 ) -> Iterator[tuple[Tensor, int]]:
     """Independent values ``(·, n, k)``, and how many paths they took: compiled where that can be."""
-    chains = Chains.of(net, x) if options.sampling == "independent" and not options.common_noise else None
-    if chains is not None:
-        for final, correction in chains.run(x, paths, control, generator):
+    compiled = CompiledPasses.of(net, x) if options.sampling == "independent" and not options.common_noise else None
+    if compiled is not None:
+        for final, correction in compiled.run(x, paths, control, generator):
             yield columns(final).double() - correction, len(final)
         return
     for block in blocks(net, x, paths, options.sampling, options.common_noise, generator):
@@ -262,19 +287,19 @@ class _Sampling:
 
 def _control(
     net: NoisyResNet, columns: Columns, x: Tensor, options: _Sampling, generator: torch.Generator
-) -> Control | None:
+) -> ControlVariate | None:
     """Control variate from a solution of the backward equation, given or solved for."""
     if options.control_variate is None:
         return None
     if options.control_variate != "pde":
-        return Control(net, options.control_variate)
+        return ControlVariate(net, options.control_variate)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", KolmoWarning)  # an equation that misses its order is as good a control
         problem = _problem(net, columns, x, options.order, {"strict": False})
     assert problem.terminal is not None
     pilot = pilot_paths(len(x))
     start = x.expand(pilot, *x.shape)
-    return solved_control(net, problem.sde, problem.terminal, start, of_paths(pilot, generator))
+    return solved_variate(net, problem.sde, problem.terminal, start, of_paths(pilot, generator))
 
 
 def _problem(net: NoisyResNet, columns: Columns, x: Tensor, order: int, options: dict[str, Any]) -> Any:

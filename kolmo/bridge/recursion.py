@@ -50,7 +50,7 @@ class Rule(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Level:
+class Resolution:
     """One resolution of the recursion."""
 
     spacing: float
@@ -212,7 +212,7 @@ def mesh(lower: np.ndarray, upper: np.ndarray, counts: np.ndarray) -> np.ndarray
     return np.stack(np.meshgrid(*lines, indexing="ij"), -1).reshape(-1, len(lines))
 
 
-class Reach:
+class PathBoxes:
     r"""Boxes that the network leaves with probability of the order of exp(−tail²/2) only.
 
     A path whose noise spends the "budget" Σ|ζ|² ≤ r² stays in the box B_k(r); one more layer with |ζ| = q leads from
@@ -319,14 +319,14 @@ def _refine(layers: list[Layer], exact: Exact, y: np.ndarray, rtol: float, atol:
     """Levels until the estimate meets the tolerance or the work becomes too much."""
     d = y.shape[1]
     tail = math.sqrt(2 * math.log(2 * d * len(layers) / (1e-2 * min(max(rtol, 1e-13), 1e-3))))
-    boxes = Reach(tail).boxes(layers, y)
+    boxes = PathBoxes(tail).boxes(layers, y)
     spacing = max(float((b - a).max()) for a, b in boxes) / _FIRST_CELLS[d]
     found: list[np.ndarray] = []
     estimate = np.array([math.inf])
-    converged, done = False, Level(spacing, 0, tail)
+    converged, done = False, Resolution(spacing, 0, tail)
     for level in range(_MOST_LEVELS):
-        now = Level(spacing / _REFINEMENT[d] ** level, level, tail + level)
-        boxes = Reach(now.tail).boxes(layers, y)
+        now = Resolution(spacing / _REFINEMENT[d] ** level, level, tail + level)
+        boxes = PathBoxes(now.tail).boxes(layers, y)
         _check_work(layers, boxes, now, y, first=level == 0)
         if level > 0 and not _affordable(layers, boxes, now, y):
             break
@@ -350,7 +350,7 @@ def _refine(layers: list[Layer], exact: Exact, y: np.ndarray, rtol: float, atol:
 
 
 def _sweep(
-    layers: list[Layer], exact: Exact, y: np.ndarray, boxes: list[tuple[np.ndarray, np.ndarray]], level: Level
+    layers: list[Layer], exact: Exact, y: np.ndarray, boxes: list[tuple[np.ndarray, np.ndarray]], level: Resolution
 ) -> np.ndarray:
     """One backward pass at one resolution."""
     value: Value = exact
@@ -366,7 +366,7 @@ def _sweep(
 
 
 def _expectation(
-    layer: Layer, value: Value, y: np.ndarray, after: tuple[np.ndarray, np.ndarray], level: Level
+    layer: Layer, value: Value, y: np.ndarray, after: tuple[np.ndarray, np.ndarray], level: Resolution
 ) -> np.ndarray:
     """E u(y + ΔX(y)) at points ``(n, d)``."""
     d = y.shape[1]
@@ -393,7 +393,7 @@ def _expectation(
     return np.concatenate(parts)
 
 
-def _evaluations(layer: Layer, box: tuple[np.ndarray, np.ndarray], level: Level, d: int) -> tuple[float, float]:
+def _evaluations(layer: Layer, box: tuple[np.ndarray, np.ndarray], level: Resolution, d: int) -> tuple[float, float]:
     """Nodes of a layer and outcomes per node."""
     nodes = float(np.prod(node_counts(*box, level.spacing).astype(float)))
     if layer.noiseless or (d > 1 and layer.separable(d) is not None):
@@ -402,7 +402,9 @@ def _evaluations(layer: Layer, box: tuple[np.ndarray, np.ndarray], level: Level,
     return nodes, layer.outcomes(r, level.extra)
 
 
-def _affordable(layers: list[Layer], boxes: list[tuple[np.ndarray, np.ndarray]], level: Level, y: np.ndarray) -> bool:
+def _affordable(
+    layers: list[Layer], boxes: list[tuple[np.ndarray, np.ndarray]], level: Resolution, y: np.ndarray
+) -> bool:
     """Whether the next level stays within the limits of work and memory."""
     for layer, box in zip(layers[1:], boxes[1:], strict=False):
         nodes, outcomes = _evaluations(layer, box, level, y.shape[1])
@@ -412,7 +414,7 @@ def _affordable(layers: list[Layer], boxes: list[tuple[np.ndarray, np.ndarray]],
 
 
 def _check_work(
-    layers: list[Layer], boxes: list[tuple[np.ndarray, np.ndarray]], level: Level, y: np.ndarray, *, first: bool
+    layers: list[Layer], boxes: list[tuple[np.ndarray, np.ndarray]], level: Resolution, y: np.ndarray, *, first: bool
 ) -> None:
     """Refuse what cannot be done even at the first level."""
     if not first or _affordable(layers, boxes, level, y):

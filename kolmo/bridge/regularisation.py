@@ -190,7 +190,7 @@ def regularisation(
     Raises
     ------
     InputError
-        States that are not vectors, BatchNorm in training mode, a loss of the wrong shape.
+        States that are not vectors, BatchNorm in training mode, a loss of the wrong shape, options that are not used.
 
     Warns
     -----
@@ -214,6 +214,11 @@ def regularisation(
     >>> abs(parts.remainder.item()) < 1e-12
     True
     """
+    if law is not None and method is not None:
+        raise InputError("method", repr(method), "none beside law=", "reading='jumps': the exact effect of each site")
+    if law is None and method is None and options:
+        needed = "a method that uses them"
+        raise InputError(", ".join(options), "given without method=", needed, "method='recursion'")
     if law is not None:
         return site_effects(net, loss, x, law, **options)
     _check(net, x)

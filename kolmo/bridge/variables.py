@@ -285,7 +285,7 @@ def shake_drop(u: Tensor, keep: float) -> Tensor:
     return (factor - keep) / shake_drop_deviation(keep)
 
 
-class LogNormal(Variable):
+class LogNormalFactor(Variable):
     """ζ = (exp(σZ − σ²/2) − 1)/√(exp(σ²) − 1) with Z standard normal: a positive factor of mean 1, standardised.
 
     Parameters

@@ -185,7 +185,8 @@ def weak_error(
             raise InputError("make_net", f"{net.depth} layers for depth {layers}", "a network of that depth")
         for tolerance in _TOLERANCES if rtol is None else (rtol,):
             accuracy: dict[str, Any] = {"rtol": tolerance, "atol": atol}
-            network = expected_loss(net, loss, x, method=method, **accuracy, **options)
+            sampled = method == "monte_carlo"  # what its accuracy is, the number of paths says
+            network = expected_loss(net, loss, x, method=method, **({} if sampled else accuracy), **options)
             equation: dict[str, Any] = {"order": order, "strict": strict, "depth": depth, "jumps": jumps}
             pde = expected_loss(net, loss, x, method="pde", **equation, **accuracy, max_seconds=max_seconds)
             distance, error = _compared(network, pde, norm)

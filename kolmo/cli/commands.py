@@ -9,7 +9,10 @@ import click
 
 import kolmo as package
 from kolmo import experiments
-from kolmo.cli import equation, perform
+from kolmo.cli import equation, landscape
+from kolmo.cli import experiment as of_experiment
+from kolmo.cli import sweep as of_sweep
+from kolmo.cli.perform import rewrite
 from kolmo.cli.text import readable
 from kolmo.errors import InputError
 from kolmo.runs import Run, environment
@@ -27,7 +30,7 @@ class _ExperimentCommand(click.Command):
     def __init__(self, experiment: str, name: str) -> None:
         super().__init__(
             name,
-            callback=lambda **given: perform.experiment(experiment, **given),
+            callback=lambda **given: of_experiment.experiment(experiment, **given),
             help=experiments.describe(experiment),
             params=[
                 click.Option(["--set", "assignments"], multiple=True, metavar="KEY=VALUE", help="Set an option."),
@@ -217,12 +220,10 @@ def sweep(name: str, vary: tuple[str, ...], assignments: tuple[str, ...], **opti
       kolmo sweep lqg --vary sigma=0.3 --seeds 20 --scheduler tcp://host:8786
       kolmo sweep lqg --resume runs/sweep-lqg-20260101-120000
     """  # noqa: D301 - \b keeps click from wrapping a paragraph
-    from kolmo.cli.sweep import sweep as perform_sweep
-
     varied: dict[str, list[str]] = {}
-    for key, value in perform.pairs(vary, "--vary"):
+    for key, value in of_experiment.pairs(vary, "--vary"):
         varied[key] = [*varied.get(key, []), value]
-    return perform_sweep(name, fixed=dict(perform.pairs(assignments, "--set")), varied=varied, **options)
+    return of_sweep.sweep(name, fixed=dict(of_experiment.pairs(assignments, "--set")), varied=varied, **options)
 
 
 @kolmo.command()
@@ -290,8 +291,6 @@ def measure_landscape(
       kolmo landscape runs/demo-20260101-120000 --network NAME
       kolmo landscape --resume runs/landscape-20260101-120000
     """  # noqa: D301 - \b keeps click from wrapping a paragraph
-    from kolmo.cli import landscape
-
     if resume is not None:
         source = click.core.ParameterSource.DEFAULT
         given = [name for name in ("out", *options) if context.get_parameter_source(name) != source]
@@ -323,9 +322,7 @@ def report(run: Path, as_json: bool) -> None:
 
     Example: kolmo report runs/demo-20260101-120000
     """
-    from kolmo.cli import reports
-
-    path = str(reports.rewrite(Run.open(run)))
+    path = str(rewrite(Run.open(run)))
     click.echo(json.dumps({"report": path}) if as_json else path)
 
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kolmo import schema
+from kolmo.cli.kinds import KINDS, Kind
 from kolmo.cli.text import readable
 from kolmo.equations import Equation
 from kolmo.equations.document import MAX_BYTES
 from kolmo.errors import InputError
-from kolmo.files import is_file, read_bytes, read_text
+from kolmo.files import damage, is_file, read_bytes, read_text
 from kolmo.report import Block, Code, Figure, Measured, Section, Table, write_report
 from kolmo.runs import Run
 
@@ -104,8 +106,7 @@ def report(run: Run) -> Path:
     found: list[Block] = [f"{answer['status'].capitalize()}: {answer['message']}."]
     found += _fitted(run, answer) if "objective" in answer else _values(run, answer)
     text = read_text(run.folder / "equation.toml", MAX_BYTES, in_run=True)
-    words = [f"--set {shlex.quote(f'{name}={value!r}')}" for name, value in run.config["parameters"].items()]
-    command = " ".join([f"kolmo {run.name} equation.toml", *words])
+    command = f"kolmo {run.name} equation.toml{_set_to(run)}"
     sections = [Section("Answer", found), Section("What was asked", ["`equation.toml` in the folder:", Code(text)])]
     titles = {"solve": "An equation solved", "control": "A parameter fit" if "objective" in answer else "A control"}
     return write_report(run, sections, title=titles[run.name], command=command)
@@ -145,3 +146,64 @@ def _fitted(run: Run, answer: dict[str, Any]) -> list[Block]:
 
 def _point(x: Any) -> str:
     return ", ".join(f"{c:g}" for c in np.atleast_1d(x))
+
+
+_CONFIG = schema.table({"parameters": schema.mapping(schema.number())})
+
+
+def _set_to(run: Run) -> str:
+    """The parameters of a run, as options."""
+    with damage(run.folder / "config.json"):
+        config = _CONFIG(run.config, "config")
+    return "".join(f" --set {shlex.quote(f'{name}={value!r}')}" for name, value in config["parameters"].items())
+
+
+def _again(run: Run) -> str:
+    file, folder = (shlex.quote(str(path)) for path in (run.folder / "equation.toml", run.folder))
+    return f"kolmo {run.name} {file}{_set_to(run)} --out {folder}"
+
+
+_NUMBER = schema.optional(schema.number())  # None: not a number
+_ROWS = schema.many(schema.many(_NUMBER, 1), 1)
+_SAID = {"status": schema.text(), "message": schema.text(), "at": _ROWS}
+
+
+def _columns(value: Any, where: str) -> Any:
+    """A number for each point, or a row of them."""
+    return (_ROWS if isinstance(value, list) and value and isinstance(value[0], list) else schema.many(_NUMBER, 1))(
+        value, where
+    )
+
+
+_VALUES = schema.table(
+    {**_SAID, "values": _columns, "error_estimate": _columns, "policy": _ROWS, "cells": _NUMBER, "steps": _NUMBER},
+    absent=["policy"],
+)
+_LINE = schema.many(_NUMBER, 1)
+_FIT = schema.table(
+    {
+        **_SAID,
+        "values": _LINE,
+        "targets": schema.optional(_LINE),
+        "weights": _LINE,
+        "history": schema.many(_NUMBER),
+        "parameters": schema.mapping(schema.number()),
+        "objective": schema.number(),
+        "objective_before": schema.number(),
+        "iterations": schema.whole(0),
+    }
+)
+
+
+def _results(value: Any, where: str) -> Any:
+    """An answer at points: values, or a fit; all in as many rows as there are points, all rows of one length."""
+    found = (_FIT if isinstance(value, dict) and "objective" in value else _VALUES)(value, where)
+    for name in ("at", "values", "error_estimate", "policy", "targets", "weights"):
+        rows = found.get(name)
+        if rows is not None and (len(rows) != len(found["at"]) or len({np.size(row) for row in rows}) > 1):
+            raise schema.refuse(f"{where}.{name}", rows, f"{len(found['at'])} rows of one length")
+    return found
+
+
+for _name in ("solve", "control"):
+    KINDS.add(_name, Kind(_again, report, _results))

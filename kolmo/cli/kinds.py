@@ -1,25 +1,54 @@
-"""The kinds of runs that commands make, told by their names, and how each goes on."""
+"""The kinds of runs that commands make: how one goes on, how its report is written, what its results hold.
 
-import shlex
+Every module that makes runs adds its kind here, under the first word of the names of its runs; a name that no other
+kind claims is that of an experiment.
+"""
 
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kolmo.registry import Registry
 from kolmo.runs import Run
+from kolmo.schema import Check
 
-__all__ = ["SWEEP", "going_on"]
+__all__ = ["EXPERIMENT", "KINDS", "Kind", "going_on", "kind_of"]
 
-SWEEP = "sweep-"
-"""How the names of sweeps begin."""
+EXPERIMENT = "experiment"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of run.
+
+    Attributes
+    ----------
+    again : callable
+        ``again(run)``: the command that goes on with an unfinished run, or does it again where it is one piece.
+    report : callable
+        ``report(run)`` writes the report from what the folder holds, and returns its path.
+    results : Check
+        What its results hold.
+    shown : callable
+        ``shown(results)``: what of them is shown in a terminal; by default all.
+    """
+
+    again: Callable[[Run], str]
+    report: Callable[[Run], Path]
+    results: Check
+    shown: Callable[[dict[str, Any]], Mapping[str, Any]] = dict
+
+
+KINDS = Registry[Kind]("kind of run")
+
+
+def kind_of(run: Run) -> Kind:
+    """The kind of a run, by the first word of its name."""
+    word = run.name.partition("-")[0]
+    return KINDS[word if word in KINDS else EXPERIMENT]
 
 
 def going_on(run: Run) -> str:
     """The command that goes on with an unfinished run, or does it again where it is one piece."""
-    folder = shlex.quote(str(run.folder))
-    if run.name.startswith(SWEEP):
-        return f"kolmo sweep {run.name.removeprefix(SWEEP)} --resume {folder}"
-    if run.name == "landscape":
-        return f"kolmo landscape --resume {folder}"
-    if run.name in ("solve", "control"):
-        set_to = [
-            f" --set {shlex.quote(f'{key}={value!r}')}" for key, value in run.config.get("parameters", {}).items()
-        ]
-        return f"kolmo {run.name} {shlex.quote(str(run.folder / 'equation.toml'))}{''.join(set_to)} --out {folder}"
-    return f"kolmo experiment {run.name} --resume {folder}"
+    return kind_of(run).again(run)

@@ -2,24 +2,23 @@
 
 import dataclasses
 import importlib
-import json
+import math
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-import click
-from matplotlib.figure import Figure as Canvas
-
 from kolmo import experiments, schema
-from kolmo.cli.kinds import going_on
-from kolmo.cli.text import readable
+from kolmo.cli.kinds import KINDS, Kind
+from kolmo.cli.perform import perform, reopened
 from kolmo.errors import InputError, KolmoError
 from kolmo.files import damage, is_file, opened
 from kolmo.report import Figure, Measured, Relief, Section, Table, write_report
 from kolmo.runs import Run
 
 __all__ = ["Options", "landscape", "report", "resume"]
+
+_KIND = "landscape"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,16 +38,13 @@ class Options:
 def landscape(options: Options, out: Path | None, quiet: bool, as_json: bool) -> int:
     """Measure the surface, draw it, and write numbers and report into a run folder; return the exit code."""
     model, loss = _made(options)
-    run = Run.create("landscape", dataclasses.asdict(options), out=out, seeds=[options.seed])
+    run = Run.create(_KIND, dataclasses.asdict(options), out=out, seeds=[options.seed])
     return _measured(run, options, model, loss, quiet, as_json)
 
 
 def resume(folder: Path, take_over: bool, quiet: bool, as_json: bool) -> int:
     """Go on with a landscape that was interrupted; what was evaluated is kept. Return the exit code."""
-    found = Run.open(folder)
-    if found.name != "landscape":
-        raise InputError("resume", f"a run of {found.name!r}", "one of kolmo landscape", going_on(found))
-    options = _asked(found)
+    options = _asked(reopened(folder, _KIND, "one of kolmo landscape"))
     model, loss = _made(options)
     return _measured(Run.resume(folder, take_over=take_over), options, model, loss, quiet, as_json)
 
@@ -74,34 +70,28 @@ def _asked(run: Run) -> Options:
 
 
 def _measured(run: Run, options: Options, model: Any, loss: Any, quiet: bool, as_json: bool) -> int:
-    from kolmo import landscape as rooms
+    def work() -> dict[str, Any]:
+        from matplotlib.figure import Figure as Canvas
 
-    click.echo(f"run folder: {run.folder}", err=True)
-    try:
-        with run:
-            surface = rooms.surface(
-                loss,
-                model,
-                rooms.random_plane(model, seed=options.seed),
-                span=options.span,
-                points=options.points,
-                draws=options.draws,
-                seed=options.seed,
-                noisy=options.noisy,
-                path=run.folder / "surface.npz",
-                progress=not quiet,
-            )
-            run.save_figure("contours", surface.plot(ax=Canvas(layout="constrained").subplots()).figure)
-            found = rooms.summary(surface)
-            run.save_results({name: dataclasses.asdict(found[name]) for name in found})
-            path = report(run)
-    except KeyboardInterrupt:
-        click.echo(f"kolmo: interrupted. What was evaluated is kept; go on with: {going_on(run)}", err=True)
-        return 1
-    answer = {"run": str(run.folder), "report": str(path), "results": run.results}
-    shown = {name: str(found[name]) for name in found}
-    click.echo(json.dumps(answer, indent=2) if as_json else f"{readable(shown)}\nreport: {path}")
-    return 0
+        from kolmo import landscape as rooms
+
+        surface = rooms.surface(
+            loss,
+            model,
+            rooms.random_plane(model, seed=options.seed),
+            span=options.span,
+            points=options.points,
+            draws=options.draws,
+            seed=options.seed,
+            noisy=options.noisy,
+            path=run.folder / "surface.npz",
+            progress=not quiet,
+        )
+        run.save_figure("contours", surface.plot(ax=Canvas(layout="constrained").subplots()).figure)
+        found = rooms.summary(surface)
+        return {name: dataclasses.asdict(found[name]) for name in found}
+
+    return perform(run, work, as_json)
 
 
 def report(run: Run) -> Path:
@@ -195,3 +185,30 @@ def _command(options: Options) -> str:
     if options.noisy is not None:
         words.append("--noisy" if options.noisy else "--plain")
     return " ".join(words)
+
+
+def _shown(results: dict[str, Any]) -> dict[str, str]:
+    """Every quantity with its error, in a line; None stands for what is no number."""
+    from kolmo.landscape import Quantity
+
+    def number(value: float | None) -> float:
+        return math.nan if value is None else value
+
+    return {
+        name: str(Quantity(number(q["value"]), number(q["standard_error"]), q["definition"]))
+        for name, q in results.items()
+    }
+
+
+_NUMBER = schema.optional(schema.number())
+KINDS.add(
+    _KIND,
+    Kind(
+        again=lambda run: f"kolmo landscape --resume {shlex.quote(str(run.folder))}",
+        report=report,
+        results=schema.mapping(
+            schema.table({"value": _NUMBER, "standard_error": _NUMBER, "definition": schema.text()})
+        ),
+        shown=_shown,
+    ),
+)

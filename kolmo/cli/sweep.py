@@ -1,22 +1,22 @@
 """A sweep from the command line: make or resume its run, do the tasks, average over seeds, report."""
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
 
-import click
-
 from kolmo import experiments, schema
 from kolmo import sweep as sweeps
-from kolmo.cli.kinds import SWEEP, going_on
-from kolmo.cli.text import averaged, readable
+from kolmo.cli.kinds import KINDS, Kind
+from kolmo.cli.perform import perform, reopened
+from kolmo.cli.text import averaged
 from kolmo.errors import InputError, KolmoError
 from kolmo.files import damage
 from kolmo.report import Section, Table, write_report
 from kolmo.runs import Run
 
 __all__ = ["report", "sweep"]
+
+_KIND = "sweep"
 
 
 def sweep(
@@ -37,10 +37,7 @@ def sweep(
     if resume is not None:
         if fixed or varied or seeds is not None or out is not None:
             raise InputError("resume", "options beside it", "none but --scheduler and --workers")
-        found = Run.open(resume)
-        if found.name != f"{SWEEP}{name}":
-            raise InputError("resume", f"a run of {found.name!r}", f"a sweep of {name!r}")
-        fixed, varied = _asked(found)
+        fixed, varied = _asked(reopened(resume, f"{_KIND}-{name}", f"a sweep of {name!r}"))
         with damage(resume / "config.json"):
             tasks = sweeps.settings(name, fixed, varied)
         run = Run.resume(resume, take_over=take_over)
@@ -55,31 +52,20 @@ def sweep(
             fixed |= {"seeds": "1"} if "seeds" in known else {}
         tasks = sweeps.settings(name, fixed, varied)
         run = Run.create(
-            f"{SWEEP}{name}",
+            f"{_KIND}-{name}",
             {"set": fixed, "vary": varied},
             out=out,
             seeds=[int(s) for s in varied.get("seed", [])],
         )
-    click.echo(f"run folder: {run.folder}", err=True)
-    try:
-        with run:
-            try:
-                failed = sweeps.perform(run, name, tasks, scheduler=scheduler, workers=workers, progress=not quiet)
-            except KolmoError:
-                click.echo(f"Finished work is kept; go on with: {going_on(run)}", err=True)
-                raise
-            if failed:
-                said = [f"{key}: {message}" for key, message in failed.items()]
-                kept = f"{len(failed)} of {len(tasks)} tasks failed; the others are kept. Go on with: {going_on(run)}"
-                raise KolmoError("\n".join([*said, kept]))
-            run.save_results(_averaged(run, tasks))
-            report(run)
-    except KeyboardInterrupt:
-        click.echo(f"kolmo: interrupted. Go on with: {going_on(run)}", err=True)
-        return 1
-    answer = {"run": str(run.folder), "report": str(run.folder / "report.html"), "results": run.results}
-    click.echo(json.dumps(answer, indent=2) if as_json else f"{readable(run.results)}\nreport: {answer['report']}")
-    return 0
+
+    def work() -> dict[str, Any]:
+        failed = sweeps.perform(run, name, tasks, scheduler=scheduler, workers=workers, progress=not quiet)
+        if failed:
+            said = [f"{key}: {message}" for key, message in failed.items()]
+            raise KolmoError("\n".join([*said, f"{len(failed)} of {len(tasks)} tasks failed; the others are kept."]))
+        return _averaged(run, tasks)
+
+    return perform(run, work, as_json)
 
 
 _WORDS = schema.mapping(schema.text())
@@ -104,7 +90,7 @@ def _averaged(run: Run, tasks: dict[str, dict[str, str]]) -> dict[str, Any]:
 
 def report(run: Run) -> Path:
     """Write the report of a sweep from its results."""
-    name = run.name.removeprefix(SWEEP)
+    name = _swept(run)
     fixed, varied = _asked(run)
     rows = [
         [group, number, averaged(**found)]
@@ -116,3 +102,19 @@ def report(run: Run) -> Path:
     words += [f"--vary {shlex.quote(f'{key}={v}')}" for key, values in varied.items() for v in values]
     command = " ".join(["kolmo sweep", name, *words])
     return write_report(run, [Section("Results", [table])], title=f"Sweep of {name}", command=command)
+
+
+def _swept(run: Run) -> str:
+    """The experiment that a run is a sweep of."""
+    return run.name.removeprefix(f"{_KIND}-")
+
+
+_NUMBER = schema.optional(schema.number())
+KINDS.add(
+    _KIND,
+    Kind(
+        again=lambda run: f"kolmo sweep {_swept(run)} --resume {shlex.quote(str(run.folder))}",
+        report=report,
+        results=schema.mapping(schema.mapping(schema.table({"mean": _NUMBER, "standard_error": _NUMBER}))),
+    ),
+)

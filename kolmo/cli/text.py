@@ -8,9 +8,9 @@ from kolmo.report import Measured
 __all__ = ["averaged", "readable"]
 
 
-def averaged(mean: float, standard_error: float | None, values: object = None) -> Measured | float:
+def averaged(mean: float | None, standard_error: float | None, values: object = None) -> Measured | float | None:
     """Return a mean over seeds and its standard error, as results hold them, as one number; one seed has no error."""
-    return mean if standard_error is None else Measured(mean, standard_error)
+    return mean if mean is None or standard_error is None else Measured(mean, standard_error)
 
 
 def readable(value: Any, indent: int = 0) -> str:

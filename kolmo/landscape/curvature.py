@@ -19,8 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kolmo import files, schema
 from kolmo.errors import InputError
+from kolmo.landscape.draws import Draws, whole
 from kolmo.landscape.operators import Given, Hessian, matrix_of
-from kolmo.landscape.state import Evaluation, Loss, kept, whole
+from kolmo.landscape.state import Evaluation, Loss, kept
 
 _WHOLE = 48  # up to this many parameters the Krylov space is the whole space
 _BREAKDOWN = 100.0  # rounding units of the largest coefficient: the Krylov space is invariant
@@ -308,14 +309,9 @@ def curvature(
         raise InputError("probes", probes, "none, or at least 2 to have a standard error")
     if not rtol > 0:
         raise InputError("rtol", rtol, "a positive number")
-    draws, seed = whole("draws", draws, 1), whole("seed", seed)
-    settings = {
-        "draws": draws,
-        "seed": seed,
-        "noisy": None if noisy is None else bool(noisy),
-        "batchnorm": batchnorm,
-    }
-    asked = _Asked(top, rtol, max_products, probes, density_probes, density_steps, seed, settings)
+    noise = Draws(draws, seed, noisy, batchnorm, calibrate)
+    settings = noise.settings()
+    asked = _Asked(top, rtol, max_products, probes, density_probes, density_steps, noise.seed, settings)
     if model is None:
         if not (hasattr(loss, "shape") and hasattr(loss, "__matmul__")):
             raise InputError("model", None, "a model, or an operator with shape and @ in place of the loss")
@@ -325,9 +321,7 @@ def curvature(
     settings["kind"] = kind
     # of the kernels of attention only the plain one has second derivatives
     with kept(model) as snapshot, sdpa_kernel(SDPBackend.MATH):
-        evaluation = Evaluation(
-            loss, model, snapshot, draws=draws, seed=seed, noisy=noisy, batchnorm=batchnorm, calibrate=calibrate
-        )
+        evaluation = Evaluation(loss, model, snapshot, noise)
         first, varying = evaluation.probe(name, gradients=True)
         random = varying[next(iter(first)) if name not in first else name]
         evaluation.settle()

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from kolmo import files, schema
 from kolmo.errors import InputError
-from kolmo.landscape.state import normal, whole
+from kolmo.landscape.draws import whole
+from kolmo.landscape.state import normal
 
 Weights = dict[str, Tensor]
 Span = tuple[tuple[float, float], ...]

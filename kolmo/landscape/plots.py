@@ -10,7 +10,7 @@ import numpy as np
 
 from kolmo import files
 from kolmo.errors import InputError
-from kolmo.landscape.state import whole
+from kolmo.landscape.draws import whole
 
 if TYPE_CHECKING:
     from kolmo.landscape.curvature import Curvature

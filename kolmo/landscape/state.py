@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import operator
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,11 +12,10 @@ from torch import Tensor, nn
 
 from kolmo.errors import InputError
 from kolmo.landscape.batches import BatchLoss
+from kolmo.landscape.draws import Draws
 
 Loss = Callable[[nn.Module], Any]
 """The loss of a model: a scalar, or a dictionary of scalars by name."""
-
-BATCHNORM = ("freeze", "recalibrate", "batch")
 
 # Relative difference that a repeated draw may have: sums on a GPU come in any order.
 _REPEATED = 1e-4
@@ -133,9 +131,7 @@ def kept(model: nn.Module) -> Iterator[Snapshot]:
 
 
 class Evaluation:
-    """A loss of a model at weights that are moved, under fixed noise draws and a policy for batch normalisation.
-
-    Draw j is made after ``torch.manual_seed(seed + j)``, whatever the weights: common random numbers.
+    """A loss of a model at weights that are moved, under fixed noise draws: common random numbers.
 
     Parameters
     ----------
@@ -143,57 +139,39 @@ class Evaluation:
         ``loss(model)`` -> a scalar or a dictionary of scalars.
     model : nn.Module
         The model; the caller keeps its state with `kept`.
-    draws, seed : int
-        Number of draws, and the seed of the first.
-    noisy : bool or None
-        True: training mode; False: evaluation mode; None: each module's mode as it is.
-    batchnorm : {"freeze", "recalibrate", "batch"}
-        See `surface`.
-    calibrate : callable, optional
-        ``calibrate(model)`` passes data through the model, for "recalibrate".
-
-    Raises
-    ------
-    InputError
-        No draws, an unknown policy, or "recalibrate" without data.
+    snapshot : Snapshot
+        Its state, as `kept` gives it.
+    draws : Draws
+        The noise, and the policy for batch normalisation.
     """
 
-    def __init__(
-        self,
-        loss: Loss,
-        model: nn.Module,
-        snapshot: Snapshot,
-        *,
-        draws: int,
-        seed: int,
-        noisy: bool | None,
-        batchnorm: str,
-        calibrate: Callable[[nn.Module], Any] | None,
-    ) -> None:
-        check(batchnorm, calibrate)
-        self._loss, self.model, self._snapshot = loss, model, snapshot
-        self.draws, self._seed = whole("draws", draws, 1), whole("seed", seed)
-        self._batchnorm, self._calibrate = batchnorm, calibrate
-        if noisy is not None:
-            model.train(bool(noisy))
+    def __init__(self, loss: Loss, model: nn.Module, snapshot: Snapshot, draws: Draws) -> None:
+        self._loss, self.model, self._snapshot, self._draws = loss, model, snapshot, draws
+        if draws.noisy is not None:
+            model.train(draws.noisy)
         self._layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         for layer in self._layers:
-            layer.train(batchnorm == "batch")
+            layer.train(draws.batchnorm == "batch")
         # torch.manual_seed prepares devices that were never used too, which takes longer than drawing
         other = any(p.device.type != "cpu" for p in model.parameters())
         other |= torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         self._manual_seed = torch.manual_seed if other else torch.default_generator.manual_seed
 
+    @property
+    def draws(self) -> int:
+        """Number of draws."""
+        return self._draws.count
+
     def settle(self) -> None:
         """Make the buffers what the policy says at the weights that the model now has."""
         with torch.no_grad():
             self._snapshot.restore_buffers()
-            if self._batchnorm == "recalibrate":
+            if self._draws.batchnorm == "recalibrate":
                 self._recalibrate()
 
     def draw(self, j: int) -> dict[str, Tensor]:
         """Losses by name of draw j, at the weights that the model now has."""
-        self._manual_seed(self._seed + j)
+        self._manual_seed(self._draws.seed + j)
         found = self._loss(self.model)
         if isinstance(found, dict) and not found:
             raise InputError("loss", "an empty dictionary", "a scalar, or a dictionary of scalars")
@@ -204,7 +182,7 @@ class Evaluation:
         if not isinstance(self._loss, BatchLoss):
             yield self.draw(j)
             return
-        self._manual_seed(self._seed + j)
+        self._manual_seed(self._draws.seed + j)
         yield from self._loss.parts(self.model)
 
     def probe(self, name: str | None = None, *, gradients: bool = False) -> tuple[dict[str, float], dict[str, bool]]:
@@ -259,15 +237,15 @@ class Evaluation:
 
     def _recalibrate(self) -> None:
         """Running statistics as plain averages over the calibration data."""
-        assert self._calibrate is not None
+        assert self._draws.calibrate is not None
         momenta = [layer.momentum for layer in self._layers]
         try:
             for layer in self._layers:
                 layer.reset_running_stats()
                 layer.momentum = None
                 layer.train()
-            self._manual_seed(self._seed)
-            self._calibrate(self.model)
+            self._manual_seed(self._draws.seed)
+            self._draws.calibrate(self.model)
         finally:
             for layer, momentum in zip(self._layers, momenta, strict=True):
                 layer.momentum = momentum
@@ -277,29 +255,6 @@ class Evaluation:
 def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Standard normal numbers in double precision: the same for every default device and precision of torch."""
     return torch.randn(tuple(shape), generator=generator, device=generator.device, dtype=torch.float64)
-
-
-def whole(argument: str, value: Any, least: int | None = None) -> int:
-    """A whole number from whatever kind of integer was given, not below `least`."""
-    try:
-        found = operator.index(value)
-    except TypeError:
-        found = None
-    if found is None or (least is not None and found < least):
-        needed = "a whole number" if least is None else f"a whole number, at least {least}"
-        raise InputError(argument, repr(value), needed)
-    return found
-
-
-def check(batchnorm: str, calibrate: Any) -> None:
-    """Refuse settings that mean nothing."""
-    if batchnorm not in BATCHNORM:
-        raise InputError("batchnorm", repr(batchnorm), "one of " + ", ".join(map(repr, BATCHNORM)))
-    if (batchnorm == "recalibrate") != (calibrate is not None):
-        given = "nothing" if calibrate is None else f"a callable with batchnorm={batchnorm!r}"
-        raise InputError(
-            "calibrate", given, "batchnorm='recalibrate' together with calibrate(model), which passes data through it"
-        )
 
 
 def _close(one: float, other: float, tolerance: float) -> bool:

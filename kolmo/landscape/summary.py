@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from kolmo.errors import InputError
 from kolmo.landscape.curvature import Curvature
-from kolmo.landscape.state import Evaluation, Loss, kept, normal, whole
+from kolmo.landscape.draws import Draws, whole
+from kolmo.landscape.state import Evaluation, Loss, kept, normal
 from kolmo.landscape.surface import Surface
 
 _RAYS = 64  # directions along which the radius is measured
@@ -205,11 +206,10 @@ def sharpness(
     >>> round(found["SAM sharpness"].value, 4)
     0.21
     """
-    pairs, seed = whole("pairs", pairs, 2), whole("seed", seed)
+    pairs = whole("pairs", pairs, 2)
+    noise = Draws(draws, seed, noisy, batchnorm, calibrate)
     with kept(model) as snapshot:
-        evaluation = Evaluation(
-            loss, model, snapshot, draws=draws, seed=seed, noisy=noisy, batchnorm=batchnorm, calibrate=calibrate
-        )
+        evaluation = Evaluation(loss, model, snapshot, noise)
         weights: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         random = next(iter(evaluation.probe()[1].values()))
         origin = [p.detach().clone() for p in weights]
@@ -227,7 +227,7 @@ def sharpness(
         norm = _norm(slope)
         scaled = [p.abs() * g for p, g in zip(origin, slope, strict=True)]
         adaptive = [p.abs() * s for p, s in zip(origin, scaled, strict=True)]
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(noise.seed)
         along = rises([rho / norm * g for g in slope])
         relative = rises([adaptive_rho / _norm(scaled) * a for a in adaptive])
         blurred = []

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from kolmo import files, schema
 from kolmo.errors import InputError
+from kolmo.landscape.draws import Draws, whole
 from kolmo.landscape.placement import place
 from kolmo.landscape.planes import Plane
-from kolmo.landscape.state import Evaluation, Loss, kept, whole
+from kolmo.landscape.state import Evaluation, Loss, kept
 
 _SAVE_EVERY = 20.0  # seconds between two writings of what is there so far
 
@@ -321,17 +322,10 @@ def surface(
     axes = _axes(plane, span, points)
     if rtol is not None and not 0 < rtol < math.inf:
         raise InputError("rtol", rtol, "a positive number, or None for the full grid")
-    settings: dict[str, Any] = {
-        "draws": whole("draws", draws, 1),
-        "seed": whole("seed", seed),
-        "noisy": None if noisy is None else bool(noisy),
-        "batchnorm": batchnorm,
-        "rtol": None if rtol is None else float(rtol),
-    }
+    noise = Draws(draws, seed, noisy, batchnorm, calibrate)
+    settings: dict[str, Any] = {**noise.settings(), "rtol": None if rtol is None else float(rtol)}
     with kept(model) as snapshot:
-        evaluation = Evaluation(
-            loss, model, snapshot, draws=draws, seed=seed, noisy=noisy, batchnorm=batchnorm, calibrate=calibrate
-        )
+        evaluation = Evaluation(loss, model, snapshot, noise)
         mover = _Mover(model, plane)
         mover.to((0.0,) * len(axes))
         settings["origin"], varying = evaluation.probe()

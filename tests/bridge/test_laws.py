@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kolmo import bridge
-from kolmo.bridge.variables import VARIABLES, LogNormal, ShakeDropFactor, bernoulli
+from kolmo.bridge.variables import VARIABLES, LogNormalFactor, ShakeDropFactor, bernoulli
 from kolmo.errors import InputError
 
 DOUBLE = torch.float64
@@ -135,7 +135,7 @@ def test_covariance_action_on_images_is_that_of_the_law():
 
 @pytest.mark.parametrize(
     "variable",
-    [*VARIABLES.values(), bernoulli(0.8), bernoulli(0.5), LogNormal(0.1), ShakeDropFactor(0.7)],
+    [*VARIABLES.values(), bernoulli(0.8), bernoulli(0.5), LogNormalFactor(0.1), ShakeDropFactor(0.7)],
     ids=lambda v: v.name,
 )
 def test_variables_are_standardised_and_declare_their_moments(variable):

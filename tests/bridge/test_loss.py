@@ -280,6 +280,37 @@ def test_shapes_follow_the_loss():
         assert bridge.expected_loss(net, lambda z: z.expand(*z.shape[:-1], 2), x, method=method).mean.shape == (4, 3, 2)
 
 
+@pytest.mark.parametrize(
+    ("method", "option"),
+    [
+        *[(m, o) for m in ("enumerate", "recursion", "pde") for o in ("paths", "sampling", "common_noise")],
+        *[(m, "control_variate") for m in ("enumerate", "recursion", "pde")],
+        *[(m, "max_outcomes") for m in ("monte_carlo", "recursion", "pde")],
+        *[(m, "order") for m in ("monte_carlo", "enumerate", "recursion")],
+        *[("monte_carlo", o) for o in ("rtol", "atol", "box")],
+        *[(m, "box") for m in ("enumerate", "recursion")],
+    ],
+)
+def test_options_that_a_method_does_not_use_are_refused(method, option):
+    values = {"paths": 50, "sampling": "sobol", "common_noise": True, "control_variate": "pde", "max_outcomes": 9}
+    values |= {"order": 2, "rtol": 1e-2, "atol": 1e-3, "box": kolmo.Box([-8.0], [8.0])}
+    net = bridge.NoisyResNet([linear([[0.5]])] * 2, bridge.StochasticDepth(0.5))
+    with pytest.raises(InputError, match=f"{option}: got .*{method!r}"):
+        bridge.expected_loss(
+            net, lambda z: z[..., 0], torch.zeros(1, 1, dtype=DOUBLE), method=method, **{option: values[option]}
+        )
+
+
+def test_options_of_an_analysis_that_computes_no_loss_are_refused():
+    net = bridge.NoisyResNet([linear([[0.5]])] * 2, bridge.Additive(0.5))
+    with pytest.raises(InputError, match="paths: got given without method="):
+        bridge.regularisation(net, lambda z: z[..., 0], torch.zeros(1, 1, dtype=DOUBLE), paths=50)
+    with pytest.raises(InputError, match="method: got 'recursion'"):
+        bridge.regularisation(
+            net, lambda z: z[..., 0], torch.zeros(1, 1, dtype=DOUBLE), law=bridge.Additive(0.1), method="recursion"
+        )
+
+
 def test_bad_input_is_named():
     net = bridge.NoisyResNet([linear([[0.5]])] * 30, bridge.StochasticDepth(0.5))
     x = torch.zeros(1, 1, dtype=DOUBLE)

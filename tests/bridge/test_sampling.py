@@ -26,7 +26,7 @@ WAYS = {
     "common": {"common_noise": True},
     "antithetic": {"sampling": "antithetic"},
     "sobol": {"sampling": "sobol"},
-    "control": {"control_variate": "pde", "rtol": 1e-2},
+    "control": {"control_variate": "pde"},
 }
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from kolmo import experiments
-from kolmo.cli.perform import report
+from kolmo.cli.experiment import report
 from kolmo.cli.text import readable
 from kolmo.runs import Run
 

@@ -32,7 +32,7 @@ _EXPLICIT = 2.0  # bound on step times spectral radius for the explicit stepper
 _MOST_SUBSTEPS = 4
 
 
-class Control:
+class ControlVariate:
     """Control variate from a solution saved at the layer times; u is held as cubic splines on a uniform grid.
 
     Parameters
@@ -87,8 +87,10 @@ def _spline(solution: Any, nodes: np.ndarray, t: float) -> np.ndarray:
 
 
 @torch.no_grad()
-def solved_control(net: NoisyResNet, sde: SDE, loss: Callable[[Tensor], Tensor], x: Tensor, draw: Draw) -> Control:
-    """Control from a coarse solution on one grid around the paths of a pilot run of states x ``(paths, n, d)``."""
+def solved_variate(
+    net: NoisyResNet, sde: SDE, loss: Callable[[Tensor], Tensor], x: Tensor, draw: Draw
+) -> ControlVariate:
+    """Control variate from a coarse solution on a grid around the paths of a pilot run; x is ``(paths, n, d)``."""
     lower, upper, speed, spread = _pilot(net, x, draw)
     margin = _MARGIN * (upper - lower) + 1e-6 * (1.0 + np.abs(upper))
     problem = KolmogorovProblem(sde, loss, net.horizon, Box(lower - margin, upper + margin))
@@ -99,7 +101,7 @@ def solved_control(net: NoisyResNet, sde: SDE, loss: Callable[[Tensor], Tensor],
     substeps = max(1, math.ceil(net.h * radius / _EXPLICIT))
     stepper, steps = ("rk4", net.depth * substeps) if substeps <= _MOST_SUBSTEPS else ("mcs", net.depth)
     times = [k * net.h for k in range(net.depth)] + [net.horizon]
-    return Control(net, solve(problem, grid=(nodes,) * len(lower), steps=steps, stepper=stepper, save=times))
+    return ControlVariate(net, solve(problem, grid=(nodes,) * len(lower), steps=steps, stepper=stepper, save=times))
 
 
 def _pilot(net: NoisyResNet, x: Tensor, draw: Draw) -> tuple[np.ndarray, ...]:
@@ -125,7 +127,9 @@ def pilot_paths(n: int) -> int:
     return max(2, _PILOT // n)
 
 
-def final_state(net: NoisyResNet, x: Tensor, draw: Draw, control: Control | None) -> tuple[Tensor, Tensor | float]:
+def final_state(
+    net: NoisyResNet, x: Tensor, draw: Draw, control: ControlVariate | None
+) -> tuple[Tensor, Tensor | float]:
     """Final states of noisy passes, and the value of the control variate along them."""
     if control is None:
         return net.path(x, draw), 0.0

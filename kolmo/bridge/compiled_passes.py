@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kolmo.bridge.control import Control
+from kolmo.bridge.control_variate import ControlVariate
 from kolmo.bridge.laws import Additive, BranchDropout, CentredBernoulli, Multiplicative, NoiseLaw, StochasticDepth
 from kolmo.bridge.resnet import MLPBranch, NoisyResNet
 from kolmo.bridge.variables import Discrete, Gaussian, Uniform
@@ -26,7 +26,7 @@ class Passes(NamedTuple):
     correction: Tensor | float
 
 
-class Chains:
+class CompiledPasses:
     """A network as arrays for `kolmo.kernels.chains`; `of` says whether it can be one.
 
     Draws of a path depend on the seed and the number of the path alone, not on blocks or threads.
@@ -36,7 +36,7 @@ class Chains:
         self._net, self._arrays, self._kind, self._law = net, arrays, kind, law
 
     @classmethod
-    def of(cls, net: NoisyResNet, x: Tensor) -> "Chains | None":
+    def of(cls, net: NoisyResNet, x: Tensor) -> "CompiledPasses | None":
         """Return the network as arrays, or None where a branch or a law is not made for the kernel."""
         laws = [net.law(k) for k in range(net.depth)]
         kind, law = _kind(laws[0]), _variable(laws[0])
@@ -52,7 +52,9 @@ class Chains:
         with torch.no_grad():
             return cls(net, _arrays(net, laws, kind, x), kind, law)
 
-    def run(self, x: Tensor, paths: int, control: Control | None, generator: torch.Generator) -> Iterator[Passes]:
+    def run(
+        self, x: Tensor, paths: int, control: ControlVariate | None, generator: torch.Generator
+    ) -> Iterator[Passes]:
         """Pass states x ``(n, d)`` through the network that many times, some paths at a time."""
         drawn = torch.randint(2**32, (2,), generator=generator, device=generator.device, dtype=torch.int64)
         words = drawn.cpu().numpy().astype(np.uint32)
@@ -90,7 +92,7 @@ class Chains:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(part, range(threads)))
 
-    def _controlled(self, states: np.ndarray, key: np.ndarray, first: int, control: Control) -> Tensor:
+    def _controlled(self, states: np.ndarray, key: np.ndarray, first: int, control: ControlVariate) -> Tensor:
         """All layers, one after the other, with the control variate."""
         mean, noise = np.empty_like(states), np.empty_like(states)
         total = np.zeros((states.shape[1], control.columns))

@@ -1,7 +1,4 @@
-"""Cross-check on FiPy meshes of any shape in the plane: triangles from Gmsh, boundary conditions by physical group.
-
-This room may import the problem and what it is made of.
-"""
+"""A problem on meshes of any shape in the plane: triangles from Gmsh, boundary conditions by physical group."""
 
 import os
 from collections.abc import Mapping
@@ -17,11 +14,9 @@ from scipy.spatial import cKDTree
 from kolmo.arrays import as_numpy, as_points
 from kolmo.box import WORDS, Absorbing, Constrained, Face, Natural, Reflecting, Robin
 from kolmo.errors import InputError, MissingExtraError
+from kolmo.fipy.midpoint import midpoint, read
 from kolmo.problem import KolmogorovProblem
-from kolmo.sde import evaluate
 
-# Steps taken first as pairs of implicit Euler steps, so that rough terminal data are damped.
-DAMPED = 2
 KINDS = (Absorbing, Reflecting, Robin, Natural)
 
 
@@ -278,22 +273,17 @@ class MeshSystem:
         On the face u_f = u + slope·distance along the line from the centre; absorbing: u_f = v; elastic: the flux
         is v − κu_f.
         """
-
-        def read(value: Any, name: str) -> np.ndarray:
-            found = as_numpy(evaluate(value, t, self.places[rim.faces], name, self.problem.arrays))
-            found = found if found.ndim == 2 else np.reshape(found, (-1, 1))
-            return np.array(np.broadcast_to(found, (len(rim.faces), found.shape[1])), dtype=float)
-
         scale = self.areas[rim.faces] / self.volumes[rim.cells]
         conductance = straight[rim.faces] / self.distance[rim.faces]
-        v = read(rim.face.value, "face value")  # type: ignore[attr-defined]
+        places = self.places[rim.faces]
+        v = read(self.problem, rim.face.value, "face value", t, places)  # type: ignore[attr-defined]
         pick = sp.csr_matrix((np.ones(len(rim.faces)), (rim.cells, np.arange(len(rim.faces)))), (self.size, len(v)))
         here = pick.T
         beside = sum(sp.diags_array(rest[rim.faces, i]) @ (here @ slope) for i, slope in enumerate(self.slopes))
         if isinstance(rim.face, Absorbing):
             flux, data = beside - sp.diags_array(conductance) @ here, conductance[:, None] * v
         else:
-            kappa = read(rim.face.kappa, "kappa")[:, 0]  # type: ignore[attr-defined]
+            kappa = read(self.problem, rim.face.kappa, "kappa", t, places)[:, 0]  # type: ignore[attr-defined]
             # v − κu_f = conductance (u_f − u) + beside, solved for u_f
             share = kappa / np.maximum(kappa + conductance, 1e-300)
             flux = sp.diags_array(share) @ (beside - sp.diags_array(conductance) @ here)
@@ -308,13 +298,7 @@ class MeshSystem:
     def march(self, nodes: np.ndarray) -> np.ndarray:
         """Cell values at t = 0, shape (cells, k): implicit midpoint rule from T down, damped first steps."""
         u = np.asarray(as_numpy(self.problem.final(self.cells)), dtype=float).reshape(self.size, -1)
-        for n, (end, start) in enumerate(zip(nodes[:0:-1], nodes[-2::-1], strict=True)):
-            half = 0.5 * (end - start)
-            if n < DAMPED:
-                u = self._euler(self._euler(u, end - 0.5 * half, half), start + 0.5 * half, half)
-            else:
-                u = 2.0 * self._euler(u, 0.5 * (start + end), half) - u
-        return u
+        return midpoint(self._euler, u, nodes)
 
     def _euler(self, u: np.ndarray, t: float, dt: float) -> np.ndarray:
         A, load = self.at(t)

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from kolmo import bridge
-from kolmo.bridge.fused import Chains
+from kolmo.bridge.compiled_passes import CompiledPasses
 from kolmo.kernels import bspline, chains
 
 DTYPES = (torch.float32, torch.float64)
@@ -73,7 +73,7 @@ def test_mean_of_a_layer_is_the_branch(d, dtype):
     """A layer with next to no noise: the kernel's tanh to the precision of the numbers, far out too."""
     net = network(bridge.Additive(1e-30), d, dtype, depth=1)
     x = 30 * torch.randn(2000, d, generator=torch.Generator().manual_seed(0), dtype=dtype)
-    final = next(Chains.of(net, x).run(x, 1, None, torch.Generator())).final[0]
+    final = next(CompiledPasses.of(net, x).run(x, 1, None, torch.Generator())).final[0]
     with torch.no_grad():
         exact = x + net.mean_increment(0, x)
     tolerance = 3e-6 if dtype == torch.float32 else 3e-14
@@ -96,7 +96,7 @@ LAWS = [
 @pytest.mark.parametrize("law", LAWS, ids=str)
 def test_every_law_is_unbiased_with_an_honest_standard_error(law, controlled):
     net, x = network(law, 2, torch.float32), start(2, torch.float32)
-    assert Chains.of(net, x) is not None
+    assert CompiledPasses.of(net, x) is not None
     exact = bridge.expected_loss(net, loss, x, method="recursion", rtol=1e-5).mean
     est = bridge.expected_loss(
         net, loss, x, paths=2000 if controlled else 20_000, rng=3, control_variate="pde" if controlled else None
@@ -118,14 +118,14 @@ def test_other_dimensions(d):
 
 def test_draws_depend_on_the_seed_alone(monkeypatch):
     net, x = network(bridge.CentredBernoulli(0.5), 2, torch.float32, depth=3), start(2, torch.float32)
-    runner = Chains.of(net, x)
+    runner = CompiledPasses.of(net, x)
 
     def final(seed=1):
         return torch.cat([part.final for part in runner.run(x, 1000, None, torch.Generator().manual_seed(seed))])
 
     whole = final()
-    monkeypatch.setattr("kolmo.bridge.fused._PATHS", 600)
-    monkeypatch.setattr("kolmo.bridge.fused._FOR_A_THREAD", 100)
+    monkeypatch.setattr("kolmo.bridge.compiled_passes._PATHS", 600)
+    monkeypatch.setattr("kolmo.bridge.compiled_passes._FOR_A_THREAD", 100)
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
@@ -138,13 +138,13 @@ def test_draws_depend_on_the_seed_alone(monkeypatch):
 def test_what_the_kernel_cannot_do_goes_through_the_layers():
     x = start(2, torch.float64)
     for law in (bridge.HiddenDropout(0.5), bridge.Additive(0.0), bridge.Multiplicative(0.5, per="batch")):
-        assert Chains.of(network(law, 2, torch.float64), x) is None
-    assert Chains.of(network(bridge.Additive(0.3), 2, torch.float32), x) is None
+        assert CompiledPasses.of(network(law, 2, torch.float64), x) is None
+    assert CompiledPasses.of(network(bridge.Additive(0.3), 2, torch.float32), x) is None
     plain = bridge.NoisyResNet([torch.nn.Linear(2, 2).double()], bridge.Additive(0.3))
-    assert Chains.of(plain, x) is None
+    assert CompiledPasses.of(plain, x) is None
     hooked = network(bridge.Additive(0.3), 2, torch.float64)
     hooked.branches[1].register_forward_hook(lambda module, given, out: 2 * out)
-    assert Chains.of(hooked, x) is None
+    assert CompiledPasses.of(hooked, x) is None
 
 
 @pytest.mark.parametrize("d", [1, 2, 3])
