@@ -38,7 +38,7 @@ SLOPES = np.arange(1.0, WIDTH)[:, None] * PIECES[1:]
 
 @_fast
 def _uniform(u: float, axis: int, w: Any, dw: Any) -> None:
-    """The eight B-splines that live in a cell, at its fraction u, and their derivatives where there is room for them."""
+    """The eight B-splines that live in a cell, at its fraction u; their derivatives where there is room for them."""
     v = u - 0.5
     for r in range(WIDTH):
         w[axis, r] = PIECES[DEGREE, r]

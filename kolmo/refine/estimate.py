@@ -103,6 +103,8 @@ class Convergence:
         p, the order of the method.
     fewest : int, default 3
         Levels from which on the order can be confirmed: 3; or 4 where breaks are known to lie between the nodes.
+    fastest : float, default 0
+        Order of the parts of the method that converge faster, if there are some: nothing surprises up to it.
 
     Examples
     --------
@@ -118,6 +120,12 @@ class Convergence:
 
     order: float
     fewest: int = 3
+    fastest: float = 0.0
+
+    @property
+    def surprising(self) -> float:
+        """Observed order above which the method cannot be what made the levels agree."""
+        return max(self.order, self.fastest) + MOST_ABOVE
 
     def judge(
         self,
@@ -240,10 +248,10 @@ class Convergence:
         order, confirmed = self._trusted(seen)
         observed = np.clip(seen.orders[-1], order, self.order)
         hoped, capped = sizes[-1] / (ratio**order - 1.0), MOST_FACTOR * sizes[-1] / (ratio**observed - 1.0)
-        hoped = np.where(confirmed & (seen.orders[-1] <= self.order + MOST_ABOVE), np.minimum(hoped, capped), hoped)
+        hoped = np.where(confirmed & (seen.orders[-1] <= self.surprising), np.minimum(hoped, capped), hoped)
         # what fell faster than the method can be has, if that was no accident, its order at least
         surprising = sizes[-1] / (ratio**self.order - 1.0)
-        hoped = np.where(~confirmed & (seen.orders[-1] > self.order + MOST_ABOVE), surprising, hoped)
+        hoped = np.where(~confirmed & (seen.orders[-1] > self.surprising), surprising, hoped)
         # a level is no better than the one before it allows at the order of the method
         before = sizes[-2] / ((n[-2] / n[-3]) ** self.order - 1.0) * (n[-2] / n[-1]) ** self.order
         believed = np.maximum(hoped, before)
@@ -260,7 +268,7 @@ class Convergence:
 
     def _trusted(self, seen: "_Seen") -> tuple[np.ndarray, np.ndarray]:
         """Order counted on, and where the sequence converges as it should."""
-        p, last, surprised = self.order, seen.orders[-1], seen.orders[-1] > self.order + MOST_ABOVE
+        p, last, surprised = self.order, seen.orders[-1], seen.orders[-1] > self.surprising
         if len(seen.orders) == 1:
             steady = (last >= LEAST_PART * p) & ~surprised & seen.aligned & (self.fewest <= 3)
             order = np.where(surprised, 1.0, CAUTION * last)
@@ -282,8 +290,8 @@ class Convergence:
             return ""
         j = int(np.argmin(confirmed))
         orders = [float(order[j]) for order in seen.orders]
-        if orders[-1] > self.order + MOST_ABOVE:
-            return f"the last levels agree better than order {self.order:g} can make them"
+        if orders[-1] > self.surprising:
+            return f"the last levels agree better than order {self.surprising - MOST_ABOVE:g} can make them"
         if not seen.aligned[j]:
             return "the differences of the levels change their sign or their shape"
         if len(orders) > 1 and orders[-1] >= LEAST_PART * self.order:

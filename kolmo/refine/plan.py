@@ -43,6 +43,8 @@ FIRST_SPLIT_STEPS, SPLIT_GROWTH = 8, 1.7
 # Steps along characteristics that are tried first, as a part of the split ones: where the splitting is exact, as for a
 # rotation, few are enough. Steps on the first level at most, and the least part taken of the fewest that were tried.
 CARRIED_PACE, MOST_STEPS, LEAST_PACE = 0.125, 4000, 0.25
+# Order of the splines of degree seven that are read at the feet of characteristics.
+SPLINES = 8.0
 # Part of the last change, by twice the steps along characteristics, that the next one has to fall to: they are of order
 # 2 at least, but each interpolates, and on a coarse grid many of them do so badly.
 CALMER = 0.7
@@ -521,7 +523,8 @@ class _Search:
     @property
     def _convergence(self) -> Convergence:
         """How levels are judged: with one more of them where breaks lie between the nodes."""
-        return Convergence(self.order, fewest=4 if self.sight.unresolved else 3)
+        along = self.levels[-1].discretization.stepper == TRANSPORT
+        return Convergence(self.order, 4 if self.sight.unresolved else 3, SPLINES if along else 0.0)
 
     def _next(self) -> float:
         """Resolution of the next level, from the estimate and the order: finer, or one that may confirm the last."""
