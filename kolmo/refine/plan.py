@@ -523,7 +523,7 @@ class _Search:
     @property
     def _convergence(self) -> Convergence:
         """How levels are judged: with one more of them where breaks lie between the nodes."""
-        along = self.levels[-1].discretization.stepper == TRANSPORT
+        along = self.sight.unbroken and self.levels[-1].discretization.stepper == TRANSPORT
         return Convergence(self.order, 4 if self.sight.unresolved else 3, SPLINES if along else 0.0)
 
     def _next(self) -> float:

@@ -95,6 +95,11 @@ class Sight:
     exploded: float = 0.0
 
     @property
+    def unbroken(self) -> bool:
+        """Whether nothing breaks in space."""
+        return not (self.slanted or self.crowded or any(axis.breaks or axis.marks for axis in self.axes))
+
+    @property
     def unresolved(self) -> tuple[str, ...]:
         """Coefficients and sources that break between the nodes of any grid."""
         names = dict.fromkeys((*self.slanted, *self.crowded))
