@@ -96,6 +96,8 @@ def test_something_is_known_of_common_coefficients():
         lambda t, x: np.maximum(x[..., 1], 0.0)[..., None, None] * np.array([[1.0, -0.3], [-0.3, 0.2]]),
         lambda t, x: np.einsum("ij,...j->...i", A, x),
         lambda t, x: np.zeros(x.shape),
+        lambda t, x: np.linalg.solve(A, (x - 0.3).T).T,
+        lambda t, x: np.linalg.solve(A, np.stack([x[..., 1], -x[..., 0]], -1)[..., None])[..., 0],
     ):
         known = proof(f, LOW, HIGH, SPREAD, HORIZON)
         assert known is not None

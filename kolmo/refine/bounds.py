@@ -272,6 +272,16 @@ class Bounds:
         raise UndecidedError("a whole number")
 
 
+class _Points(np.ndarray):
+    """Arrays of bounds, which linear systems with numbers for a matrix can be solved for."""
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if func is np.linalg.solve and not isinstance(args[0], _Points):
+            return np.linalg.inv(args[0]) @ args[1]
+        result = super().__array_function__(func, types, args, kwargs)
+        return result.view(_Points) if isinstance(result, np.ndarray) and result.dtype == object else result
+
+
 def _apart(a: Bounds, b: Bounds) -> bool:
     """Whether two intervals have nothing in common."""
     return a.high < b.low or a.low > b.high
@@ -300,7 +310,7 @@ class Proof:
 def variables(low: np.ndarray, high: np.ndarray, spread: np.ndarray, horizon: float | None) -> tuple[Any, np.ndarray]:
     """Time and one point (1, d) as bounds; arguments as for :func:`proof`."""
     units = np.eye(1 + len(low))
-    x = np.empty((1, len(low)), dtype=object)
+    x = np.empty((1, len(low)), dtype=object).view(_Points)
     for i, (a, b, length) in enumerate(zip(low.tolist(), high.tolist(), spread.tolist(), strict=True)):
         x[0, i] = Bounds.affine(a, b, length * units[1 + i])
     return 0.0 if horizon is None else Bounds.affine(0.0, horizon, horizon * units[0]), x
