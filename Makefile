@@ -1,6 +1,8 @@
 # Everything here starts from Python 3.11 or newer, pip and make: each target sets up what it needs.
 #   make demo    the main job, end to end; the report lands under ./runs
 #   make test    formatting, lint, types and tests
+#   make quick   under a minute: formatting, lint, and tests of every room that take seconds
+#   make coverage  the tests, with the lines and branches of kolmo/ that none of them reaches
 #   make docs    the documentation, in docs/_build/html
 #   make lowest  the tests with the lowest versions that pyproject.toml admits, in an environment of their own
 # Overridable: PYTHON (the interpreter that makes the environment), VENV, PIP_FLAGS, JOBS (test processes).
@@ -16,7 +18,7 @@ INSTALLED := $(VENV)/.installed
 DOCS_INSTALLED := $(VENV)/.installed-docs
 
 .DELETE_ON_ERROR:
-.PHONY: demo test format lint types pytest docs lowest clean
+.PHONY: demo test quick coverage format lint types pytest docs lowest clean
 
 demo: $(INSTALLED)
 	$(BIN)/kolmo demo $(DEMO_FLAGS)
@@ -52,6 +54,21 @@ types: $(INSTALLED)
 pytest: $(INSTALLED)
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) --quiet
 
+# For the loop of work: the order of the rooms, and of each room what breaks first.
+QUICK := tests/test_architecture.py tests/test_errors.py tests/test_kernels.py tests/test_faces.py \
+  tests/test_terminal.py tests/test_estimate.py tests/control/test_sets.py \
+  tests/bridge/test_resnet.py tests/test_landscape_planes.py tests/test_report.py
+
+quick: lint
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest --numprocesses $(JOBS) --quiet --exitfirst $(QUICK)
+
+# Compiled kernels run outside Python, where no line of theirs is seen: see [tool.coverage.run].
+coverage: $(INSTALLED)
+	$(PIP) pytest-cov
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest --numprocesses $(JOBS) --quiet --cov --cov-report=term-missing:skip-covered --cov-report=xml
+
 # Every >= of what a user or a test installs, as ==: what is promised is what is installed and tested.
 LOWEST := .venv-lowest
 $(LOWEST)/versions.txt: pyproject.toml
@@ -71,5 +88,5 @@ docs: $(DOCS_INSTALLED)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
 
 clean:
-	rm -rf docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* coverage.xml
 	find kolmo experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -29,6 +29,34 @@ ROOMS = [
     ["runs", "report", "experiments", "sweep", "cli"],
 ]
 FLOOR = {name: level for level, room in enumerate(ROOMS) for name in room}
+
+# What each room may import beside the ground and itself. A row of ROOMS goes by the name of its chief module; in rows
+# of which several modules stand here, each stands for itself.
+MAY = {
+    "kernels": "",
+    "problem": "kernels",
+    "grid": "problem",
+    "schemes": "kernels problem grid",
+    "steppers": "kernels problem schemes",
+    "march": "kernels schemes steppers",
+    "refine": "kernels problem grid schemes steppers march",
+    "solve": "kernels problem grid schemes steppers march refine",
+    "control": "kernels problem grid schemes steppers march refine solve",
+    "bridge": "kernels problem refine solve control",
+    "landscape": "problem bridge",
+    "fipy": "problem schemes",
+    "interop": "problem",
+    "optima": "problem control",
+    "catalog": "problem optima",
+    "testing": "problem grid schemes refine solve catalog",
+    "images": "",
+    "equations": "problem control",
+    "runs": "",
+    "report": "runs",
+    "experiments": "runs",
+    "sweep": "runs experiments",
+    "cli": "solve control landscape equations runs report experiments sweep",
+}
 HEAVY = ["torch", "fipy", "matplotlib", "sklearn"]
 
 
@@ -108,6 +136,26 @@ def test_imports_go_up_only():
         if FLOOR.get(room(target), 0) > FLOOR.get(room(name), len(ROOMS))
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def chief(module: str) -> str:
+    """Name under which MAY knows the room of a module."""
+    row = next(row for row in ROOMS if room(module) in row)
+    known = [name for name in row if name in MAY]
+    return known[0] if len(known) == 1 else room(module)
+
+
+def test_rooms_import_only_what_they_may():
+    used = {}
+    for name, targets in edges().items():
+        if FLOOR[room(name)] > 0:
+            found = {chief(target) for target in targets if FLOOR.get(room(target), 0) > 0} - {chief(name)}
+            used.setdefault(chief(name), set()).update(found)
+    assert used.keys() == MAY.keys(), f"say in MAY what {sorted(used.keys() ^ MAY.keys())} may import"
+    for name, found in used.items():
+        assert found == set(MAY[name].split()), (
+            f"kolmo.{name} imports {sorted(found)}, and may {MAY[name] or 'nothing'}"
+        )
 
 
 def test_no_cycles_between_modules():
