@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -209,6 +210,44 @@ def test_the_package_shows_its_public_names_and_gives_its_rooms_when_asked():
 
     with pytest.raises(AttributeError, match="no attribute 'contrl'"):
         kolmo.contrl  # noqa: B018
+
+
+def named(page: Path, column: int) -> list[tuple[str, str]]:
+    """Files and names that stand, as `file.py`: `name`, in a column of a page's tables; a file alone has no name."""
+    found = []
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("| ") or "`" not in line:
+            continue
+        file = ""
+        for word in re.findall("`([^`]+)`", line.split("|")[column]):
+            file = word if word.endswith(".py") else file
+            found.append((file, "" if word == file else word))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("page", "root"), [("docs/architecture.md", "kolmo"), ("tests/README.md", "tests")], ids=["rooms", "rules"]
+)
+def test_pages_for_developers_name_what_exists(page, root):
+    top = PACKAGE.parent
+    places = named(top / page, 2)
+    assert len({file for file, _ in places}) >= 20
+    for file, name in places:
+        path = top / root / file
+        assert path.is_file(), f"{page}: {file}"
+        assert not name or re.search(
+            rf"^(def|class) {name}\b|^{name}\b.* = ", path.read_text(encoding="utf-8"), re.M
+        ), name
+
+
+def test_ways_through_the_rooms_stop_at_files_that_exist():
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    ways = re.findall(r"^## The way of .*?(?=^## |\Z)", text, re.M | re.S)
+    assert len(ways) == 4
+    for way in ways:
+        assert 5 <= len(re.findall(r"^\d+\. ", way, re.M)) < 12
+        for file in re.findall(r"`([a-z_/]+(?:\.py|/))`", way):
+            assert (PACKAGE / file).exists(), file
 
 
 def test_nothing_is_unpickled():
