@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 
 from kolmo.arrays import Array, Spread, as_like, as_numpy, as_points, namespace
 from kolmo.box import Box
@@ -250,12 +249,6 @@ class Grid:
         gathered = u.reshape(self.size, -1)[index.reshape(-1)].reshape(*index.shape, -1)
         values = (as_like(weight, u)[..., None] * gathered).sum(1)
         return values.reshape(lead + columns)
-
-    def interpolation_matrix(self, x: Any, width: int) -> sp.csr_matrix:
-        """Sparse matrix (P, size) of the interpolation at points of shape (P, d)."""
-        index, weight = self.interpolation(as_points(x, self.dim).reshape(-1, self.dim), width)
-        rows = np.repeat(np.arange(len(index)), index.shape[1])
-        return sp.csr_matrix((as_numpy(weight).ravel(), (rows, index.ravel())), shape=(len(index), self.size))
 
     def __repr__(self) -> str:
         spans = ", ".join(f"{a.grading.lower:.5g}..{a.grading.upper:.5g} ({a.n})" for a in self.axes)

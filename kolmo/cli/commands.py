@@ -21,6 +21,8 @@ __all__ = ["kolmo"]
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _TAKE_OVER_HELP = "With --resume, also where it cannot be told whether another process still writes."
+_OUT_HELP = "A new folder for the run; default: a fresh one in ./runs."
+_OUT = click.option("--out", type=click.Path(path_type=Path), help=_OUT_HELP)
 _TAKE_OVER = click.option("--take-over", is_flag=True, help=_TAKE_OVER_HELP)
 
 
@@ -36,11 +38,7 @@ class _ExperimentCommand(click.Command):
                 click.Option(["--set", "assignments"], multiple=True, metavar="KEY=VALUE", help="Set an option."),
                 click.Option(["--seeds"], metavar="N", help="How many seeds: the same as --set seeds=N."),
                 click.Option(["--seed"], metavar="S", help="The first seed: the same as --set seed=S."),
-                click.Option(
-                    ["--out"],
-                    type=click.Path(path_type=Path),
-                    help="A new folder for the run; default: a fresh one in ./runs.",
-                ),
+                click.Option(["--out"], type=click.Path(path_type=Path), help=_OUT_HELP),
                 click.Option(["--resume"], type=click.Path(path_type=Path), help="Continue the run in this folder."),
                 click.Option(["--take-over"], is_flag=True, help=_TAKE_OVER_HELP),
                 click.Option(["--quiet"], is_flag=True, help="Show no progress."),
@@ -201,9 +199,7 @@ def control(file: Path, assignments: tuple[str, ...], out: Path | None, quiet: b
 @click.option("--seeds", type=click.IntRange(1), help="This many seeds, each a task.")
 @click.option("--scheduler", metavar="ADDRESS", help="A Dask scheduler, tcp://host:8786; default: a local cluster.")
 @click.option("--workers", default=2, type=click.IntRange(0), help="Processes of the local cluster; 0: without Dask.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="A new folder for the run; default: a fresh one in ./runs."
-)
+@_OUT
 @click.option("--resume", type=click.Path(path_type=Path), help="Continue the sweep in this folder.")
 @_TAKE_OVER
 @_QUIET
@@ -261,9 +257,7 @@ def compare(run: Path, **options: Any) -> int:
 @click.option("--seed", default=0, type=int, help="Seed of the plane and of the first draw.")
 @click.option("--span", default=1.0, type=click.FloatRange(0.0, min_open=True), help="Coordinates from -SPAN to SPAN.")
 @click.option("--noisy/--plain", default=None, help="Training or evaluation mode; default: as the factory leaves it.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="A new folder for the run; default: a fresh one in ./runs."
-)
+@_OUT
 @click.option("--resume", type=click.Path(path_type=Path), help="Continue the landscape in this folder.")
 @_TAKE_OVER
 @_QUIET

@@ -25,6 +25,7 @@ from kolmo.schemes.central import TensorStencil
 from kolmo.schemes.generator import Generator
 from kolmo.schemes.local import Local, local_coefficients, wall_nodes
 from kolmo.schemes.monotone import JumpStencil
+from kolmo.stationary import anchored
 from kolmo.steppers.base import STEPPERS, Operator
 from kolmo.steppers.radau import tableau
 
@@ -724,16 +725,7 @@ def solve_stationary(bellman: Bellman, start: Act | None = None) -> tuple[np.nda
 
     def solve(acts: list[Act]) -> list[np.ndarray]:
         operator, load, _ = bellman.assemble(0.0, acts[0])
-        Q = operator.matrix
-        held = np.zeros(Q.shape[0]) if bellman.fixed is None else bellman.fixed.astype(float)
-        if not held.any() and np.abs(np.asarray(Q.sum(1))).max() <= 1e-10 * np.abs(Q).max():
-            raise InputError(
-                "box, killing",
-                "no absorbing or elastic face and no killing",
-                "something that holds the stationary solution",
-                "make a face absorbing, or give a horizon",
-            )
-        return [factorize(Q - sp.diags(held)).solve(-np.asarray(load))]
+        return [factorize(anchored(operator.matrix, bellman.fixed)).solve(-np.asarray(load))]
 
     def improve(states: list[np.ndarray], acts: list[Act], count: int) -> list[Act]:
         better = bellman.improve(0.0, bellman.full(states[0], 0.0), acts[0])

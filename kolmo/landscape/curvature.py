@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kolmo import files, schema
 from kolmo.errors import InputError
-from kolmo.landscape.draws import Draws, whole
+from kolmo.landscape.draws import Draws, standard_error, whole
 from kolmo.landscape.operators import Given, Hessian, matrix_of
 from kolmo.landscape.state import Evaluation, Loss, kept
 
@@ -119,7 +119,7 @@ class Curvature:
         bulk = np.array([bells(n) @ w for n, w in zip(self.nodes, self.weights, strict=True)])
         bulk *= (self.parameters - found) / self.parameters
         exact = bells(self.eigenvalues).sum(1) / self.parameters
-        return grid, exact + bulk.mean(0), _standard_error(bulk)
+        return grid, exact + bulk.mean(0), standard_error(bulk)
 
     def fraction_below(self, threshold: float = 0.0) -> tuple[float, float]:
         """Fraction of eigenvalues below a threshold, with its standard error over the probes.
@@ -132,7 +132,7 @@ class Curvature:
         bulk = np.where(self.nodes < threshold, self.weights, 0.0).sum(1)
         share = (self.parameters - len(self.eigenvalues)) / self.parameters
         exact = float((self.eigenvalues < threshold).sum()) / self.parameters
-        return exact + share * float(bulk.mean()), share * float(_standard_error(bulk))
+        return exact + share * float(bulk.mean()), share * float(standard_error(bulk))
 
     @property
     def smallest(self) -> float:
@@ -447,11 +447,6 @@ class Lanczos:
         """Largest coefficient so far."""
         return max(map(abs, [*self.alphas, *self.betas]), default=1.0)
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether the whole space has been spanned."""
-        return self._next is None
-
     def basis(self) -> Tensor:
         """Orthonormal rows."""
         return torch.stack(self._rows)
@@ -509,12 +504,9 @@ def _forms(hessian: Hessian, vectors: Tensor) -> np.ndarray:
 
 def _over_draws(forms: np.ndarray, random: bool) -> np.ndarray:
     """Standard error over the draws (last axis)."""
-    draws = forms.shape[-1]
     if not random and not np.ptp(forms, axis=-1).any():
         return np.zeros(forms.shape[:-1])
-    if draws == 1:
-        return np.full(forms.shape[:-1], np.nan)
-    return forms.std(-1, ddof=1) / math.sqrt(draws)  # type: ignore[no-any-return]
+    return np.asarray(standard_error(forms, -1))
 
 
 class _Trace(NamedTuple):
@@ -558,13 +550,6 @@ def _quadrature(
         nodes.append(values)
         weights.append(vectors[0] ** 2)
     return np.array(nodes), np.array(weights)
-
-
-def _standard_error(values: np.ndarray) -> Any:
-    """Standard error over the first axis; NaN for a single one."""
-    if len(values) < 2:
-        return np.full(values.shape[1:], np.nan)
-    return values.std(0, ddof=1) / math.sqrt(len(values))
 
 
 def _bar(progress: bool) -> Any:

@@ -1,10 +1,12 @@
 """The noise draws under which a loss is looked at, and what batch normalisation does meanwhile: one value for all."""
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from kolmo.errors import InputError
@@ -72,3 +74,12 @@ def whole(argument: str, value: Any, least: int | None = None) -> int:
         needed = "a whole number" if least is None else f"a whole number, at least {least}"
         raise InputError(argument, repr(value), needed)
     return found
+
+
+def standard_error(values: np.ndarray, axis: int = 0) -> Any:
+    """Standard error of the mean over an axis; NaN for a single value, and where one is not finite."""
+    count = values.shape[axis]
+    if count < 2:
+        return np.full(np.delete(values.shape, axis), np.nan)
+    with np.errstate(invalid="ignore"):
+        return values.std(axis, ddof=1) / math.sqrt(count)

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import interpolate, stats
+from scipy import interpolate
 from torch import Tensor, nn
 
 from kolmo.errors import InputError
 from kolmo.landscape.curvature import Curvature
-from kolmo.landscape.draws import Draws, whole
+from kolmo.landscape.draws import Draws, standard_error, whole
 from kolmo.landscape.state import Evaluation, Loss, kept, normal
 from kolmo.landscape.surface import Surface
 
@@ -242,7 +242,7 @@ def sharpness(
             ),
             "random sharpness": Quantity(
                 float(np.mean(blurred)),
-                _standard_error(np.array(blurred)),
+                float(standard_error(np.array(blurred))),
                 f"E L(θ + ε) − L(θ), ε normal with deviation {sigma:g} |θ| (Neyshabur et al., 2017)",
             ),
         }
@@ -268,7 +268,7 @@ def over_seeds(summaries: Sequence[Summary]) -> Summary:
     for name in _common(summaries):
         values = np.array([one[name].value for one in summaries])
         definition = f"{summaries[0][name].definition}; mean over {len(values)} seeds"
-        found[name] = Quantity(float(values.mean()), _standard_error(values), definition)
+        found[name] = Quantity(float(values.mean()), float(standard_error(values)), definition)
     return Summary(found)
 
 
@@ -329,7 +329,7 @@ def paired(first: Sequence[Summary], second: Sequence[Summary]) -> dict[str, Com
     found = {}
     for name in _common([*first, *second]):
         gaps = np.array([a[name].value - b[name].value for a, b in zip(first, second, strict=True)])
-        found[name] = Comparison(float(gaps.mean()), _standard_error(gaps), _sign_flips(gaps), len(gaps))
+        found[name] = Comparison(float(gaps.mean()), float(standard_error(gaps)), _sign_flips(gaps), len(gaps))
     return found
 
 
@@ -341,12 +341,6 @@ def _at_least_two(summaries: Sequence[Summary]) -> None:
 def _common(summaries: Sequence[Summary]) -> list[str]:
     """Names that all have."""
     return [name for name in summaries[0] if all(name in one.quantities for one in summaries)]
-
-
-def _standard_error(values: np.ndarray) -> float:
-    if not np.isfinite(values).all():
-        return math.nan
-    return float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def _sign_flips(gaps: np.ndarray) -> float:
@@ -583,4 +577,4 @@ def _over(rises: np.ndarray, random: bool, definition: str) -> Quantity:
     """Mean over the draws with its standard error."""
     if not random and not np.ptp(rises):
         return Quantity(float(rises[0]), 0.0, definition)
-    return Quantity(float(rises.mean()), float(stats.sem(rises)) if len(rises) > 1 else math.nan, definition)
+    return Quantity(float(rises.mean()), float(standard_error(rises)), definition)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kolmo import files, schema
 from kolmo.errors import InputError
-from kolmo.landscape.draws import Draws, whole
+from kolmo.landscape.draws import Draws, standard_error, whole
 from kolmo.landscape.placement import place
 from kolmo.landscape.planes import Plane
 from kolmo.landscape.state import Evaluation, Loss, kept
@@ -84,9 +84,7 @@ class Surface:
         found = self.values[self.name]
         if not self.random:
             return np.zeros(found.shape[:-1])
-        if self.draws == 1:
-            return np.full(found.shape[:-1], np.nan)
-        return found.std(-1, ddof=1) / np.sqrt(self.draws)  # type: ignore[no-any-return]
+        return np.asarray(standard_error(found, -1))
 
     @property
     def centre(self) -> tuple[int, ...]:
