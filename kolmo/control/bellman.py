@@ -11,12 +11,12 @@ import torch
 from scipy.linalg import lapack
 from scipy.ndimage import distance_transform_edt, maximum_filter1d
 
-from kolmo.arrays import Held as Kept
+from kolmo.arrays import Held
 from kolmo.box import Absorbing, Entrance, Natural, Open, Robin
 from kolmo.control.coefficients import Coefficients, Values
 from kolmo.control.game import Game
 from kolmo.control.problem import ControlProblem
-from kolmo.control.targets import Held
+from kolmo.control.targets import TargetNodes
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Grid
 from kolmo.kernels.linear import factorize
@@ -97,7 +97,9 @@ class Bellman:
         self.generator = Generator(still, grid, self.scheme, everywhere=True)
         self.box, self.metric = self.generator.box, self.generator.metric
         self.held = (
-            Held(problem.targets, grid, self.generator.fixed, not self.scheme.monotone) if problem.targets else None
+            TargetNodes(problem.targets, grid, self.generator.fixed, not self.scheme.monotone)
+            if problem.targets
+            else None
         )
         fixed = self.generator.fixed if self.held is None else self.generator.fixed | self.held.inside
         self.fixed = fixed if fixed.any() else None
@@ -145,7 +147,7 @@ class Bellman:
         """
         for stencil in (self.stencil, self.fields):
             if isinstance(stencil, TensorStencil):
-                stencil.keep = [Kept(np.ones(self.grid.size)) for _ in range(self.grid.dim)]  # type: ignore[attr-defined]
+                stencil.keep = [Held(np.ones(self.grid.size)) for _ in range(self.grid.dim)]  # type: ignore[attr-defined]
 
     def _near_faces(self) -> np.ndarray:
         """Nodes near faces where derivatives are dropped, degenerate or one-sided."""
@@ -509,7 +511,7 @@ class BandedRadau:
         return [x.reshape(n, s, 1)[:, j] for j in range(s)]
 
 
-class ImplicitStep:
+class ImplicitPolicyStep:
     """A Radau step by policy iteration: the stages and their policies are found together."""
 
     def __init__(self, bellman: Bellman, stepper: str, change: float = POLICY_CHANGE) -> None:
@@ -588,7 +590,7 @@ class ImplicitStep:
         return self.bellman.linear and self.bellman.coefficients.autonomous
 
 
-class ExplicitStep:
+class ExplicitPolicyStep:
     """The classical Runge–Kutta step with the best policy at every stage."""
 
     def __init__(self, bellman: Bellman) -> None:

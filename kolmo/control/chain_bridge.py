@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 import scipy.sparse as sp
 
-from kolmo.control.densities import Density
+from kolmo.control.densities import GivenDensity
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Grid
 from kolmo.limits import Limits
@@ -195,13 +195,13 @@ class ChainBridges:
     ----------
     problem : KolmogorovProblem
         The process, its box and the horizon.
-    density0, density1 : Density
+    density0, density1 : GivenDensity
         The two ends.
     """
 
     problem: KolmogorovProblem
-    density0: Density
-    density1: Density
+    density0: GivenDensity
+    density1: GivenDensity
     growth: float = field(default=1.4, init=False)
 
     def shapes(self, resolution: float) -> list[tuple[int, ...]]:
@@ -253,7 +253,7 @@ def _scaled(logs: np.ndarray) -> np.ndarray:
     return np.where(logs > NOTHING, np.exp(np.clip(logs - logs.max(), NOTHING, None)), 0.0)
 
 
-def _mass(density: Density, grid: Grid) -> np.ndarray:
+def _mass(density: GivenDensity, grid: Grid) -> np.ndarray:
     """Probabilities of the cells, normalised; tails below rounding of the largest are dropped."""
     mass = density(grid.points) * grid.volumes
     if not mass.max() > 0:

@@ -13,7 +13,7 @@ from scipy.special import beta
 from kolmo.arrays import Array, as_like, as_numpy, as_points, at_home
 from kolmo.box import Box
 from kolmo.control.bellman import Bellman
-from kolmo.control.hjb import MAX_CELLS, MAX_SECONDS, ControlSolution, Level, Search, concluded, outside, pack
+from kolmo.control.hjb import MAX_CELLS, MAX_SECONDS, ControlSolution, PolicyLevel, Search, concluded, outside, pack
 from kolmo.control.problem import ControlProblem
 from kolmo.control.sets import Finite
 from kolmo.control.targets import Target
@@ -224,7 +224,7 @@ class _Search(Search):
         self.parts: _Parts | None = parts
         self.rates: dict[int, float] = {}
 
-    def _solve(self, grid: Grid, n: float, scheme: str) -> Level:
+    def _solve(self, grid: Grid, n: float, scheme: str) -> PolicyLevel:
         level = super()._solve(grid, n, scheme)
         if self.parts is not None:
             rate = self.rates[id(level)] = self.parts.rate(Bellman(self.problem, grid, scheme), level)
@@ -282,7 +282,7 @@ class _Parts:
                 J = J - 0.5 * weight / (12.0 * step[j]) * flow
         return np.asarray(J)
 
-    def rate(self, bellman: Bellman, level: Level) -> float:
+    def rate(self, bellman: Bellman, level: PolicyLevel) -> float:
         """Flux of ½ρΣ∇q + Jq through the level sets of q."""
         x, q = bellman.grid.points, level.V[:, 0]
         slope, _ = bellman.derivatives(0.0, level.V, level.acts[-1])

@@ -27,7 +27,7 @@ STEEP, BROKEN, INSIDE = 0.1, 0.5, {1: 512, 2: 16, 3: 6}
 
 
 @dataclass(frozen=True)
-class Density:
+class GivenDensity:
     """A density as the user gave it: checked, and zero outside its box.
 
     Attributes
@@ -68,7 +68,7 @@ class Density:
             )
         return np.where((held == x).all(-1), values, 0.0)
 
-    def found(self) -> tuple["Density", tuple[np.ndarray, np.ndarray]]:
+    def found(self) -> tuple["GivenDensity", tuple[np.ndarray, np.ndarray]]:
         """The density, with a box outside which there is next to nothing of it.
 
         Ends of a box are cuts, as open faces are: where the density is small at them and falls off beyond, the cut
@@ -142,7 +142,7 @@ class Masses(NamedTuple):
     entropy: float
 
 
-def masses(density: Density, axes: tuple[np.ndarray, ...], place: Callable[[np.ndarray], np.ndarray]) -> Masses:
+def masses(density: GivenDensity, axes: tuple[np.ndarray, ...], place: Callable[[np.ndarray], np.ndarray]) -> Masses:
     """Masses by the trapezoidal rule; cells across which the density jumps are summed over finer points.
 
     What is found there is given to the corners by multilinear weights, so that mass and mean stay what they are: errors
@@ -151,7 +151,7 @@ def masses(density: Density, axes: tuple[np.ndarray, ...], place: Callable[[np.n
 
     Parameters
     ----------
-    density : Density
+    density : GivenDensity
         The density.
     axes : tuple of ndarray
         Uniform nodes per axis.
@@ -179,7 +179,7 @@ def masses(density: Density, axes: tuple[np.ndarray, ...], place: Callable[[np.n
 
 
 def _inside(
-    density: Density, axes: tuple[np.ndarray, ...], cells: np.ndarray, ends: np.ndarray, place: Callable[..., Any]
+    density: GivenDensity, axes: tuple[np.ndarray, ...], cells: np.ndarray, ends: np.ndarray, place: Callable[..., Any]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of cells (m, d) with corner values (2^d, m): masses (m, 2, .., 2) of the corners, height of a jump, ∫ρ log ρ."""
     d = len(axes)

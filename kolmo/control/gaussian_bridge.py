@@ -10,7 +10,7 @@ import numpy as np
 from scipy.ndimage import map_coordinates, spline_filter
 
 from kolmo.box import Box
-from kolmo.control.densities import CLOSER, Density, Masses, masses
+from kolmo.control.densities import CLOSER, GivenDensity, Masses, masses
 from kolmo.control.linear import LinearProcess, Transition
 from kolmo.control.sinkhorn import Potentials, potentials
 from kolmo.grid import Grid
@@ -55,7 +55,7 @@ KEPT = 8
 BATCH = 20_000
 
 
-class Frame(NamedTuple):
+class Affine(NamedTuple):
     """Affine coordinates z of points x: ``x = centre + z @ matrix.T``."""
 
     matrix: np.ndarray
@@ -76,9 +76,9 @@ class End:
 
     Attributes
     ----------
-    density : Density
+    density : GivenDensity
         As the user gave it.
-    frame : Frame
+    frame : Affine
         Coordinates in which the kernel between the ends is :math:`e^{-|u - v|^2/2}`, but for shifts.
     axes : tuple of ndarray
         Nodes per axis, in coordinates.
@@ -92,8 +92,8 @@ class End:
         The same with ``PADDING`` nodes more on all sides, where there is no density: for splines.
     """
 
-    density: Density
-    frame: Frame
+    density: GivenDensity
+    frame: Affine
     axes: tuple[np.ndarray, ...]
     masses: np.ndarray
     scale: float
@@ -311,9 +311,9 @@ class GaussianBridges:
         The process.
     horizon : float
         T.
-    density0, density1 : Density
+    density0, density1 : GivenDensity
         The two ends.
-    frames : tuple of Frame
+    frames : tuple of Affine
         Whitened coordinates of both.
     hulls : tuple
         Ends of the lattices, in these coordinates.
@@ -329,9 +329,9 @@ class GaussianBridges:
 
     linear: LinearProcess
     horizon: float
-    density0: Density
-    density1: Density
-    frames: tuple[Frame, Frame]
+    density0: GivenDensity
+    density1: GivenDensity
+    frames: tuple[Affine, Affine]
     hulls: tuple[tuple[np.ndarray, np.ndarray], ...]
     coupled: "_Coupled"
     apart: np.ndarray
@@ -344,7 +344,7 @@ class GaussianBridges:
         cls,
         linear: LinearProcess,
         horizon: float,
-        densities: tuple[Density, Density],
+        densities: tuple[GivenDensity, GivenDensity],
         boxes: tuple[Any, Any],
         misfit: float,
     ) -> "GaussianBridges":
@@ -354,7 +354,7 @@ class GaussianBridges:
         matrices = np.linalg.inv(W @ whole.matrix), np.linalg.inv(W)
         frames, hulls, spreads = [], [], []
         for density, (low, high), M in zip(densities, boxes, matrices, strict=True):
-            rough = Frame(M, 0.5 * (low + high))
+            rough = Affine(M, 0.5 * (low + high))
             corners = np.stack(np.meshgrid(*zip(low, high, strict=True), indexing="ij"), -1).reshape(-1, d)
             z = rough.coordinates(corners)
             axes = [np.linspace(a, b, CLOSER[d]) for a, b in zip(z.min(0), z.max(0), strict=True)]
@@ -362,7 +362,7 @@ class GaussianBridges:
             fine = tuple(np.linspace(a, b, CLOSER[d]) for a, b in zip(low, high, strict=True))
             mass = masses(density, fine, rough.place).masses
             mean, spread = _moments(fine, mass / mass.sum())
-            frames.append(Frame(M, rough.place(mean[None])[0]))
+            frames.append(Affine(M, rough.place(mean[None])[0]))
             hulls.append((low - mean, high - mean))
             spreads.append(spread)
         coupled = _Coupled.of(*spreads)

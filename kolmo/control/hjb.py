@@ -11,7 +11,7 @@ import torch
 
 from kolmo.arrays import Array, as_like, as_numpy, as_points, at_home, is_tensor, namespace
 from kolmo.box import Open
-from kolmo.control.bellman import POLICY_CHANGE, Act, Bellman, ExplicitStep, ImplicitStep, solve_stationary
+from kolmo.control.bellman import POLICY_CHANGE, Act, Bellman, ExplicitPolicyStep, ImplicitPolicyStep, solve_stationary
 from kolmo.control.breaks import look, terminal_breaks, together
 from kolmo.control.charts import natural_charts, opened, opened_as
 from kolmo.control.coefficients import Coefficients
@@ -412,7 +412,7 @@ def solve_hjb(
     return pack(problem, level, np.broadcast_to(estimate, shape).copy(), status, message, stats)
 
 
-def concluded(search: "Search") -> tuple["Level", float, str, str, dict[str, Any]]:
+def concluded(search: "Search") -> tuple["PolicyLevel", float, str, str, dict[str, Any]]:
     """What a search found, with a warning where the tolerance is not met; an error where there is no level at all."""
     try:
         found = search.run()
@@ -440,7 +440,7 @@ def _held(problem: ControlProblem, points: np.ndarray) -> np.ndarray:
 
 
 @dataclass
-class Level:
+class PolicyLevel:
     """One solve: the recipe, the states and policies at the times kept, latest first, what it cost, and its answers.
 
     ``unsettled`` is what V still changed by where policy iteration did not settle; ``at`` the answer at the points that
@@ -468,7 +468,7 @@ class Level:
 
 def pack(
     problem: ControlProblem,
-    level: Level,
+    level: PolicyLevel,
     estimate: np.ndarray | None,
     status: str,
     message: str,
@@ -488,7 +488,7 @@ def pack(
     )
 
 
-def _nodal_policy(level: Level) -> Policy:
+def _nodal_policy(level: PolicyLevel) -> Policy:
     """The policy of a level, linear between its nodes and constant from time to time: enough to see where paths go."""
     grid, times = level.recipe.grid, np.array(level.times)
     low, high = grid.box
@@ -505,13 +505,13 @@ def _nodal_policy(level: Level) -> Policy:
     return policy
 
 
-def _follow(problem: ControlProblem, recipe: Discretization) -> Level:
+def _follow(problem: ControlProblem, recipe: Discretization) -> PolicyLevel:
     """Solve exactly what a recipe says."""
     problem = opened_as(problem, recipe.grid)
     bellman = Bellman(problem, recipe.grid, recipe.scheme)
     if problem.horizon is None:
         V, settled = solve_stationary(bellman)
-        return Level(recipe, [0.0], [V], settled.acts, settled.count, settled.change, average=settled.average)
+        return PolicyLevel(recipe, [0.0], [V], settled.acts, settled.count, settled.change, average=settled.average)
     if len(recipe.times) < 2:
         raise InputError("discretization", "a recipe without time nodes", "one for a finite horizon")
     change = float(recipe.estimate.get("policy", [POLICY_CHANGE])[0])
@@ -524,13 +524,17 @@ def _march(
     times: list[float] | None,
     limits: Limits | None = None,
     change: float = POLICY_CHANGE,
-) -> Level:
+) -> PolicyLevel:
     """March from T to 0 along the time nodes; None: explicit steps as long as stability lets them be."""
     T = float(bellman.problem.horizon or 0.0)
-    step = ExplicitStep(bellman) if recipe.stepper == EXPLICIT else ImplicitStep(bellman, recipe.stepper, change)
+    step = (
+        ExplicitPolicyStep(bellman)
+        if recipe.stepper == EXPLICIT
+        else ImplicitPolicyStep(bellman, recipe.stepper, change)
+    )
     V = bellman.full(_terminal(bellman, recipe), T)
     acts = [bellman.improve(T, V, bellman.start())]
-    level = Level(recipe, [T], [V], [acts[-1]], 0)
+    level = PolicyLevel(recipe, [T], [V], [acts[-1]], 0)
     if bellman.problem.obstacle is None:
         level.slopes.append(bellman.slope(T, bellman.free(V), acts[-1]))
     free, t, nodes = bellman.free(V), T, [T]
@@ -540,7 +544,7 @@ def _march(
         if times is not None:
             dt = t - times[len(times) - 1 - len(nodes)]
         else:
-            assert isinstance(step, ExplicitStep)
+            assert isinstance(step, ExplicitPolicyStep)
             dt = min(step.bound(t, acts[-1]), T / FIRST_STEPS)
             dt = t if dt >= t else min(dt, 0.5 * t) if 2.0 * dt > t else dt
             if len(nodes) > MANY_STEPS:
@@ -568,7 +572,7 @@ class _TooManySteps(Exception):  # noqa: N818 - a way out, no error
     """Explicit steps would be too many."""
 
 
-def _thin(level: Level) -> None:
+def _thin(level: PolicyLevel) -> None:
     """Keep at most ``STORED`` times, the ends among them."""
     if len(level.times) > STORED:
         keep = np.unique(np.linspace(0, len(level.times) - 1, STORED).round().astype(int))
@@ -627,11 +631,11 @@ class Search:
         # policy iteration converges like Newton's method: the last change is far above the error that is left
         self.change = max(POLICY_CHANGE, min(LAST_CHANGE, 1e-3 * rtol))
         self.cut = 0.0
-        self.levels: list[Level] = []
+        self.levels: list[PolicyLevel] = []
         self._witnesses: np.ndarray | None = None
         self.iterations = 0
 
-    def run(self) -> tuple[Level, float, str, str, dict[str, Any]]:
+    def run(self) -> tuple[PolicyLevel, float, str, str, dict[str, Any]]:
         """Level, estimate, status, message and statistics."""
         layout = self._first_frame()
         try:
@@ -867,7 +871,7 @@ class Search:
         nodes, allowed = [level.nodes for level in self.levels], np.array([AIM * self._tolerance()])
         return self._policy.next_resolution(nodes, self._verdict(), allowed, least=least, most=most)
 
-    def _solve(self, grid: Grid, n: float, scheme: str) -> Level:
+    def _solve(self, grid: Grid, n: float, scheme: str) -> PolicyLevel:
         # the steppers are of higher order than the scheme
         steps = max(FIRST_STEPS, math.ceil(FIRST_STEPS * (n / FIRST_NODES[self.problem.dim]) ** 0.75))
         if scheme == MONOTONE:
@@ -880,12 +884,12 @@ class Search:
         self.iterations += level.iterations
         return level
 
-    def _at(self, level: Level) -> np.ndarray:
+    def _at(self, level: PolicyLevel) -> np.ndarray:
         """The answer at the points that matter, and the average of ergodic problems."""
         answers = self._answers(level, self.points)
         return answers if level.average is None else np.append(answers, level.average)
 
-    def _answers(self, level: Level, points: np.ndarray) -> np.ndarray:
+    def _answers(self, level: PolicyLevel, points: np.ndarray) -> np.ndarray:
         return np.asarray(level.recipe.grid.interpolate(level.V[:, 0], points, level.recipe.width))
 
     def _beside(self, grid: Grid) -> np.ndarray:
@@ -895,12 +899,14 @@ class Search:
             self._witnesses = beside[~_held(self.problem, beside)]
         return self._witnesses
 
-    def _solve_on(self, grid: Grid, steps: int, scheme: str) -> Level:
+    def _solve_on(self, grid: Grid, steps: int, scheme: str) -> PolicyLevel:
         bellman = Bellman(self.problem, grid, scheme)
         if self.problem.horizon is None:
             V, settled = solve_stationary(bellman, self._guess(grid))
             recipe = Discretization(grid, (), scheme, IMPLICIT)
-            level = Level(recipe, [0.0], [V], settled.acts, settled.count, settled.change, average=settled.average)
+            level = PolicyLevel(
+                recipe, [0.0], [V], settled.acts, settled.count, settled.change, average=settled.average
+            )
             if level.average is not None:
                 level.states = [V - self._answers(level, self.points[:1])]
             return level
@@ -964,7 +970,7 @@ class Search:
             record = self._with_its_cut(layout, level, record)
         return record
 
-    def _with_its_cut(self, layout: Frame, level: Level, record: Check) -> Check:
+    def _with_its_cut(self, layout: Frame, level: PolicyLevel, record: Check) -> Check:
         """The comparison again in a wider box: the error of the monotone scheme at a cut is of first order too."""
         try:
             wide = self._solve_on(layout.widened(level.recipe.grid), level.recipe.steps, MONOTONE)

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 import torch
 
 from kolmo.arrays import Array, as_numpy, as_points, at_home, is_tensor
-from kolmo.control.bellman import Act, Bellman, Filled, ImplicitStep, solve_stationary
+from kolmo.control.bellman import Act, Bellman, Filled, ImplicitPolicyStep, solve_stationary
 from kolmo.control.charts import opened
 from kolmo.control.frame import Frame, frame
 from kolmo.control.hjb import (
@@ -20,7 +20,7 @@ from kolmo.control.hjb import (
     MONOTONE,
     STOPPED,
     ControlSolution,
-    Level,
+    PolicyLevel,
     Search,
     concluded,
     pack,
@@ -329,20 +329,20 @@ class _Search(Search):
         loops = [p.closed_loop(p.constant(a)) for p in self.regimes for a in p.controls.samples[:5]]
         return frame(loops, self.points, tail, self.charts)
 
-    def _solve_on(self, grid: Grid, steps: int, scheme: str) -> Level:
+    def _solve_on(self, grid: Grid, steps: int, scheme: str) -> PolicyLevel:
         system: Any = _Coupled(self.regimes, self.costs, grid, scheme)
         horizon = self.problem.horizon
         if horizon is None:
             V, settled = solve_stationary(system, self._guess(grid) or system.start())
             recipe = Discretization(grid, (), scheme, IMPLICIT)
-            return Level(recipe, [0.0], [V], settled.acts, settled.count, settled.change)
+            return PolicyLevel(recipe, [0.0], [V], settled.acts, settled.count, settled.change)
         first = system.parts[0]
         rule = plan_terminal(first.generator.problem, grid, first.box, self.smoothing)
         s = np.linspace(0.0, 1.0, steps + 1)
         times = horizon * (1.0 - s[::-1] ** (CROWDING if rule.smoothed and scheme != MONOTONE else 1))
         stepper = "implicit-euler" if scheme == MONOTONE else IMPLICIT
         recipe = Discretization(grid, tuple(times.tolist()), scheme, stepper, rule)
-        step = ImplicitStep(system, stepper, self.change)
+        step = ImplicitPolicyStep(system, stepper, self.change)
         V = np.concatenate(
             [
                 np.asarray(as_numpy(rule.apply(part.generator.problem, grid.points))).reshape(-1, 1)
@@ -351,7 +351,7 @@ class _Search(Search):
         )
         V, acts = system.full(V, horizon), [system.start()]
         acts = [system.improve(horizon, V, acts[0])]
-        level = Level(recipe, [horizon], [V], [acts[-1]], 0)
+        level = PolicyLevel(recipe, [horizon], [V], [acts[-1]], 0)
         free = system.free(V)
         for after, before in zip(times[:0:-1], times[-2::-1], strict=True):
             self.limits.check()
@@ -372,16 +372,16 @@ class _Search(Search):
         stops = [guess.stop for guess in guesses if guess.stop is not None]
         return Act(torch.cat([guess.a for guess in guesses]), np.concatenate(stops))
 
-    def _answers(self, level: Level, points: np.ndarray) -> np.ndarray:
+    def _answers(self, level: PolicyLevel, points: np.ndarray) -> np.ndarray:
         fields = level.V.reshape(len(self.regimes), -1)
         grid, width = level.recipe.grid, level.recipe.width
         return np.concatenate([np.asarray(grid.interpolate(V, points, width)) for V in fields])
 
-    def part(self, level: Level, i: int) -> Level:
+    def part(self, level: PolicyLevel, i: int) -> PolicyLevel:
         """What a level says of one regime."""
         n = level.recipe.grid.size
         rows = slice(i * n, (i + 1) * n)
         m = self.regimes[i].controls.m
         acts = [Act(act.a[rows, :m], None if act.stop is None else act.stop[rows]) for act in level.acts]
         states = [V[rows] for V in level.states]
-        return Level(level.recipe, level.times, states, acts, level.iterations, level.unsettled)
+        return PolicyLevel(level.recipe, level.times, states, acts, level.iterations, level.unsettled)

@@ -12,7 +12,7 @@ import numpy as np
 from kolmo.arrays import as_like, as_numpy, as_points, at_home
 from kolmo.box import Absorbing, Box, Open, Robin
 from kolmo.control.chain_bridge import ChainBridges
-from kolmo.control.densities import Density
+from kolmo.control.densities import GivenDensity
 from kolmo.control.gaussian_bridge import GaussianBridges
 from kolmo.control.linear import LinearProcess
 from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
@@ -323,7 +323,7 @@ def _levels(
     within = Box.unbounded(d) if box is None else box
     problem = KolmogorovProblem(sde, lambda x: x[..., 0], horizon, within).handing("torch")
     lower, upper = np.array(within.lower), np.array(within.upper)
-    first, last = (Density(f, k, lower, upper) for f, k in ((density0, "density0"), (density1, "density1")))
+    first, last = (GivenDensity(f, k, lower, upper) for f, k in ((density0, "density0"), (density1, "density1")))
     if all(isinstance(face, Open) for pair in within.faces for face in pair):
         (first, hull0), (last, hull1) = first.found(), last.found()
         linear = LinearProcess.found(problem.sde, horizon, _probes(hull0, hull1))

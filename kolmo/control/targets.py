@@ -102,7 +102,7 @@ class Target:
         return y
 
 
-class Held:
+class TargetNodes:
     """The nodes of a grid that targets hold, and their values as linear functions of the unknown ones.
 
     Attributes

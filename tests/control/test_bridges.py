@@ -9,7 +9,7 @@ from scipy.stats import multivariate_normal
 
 import kolmo
 from kolmo import catalog, control
-from kolmo.control.densities import Density, masses
+from kolmo.control.densities import GivenDensity, masses
 from kolmo.control.gaussian_bridge import GaussianBridges
 from kolmo.control.linear import LinearProcess
 from kolmo.kernels.logsums import Blocks, averaged, pulled
@@ -218,7 +218,7 @@ def test_sums_of_exponentials_against_dense_ones(scale):
 
 def test_densities_are_found_wherever_they_are():
     for middle, width in ((37.0, 0.02), (-4000.0, 0.3), (0.0, 1e-3), (12.3, 200.0)):
-        density = Density(
+        density = GivenDensity(
             lambda x, m=middle, w=width: torch.exp(-0.5 * ((x[..., 0] - m) / w) ** 2), "density0", *EVERYWHERE
         )
         low, high = (float(end[0] - middle) / width for end in density.found()[1])
@@ -228,7 +228,7 @@ def test_densities_are_found_wherever_they_are():
 
 def test_masses_of_densities_that_jump():
     """Means of exp(x) over an interval fall in error with the square of the spacing, wherever the ends lie."""
-    box = Density(lambda x: (x[..., 0] - 0.3).abs().lt(0.77).double(), "density0", *EVERYWHERE)
+    box = GivenDensity(lambda x: (x[..., 0] - 0.3).abs().lt(0.77).double(), "density0", *EVERYWHERE)
     (low, high), exact = box.found()[1], (np.exp(1.07) - np.exp(-0.47)) / 1.54
     errors = []
     for n in (13, 26, 52):

@@ -8,7 +8,7 @@ from scipy.special import erfc
 
 import kolmo
 from kolmo import catalog, control
-from kolmo.control.targets import Held, Target
+from kolmo.control.targets import Target, TargetNodes
 from kolmo.errors import InputError
 from kolmo.grid import Grid
 
@@ -27,7 +27,7 @@ def test_values_beside_a_curved_boundary_are_those_of_cubic_polynomials():
     """Nodes in the target are filled from outside so that cubics that vanish on the boundary of a half-plane pass."""
     grid = Grid.of(kolmo.Box([-1.0, -1.0], [1.0, 1.0]), [31, 31])
     n = torch.tensor([0.6, 0.8], dtype=torch.float64)
-    held = Held(
+    held = TargetNodes(
         [Target(lambda x: x @ n + 0.13, lambda t, x: x[..., 0] + t)], grid, np.zeros(grid.size, dtype=bool), True
     )
     x = grid.points
