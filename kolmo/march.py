@@ -109,7 +109,7 @@ def time_nodes(
     nodes = [np.array([start])]
     for a, b in pairwise(fixed):
         lengths = [(end - start) / steps, *[c for p, q, c in short if p <= a and b <= q]]
-        if growth is not None:
+        if growth is not None and len(intervals) > 1:
             lengths += [longest_step(p, q, growth) for p, q in intervals if p <= a and b <= q]
         nodes.append(stepped(a, b, min(lengths), growth or 1.0))
     return np.concatenate(nodes)
