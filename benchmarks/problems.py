@@ -4,7 +4,7 @@ B1, B1s, B2, B4, B5: linear drift A x, constant covariance Σ, φ a Gaussian bum
 Gaussian and u(0, x) is known. B3: Heston's model, by the integral of its characteristic function.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import expm
@@ -31,6 +31,18 @@ class Linear:
     @property
     def dim(self) -> int:
         return len(self.A)
+
+    def varied(self, rng: np.random.Generator) -> "Linear":
+        """The same kind of problem with other parameters."""
+        factor = np.exp(rng.uniform(-0.35, 0.35, 4))
+        return replace(
+            self,
+            A=factor[0] * self.A,
+            Sigma=factor[1] * self.Sigma,
+            mean=self.mean + rng.uniform(-0.2, 0.2, self.dim) / np.sqrt(self.precision / 4.0),
+            precision=factor[2] * self.precision,
+            T=float(factor[3]) * self.T,
+        )
 
     def phi(self, x: np.ndarray) -> np.ndarray:
         if self.kind == "step":
@@ -89,6 +101,19 @@ class Heston:
     sigma: float = 0.5
     rho: float = -0.7
     strikes: tuple[float, ...] = (80.0, 90.0, 100.0, 110.0, 120.0)
+
+    def varied(self, rng: np.random.Generator) -> "Heston":
+        """The same model with other parameters, its strikes and the spot as they are."""
+        factor = np.exp(rng.uniform(-0.3, 0.3, 4))
+        return replace(
+            self,
+            v0=float(factor[0]) * self.v0,
+            kappa=float(factor[1]) * self.kappa,
+            theta=float(factor[2]) * self.theta,
+            sigma=float(factor[3]) * self.sigma,
+            rho=float(rng.uniform(-0.85, -0.3)),
+            r=float(rng.uniform(0.0, 0.05)),
+        )
 
     def problem(self, strike: float) -> kolmo.KolmogorovProblem:
         """In log-price and variance, with killing r."""
@@ -169,4 +194,13 @@ PROBLEMS: dict[str, Linear | Heston] = {
         ),
     )
 }
+
+
+def variant(seed: int | None) -> dict[str, Linear | Heston]:
+    """The problems as they are documented (None), or with parameters that nobody has seen."""
+    if seed is None:
+        return PROBLEMS
+    return {name: p.varied(np.random.default_rng([seed, i])) for i, (name, p) in enumerate(PROBLEMS.items())}
+
+
 LEVELS = (1e-2, 1e-3, 1e-4, 1e-5)

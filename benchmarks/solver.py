@@ -1,6 +1,9 @@
 """Time to accuracy on B1–B5: kolmo with the discretisation given and by tolerance alone, beside other packages.
 
-    python -m benchmarks.solver [--only B1,B2] [--json FILE] [--plot FILE]
+    python -m benchmarks.solver [--only B1,B2] [--variant SEED] [--json FILE] [--plot FILE]
+
+``--variant`` gives the problems other parameters, at random. The price is what kolmo by tolerance takes for a level of
+accuracy over its cheapest given discretisation with an error as small as that answer's.
 
 Every problem is solved by every package in one run, one thread, in many settings; the error of each is checked against
 the exact solution, and the table gives the cheapest setting that reaches a level. Times are medians of warm calls of
@@ -24,7 +27,7 @@ import numpy as np  # noqa: E402
 
 import kolmo  # noqa: E402
 from benchmarks import peers  # noqa: E402
-from benchmarks.problems import LEVELS, PROBLEMS, Heston, Linear  # noqa: E402
+from benchmarks.problems import LEVELS, Heston, Linear, variant  # noqa: E402
 from benchmarks.timing import CLOCK, Record, clock, measure, shown  # noqa: E402
 from kolmo.steppers.base import STEPPERS  # noqa: E402
 
@@ -51,6 +54,7 @@ HESTON = (
     ((64, 22), 24),
 )
 TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5)
+TOLERANCE = "kolmo, tolerance"
 LIMIT = 5.0
 """Seconds after which a solver tries nothing finer on a problem."""
 
@@ -89,7 +93,7 @@ def by_tolerance(p: Linear) -> Iterator[Record]:
         run = lambda t=tolerance: kolmo.solve(problem, at=at, rtol=0.0, atol=t)  # noqa: E731
         solution, whole, first = measure(run, repeats=3)
         error = float(np.abs(solution(at).reshape(-1) - exact).max())
-        yield Record(p.name, "kolmo, tolerance", f"atol = {tolerance:g}", error, whole, first, note=solution.status)
+        yield Record(p.name, TOLERANCE, f"atol = {tolerance:g}", error, whole, first, note=solution.status)
         if whole > LIMIT:
             return
 
@@ -115,11 +119,11 @@ def heston(p: Heston) -> Iterator[Record]:
         run = lambda r=rtol: kolmo.solve(problems[middle], at=at, rtol=r, atol=0.0)  # noqa: E731
         _, whole, first = measure(run, repeats=3)
         solutions = {k: kolmo.solve(q, at=at, rtol=rtol, atol=0.0) for k, q in problems.items()}
-        yield Record(p.name, "kolmo, tolerance", f"rtol = {rtol:g}", worst(solutions), whole, first)
+        yield Record(p.name, TOLERANCE, f"rtol = {rtol:g}", worst(solutions), whole, first)
 
 
-def records(only: set[str]) -> Iterator[Record]:
-    for name, p in PROBLEMS.items():
+def records(only: set[str], seed: int | None = None) -> Iterator[Record]:
+    for name, p in variant(seed).items():
         if only and name not in only:
             continue
         if isinstance(p, Heston):
@@ -155,6 +159,24 @@ def table(done: list[Record]) -> str:
     return "\n".join(lines)
 
 
+def prices(done: list[Record]) -> str:
+    """Per problem and tolerance, by tolerance over the cheapest given discretisation of the same error."""
+    lines = []
+    for problem in dict.fromkeys(r.problem for r in done):
+        given_, asked = (
+            [r for r in done if (r.problem, r.solver) == (problem, s)] for s in ("kolmo, given", TOLERANCE)
+        )
+        told = []
+        for r in asked:
+            level = max(r.error, min((g.error for g in given_), default=np.inf))
+            best = min((g.whole for g in given_ if g.error <= level), default=np.nan)
+            told.append(
+                f"{r.setting}: {r.whole / best:.1f}" + ("" if level == r.error else " (given is less accurate)")
+            )
+        lines.append(f"  {problem:4} " + " | ".join(told))
+    return "\nprice of a tolerance, in solves with the discretisation given\n" + "\n".join(lines)
+
+
 def plot(done: list[Record], path: Path) -> None:
     """Error over time, one panel a problem; of each solver the settings that no other of its own beats."""
     import matplotlib.pyplot as plt
@@ -186,15 +208,16 @@ def plot(done: list[Record], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", default="", help="names of problems, with commas")
+    parser.add_argument("--variant", type=int, metavar="SEED", help="other parameters, at random")
     parser.add_argument("--json", type=Path, help="file for the records")
     parser.add_argument("--plot", type=Path, help="file for the work–precision plot")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
     done = []
-    for r in records(set(filter(None, chosen.only.split(",")))):
+    for r in records(set(filter(None, chosen.only.split(","))), chosen.variant):
         done.append(r)
         print(f"{r.problem:4} {r.solver:17} {r.setting:28} error {r.error:.1e} in {shown(r.whole)}", flush=True)
-    print(table(done) + f"\n({CLOCK} time, one thread)")
+    print(table(done) + prices(done) + f"\n({CLOCK} time, one thread)")
     if chosen.json:
         chosen.json.write_text(json.dumps({"clock": CLOCK, "records": [r.as_dict() for r in done]}, indent=1))
     if chosen.plot:

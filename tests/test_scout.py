@@ -617,3 +617,14 @@ def test_what_the_scout_costs(dim):
                 continue
             samples = SAMPLES[dim] ** dim * (LOOKS if timed else 1)
             assert samples <= count[0] <= samples + MORE[timed] * dim, (count, samples)
+
+
+@pytest.mark.parametrize("strike", [-0.7, 0.0, 1.3])
+@pytest.mark.parametrize("payoff", [np.maximum, np.greater])
+def test_a_process_that_stays_where_it_is(strike, payoff):
+    """Its spread is zero: nothing is graded by that."""
+    problem = KolmogorovProblem(SDE(0.0, lambda t, x: 0.0 * x, dim=1), lambda x: 1.0 * payoff(x[..., 0], strike), 1.0)
+    at = [[strike - 0.5], [strike + 0.25]]
+    assert solve(problem, at=at)(at).reshape(-1) == pytest.approx(1.0 * payoff(np.reshape(at, -1), strike), abs=1e-3)
+    layout, _ = first_layout(problem, np.array([[strike]]), 1e-6, 1e-3)
+    assert np.isfinite(layout.grid(41.0, 9).axes[0].nodes).all()

@@ -216,6 +216,8 @@ def _all_features(layout: Layout, axis: int, seen: AxisSight, breaks: tuple[floa
 
 def _with_features(grading: Grading, features: list[Feature], dim: int) -> tuple[Grading, float]:
     """The map with more nodes around features, and by how much the number of nodes grows."""
+    if not features:
+        return grading, 1.0
     cells = FIRST_NODES[dim] - 1
     centres, widths, weights = _as_sum(grading, cells)
     for feature in features:
@@ -276,7 +278,7 @@ def _focused(problem: KolmogorovProblem, layout: Layout, cloud: Reach, sight: Si
     gradings, places = list(layout.gradings), list(layout.places)
     for i, grading in enumerate(layout.gradings):
         spread = 0.5 * float(cloud.spread_low[i] + cloud.spread_high[i])
-        if not isinstance(grading, Sinh) or grading.centre in (grading.lower, grading.upper):
+        if not isinstance(grading, Sinh) or grading.centre in (grading.lower, grading.upper) or spread == 0.0:
             continue
         marks = np.array(sight.axes[i].marks)
         if not len(marks) and "terminal" in (*sight.slanted, *sight.crowded):  # breaks that do not run along the others
