@@ -17,6 +17,7 @@ from kolmo.box import Absorbing, Box, Entrance, Natural, Open, Periodic, Reflect
 from kolmo.errors import InputError, KolmoWarning, NotConvergedError
 from kolmo.problem import KolmogorovProblem, Stop
 from kolmo.registry import Registry
+from kolmo.rest import at_rest
 from kolmo.sde import evaluate
 
 # Paths simulated at once: bounds the memory whatever the number of points and paths.
@@ -146,7 +147,7 @@ def monte_carlo(
     >>> bool((abs(estimate.mean - case.values) < 4 * estimate.standard_error + estimate.bias_estimate).all())
     True
     """
-    points = as_points(x, problem.dim)
+    points, problem = as_points(x, problem.dim), at_rest(problem)
     starts = np.asarray(as_numpy(points), dtype=float).reshape(-1, problem.dim)
     scheme, seed, (paths, steps) = METHODS[method], seed_of(rng), counts(paths, steps)
     found = simulate(

@@ -10,6 +10,7 @@ import numpy as np
 from kolmo.arrays import Array, as_numpy, detached, is_module, is_tensor, namespace
 from kolmo.box import Absorbing, Box, Constrained, Entrance, FaceValue, Robin
 from kolmo.errors import InputError
+from kolmo.motion import Motion
 from kolmo.sde import SDE, evaluate
 
 Function = Callable[..., Array]
@@ -118,6 +119,11 @@ class KolmogorovProblem:
         self._handed: str | None = None
         self.stops: tuple[Stop, ...] = ()
         self.box = Box.unbounded(self.dim) if box is None else box
+        # of a problem in coordinates at rest: how its faces move, and whether it ends because they have met
+        self.motion: Motion | None = None
+        self.met = False
+        if self.stationary and self.box.moves:
+            raise InputError("box", "faces that move in a stationary problem", "a horizon, or faces at rest")
         if self.horizon is not None and any(not 0 < t < self.horizon for t in sde.breakpoints):
             outside = [t for t in sde.breakpoints if not 0 < t < self.horizon]
             raise InputError("breakpoints", outside, f"times inside (0, {self.horizon})")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import ndtr
 
 from kolmo.cli import main
 from kolmo.equations import read
@@ -192,7 +193,25 @@ def rotated(x, y):
     return [x * math.cos(0.5) + y * math.sin(0.5), x * x + y * y + 0.49 * 0.5]
 
 
+BARRIER = """
+[parameters]
+h = 0.9
+[equation]
+drift = 0.0
+diffusion = 1.0
+terminal = "1"
+horizon = 1.0
+[box]
+lower = [-inf]
+upper = ["h - 0.6 * t"]
+boundary = [["open", "absorbing"]]
+[solve]
+at = [0.0]
+rtol = 1e-5
+"""
+
 EXACT = [
+    (BARRIER, [ndtr(0.3) - np.exp(1.08) * ndtr(-1.5)]),
     (CALL, [black_scholes(x, 100.0, 0.05, 0.2) for x in (90.0, 100.0)]),
     (EXIT, [1.0, 0.75]),
     (OSCILLATOR, [rotated(0.5, 0.1), rotated(1.0, 1.0)]),
@@ -200,7 +219,7 @@ EXACT = [
 ]
 
 
-@pytest.mark.parametrize(("text", "exact"), EXACT, ids=["call", "exit", "oscillator", "faces"])
+@pytest.mark.parametrize(("text", "exact"), EXACT, ids=["barrier", "call", "exit", "oscillator", "faces"])
 def test_solve_prints_the_answer_with_its_error(text, exact, tmp_path, capsys):
     assert main(["solve", written(tmp_path, text), "--json", "--quiet"]) == 0
     out, err = capsys.readouterr()
@@ -353,6 +372,9 @@ MISTAKES = [
     ("horizon = 1.0", "horizon = 1.0\nobstacle = 1", "line 13, equation.obstacle", "[controls]"),
     ("horizon = 1.0", "horizon = 1.0\nbreakpoints = [2.0]", "line 13, equation.breakpoints", "inside"),
     ("upper = [inf]", "upper = [-1]", "line 15, box.lower", "lower < upper"),
+    ("upper = [inf]", "upper = ['K * z']", "line 16, box.upper", "unknown name 'z'"),
+    ("upper = [inf]", "upper = ['K * t', 1]", "line 16, box.upper", "formulas of t"),
+    ("upper = [inf]", "upper = ['K * t']", "line 17, box.boundary", "open at a place that moves"),
     ("upper = [inf]", "upper = [nan]", "line 16, box.upper", "numbers"),
     ('"natural"', '"naturel"', "line 17, box.boundary", "'naturel'"),
     ('"natural"', "{ absorbing = 'u' }", "line 17, box.boundary", "unknown name 'u'"),

@@ -15,7 +15,7 @@ A file has these tables; only ``[equation]`` and ``[solve]`` are always needed::
 
     [box]                             # left out: all of R^d
     lower = [-inf]
-    upper = [2.0]
+    upper = [2.0]                     # or a formula of t and the parameters: a face that moves, upper = ["2 - t"]
     boundary = [["open", { absorbing = "exp(-t)" }]]    # per axis: a word, or low and high; { kappa = .., value = .. }
 
     [solve]

@@ -192,12 +192,29 @@ class Equation:
         document = self._document
         if not document.has("box"):
             return None
-        lower, upper = (document.numbers("box", key, (self.dim,), infinite=True) for key in ("lower", "upper"))
+        lower, upper = (self._corner(key, known) for key in ("lower", "upper"))
         boundary = document.table("box").get("boundary", "open")
         if not isinstance(boundary, str):
             boundary = self._faces(boundary, known)
         with document:
             return Box(lower, upper, boundary=boundary)
+
+    def _corner(self, key: str, known: Mapping[str, Any]) -> Any:
+        """Numbers, or formulas of t and the parameters for faces that move; one for each axis."""
+        document = self._document
+        given = document.table("box").get(key)
+        items: list[Any] = given if isinstance(given, list) else [given]
+        if not any(isinstance(item, str) for item in items):
+            return document.numbers("box", key, (self.dim,), infinite=True)
+        if len(items) != self.dim or not all(isinstance(item, str) or is_number(item) for item in items):
+            document.refuse("box", key, repr(given)[:80], f"{self.dim} numbers, or formulas of t and the parameters")
+        return [self._moving(key, item, known) if isinstance(item, str) else floating(item) for item in items]
+
+    def _moving(self, key: str, text: str, known: Mapping[str, Any]) -> Callable[[float], Any]:
+        """The place of a face as a function of time."""
+        with self._document.about("box", key):
+            formula = Expression(text, scalars=["t", *known], argument=key)
+        return lambda t: formula({**known, "t": t})
 
     def _faces(self, boundary: Any, known: Mapping[str, Any]) -> list[Any]:
         if not isinstance(boundary, list) or len(boundary) != self.dim:
