@@ -34,6 +34,10 @@ MOST_PIECES, MOST_BREAKS = 3000, 100
 # Length of a piece, as a part of the horizon, that is not divided further, and below which pieces between longer ones
 # tell of a break: beside a kink they get shorter until rounding hides it.
 SHORTEST, ROUGH = 1e-12, 1e-7
+# Part of a piece at which it is divided: no plain fraction, so that no jump falls on the end of a piece unseen.
+PART = 0.5**0.5 - 0.2
+# Part of its size by which a face has to jump at a break, not to bend there.
+JUMP = 1e-7
 # Instants whose places are kept at hand.
 KEPT = 64
 _DEGREES = np.arange(BENT)
@@ -153,7 +157,7 @@ def traced(face: Place, horizon: float) -> Curve:
     Examples
     --------
     >>> bent = traced(lambda t: max(1.0 - t, 0.4), 1.0)
-    >>> [round(t, 9) for t in bent.breaks], bent.speed(0.5), round(bent(0.25), 12)
+    >>> [round(t, 9) for t in bent.breaks], float(bent.speed(0.5)), round(float(bent(0.25)), 12)
     ([0.6], -1.0, 0.75)
     """
     if not callable(face):
@@ -225,7 +229,8 @@ def _divided(
         a, b = open_.pop()
         count = _smooth(at, a, b, tolerance)
         if count is None and b - a > SHORTEST * horizon:
-            open_ += [(0.5 * (a + b), b), (a, 0.5 * (a + b))]
+            middle = a + PART * (b - a)
+            open_ += [(middle, b), (a, middle)]
         else:
             pieces.append((a, b, count or STRAIGHT))
             if b - a < ROUGH * horizon:
@@ -291,6 +296,12 @@ class Motion:
     def breaks(self) -> tuple[float, ...]:
         """Times at which a face jumps or bends."""
         return tuple(sorted({t for pair in self.axes for curve in pair if curve is not None for t in curve.breaks}))
+
+    @property
+    def jumps(self) -> tuple[float, ...]:
+        """Those of the breaks at which a face jumps."""
+        curves = [curve for pair in self.axes for curve in pair if curve is not None]
+        return tuple(t for t in self.breaks if any(_jumps(curve, t) for curve in curves))
 
     @property
     def rigid(self) -> bool:
@@ -364,6 +375,12 @@ class Motion:
                 p, dp = curve.course(t, before=before)
                 return p, p, 1.0, dp, dp, 0.0, end, end
         return 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0
+
+
+def _jumps(curve: Curve, t: float) -> bool:
+    """Whether a face jumps at a break, and does not only bend there."""
+    before, after = (float(detached(curve(t, before=side))) for side in (True, False))
+    return abs(after - before) > JUMP * max(abs(before), abs(after))
 
 
 def _kind(like: Array) -> str:

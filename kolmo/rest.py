@@ -5,12 +5,13 @@ the equation with the drift :math:`(b - \partial_tx)/w` and the covariance rate 
 rest; a wall that reflects still does, and an elastic one has κ/w. Everything that solves, differentiates or simulates a
 problem sees that one; only points and times that are asked for are translated.
 
-This room may import ``kolmo.arrays``, ``kolmo.errors``, ``kolmo.motion``, ``kolmo.sde``, ``kolmo.box`` and
-``kolmo.problem``.
+This room may import ``kolmo.arrays``, ``kolmo.errors``, ``kolmo.motion``, ``kolmo.sde``, ``kolmo.events``,
+``kolmo.box`` and ``kolmo.problem``.
 """
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 from kolmo.arrays import Array, detached, namespace
 from kolmo.box import Absorbing, Box, Face, Open, Reflecting, Robin
 from kolmo.errors import InputError
+from kolmo.events import Event
 from kolmo.motion import Curve, Motion, traced
 from kolmo.problem import KolmogorovProblem
 from kolmo.sde import SDE
@@ -75,9 +77,12 @@ def at_rest(problem: KolmogorovProblem, reference: Reference | None = None) -> K
     motion = Motion(tuple(curves), tuple(ends))
     halvings = [t for axis in closing for t in met[axis][1]]
     times = {*problem.sde.breakpoints, *motion.breaks, *halvings}
+    known = {event.time: event for event in problem.events}
+    happening = sorted(t for t in {*known, *motion.jumps} if t < horizon)
     still = copy.copy(problem)
     still.motion, still.horizon, still._handed = motion, horizon, problem.arrays
     still.sde = _process(problem.sde, motion, tuple(sorted(t for t in times if 0.0 < t < horizon)))
+    still.sde.events = tuple(MovedEvent(t, (), problem, motion, known.get(t)) for t in happening)
     pairs = [tuple(_face(problem, motion, axis, f) for f in pair) for axis, pair in enumerate(box.faces)]
     still.box = Box([low for low, _ in ends], [high for _, high in ends], pairs)
     still.terminal = partial(_final, problem, motion, horizon)
@@ -177,6 +182,35 @@ def _process(sde: SDE, motion: Motion, breakpoints: tuple[float, ...]) -> SDE:
     )  # fmt: skip
     still.device = sde.device
     return still
+
+
+@dataclass(frozen=True, eq=False)
+class MovedEvent(Event):
+    """An event in coordinates at rest: from those before it to those after it, which differ where a face jumps.
+
+    Attributes
+    ----------
+    problem, motion : KolmogorovProblem, Motion
+        As they were given.
+    event : Event or None
+        What happens there; None where only a face jumps.
+    """
+
+    problem: KolmogorovProblem
+    motion: Motion
+    event: Event | None
+
+    @property
+    def pays(self) -> bool:
+        """Whether anything is paid."""
+        return self.event is not None and self.event.pays
+
+    def run(self, x: Array, arrays: str | None = None, device: Any = None) -> tuple[Array, Array | None]:
+        """Where points ξ (..., d) are moved to, and what is paid."""
+        outside, paid = self.motion.outwards(self.time, x, before=True), None
+        if self.event is not None:
+            outside, paid = self.event.run(outside, arrays, device)
+        return self.motion.inwards(self.time, outside), paid
 
 
 def _face(problem: KolmogorovProblem, motion: Motion, axis: int, face: Face) -> Face:

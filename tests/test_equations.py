@@ -210,7 +210,20 @@ at = [0.0]
 rtol = 1e-5
 """
 
+DIVIDEND = CALL.replace(
+    "[solve]",
+    """
+[events]
+times = [0.3, 0.6]
+pay = "K * exp(r * t) / 100"
+move = "(1 - 0.1 * t) * x[0]"
+
+[solve]
+""",
+)
+
 EXACT = [
+    (DIVIDEND, [black_scholes(0.97 * 0.94 * x, 100.0, 0.05, 0.2) + 2.0 for x in (90.0, 100.0)]),
     (BARRIER, [ndtr(0.3) - np.exp(1.08) * ndtr(-1.5)]),
     (CALL, [black_scholes(x, 100.0, 0.05, 0.2) for x in (90.0, 100.0)]),
     (EXIT, [1.0, 0.75]),
@@ -219,7 +232,7 @@ EXACT = [
 ]
 
 
-@pytest.mark.parametrize(("text", "exact"), EXACT, ids=["barrier", "call", "exit", "oscillator", "faces"])
+@pytest.mark.parametrize(("text", "exact"), EXACT, ids=["dividend", "barrier", "call", "exit", "oscillator", "faces"])
 def test_solve_prints_the_answer_with_its_error(text, exact, tmp_path, capsys):
     assert main(["solve", written(tmp_path, text), "--json", "--quiet"]) == 0
     out, err = capsys.readouterr()
@@ -383,6 +396,10 @@ MISTAKES = [
     ("at = [90.0, 100.0]", "at = ['a']", "line 20, solve.at", "numbers"),
     ("at = [90.0, 100.0]", "", "line 19, solve.at", "nothing"),
     ("rtol = 1e-4", "rtol = -1", "line 21, solve.rtol", "non-negative"),
+    ("[solve]", "[events]\ntimes = [0.5]\n[solve]", "events.move", "pay or move"),
+    ("[solve]", "[events]\nmove = 'x[0]'\n[solve]", "events.times", "times"),
+    ("[solve]", "[events]\ntimes = [2.0]\npay = 1\n[solve]", "events", "inside (0, 1.0)"),
+    ("[solve]", "[events]\ntimes = [0.5]\npay = 'y'\n[solve]", "events.pay", "unknown name 'y'"),
     ("K = 100.0", "K = 'a'", "line 3, parameters.K", "number"),
     ("K = 100.0", "exp = 1.0", "line 3, parameters.exp", "not taken"),
     ("K = 100.0", f"K = {10**400}", "line 3, parameters.K", "number"),

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from kolmo.arrays import as_points, at_home
-from kolmo.control.adjoint import Steps, differentiable_march, own, seed
+from kolmo.control.adjoint import Steps, differentiable_march, own, pieces, seed
 from kolmo.control.value import planned
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
@@ -296,11 +296,27 @@ def _assembled(march: March) -> dict[float, Semi]:
 
 
 def _spread(march: March, semis: dict[float, Semi], start: torch.Tensor, keep: list[int]) -> torch.Tensor:
-    """Masses at the time nodes numbered ``keep``, shape (len(keep), size, k)."""
-    flow = Steps(march, march.plans, {t: semi.stencil for t, semi in semis.items()})
-    tensors = [v for semi in semis.values() for v in (semi.a, semi.load, semi.boundary)]
-    masses: torch.Tensor = _Spread.apply(flow, keep, start, *tensors)  # type: ignore[no-untyped-call]
-    return masses
+    """Masses at the time nodes numbered ``keep``, shape (len(keep), size, k); at an event those after it."""
+    free = None if march.fixed is None else torch.as_tensor(~march.fixed, dtype=start.dtype)[:, None]
+    found: list[torch.Tensor] = []
+    first, p = 0, start
+    for plans in reversed(pieces(march)):
+        last = first + len(plans)
+        mine = {t: semis[t] for t in sorted({t for plan in plans for t in plan.instants})}
+        flow = Steps(march, plans, {t: semi.stencil for t, semi in mine.items()})
+        tensors = [v for semi in mine.values() for v in (semi.a, semi.load, semi.boundary)]
+        crossing = march.crossing(plans[0].start, start)
+        inside = [k for k in keep if first <= k < last or (k == last and crossing is None)]
+        own_keep = [k - first for k in inside]
+        asked = [*own_keep, *([] if crossing is None else [len(plans)])]
+        masses = _Spread.apply(flow, asked, p, *tensors) if asked else None  # type: ignore[no-untyped-call]
+        if masses is not None:
+            found.append(masses[: len(own_keep)])
+        if crossing is not None and masses is not None:
+            after = crossing.apply_transposed(masses[-1])
+            p = after if free is None else after * free
+        first = last
+    return torch.cat(found, 0)
 
 
 class _Spread(torch.autograd.Function):

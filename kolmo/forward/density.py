@@ -19,6 +19,7 @@ from kolmo.grid import Axis, Grid
 from kolmo.motion import Motion, moved_nodes
 from kolmo.problem import KolmogorovProblem
 from kolmo.schemes.base import SCHEMES
+from kolmo.schemes.crossing import Crossing
 from kolmo.schemes.generator import Generator
 from kolmo.schemes.terminal import plan_terminal
 from kolmo.sde import SDE
@@ -216,6 +217,8 @@ class Spreading:
             self.exited[e][0] = float(start[:, 0] @ owned)
         self._watch(march.without_boundary(start), steps[0].instants[-1])
 
+        moved: dict[Exit, float] = {}  # what an event has moved onto faces
+
         def observe(t: float, p: Array, adjoints: list[Array]) -> None:
             nonlocal value
             if self._now() > self.deadline:
@@ -230,12 +233,19 @@ class Spreading:
                 value = value + (a * march.ingredients(instant)[2]).sum(0)
                 gone += self._unit_loads(instant) @ a[:, 0]
             for e, amount in zip(self.exits.names, gone.tolist(), strict=True):
-                self.exited[e].append(self.exited[e][-1] + amount)
+                self.exited[e].append(self.exited[e][-1] + amount + moved.pop(e, 0.0))
             # at the end of a step the coefficients are those of the next one, [t_k, t_{k+1})
             last = steps[-1].instants[0] if march.generator.autonomous else t
             self._watch(p, steps[done].instants[-1] if done < len(steps) else last)
 
-        p = march.forward(start, observe=observe)
+        def arrive(t: float, before: Array, after: Array, crossing: Crossing) -> None:
+            nonlocal value
+            value = value + (after * march.boundary(t)).sum(0)
+            if crossing.paid is not None:
+                value = value + (before * crossing.paid).sum(0)
+            moved.update({e: float(after[:, 0] @ owned) for e, owned in self.exits.owned.items()})
+
+        p = march.forward(start, observe=observe, arrive=arrive)
         value = value + (p * march.without_boundary(self.recipe.initial(march))).sum(0)
         density = Density(
             np.array([w for _, w in self.saved]),
