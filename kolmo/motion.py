@@ -12,7 +12,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -303,7 +303,7 @@ class Motion:
         curves = [curve for pair in self.axes for curve in pair if curve is not None]
         return tuple(t for t in self.breaks if any(_jumps(curve, t) for curve in curves))
 
-    @property
+    @cached_property
     def rigid(self) -> bool:
         """Whether no axis is stretched."""
         return all(None in pair for pair in self.axes)
@@ -315,6 +315,8 @@ class Motion:
     def outwards(self, t: float, xi: Array, *, before: bool = False) -> Array:
         """Places x of points ξ (..., d): on a face exactly where one of ξ is."""
         p, q, w, _, _, _, bottom, top = self._at(t, xi, before)
+        if self.rigid:
+            return p + (xi - bottom)
         return namespace(xi).where(2.0 * xi < bottom + top, p + w * (xi - bottom), q + w * (xi - top))
 
     def inwards(self, t: float, x: Array, *, before: bool = False) -> Array:
@@ -323,8 +325,10 @@ class Motion:
         return namespace(x).where(2.0 * x < p + q, bottom + (x - p) / w, top + (x - q) / w)
 
     def velocity(self, t: float, xi: Array) -> Array:
-        """∂x/∂t at fixed ξ, shape (..., d)."""
+        """∂x/∂t at fixed ξ, shape (..., d); (d,) where it is the same everywhere."""
         _, _, _, dp, dq, dw, bottom, top = self._at(t, xi, False)
+        if self.rigid:
+            return dp
         return namespace(xi).where(2.0 * xi < bottom + top, dp + dw * (xi - bottom), dq + dw * (xi - top))
 
     def stretch(self, t: float, like: Array) -> Array:

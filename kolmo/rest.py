@@ -31,9 +31,9 @@ __all__ = ["at_rest"]
 # Bounds that meet are followed until they are this part of their first distance apart: what is left of the paths ends
 # on them as if nothing but noise were there.
 MET = 1e-4
-# From where on they are less than this part apart, times at which the distance is halved are breakpoints.
-NEAR = 0.5
-# Looks at the distance of two faces on each piece, and halvings that find where they meet.
+# From where on they are less than this part apart, times at which the distance has fallen to a quarter are breakpoints.
+NEAR, QUARTER = 0.5, 0.25
+# Looks at the distance of two faces on each piece, and bisections that find where they meet.
 LOOKS, BISECTIONS = 33, 60
 
 Reference = tuple[Any, Any]
@@ -75,8 +75,8 @@ def at_rest(problem: KolmogorovProblem, reference: Reference | None = None) -> K
     closing = [axis for axis, (end, _) in enumerate(met) if end < problem.horizon and end == horizon]
     ends = [_ends(box, axis, pair, reference) for axis, pair in enumerate(curves)]
     motion = Motion(tuple(curves), tuple(ends))
-    halvings = [t for axis in closing for t in met[axis][1]]
-    times = {*problem.sde.breakpoints, *motion.breaks, *halvings}
+    nearer = [t for axis in closing for t in met[axis][1]]
+    times = {*problem.sde.breakpoints, *motion.breaks, *nearer}
     known = {event.time: event for event in problem.events}
     happening = sorted(t for t in {*known, *motion.jumps} if t < horizon)
     still = copy.copy(problem)
@@ -122,7 +122,7 @@ def _ends(
 
 
 def _met(pair: tuple[Curve | None, Curve | None], horizon: float) -> tuple[float, list[float]]:
-    """Time at which two faces have all but met (the horizon where they do not), and times at which it is halved."""
+    """Time at which two faces have all but met (else the horizon), and those at which their distance is quartered."""
     low, high = pair
     if low is None or high is None:
         return horizon, []
@@ -141,7 +141,7 @@ def _met(pair: tuple[Curve | None, Curve | None], horizon: float) -> tuple[float
     found, share = [], NEAR
     while share > MET:
         found.append(_crossing(apart, share * first, times[before], times[meeting]))
-        share *= 0.5
+        share *= QUARTER
     return _crossing(apart, MET * first, times[before], times[meeting]), found
 
 
@@ -159,12 +159,19 @@ def _process(sde: SDE, motion: Motion, breakpoints: tuple[float, ...]) -> SDE:
     def drift(t: float, xi: Array) -> Array:
         return (sde.drift(t, motion.outwards(t, xi)) - motion.velocity(t, xi)) / motion.width(t, xi)
 
+    def noise_at(f: Any, given: Any, scale: Array, t: float, xi: Array) -> Array:
+        if callable(given):
+            return f(t, motion.outwards(t, xi)) / scale
+        # a constant is the same at all points, and one matrix stands for them all
+        one = f(t, xi.reshape(-1, motion.dim)[:1])[0] / scale
+        return namespace(xi).broadcast_to(one, (*xi.shape[:-1], *one.shape))
+
     def diffusion(t: float, xi: Array) -> Array:
-        return sde.diffusion(t, motion.outwards(t, xi)) / motion.width(t, xi)[:, None]
+        return noise_at(sde.diffusion, sde._diffusion, motion.width(t, xi)[:, None], t, xi)
 
     def covariance(t: float, xi: Array) -> Array:
         w = motion.width(t, xi)
-        return sde.covariance(t, motion.outwards(t, xi)) / (w[:, None] * w)
+        return noise_at(sde.covariance, sde._covariance, w[:, None] * w, t, xi)
 
     def rate(j: int, t: float, xi: Array) -> Array:
         return sde.jumps(t, motion.outwards(t, xi))[0][..., j]

@@ -209,8 +209,8 @@ def search(
 def _with_rest(problem: KolmogorovProblem, points: np.ndarray, rtol: float, atol: float, outcome: Outcome) -> Outcome:
     """An outcome whose estimate counts paths that are left where two faces have met: what they are paid is not known.
 
-    All that is known is that it lies between what the faces pay there; so many paths are left as a search for them
-    alone finds.
+    All that is known is that it lies between what the faces pay there; so many paths are left as the same steps find
+    when nothing else is asked for.
     """
     nodes = outcome.level.discretization.grid.points
     paid = as_numpy(problem.final(nodes)).reshape(len(nodes), -1)
@@ -219,19 +219,22 @@ def _with_rest(problem: KolmogorovProblem, points: np.ndarray, rtol: float, atol
     if not differs.any():
         return outcome
     remaining = copy.copy(problem)
-    remaining.terminal, remaining.source, remaining.met = _one, None, False
+    remaining.terminal, remaining.source = _one, None
     pairs = [tuple(Absorbing() if isinstance(f, Absorbing) else f for f in pair) for pair in problem.box.faces]
     remaining.box = Box(problem.box.lower, problem.box.upper, pairs)
-    share = 0.1 * float((allowed / np.where(differs > 0.0, differs, np.inf))[differs > 0.0].min())
-    found = search(remaining, at=points, rtol=0.5, atol=share)
-    left = differs * float(np.abs(found.level.values).max() + found.estimate.max())
-    recipe, estimate = outcome.level.discretization, outcome.estimate + left
+    recipe = outcome.level.discretization
+    march = recipe.march(remaining)
+    alive = np.asarray(march.backward(recipe.initial(march)).state)[:, 0]
+    shares = np.abs(recipe.grid.interpolate(alive, points, recipe.width))
+    left = differs * float(shares.max())
+    estimate = outcome.estimate + left
     recipe.estimate["left"] = (left + np.zeros(len(estimate))).tolist()
+    stats = outcome.stats | {"estimate": dict(recipe.estimate)}
     met = bool((estimate <= allowed).all())
     if outcome.status == "converged" and not met:
         message = f"paths are left where the faces meet: {float(left.max()):.2e} of what they are paid is not known"
-        return replace(outcome, estimate=estimate, status="tolerance_not_met", message=message)
-    return replace(outcome, estimate=estimate)
+        return replace(outcome, estimate=estimate, status="tolerance_not_met", message=message, stats=stats)
+    return replace(outcome, estimate=estimate, stats=stats)
 
 
 def _one(x: Array) -> Array:
