@@ -174,7 +174,7 @@ def test_gradients_with_respect_to_events(checkpoints):
     theta = torch.tensor([0.9, 0.15, 1.0], dtype=torch.float64, requires_grad=True)
     way = torch.tensor([0.3, -0.7, 0.4], dtype=torch.float64)
     with torch.no_grad():
-        recipe = kolmo.solve(fitted(theta), grid=33, steps=24).discretization
+        recipe = kolmo.solve(fitted(theta), grid=25, steps=14).discretization
     y = torch.tensor([0.1, 0.3], dtype=torch.float64)
 
     def value(p):

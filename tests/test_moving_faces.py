@@ -48,7 +48,7 @@ def passages(low, high, slopes, x0, T, n, sigma=1.0):
     return t, g
 
 
-def absorbed(low, high, slopes, x0, T, n=400):
+def absorbed(low, high, slopes, x0, T, n=250):
     """P(through low), P(through high) before T, extrapolated in the step."""
     found = []
     for m in (n, 2 * n):
@@ -111,26 +111,24 @@ def test_two_bounds_against_integral_equations():
         exact = absorbed(low, high, slopes, 0.1, 1.5)
         sol = kolmo.solve(problem, at=[0.1], rtol=1e-5, atol=1e-7)
         assert abs(float(sol(0.1)) - exact[1]) <= max(float(np.max(sol.error_estimate)), 2e-5)
-        law = kolmo.solve_forward(problem, [0.1], rtol=1e-4, flux_times=[0.4, 1.0])
-        t, g = passages(low, high, slopes, 0.1, 1.5, 1200)
+        law = kolmo.solve_forward(problem, [0.1], rtol=1e-3, flux_times=[0.4, 1.0])
+        t, g = passages(low, high, slopes, 0.1, 1.5, 700)
         for side, name in enumerate(("low", "high")):
-            assert law.exited(name)[-1] == pytest.approx(exact[side], abs=2e-5)
+            assert law.exited(name)[-1] == pytest.approx(exact[side], abs=1e-4)
             reference = np.interp([0.4, 1.0], t, g[side])
-            assert np.abs(law.exit_flux(name, [0.4, 1.0]) - reference).max() < 1e-3 * g[side].max()
+            assert np.abs(law.exit_flux(name, [0.4, 1.0]) - reference).max() < 2e-3 * g[side].max()
 
 
-@pytest.mark.parametrize("kind", ["linear", "hyperbolic", "one side"])
+@pytest.mark.parametrize("kind", ["linear", "one side", pytest.param("bent", marks=pytest.mark.slow)])
 def test_bounds_that_meet_end_the_problem(kind):
     """Collapsing bounds: everything has left when they meet, and the choice agrees with the integral equation."""
     ends = 0.8
     if kind == "linear":
         low, high = (lambda t: -0.9 * (1 - t / ends)), (lambda t: 0.7 * (1 - t / ends))
         slopes = (lambda t: 0.9 / ends + 0 * t), (lambda t: -0.7 / ends + 0 * t)
-    elif kind == "hyperbolic":
-        low, high = (lambda t: -1.0 + t / (t + 0.2)), (lambda t: 1.0 - 1.25 * t)
-        slopes = (lambda t: 0.2 / (t + 0.2) ** 2), (lambda t: -1.25 + 0 * t)
-        low, high = (lambda t: -1.0 + 1.25 * t * t / (t * t + 0.16)), high
-        slopes = (lambda t: 1.25 * 0.32 * t / (t * t + 0.16) ** 2), slopes[1]
+    elif kind == "bent":
+        low, high = (lambda t: -1.0 + 1.25 * t * t / (t * t + 0.16)), (lambda t: 1.0 - 1.25 * t)
+        slopes = (lambda t: 1.25 * 0.32 * t / (t * t + 0.16) ** 2), (lambda t: -1.25 + 0 * t)
         ends = None
     else:
         low, high = (lambda t: -0.5 + 0 * t), (lambda t: 1.0 - 1.5 * t / ends)
@@ -143,7 +141,7 @@ def test_bounds_that_meet_end_the_problem(kind):
         assert meeting == pytest.approx(ends, rel=1e-3)
     sol = kolmo.solve(problem, at=[0.05], rtol=1e-4, atol=1e-6)
     assert sol.status == "converged"
-    exact = absorbed(low, high, slopes, 0.05, 0.9 * meeting, 300)
+    exact = absorbed(low, high, slopes, 0.05, 0.9 * meeting, 200)
     left = 1.0 - exact.sum()
     assert exact[1] - 2e-5 <= float(sol(0.05)) <= exact[1] + left + 2e-5
     law = kolmo.solve_forward(problem, [0.05], grid=61, steps=200)
@@ -160,8 +158,8 @@ def test_a_wall_that_moves_keeps_everything():
         upper = [lambda t, q=q: 1.2 + 0.3 * np.sin(2.0 * t + q) for _, q in phase]
         sde = kolmo.SDE(lambda t, x: -x + 0.3, 0.7, dim=dim)
         problem = kolmo.KolmogorovProblem(sde, lambda x: x.sum(-1), 1.0, kolmo.Box(lower, upper, "reflecting"))
-        n = 41 if dim == 1 else 21
-        recipe = kolmo.solve(problem, grid=n, steps=20).discretization
+        n, steps = (41, 20) if dim == 1 else (15, 6)
+        recipe = kolmo.solve(problem, grid=n, steps=steps).discretization
         law = kolmo.solve_forward(problem, [0.1] * dim, discretization=recipe)
         assert np.abs(law.mass - 1.0).max() < 1e-11
         backward = float(kolmo.solve(problem, discretization=recipe)([0.1] * dim))
@@ -226,7 +224,7 @@ def test_gradients_with_respect_to_the_bounds(faces):
     """Taylor's remainder is of second order: of a value, of densities and of first-passage rates."""
     theta = torch.tensor([1.0, 0.2, 0.3], dtype=torch.float64, requires_grad=True)
     way = torch.tensor([0.3, -0.7, 0.5], dtype=torch.float64)
-    recipe = kolmo.plan(fitted(theta, faces), at=[0.0, 0.3], rtol=1e-4)
+    recipe = kolmo.plan(fitted(theta, faces), at=[0.0, 0.3], rtol=1e-3)
     y = torch.tensor([0.1, 0.3], dtype=torch.float64)
 
     def value(p):
@@ -292,7 +290,7 @@ def test_jumps_of_the_process_end_on_a_moving_face():
     box = kolmo.Box(-3.0, lambda t: 1.0 - 0.3 * t, [("reflecting", kolmo.Absorbing(1.0))])
     problem = kolmo.KolmogorovProblem(jumping, lambda x: 0.0 * x[..., 0], 1.0, box)
     sol = kolmo.solve(problem, at=[0.0], rtol=1e-4)
-    estimate = kolmo.monte_carlo(problem, 0.0, paths=20000, steps=128, rng=2)
+    estimate = kolmo.monte_carlo(problem, 0.0, paths=8000, steps=64, rng=2)
     assert abs(float(estimate.mean - sol(0.0))) < 4 * float(estimate.standard_error + estimate.bias_estimate)
 
 
