@@ -54,7 +54,7 @@ napoleon_use_rtype = False
 
 # What each part of the reference is called, and the modules (or packages, with what is in them) that belong to it.
 REFERENCE = {
-    "problem": ("State a problem", ["sde", "box", "problem", "equations", "expressions", "errors"]),
+    "problem": ("State a problem", ["sde", "box", "events", "problem", "equations", "expressions", "errors"]),
     "solve": (
         "Solve it",
         [
@@ -88,6 +88,8 @@ REFERENCE = {
             "memory",
             "times",
             "instants",
+            "motion",
+            "rest",
             "reach",
             "grid",
             "grading",

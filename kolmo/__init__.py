@@ -18,6 +18,7 @@ from kolmo.errors import (
     NotConvergedError,
     ToleranceWarning,
 )
+from kolmo.events import Payment
 from kolmo.forward import Density, solve_forward, stationary_density
 from kolmo.grid import Grid
 from kolmo.montecarlo import monte_carlo
@@ -54,6 +55,7 @@ __all__ = [
     "KolmogorovProblem",
     "MissingExtraError",
     "NotConvergedError",
+    "Payment",
     "Robin",
     "Solution",
     "Spectrum",

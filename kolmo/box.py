@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kolmo.arrays import Array, as_numpy, as_points
+from kolmo.arrays import Array, as_numpy, as_points, is_tensor
 from kolmo.errors import InputError
+from kolmo.motion import Place, place
 
 if TYPE_CHECKING:
     from kolmo.sde import SDE
@@ -117,8 +118,11 @@ class Box:
 
     Parameters
     ----------
-    lower, upper : float or sequence of float
-        Corners; ±inf where the state space does not end (open faces only).
+    lower, upper : float, callable or tensor, or sequence of them
+        Corners; ±inf where the state space does not end (open faces only). A function ``lower(t)`` -> number (t a
+        float) is a face that moves: a barrier. It may jump and bend, and give a tensor with gradients; so may a
+        tensor, for a face that stands still at a place that is a parameter. Where two of them meet, everything has
+        left. Neither open nor periodic faces move.
     boundary : str, Face, or list, default "open"
         One word for all faces, or a list with, per axis, a word or a ``(low, high)`` tuple. Words: "open" (cut of an
         unbounded problem), "natural" (degenerate end), "reflecting", "entrance" (never reached),
@@ -129,34 +133,49 @@ class Box:
     ------
     InputError
         If lower >= upper, a word is unknown, the list does not fit the dimension, only one end of an axis is
-        periodic, or a face that is not open lies at infinity.
+        periodic, a face that is not open lies at infinity, or one that is open or periodic moves.
 
     Examples
     --------
     >>> Box(0.0, np.inf, boundary=[("natural", "open")])
     Box(0..inf natural|open)
+    >>> Box(lambda t: t - 1.0, 1.0, "absorbing").at(0.25)
+    Box(-0.75..1 absorbing)
     """
 
     def __init__(
         self,
-        lower: float | Sequence[float] | np.ndarray,
-        upper: float | Sequence[float] | np.ndarray,
+        lower: float | Place | Sequence[float | Place] | np.ndarray,
+        upper: float | Place | Sequence[float | Place] | np.ndarray,
         boundary: str | Face | Sequence[Any] = "open",
     ) -> None:
-        low, high = np.atleast_1d(np.asarray(lower, float)), np.atleast_1d(np.asarray(upper, float))
-        if low.shape != high.shape or low.ndim != 1:
+        bottom, top = _places(lower), _places(upper)
+        low, high = (np.array([np.nan if _moves(end) else end for end in ends], float) for ends in (bottom, top))
+        if low.shape != high.shape:
             raise InputError(
                 "lower, upper", f"shapes {low.shape} and {high.shape}", "two numbers or two (d,) sequences"
             )
-        if np.isnan(low).any() or np.isnan(high).any() or (low >= high).any():
+        self.moving: tuple[tuple[Place | None, Place | None], ...] = tuple(
+            (a if _moves(a) else None, b if _moves(b) else None) for a, b in zip(bottom, top, strict=True)
+        )
+        told = [[place is None for place in pair] for pair in self.moving]
+        still = np.array(told)
+        if (np.isnan(low) & still[:, 0]).any() or (np.isnan(high) & still[:, 1]).any() or (low >= high).any():
             raise InputError(
                 "lower, upper", f"{low.tolist()} and {high.tolist()}", "lower < upper on every axis", "swap them"
             )
-        self.lower, self.upper = tuple(low.tolist()), tuple(high.tolist())
+        self._lower, self._upper = tuple(low.tolist()), tuple(high.tolist())
         self.faces = _faces(boundary, len(low))
         for axis, pair in enumerate(self.faces):
             for side, (face, end) in enumerate(zip(pair, (low[axis], high[axis]), strict=True)):
-                if not np.isfinite(end) and not isinstance(face, Open):
+                if self.moving[axis][side] is not None and isinstance(face, Open | Periodic):
+                    raise InputError(
+                        f"boundary[{axis}][{side}]",
+                        f"{face.word} at a place that moves",
+                        "an absorbing, reflecting, elastic, natural or entrance face there",
+                        "boundary='absorbing'" if isinstance(face, Open) else "",
+                    )
+                if np.isinf(end) and not isinstance(face, Open):
                     raise InputError(
                         f"boundary[{axis}][{side}]",
                         f"{face.word} at {end}",
@@ -166,7 +185,41 @@ class Box:
     @property
     def dim(self) -> int:
         """Dimension d."""
-        return len(self.lower)
+        return len(self.faces)
+
+    @property
+    def moves(self) -> bool:
+        """Whether a face is a function of time, or a tensor."""
+        return any(end is not None for pair in self.moving for end in pair)
+
+    @property
+    def lower(self) -> tuple[float, ...]:
+        """Lower corner; of faces that move see ``at``."""
+        return self._at_rest(self._lower)
+
+    @property
+    def upper(self) -> tuple[float, ...]:
+        """Upper corner; of faces that move see ``at``."""
+        return self._at_rest(self._upper)
+
+    def _at_rest(self, ends: tuple[float, ...]) -> tuple[float, ...]:
+        # nothing may take a face that moves for one at rest: whoever asks for numbers does not know that there are such
+        if self.moves:
+            raise InputError(
+                "box", "faces that move", "faces at rest, for this method", "box.at(t) is the box at a time"
+            )
+        return ends
+
+    def ends(self, axis: int) -> tuple[float | Place, float | Place]:
+        """Both ends of an axis as they were given: numbers, functions of time or tensors."""
+        (low, high), still = self.moving[axis], (self._lower[axis], self._upper[axis])
+        return still[0] if low is None else low, still[1] if high is None else high
+
+    def at(self, t: float) -> "Box":
+        """The box at a time: the same faces at rest, where they are then."""
+        places = [[float(place(end, t)) for end in self.ends(axis)] for axis in range(self.dim)]
+        low, high = np.array(places).T
+        return Box(low, high, boundary=[tuple(pair) for pair in self.faces])
 
     @property
     def periodic(self) -> tuple[bool, ...]:
@@ -234,18 +287,38 @@ class Box:
     def unconstrained(self) -> "Box":
         """The same box as it is under a policy that keeps the state inside: constrained faces are natural ends."""
         pairs = [tuple(Natural() if isinstance(f, Constrained) else f for f in pair) for pair in self.faces]
-        return Box(self.lower, self.upper, boundary=pairs)
+        lower, upper = zip(*(self.ends(axis) for axis in range(self.dim)), strict=True)
+        return Box(lower, upper, boundary=pairs)
 
     def replace(self, lower: Any, upper: Any) -> "Box":
-        """The same faces at other ends."""
+        """The same faces, at rest, at other ends."""
+        self._at_rest(())
         return Box(lower, upper, boundary=[tuple(pair) for pair in self.faces])
 
     def __repr__(self) -> str:
-        axes = [
-            f"{a:.6g}..{b:.6g} {low.word}" + ("" if low.word == high.word else f"|{high.word}")
-            for a, b, (low, high) in zip(self.lower, self.upper, self.faces, strict=True)
-        ]
+        axes = []
+        for axis, (low, high) in enumerate(self.faces):
+            a, b = ("moving" if _moves(end) else f"{end:.6g}" for end in self.ends(axis))
+            axes.append(f"{a}..{b} {low.word}" + ("" if low.word == high.word else f"|{high.word}"))
         return "Box(" + ", ".join(axes) + ")"
+
+
+def _moves(end: Any) -> bool:
+    """Whether the place of a face is no number: a function of time, or a tensor that asks for a gradient."""
+    return callable(end) or (is_tensor(end) and end.requires_grad)
+
+
+def _places(given: Any) -> list[Any]:
+    """One place for each axis: a float, a function of time, or a tensor that asks for a gradient."""
+    if callable(given):
+        return [given]
+    if is_tensor(given) and given.requires_grad:
+        given = [given] if given.ndim == 0 else list(given)
+    several = isinstance(given, list | tuple) and any(_moves(end) for end in given)
+    values = np.atleast_1d(np.empty(0) if several else np.asarray(as_numpy(given), float))
+    if values.ndim != 1:
+        raise InputError("lower, upper", f"shape {values.shape}", "two numbers or two (d,) sequences")
+    return list(given) if several else values.tolist()
 
 
 def _face(spec: Any, axis: int, side: int) -> Face:

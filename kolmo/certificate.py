@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -12,6 +12,7 @@ from kolmo.arrays import Array, as_like, as_numpy, as_points, at_home, is_tensor
 from kolmo.errors import InputError, KolmoWarning, NotConvergedError
 from kolmo.montecarlo import METHODS, afford, counts, ending, seed_of, simulate
 from kolmo.problem import KolmogorovProblem
+from kolmo.rest import at_rest
 from kolmo.smooth import Interpolant, error_problem, interpolants
 from kolmo.solution import Solution
 
@@ -178,6 +179,15 @@ def certify(
     points = as_points(at, problem.dim, "at")
     seed, (paths, steps) = seed_of(rng), counts(paths, steps)
     value = solution.gradient(points) if gradient else solution(points)
+    problem, solution = at_rest(problem, solution.grid.box), replace(solution, motion=None)
+    motion, given = problem.motion, points
+    points = points if motion is None else motion.inwards(0.0, points)
+    if (
+        gradient
+        and motion is not None
+        and not np.array_equal(as_numpy(motion.width(0.0, points)), np.ones(problem.dim))
+    ):
+        raise InputError("solution", "one on a grid made for faces at other places", "one of this problem itself")
     # breakpoints that the solver found are where v is not smooth in time; that none was missed is not counted on
     problem = problem.broken_at(t for t in solution.discretization.breakpoints if 0.0 < t < (problem.horizon or 0.0))
     columns = _fitting(problem, solution, value)
@@ -185,17 +195,17 @@ def certify(
     starts, weights = _differences(problem, solution, places) if gradient else (places[:, None], np.ones((1, 1)))
     afford(problem, starts.shape, columns, paths, steps, graded=True)
     (v, *inner), told = _smooth(problem, solution)
-    like = points if is_tensor(points) else None
+    like = given if is_tensor(given) else None
     error_of = error_problem(problem, v, columns)
     found = simulate(error_of, starts, weights, paths, steps, seed, METHODS["euler"], like, sampled=True)
     status, message = ending(found, "error")
     if status == "truncated":
         warnings.warn(f"certify: {message}", KolmoWarning, stacklevel=2)
-    d, given = problem.dim, np.asarray(as_numpy(value), dtype=float)
+    d, shape = problem.dim, tuple(np.shape(as_numpy(value)))
 
     def shaped(table: np.ndarray) -> Array:
         """From one row a point (and direction) to the shape of the value."""
-        return as_like(table.reshape(given.shape), value)
+        return as_like(table.reshape(shape), value)
 
     def read(function: Interpolant) -> np.ndarray:
         if not gradient:
@@ -206,7 +216,7 @@ def certify(
     # what a wider grid still changes is due to paths that few, or none, of those drawn are among
     unseen = np.abs(smooth - read(inner[0])) if inner else np.zeros(smooth.shape)
     return Certificate(
-        error=shaped(found.mean.reshape(smooth.shape) + smooth - given.reshape(smooth.shape)),
+        error=shaped(found.mean.reshape(smooth.shape) + smooth - as_numpy(value).reshape(smooth.shape)),
         standard_error=shaped(found.standard_error),
         bias_estimate=shaped(found.bias + unseen.reshape(found.bias.shape)),
         value=value,

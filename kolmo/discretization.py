@@ -14,6 +14,7 @@ from kolmo.errors import InputError
 from kolmo.grid import Axis, Grid
 from kolmo.march import March
 from kolmo.problem import KolmogorovProblem
+from kolmo.rest import at_rest
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator
 from kolmo.schemes.terminal import TerminalRule
@@ -98,7 +99,8 @@ class Discretization:
         }
 
     def march(self, problem: KolmogorovProblem, like: Array | None = None) -> March:
-        """Set up the march of a problem on this recipe."""
+        """Set up the march of a problem on this recipe; if faces move, in coordinates in which they stand still."""
+        problem = at_rest(problem, self.grid.box)
         seen = [t for t in self.breakpoints if 0.0 < t < (problem.horizon or 0.0)]
         generator = Generator(problem.broken_at(seen), self.grid, SCHEMES[self.scheme], averages=self.averages)
         return March(generator, STEPPERS[self.stepper], np.array(self.times), like)

@@ -8,14 +8,19 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kolmo.arrays import Array, fresh, is_tensor
+from kolmo.errors import InputError
+from kolmo.schemes.crossing import Crossing
 from kolmo.schemes.generator import Generator, Semi
 from kolmo.steppers.base import Operator, Step, Stepper, mask_of
 from kolmo.times import ROUNDING, find, longest_step, merged, stepped
+
+if TYPE_CHECKING:
+    from kolmo.events import Event
 
 Callback = Callable[[float, Any], Any]
 
@@ -138,6 +143,18 @@ class March:
         self._semis: OrderedDict[float, tuple[Semi, Operator, Array]] = OrderedDict()
         self._steps: OrderedDict[Any, Step] = OrderedDict()
         self.owner: object = None
+        self.events = self._placed()
+
+    def _placed(self) -> "dict[float, Event]":
+        """Events by the time node at which they come."""
+        placed: dict[float, Event] = {}
+        for event in self.generator.problem.events if len(self.times) else ():
+            node = find(self.times, event.time)
+            if node is None:
+                needed = "time nodes of the discretization at all of them"
+                raise InputError("events", f"one at t = {event.time:g}", needed, "plan or solve this problem itself")
+            placed[float(self.times[node])] = event
+        return placed
 
     @cached_property
     def plans(self) -> list[StepPlan]:
@@ -218,6 +235,17 @@ class March:
         """Values at absorbing nodes at a time."""
         return self.generator.boundary(t, self.generator.nodes(self.like))
 
+    def crossing(self, t: float, like: Array | None = None) -> Crossing | None:
+        """What happens at a time node, or nothing; ``like``: in whose library, with gradients in torch."""
+        if t not in self.events:
+            return None
+        return Crossing(self.generator, self.events[t], self.like if like is None else like)
+
+    def crossed(self, u: Array, t: float) -> Array:
+        """The free part of the state before what happens at a time node, from that after it."""
+        crossing = self.crossing(t)
+        return u if crossing is None else self.without_boundary(crossing.apply(self.with_boundary(u, t)))
+
     def without_boundary(self, u: Array) -> Array:
         """The state with zeros at absorbing nodes."""
         return u if self.mask is None else u * self.mask.like(u)
@@ -246,7 +274,7 @@ class March:
             run.saved.append((run.time, terminal))
         try:
             longest = 1 if callback is not None or progress else _longest(u)
-            for stretch in _progress(list(stretches(self.plans, wanted, longest)), progress):
+            for stretch in _progress(list(stretches(self.plans, wanted | self.events.keys(), longest)), progress):
                 step, loads = self.prepared(stretch[0])
                 u = step.apply_many(u, loads, len(stretch))
                 plan = stretch[-1]
@@ -260,6 +288,7 @@ class March:
                 if callback is not None and callback(t, self.generator.shaped(self.with_boundary(u, t))):
                     run.interrupted = plan is not self.plans[-1]
                     break
+                u = self.crossed(u, t)
         except KeyboardInterrupt:
             run.interrupted = True
         run.state = self.with_boundary(run.state, run.time)
@@ -276,16 +305,30 @@ class March:
             u = step.apply_many(u, loads, len(stretch), kept, stages)
         return u, kept
 
-    def forward(self, p: Array, *, observe: Callable[[float, Array, list[Array]], None] | None = None) -> Array:
+    def forward(
+        self,
+        p: Array,
+        *,
+        observe: Callable[[float, Array, list[Array]], None] | None = None,
+        arrive: Callable[[float, Array, Array, Crossing], None] | None = None,
+    ) -> Array:
         """The transposed march: weights p of shape (size, k) on the state at time 0, pushed to time T.
 
         ``observe(t, p, loads)`` sees, after each step, the time reached, the weights there, and the derivatives with
         respect to the loads at the nodes of the step (multiplied by the loads and summed they give its contribution).
+        ``arrive(t, before, after, crossing)`` sees, before that, the weights before an event and, nodes on absorbing
+        faces included, after it.
         """
         p = self.without_boundary(p)
         for plan in reversed(self.plans):
             step, _ = self.prepared(plan)
             p, loads = step.apply_transposed(p)
+            crossing = self.crossing(plan.start)
+            if crossing is not None:
+                before, after = p, crossing.apply_transposed(p)
+                p = self.without_boundary(after)
+                if arrive is not None:
+                    arrive(plan.start, before, after, crossing)
             if observe is not None:
                 observe(plan.start, p, loads)
         return p

@@ -15,8 +15,10 @@ from kolmo import memory
 from kolmo.arrays import Array, as_like, as_numpy, as_points, at_home, is_tensor
 from kolmo.box import Absorbing, Box, Entrance, Natural, Open, Periodic, Reflecting, Robin
 from kolmo.errors import InputError, KolmoWarning, NotConvergedError
+from kolmo.events import Event
 from kolmo.problem import KolmogorovProblem, Stop
 from kolmo.registry import Registry
+from kolmo.rest import at_rest
 from kolmo.sde import evaluate
 
 # Paths simulated at once: bounds the memory whatever the number of points and paths.
@@ -146,7 +148,7 @@ def monte_carlo(
     >>> bool((abs(estimate.mean - case.values) < 4 * estimate.standard_error + estimate.bias_estimate).all())
     True
     """
-    points = as_points(x, problem.dim)
+    points, problem = as_points(x, problem.dim), at_rest(problem)
     starts = np.asarray(as_numpy(points), dtype=float).reshape(-1, problem.dim)
     scheme, seed, (paths, steps) = METHODS[method], seed_of(rng), counts(paths, steps)
     found = simulate(
@@ -436,6 +438,16 @@ class Model:
             return x
         return np.where(self.periodic, self.origin + np.mod(x - self.origin, self.period), x)
 
+    def events_at(self, end: float, h: float) -> list[Event]:
+        """What happens at the end of a step of length h."""
+        return [event for event in self.problem.events if abs(event.time - end) < 0.5 * h]
+
+    def happens(self, event: Event, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Where an event moves paths to, and what it pays."""
+        like = self.like
+        moved, paid = self.problem.happens(event, x if like is None else as_like(x, like))
+        return np.asarray(as_numpy(moved)), None if paid is None else np.asarray(as_numpy(paid))
+
     def drift(self, t: float, x: np.ndarray) -> np.ndarray:
         """Drift, shape (N, d)."""
         return self._call(self.problem.sde.drift, t, x)
@@ -692,6 +704,16 @@ class Walk:
                     if len(out):
                         self.pay(self.weight[out], self.model.face(face.value, t, self.x[out]), out)
                         self.weight[out] = 0.0
+
+    def happen(self, event: Event) -> None:
+        """Let an event pay and move the paths: onto faces at most, and paid for where the face absorbs."""
+        x = self.model.fit(self.x)
+        moved, paid = self.model.happens(event, x)
+        if paid is not None:
+            self.pay(self.weight, paid)
+        self.x = x
+        self._jump(event.time, moved - x)
+        self.x = self.model.wrap(self.x)
 
     def _walk(self, bridge: "Bridge", draws: list[Draws]) -> None:
         """Follow a bridge: push at reflecting and elastic faces, pay at absorbing ones."""
@@ -1078,6 +1100,9 @@ class Pair:
             earned = fine.earned
             fine.advance(middle, end, h, draws[1:])
             coarse.advance(t, end, h, draws)
+            for event in self.model.events_at(end, h):
+                for walk in self.walks:
+                    walk.happen(event)
             if self.sampled and not stationary:
                 uneven = np.zeros((self.count * self.together, spread.shape[1]))
                 uneven[self.index] = earned - fine.earned

@@ -1,7 +1,7 @@
 """What is asked: the equation, its terminal data, horizon and domain."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial, reduce
 from typing import Any, Protocol
 
@@ -10,6 +10,8 @@ import numpy as np
 from kolmo.arrays import Array, as_numpy, detached, is_module, is_tensor, namespace
 from kolmo.box import Absorbing, Box, Constrained, Entrance, FaceValue, Robin
 from kolmo.errors import InputError
+from kolmo.events import Event, Payment, happening
+from kolmo.motion import Motion
 from kolmo.sde import SDE, evaluate
 
 Function = Callable[..., Array]
@@ -56,6 +58,10 @@ class KolmogorovProblem:
     breaks : sequence, optional
         Places where coefficients or data jump or bend: numbers in one dimension, or functions ``f(x)`` -> ``(...)``
         whose zero sets they are. Solvers by tolerance look for breaks themselves; what is told here they need not find.
+    events : dict, optional
+        What happens at times inside (0, T): ``{t: map}``, the state is moved from x to ``map(x)`` (dividends, resets,
+        doses, layers), u(t−, x) = u(t, map(x)); ``{t: Payment(amount)}``, something is paid, u(t−, x) = u(t, x) +
+        amount(x); or a list of both, in their order. At t itself the state is that afterwards.
 
     Raises
     ------
@@ -80,6 +86,7 @@ class KolmogorovProblem:
         killing: Function | float | None = None,
         source: Function | float | None = None,
         breaks: Sequence[float | Function] | None = None,
+        events: Mapping[float, Any] | None = None,
     ) -> None:
         if horizon is not None and not 0.0 < float(horizon) < LONGEST:
             raise InputError(
@@ -118,6 +125,15 @@ class KolmogorovProblem:
         self._handed: str | None = None
         self.stops: tuple[Stop, ...] = ()
         self.box = Box.unbounded(self.dim) if box is None else box
+        # of a problem in coordinates at rest: how its faces move, and whether it ends because they have met
+        self.motion: Motion | None = None
+        self.met = False
+        if self.stationary and self.box.moves:
+            raise InputError("box", "faces that move in a stationary problem", "a horizon, or faces at rest")
+        if events or sde.events:
+            self.sde = copy.copy(sde)
+            self.sde.events = happening(events, self.horizon)
+            self.sde.breakpoints = tuple(sorted({*sde.breakpoints, *(event.time for event in self.sde.events)}))
         if self.horizon is not None and any(not 0 < t < self.horizon for t in sde.breakpoints):
             outside = [t for t in sde.breakpoints if not 0 < t < self.horizon]
             raise InputError("breakpoints", outside, f"times inside (0, {self.horizon})")
@@ -177,6 +193,8 @@ class KolmogorovProblem:
         if self._handed is not None:
             return self._handed
         parts = [self.terminal, self.killing, self.source]
+        for part in (part for event in self.events for part in event.parts):
+            parts.append(part.amount if isinstance(part, Payment) else part)
         for face in (f for pair in self.box.faces for f in pair):
             parts += [face.value] if isinstance(face, Absorbing) else []
             parts += [face.kappa, face.value] if isinstance(face, Robin) else []
@@ -200,6 +218,15 @@ class KolmogorovProblem:
         value = self._evaluate(0.0 if self.source is None else self.source, t, x, "source")
         return _keep_points(value, x, "source", columns=True)
 
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """What happens at given times, in order."""
+        return self.sde.events
+
+    def happens(self, event: Event, x: Array) -> tuple[Array, Array | None]:
+        """Where an event moves points (..., d) to, and what it pays: (...) or (..., k), None where it pays nothing."""
+        return event.run(x, self.arrays, self.device)
+
     def on_face(self, value: FaceValue, t: float, x: Array) -> Array:
         """Datum of a face (number, tensor or function of (t, x)) at points x, shape ``(...)`` or ``(..., k)``."""
         return _keep_points(self._evaluate(value, t, x, "boundary value"), x, "boundary value", columns=True)
@@ -209,6 +236,14 @@ class KolmogorovProblem:
 
     def __repr__(self) -> str:
         return f"KolmogorovProblem(dim={self.dim}, horizon={self.horizon}, {self.box!r})"
+
+
+def refuse_moves(problem: KolmogorovProblem, method: str, instead: str = "") -> None:
+    """Raise an InputError where a method knows neither faces that move nor events."""
+    if problem.box.moves or problem.motion is not None:
+        raise InputError("box", "faces that move", f"faces at rest for {method}", instead)
+    if problem.events:
+        raise InputError("events", f"{len(problem.events)} of them", f"a problem without events for {method}", instead)
 
 
 def _checked_breaks(breaks: Sequence[float | Function] | None, dim: int) -> tuple[float | Function, ...]:

@@ -100,6 +100,9 @@ def reach(sde: Any, points: Any, horizon: float, *, within: Any = None, seed: in
         moved, away = stepper.step((n + 0.5) * dt, x, normals[n])
         if sde.kinds:
             moved = moved + _jumped(sde, (n + 0.5) * dt, moved, dt, rng)
+        for event in (e for e in sde.events if n * dt < e.time <= (n + 1) * dt):
+            inside = moved if within is None else np.minimum(np.maximum(moved, ends[0]), ends[1])
+            moved = as_numpy(event.run(inside, sde.arrays, sde.device)[0])
         gone |= away | ~np.isfinite(moved).all(-1)
         x = np.where(gone[..., None], x, moved)  # a path that has exploded stays where it was seen last
         if within is not None:

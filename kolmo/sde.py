@@ -104,6 +104,8 @@ class SDE:
         torch_needed = any(is_module(f) or is_tensor(f) for f in parts)
         self.arrays = arrays if arrays is not None else ("torch" if torch_needed else None)
         self.device: Any = None
+        # set by a problem with events: what moves the state at given times
+        self.events: tuple[Any, ...] = ()
 
     @classmethod
     def from_torchsde(cls, module: Any, dim: int | None = None, *, breakpoints: Sequence[float] | None = None) -> "SDE":

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from kolmo.arrays import Array, as_like, as_numpy
 from kolmo.box import Absorbing, Box, FaceValue, Open, Reflecting, Robin
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, NotConvergedError
+from kolmo.events import Event, Payment
 from kolmo.grid import Axis, Grid
 from kolmo.kernels import bspline
 from kolmo.problem import KolmogorovProblem
@@ -84,7 +85,8 @@ class Interpolant:
     states : ndarray, shape (nt, size, k)
         Node values.
     breaks : sequence of float
-        Those of the times at which the derivative in time may jump.
+        Those of the times at which the derivative in time may jump; where a time comes twice v jumps, from the first of
+        the two states to the second.
 
     Examples
     --------
@@ -109,7 +111,8 @@ class Interpolant:
         c = np.ascontiguousarray(c).reshape(*c.shape[:2], *[1] * (3 - grid.dim), *c.shape[2:])
         edges = [int(np.argmin(np.abs(at - t))) for t in breaks]
         ends = sorted({0, len(at) - 1, *edges}) if len(at) > 1 else [0, 0]
-        self.pieces = [_piece(at[a : b + 1], c[a : b + 1]) for a, b in pairwise(ends)]
+        twice = {a for a in ends[1:-1] if at[a + 1] == at[a]}
+        self.pieces = [_piece(at[a + (a in twice) : b + 1], c[a + (a in twice) : b + 1]) for a, b in pairwise(ends)]
         self._starts = np.array([p.start for p in self.pieces[1:]])
         self._at = lru_cache(maxsize=4)(self._read)
 
@@ -130,6 +133,14 @@ class Interpolant:
         """v(t, x) at points (P, d), shape (P, k)."""
         d = self.grid.dim
         return self.parts(t, x, np.zeros((1, d)), np.zeros((1, d, d)))[0]
+
+    def before(self, t: float, x: np.ndarray) -> np.ndarray:
+        """v(t−, x), the limit from before, at points (P, d), shape (P, k)."""
+        d, k = self.grid.dim, self.columns
+        c = np.ascontiguousarray(self.pieces[int(np.searchsorted(self._starts, t, side="left"))].at(t))
+        found = np.empty((len(x), 3 * k))
+        bspline.generator(c, k, *self._positions(x), np.zeros((1, d)), np.zeros((1, d, d)), found)
+        return found[:, :k]
 
     def slope(self, t: float, x: np.ndarray, direction: np.ndarray) -> np.ndarray:
         """Derivative of v along directions (P, d) or (1, d) at points (P, d), shape (P, k)."""
@@ -263,6 +274,9 @@ def _solved(problem: KolmogorovProblem, recipe: Discretization, scale: float) ->
         n = next(below)
         if kept[n]:
             states.append((n, np.array(u).reshape(shape)))
+        if t in march.events:
+            before = march.with_boundary(march.crossed(march.without_boundary(np.array(u).reshape(shape)), t), t)
+            states.append((n, np.asarray(before)))
 
     with np.errstate(over="ignore", invalid="ignore"):  # what comes of unstable steps is looked at below
         run = march.backward(first, callback=keep)
@@ -271,7 +285,8 @@ def _solved(problem: KolmogorovProblem, recipe: Discretization, scale: float) ->
     stacked = np.stack([u for _, u in reversed(states)])
     if not np.abs(stacked[0]).max() <= RUNAWAY * max(scale, float(np.abs(first).max())):
         raise NotConvergedError(f"the solution became infinite with {recipe!r}")
-    return Interpolant(recipe.grid, nodes[kept], stacked, problem.sde.breakpoints)
+    times = nodes[[n for n, _ in reversed(states)]].tolist()
+    return Interpolant(recipe.grid, times, stacked, problem.sde.breakpoints)
 
 
 def clock(problem: KolmogorovProblem, recipe: Discretization, longest: float = np.inf) -> tuple[np.ndarray, np.ndarray]:
@@ -368,6 +383,12 @@ def error_problem(problem: KolmogorovProblem, v: Interpolant, columns: int | Non
             left = left + table(problem.running(t, x))
         return shaped(left, x)
 
+    def left_at(event: Event, x: Array) -> Array:
+        points = np.asarray(as_numpy(x))
+        moved, paid = (None if part is None else np.asarray(as_numpy(part)) for part in problem.happens(event, x))
+        left = v(event.time, np.asarray(landing(problem.box, moved))) - v.before(event.time, points)
+        return shaped(left if paid is None else left + table(paid), x)
+
     def terminal(x: Array) -> Array:
         return shaped(table(problem.final(x)) - v(problem.horizon or 0.0, np.asarray(as_numpy(x))), x)
 
@@ -380,8 +401,16 @@ def error_problem(problem: KolmogorovProblem, v: Interpolant, columns: int | Non
         Box(box.lower, box.upper, faces),
         killing=problem.killing,
         source=source,
+        events={
+            event.time: [Payment(partial(left_at, event)), partial(_moved_by, problem, event)]
+            for event in problem.events
+        },
     )
     return other.handing("torch", problem.device) if problem.arrays == "torch" else other
+
+
+def _moved_by(problem: KolmogorovProblem, event: Event, x: Array) -> Array:
+    return problem.happens(event, x)[0]
 
 
 def jump_term(problem: KolmogorovProblem, v: Interpolant, t: float, x: Array, value: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from kolmo.arrays import Array, as_like, as_numpy, as_points, is_tensor
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, MissingExtraError
 from kolmo.grid import Grid
+from kolmo.motion import Motion, moved_nodes
 from kolmo.times import find
 
 
@@ -39,6 +40,8 @@ class Solution:
         What happened, in a sentence.
     stats : dict
         Cells, steps, levels, seconds, parts of the estimate.
+    motion : Motion or None
+        Of faces that move: where the nodes are at other times than t = 0, see ``nodes``.
 
     Examples
     --------
@@ -58,6 +61,7 @@ class Solution:
     status: str = "fixed"
     message: str = ""
     stats: dict[str, Any] = field(default_factory=dict)
+    motion: Motion | None = None
 
     @property
     def columns(self) -> int | None:
@@ -73,6 +77,10 @@ class Solution:
         d = self.grid.dim
         parts = [self._interpolate(x, t, [int(i == j) for j in range(d)]) for i in range(d)]
         return self._stack(parts)
+
+    def nodes(self, t: float = 0.0) -> tuple[np.ndarray, ...]:
+        """Nodes of each axis at a time: those of the grid, unless faces move."""
+        return moved_nodes(self.grid.nodes, self.motion, t)
 
     def hessian(self, x: Any, t: float = 0.0) -> Array:
         """∇²u(t, x), shape (..., d, d[, k])."""
@@ -99,7 +107,17 @@ class Solution:
             u = as_like(u, points)
         elif is_tensor(u) and not is_tensor(points):
             u = as_numpy(u)
-        return self.grid.interpolate(u, points, self.discretization.width, derivatives)
+        if self.motion is None:
+            return self.grid.interpolate(u, points, self.discretization.width, derivatives)
+        still = self.motion.inwards(t, points)
+        try:
+            values = self.grid.interpolate(u, still, self.discretization.width, derivatives)
+        except InputError as error:  # say it in the coordinates of whoever asked
+            ends = [f"{nodes[0]:.6g} .. {nodes[-1]:.6g}" for nodes in self.nodes(t)]
+            raise InputError(error.argument, "a point outside", f"points in {', '.join(ends)} at t = {t:g}") from None
+        for w, order in zip(self.motion.width(t, values), derivatives or (), strict=False):
+            values = values / w**order
+        return values
 
     def _at_time(self, t: float) -> Array:
         """Node values at a saved time, shape (size[, k])."""
@@ -135,12 +153,12 @@ class Solution:
         u = as_numpy(self._at_time(t))
         u = (u if u.ndim == 1 else u[:, column]).reshape(self.grid.shape)
         if self.grid.dim == 1:
-            ax.plot(self.grid.nodes[0], u, **style)
+            ax.plot(self.nodes(t)[0], u, **style)
             ax.set(xlabel="$x$", ylabel=f"$u({t:g}, x)$")
             return ax
         if self.grid.dim == 3:
             u = u[:, :, u.shape[2] // 2]
-        filled = ax.contourf(self.grid.nodes[0], self.grid.nodes[1], u.T, **({"levels": 20, "cmap": "cividis"} | style))
+        filled = ax.contourf(*self.nodes(t)[:2], u.T, **({"levels": 20, "cmap": "cividis"} | style))
         ax.figure.colorbar(filled, ax=ax, label=f"$u({t:g}, x)$")
         ax.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
         return ax
@@ -151,7 +169,8 @@ class Solution:
         Returns
         -------
         xarray.DataArray
-            Named ``u``, with axes ``t``, then ``x`` or ``x1``, ``x2``, ``x3``, and ``column`` if there are several;
+            Named ``u``, with axes ``t``, then ``x`` or ``x1``, ``x2``, ``x3``, and ``column`` if there are several (of
+            faces that move: nodes at t = 0, and those of all times beside them as ``x_t`` or ``x1_t``, ..);
             attributes ``status``, ``message`` and ``error_estimate``.
 
         Raises
@@ -177,8 +196,12 @@ class Solution:
         attributes: dict[str, Any] = {"status": self.status, "message": self.message}
         if self.error_estimate is not None:
             attributes["error_estimate"] = np.ravel(self.error_estimate).tolist()
-        coordinates = {"t": self.times, **axes, **columns}
-        return xarray.DataArray(as_numpy(self.values), coordinates, list(coordinates), "u", attributes)
+        coordinates: dict[str, Any] = {"t": self.times, **axes, **columns}
+        names = list(coordinates)
+        if self.motion is not None:
+            places = [self.nodes(float(t)) for t in self.times]
+            coordinates |= {f"{axis}_t": (("t", axis), np.stack([x[i] for x in places])) for i, axis in enumerate(axes)}
+        return xarray.DataArray(as_numpy(self.values), coordinates, names, "u", attributes)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the solution and its recipe to one ``.npz`` file (no pickle); read it with ``kolmo.load``."""
@@ -190,6 +213,7 @@ class Solution:
             "message": self.message,
             "stats": self.stats,
             "discretization": self.discretization.record(),
+            "motion": None if self.motion is None else self.motion.record(),
         }
         files.write_tree(Path(path), {"solution": tree})
 
@@ -230,13 +254,18 @@ _RECORD = schema.of(
     times=schema.array("f", None),
     discretization=stored.recipe(Discretization),
     status=schema.text(_STATUSES),
+    motion=schema.optional(stored.motion()),
 )
 
 
 def _rebuilt(tree: dict[str, Any]) -> Solution:
     """A solution from its record, whose parts fit together."""
     recipe = Discretization.restored(tree.pop("discretization"))
-    found = Solution(grid=recipe.grid, discretization=recipe, **tree)
+    moved = tree.pop("motion", None)
+    moved = None if moved is None else Motion.from_record(moved)
+    found = Solution(grid=recipe.grid, discretization=recipe, motion=moved, **tree)
+    if moved is not None and moved.dim != recipe.grid.dim:
+        raise schema.refuse("solution.motion", moved.dim, f"{recipe.grid.dim} axes")
     shape = (len(found.times), *recipe.grid.shape)
     schema.same_shape("solution", shape, values=found.values)
     if found.values.ndim > len(shape) + 1:

@@ -15,8 +15,10 @@ from kolmo.errors import InputError, KolmoError, NotConvergedError, ToleranceWar
 from kolmo.grid import Grid
 from kolmo.limits import Limits
 from kolmo.march import Callback, Run
+from kolmo.motion import Motion
 from kolmo.problem import KolmogorovProblem
 from kolmo.refine.plan import SILENT, prescribe, search
+from kolmo.rest import at_rest
 from kolmo.schemes.base import SCHEMES
 from kolmo.solution import Solution
 from kolmo.stationary import solve_stationary
@@ -117,8 +119,11 @@ def solve(
     _check_names(scheme, stepper)
     if is_tensor(at) or backend == "torch":
         problem = problem.handing("torch", at.device if is_tensor(at) else None)
-    saved = _save_times(problem, save)
     like = _like(at, backend)
+    with _without_gradients(like):
+        there = grid if discretization is None else discretization.grid
+        problem = at_rest(problem, there.box if isinstance(there, Grid) else None)
+    saved = _save_times(problem, save)
     try:
         with _without_gradients(like):
             if discretization is not None:
@@ -240,6 +245,7 @@ def _by_tolerance(
         outcome.status,
         outcome.message,
         outcome.stats,
+        problem.motion,
     )
 
 
@@ -272,7 +278,7 @@ def _fixed(
     status = "interrupted" if run.interrupted else "fixed"
     message = "interrupted: values at the last time reached" if run.interrupted else "solved as given"
     stats = {"cells": recipe.grid.size, "steps": recipe.steps, "seconds": time.perf_counter() - begun}
-    return _solution(recipe, run, march.generator.columns, None, status, message, stats)
+    return _solution(recipe, run, march.generator.columns, None, status, message, stats, problem.motion)
 
 
 def _solution(
@@ -283,6 +289,7 @@ def _solution(
     status: str,
     message: str,
     stats: dict[str, Any],
+    motion: Motion | None,
 ) -> Solution:
     """Pack the states of a run, in increasing time."""
     states: list[tuple[float, Array]] = [(run.time, run.state)]
@@ -291,7 +298,8 @@ def _solution(
     stacked = stacked[..., 0] if columns is None else stacked
     shape = (len(states), *recipe.grid.shape) + (() if columns is None else (columns,))
     times = np.array([t for t, _ in states])
-    return Solution(stacked.reshape(shape), times, recipe.grid, recipe, estimate, status, message, stats)
+    moved = None if motion is None else motion.detached()
+    return Solution(stacked.reshape(shape), times, recipe.grid, recipe, estimate, status, message, stats, moved)
 
 
 def _no_answer(problem: KolmogorovProblem, grid: Any, error: KolmoError) -> Solution:

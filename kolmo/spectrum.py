@@ -17,7 +17,7 @@ from kolmo.grading import Uniform
 from kolmo.grid import Axis, Grid
 from kolmo.kernels.linear import factorize
 from kolmo.limits import Limits
-from kolmo.problem import KolmogorovProblem
+from kolmo.problem import KolmogorovProblem, refuse_moves
 from kolmo.schemes.generator import Generator, discretize
 
 # Nodes per axis when no grid is given; the coarser ones give the error estimate.
@@ -144,6 +144,7 @@ def spectrum(
     """
     if not isinstance(k, (int, np.integer)) or k < 1:
         raise InputError("k", k, "a positive whole number")
+    refuse_moves(problem, "a spectrum")
     if grid is not None:
         return _solve(problem, int(k), grid, scheme)
     limits = Limits.of(max_cells, max_seconds, MAX_CELLS[problem.dim], MAX_SECONDS)

@@ -20,7 +20,7 @@ from kolmo.steppers.base import STEPPERS
 if TYPE_CHECKING:
     from kolmo.discretization import Discretization
 
-__all__ = ["consistent", "recipe"]
+__all__ = ["consistent", "motion", "recipe"]
 
 _GRADINGS = {name: kind for name, kind in vars(grading).items() if is_dataclass(kind)}
 _MOST_AXES = 8
@@ -72,6 +72,16 @@ def recipe(kind: type["Discretization"]) -> schema.Check:
         return found
 
     return checked
+
+
+def motion() -> schema.Check:
+    """The check of the record of faces that move."""
+    times = schema.many(schema.number())
+    sums = schema.many(schema.pair(schema.array("f", None)), 1)
+    curve = schema.table({"edges": times, "sums": sums, "breaks": times})
+    axes = schema.many(schema.many(schema.optional(curve), 2, 2), 1, _MOST_AXES)
+    ends = schema.many(schema.pair(schema.number(finite=False)), 1, _MOST_AXES)
+    return schema.table({"axes": axes, "reference": ends})
 
 
 def consistent(made: "Discretization") -> "Discretization":

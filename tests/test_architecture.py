@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "kolmo"
 ROOMS = [
     ["errors", "arrays", "registry", "schema", "locks", "claims", "files", "memory", "expressions", "times"],
     ["kernels"],
-    ["instants", "sde", "reach", "box", "problem"],
+    ["instants", "motion", "sde", "events", "reach", "box", "problem", "rest"],
     ["grid", "grading"],
     ["schemes"],
     ["steppers"],

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import ndtr
 
 from kolmo.cli import main
 from kolmo.equations import read
@@ -192,7 +193,38 @@ def rotated(x, y):
     return [x * math.cos(0.5) + y * math.sin(0.5), x * x + y * y + 0.49 * 0.5]
 
 
+BARRIER = """
+[parameters]
+h = 0.9
+[equation]
+drift = 0.0
+diffusion = 1.0
+terminal = "1"
+horizon = 1.0
+[box]
+lower = [-inf]
+upper = ["h - 0.6 * t"]
+boundary = [["open", "absorbing"]]
+[solve]
+at = [0.0]
+rtol = 1e-5
+"""
+
+DIVIDEND = CALL.replace(
+    "[solve]",
+    """
+[events]
+times = [0.3, 0.6]
+pay = "K * exp(r * t) / 100"
+move = "(1 - 0.1 * t) * x[0]"
+
+[solve]
+""",
+)
+
 EXACT = [
+    (DIVIDEND, [black_scholes(0.97 * 0.94 * x, 100.0, 0.05, 0.2) + 2.0 for x in (90.0, 100.0)]),
+    (BARRIER, [ndtr(0.3) - np.exp(1.08) * ndtr(-1.5)]),
     (CALL, [black_scholes(x, 100.0, 0.05, 0.2) for x in (90.0, 100.0)]),
     (EXIT, [1.0, 0.75]),
     (OSCILLATOR, [rotated(0.5, 0.1), rotated(1.0, 1.0)]),
@@ -200,7 +232,7 @@ EXACT = [
 ]
 
 
-@pytest.mark.parametrize(("text", "exact"), EXACT, ids=["call", "exit", "oscillator", "faces"])
+@pytest.mark.parametrize(("text", "exact"), EXACT, ids=["dividend", "barrier", "call", "exit", "oscillator", "faces"])
 def test_solve_prints_the_answer_with_its_error(text, exact, tmp_path, capsys):
     assert main(["solve", written(tmp_path, text), "--json", "--quiet"]) == 0
     out, err = capsys.readouterr()
@@ -353,6 +385,9 @@ MISTAKES = [
     ("horizon = 1.0", "horizon = 1.0\nobstacle = 1", "line 13, equation.obstacle", "[controls]"),
     ("horizon = 1.0", "horizon = 1.0\nbreakpoints = [2.0]", "line 13, equation.breakpoints", "inside"),
     ("upper = [inf]", "upper = [-1]", "line 15, box.lower", "lower < upper"),
+    ("upper = [inf]", "upper = ['K * z']", "line 16, box.upper", "unknown name 'z'"),
+    ("upper = [inf]", "upper = ['K * t', 1]", "line 16, box.upper", "formulas of t"),
+    ("upper = [inf]", "upper = ['K * t']", "line 17, box.boundary", "open at a place that moves"),
     ("upper = [inf]", "upper = [nan]", "line 16, box.upper", "numbers"),
     ('"natural"', '"naturel"', "line 17, box.boundary", "'naturel'"),
     ('"natural"', "{ absorbing = 'u' }", "line 17, box.boundary", "unknown name 'u'"),
@@ -361,6 +396,10 @@ MISTAKES = [
     ("at = [90.0, 100.0]", "at = ['a']", "line 20, solve.at", "numbers"),
     ("at = [90.0, 100.0]", "", "line 19, solve.at", "nothing"),
     ("rtol = 1e-4", "rtol = -1", "line 21, solve.rtol", "non-negative"),
+    ("[solve]", "[events]\ntimes = [0.5]\n[solve]", "events.move", "pay or move"),
+    ("[solve]", "[events]\nmove = 'x[0]'\n[solve]", "events.times", "times"),
+    ("[solve]", "[events]\ntimes = [2.0]\npay = 1\n[solve]", "events", "inside (0, 1.0)"),
+    ("[solve]", "[events]\ntimes = [0.5]\npay = 'y'\n[solve]", "events.pay", "unknown name 'y'"),
     ("K = 100.0", "K = 'a'", "line 3, parameters.K", "number"),
     ("K = 100.0", "exp = 1.0", "line 3, parameters.exp", "not taken"),
     ("K = 100.0", f"K = {10**400}", "line 3, parameters.K", "number"),

@@ -278,6 +278,25 @@ class _Transpose(torch.autograd.Function):
         return (None, None, tangent, *_tensors(flow, pulled, p, lambda v: v[0], lambda v: halves(v)[0]))
 
 
+def pieces(march: March) -> list[list[StepPlan]]:
+    """The steps of a march from one event to the next."""
+    found: list[list[StepPlan]] = [[]]
+    for plan in march.plans:
+        found[-1].append(plan)
+        if plan.end in march.events and plan is not march.plans[-1]:
+            found.append([])
+    return found
+
+
+def with_faces(march: March, u: torch.Tensor, t: float) -> torch.Tensor:
+    """A state in torch with the absorbing values of a time put in; with gradients."""
+    if march.fixed is None:
+        return u
+    free = torch.as_tensor(~march.fixed, dtype=u.dtype, device=u.device)[:, None]
+    whole: torch.Tensor = u * free + march.generator.boundary(t, march.generator.nodes(u))
+    return whole
+
+
 class Sweep:
     """u(0) from terminal data through all steps of a march, keeping at most so many states for the gradient.
 
@@ -300,7 +319,13 @@ class Sweep:
 
     def __call__(self, terminal: torch.Tensor) -> torch.Tensor:
         """Free part of the state at time 0."""
-        return self._reverse(terminal, self.march.plans, self.checkpoints)
+        u, like = terminal, tensor_like(self.march.generator.problem)
+        for plans in pieces(self.march):
+            u = self._reverse(u, plans, self.checkpoints)
+            crossing = self.march.crossing(plans[-1].end, like)
+            if crossing is not None:
+                u = crossing.apply(with_faces(self.march, u, plans[-1].end))
+        return u
 
     def _assemble(self, instants: list[float]) -> dict[float, Semi]:
         like = tensor_like(self.march.generator.problem)

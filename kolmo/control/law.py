@@ -8,16 +8,18 @@ import numpy as np
 import torch
 
 from kolmo.arrays import as_points, at_home
-from kolmo.control.adjoint import Steps, differentiable_march, own, seed
+from kolmo.control.adjoint import Steps, differentiable_march, own, pieces, seed
 from kolmo.control.value import planned
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
-from kolmo.forward import Exit, WaysOut, initial_masses, readings
+from kolmo.forward import Exit, WaysOut, initial_at_rest, initial_masses, readings
 from kolmo.forward.exits import Passages
 from kolmo.grid import Grid
 from kolmo.march import March, StepPlan
+from kolmo.motion import Motion
 from kolmo.problem import KolmogorovProblem
 from kolmo.refine.plan import prescribe
+from kolmo.rest import at_rest
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator, Semi
 from kolmo.times import find, missing
@@ -39,6 +41,8 @@ class Law(Passages):
         The nodes.
     discretization : Discretization
         The recipe used: pass it on, so that a likelihood does not jump from one call to the next.
+    motion : Motion or None
+        How faces move, with gradients.
 
     Examples
     --------
@@ -60,20 +64,26 @@ class Law(Passages):
     discretization: Discretization
     _flux: dict[Exit, torch.Tensor]
     _readings: tuple[torch.Tensor, ...]
+    motion: Motion | None = None
 
     @at_home
     def __call__(self, x: Any, t: float | None = None) -> torch.Tensor:
         """Density ρ(t, x) at points (..., d), shape (...); t a kept time (None: the horizon)."""
-        points = torch.as_tensor(as_points(x, self.grid.dim))
-        rho = read(self.weights[self._kept(t)][:, None], self.grid, self._readings)[:, 0]
+        which, points = self._kept(t), torch.as_tensor(as_points(x, self.grid.dim))
+        rho = read(self.weights[which][:, None], self.grid, self._readings)[:, 0]
+        if self.motion is not None:
+            time = float(self.times[which])
+            points, rho = self.motion.inwards(time, points), rho / self.motion.stretch(time, rho)
         values: torch.Tensor = self.grid.interpolate(rho, points, self.discretization.width)
         return values
 
     @at_home
     def expectation(self, function: Callable[[torch.Tensor], torch.Tensor], t: float | None = None) -> torch.Tensor:
         """E[f(X_t); still inside] for ``function(x)`` of points (..., d), shape () or (k,)."""
-        values = function(torch.as_tensor(self.grid.points))
-        mean: torch.Tensor = torch.tensordot(self.weights[self._kept(t)], values.double(), 1)
+        which, points = self._kept(t), torch.as_tensor(self.grid.points)
+        if self.motion is not None:
+            points = self.motion.outwards(float(self.times[which]), points)
+        mean: torch.Tensor = torch.tensordot(self.weights[which], function(points).double(), 1)
         return mean
 
     def mass(self, t: float | None = None) -> torch.Tensor:
@@ -150,7 +160,7 @@ def law(
     """
     problem, recipe, kept = _prepared(problem, initial, rtol, atol, discretization, grid, steps, save)
     march = differentiable_march(problem, recipe)
-    start = _masses(initial, recipe, march)
+    start = _masses(problem, initial, recipe, march)
     clock = np.asarray(recipe.times)
     exits = WaysOut(march.generator)
     indices = [k for k in (find(clock, t) for t in kept) if k is not None]
@@ -161,7 +171,8 @@ def law(
     weights = masses[[watched.index(k) for k in indices]][..., 0]
     if 0 in indices:
         weights = torch.cat([start.T, weights[1:]])
-    return Law(weights, clock[indices], clock, recipe.grid, recipe, flux, _reading_tensors(march.generator))
+    reading = _reading_tensors(march.generator)
+    return Law(weights, clock[indices], clock, recipe.grid, recipe, flux, reading, problem.motion)
 
 
 @at_home
@@ -214,12 +225,16 @@ def transition_density(
     if begin.shape != end.shape:
         raise InputError("y", f"{len(end)} points", f"{len(begin)} points, one per point of x")
     march = differentiable_march(problem, recipe)
+    if problem.motion is not None:
+        begin = problem.motion.inwards(0.0, begin)
+        end = problem.motion.inwards(problem.horizon or 0.0, end)
     start = _point_masses(begin, recipe)
     masses = _spread(march, _assembled(march), start, [len(recipe.times) - 1])[0]
     rho = read(masses, recipe.grid, _reading_tensors(march.generator))
     index, weight = recipe.grid.interpolation(end, recipe.width)
     own = rho[torch.as_tensor(index), torch.arange(len(end))[:, None]]
-    return (torch.as_tensor(weight) * own).sum(1)
+    density = (torch.as_tensor(weight) * own).sum(1)
+    return density if problem.motion is None else density / problem.motion.stretch(problem.horizon or 0.0, density)
 
 
 def _prepared(
@@ -235,9 +250,10 @@ def _prepared(
     """The problem in torch, a recipe, and the times kept."""
     if problem.horizon is None:
         raise InputError("problem", "a stationary problem", "a horizon")
-    kept = tuple(sorted({float(t) for t in ([] if save is None else save)} | {problem.horizon}))
-    if kept[0] < 0 or kept[-1] > problem.horizon:
-        raise InputError("save", kept, f"times between 0 and {problem.horizon}")
+    horizon = at_rest(problem).horizon or problem.horizon  # earlier where faces meet
+    kept = tuple(sorted({float(t) for t in ([] if save is None else save)} | {horizon}))
+    if kept[0] < 0 or kept[-1] > horizon:
+        raise InputError("save", kept, f"times between 0 and {horizon}")
     if recipe is not None and (grid is not None or steps is not None):
         raise InputError("discretization, grid, steps", "several", "either discretization= or grid= with steps=")
     if recipe is None and grid is not None:
@@ -249,16 +265,18 @@ def _prepared(
         recipe = planned(problem, points, rtol, atol)
     if not SCHEMES[recipe.scheme].smooth:
         raise InputError("discretization", recipe.scheme, "a scheme that is smooth in the coefficients")
+    problem = at_rest(problem.handing("torch"), recipe.grid.box)
     absent = missing(recipe.times, kept)
     if absent:
         raise InputError("save", absent, "time nodes of the discretization", "use grid= and steps= with save=")
-    return problem.handing("torch"), recipe, kept
+    return problem, recipe, kept
 
 
-def _masses(initial: Any, recipe: Discretization, march: March) -> torch.Tensor:
+def _masses(problem: KolmogorovProblem, initial: Any, recipe: Discretization, march: March) -> torch.Tensor:
     """Masses at the nodes, shape (size, 1), of a density function or of points with equal masses."""
     like = torch.zeros((), dtype=torch.float64)
     given = initial if callable(initial) else torch.as_tensor(as_points(initial, recipe.grid.dim, "initial"))
+    given = initial_at_rest(problem, given)
     masses: torch.Tensor = initial_masses(given, recipe, march.generator.box, like)
     return masses
 
@@ -278,11 +296,27 @@ def _assembled(march: March) -> dict[float, Semi]:
 
 
 def _spread(march: March, semis: dict[float, Semi], start: torch.Tensor, keep: list[int]) -> torch.Tensor:
-    """Masses at the time nodes numbered ``keep``, shape (len(keep), size, k)."""
-    flow = Steps(march, march.plans, {t: semi.stencil for t, semi in semis.items()})
-    tensors = [v for semi in semis.values() for v in (semi.a, semi.load, semi.boundary)]
-    masses: torch.Tensor = _Spread.apply(flow, keep, start, *tensors)  # type: ignore[no-untyped-call]
-    return masses
+    """Masses at the time nodes numbered ``keep``, shape (len(keep), size, k); at an event those after it."""
+    free = None if march.fixed is None else torch.as_tensor(~march.fixed, dtype=start.dtype)[:, None]
+    found: list[torch.Tensor] = []
+    first, p = 0, start
+    for plans in reversed(pieces(march)):
+        last = first + len(plans)
+        mine = {t: semis[t] for t in sorted({t for plan in plans for t in plan.instants})}
+        flow = Steps(march, plans, {t: semi.stencil for t, semi in mine.items()})
+        tensors = [v for semi in mine.values() for v in (semi.a, semi.load, semi.boundary)]
+        crossing = march.crossing(plans[0].start, start)
+        inside = [k for k in keep if first <= k < last or (k == last and crossing is None)]
+        own_keep = [k - first for k in inside]
+        asked = [*own_keep, *([] if crossing is None else [len(plans)])]
+        masses = _Spread.apply(flow, asked, p, *tensors) if asked else None  # type: ignore[no-untyped-call]
+        if masses is not None:
+            found.append(masses[: len(own_keep)])
+        if crossing is not None and masses is not None:
+            after = crossing.apply_transposed(masses[-1])
+            p = after if free is None else after * free
+        first = last
+    return torch.cat(found, 0)
 
 
 class _Spread(torch.autograd.Function):

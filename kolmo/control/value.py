@@ -18,6 +18,7 @@ from kolmo.limits import part_of
 from kolmo.march import March
 from kolmo.problem import KolmogorovProblem
 from kolmo.refine.plan import plan
+from kolmo.rest import at_rest
 from kolmo.schemes.base import SCHEMES
 
 
@@ -40,8 +41,8 @@ def value(
         u(0, x) = E\Big[e^{-\int_0^T c}\varphi(X_T) + \int_0^T e^{-\int_0^t c} g\,dt \,\Big|\, X_0 = x\Big]
 
     The gradient is with respect to x and every torch parameter in drift, diffusion or covariance, killing, source,
-    terminal and boundary values. It is that of the discretisation (transposed steps, no continuous adjoint equation):
-    with a tolerance, of the plan frozen at the present parameters.
+    terminal, boundary values and the places of faces. It is that of the discretisation (transposed steps, no continuous
+    adjoint equation): with a tolerance, of the plan frozen at the present parameters.
 
     Parameters
     ----------
@@ -92,9 +93,10 @@ def value(
     points = torch.as_tensor(as_points(x, problem.dim))
     if discretization is None:
         discretization = planned(problem, points.detach(), rtol, atol, max_seconds, max_cells)
-    problem = problem.handing("torch", points.device)
     if discretization.grid.dim != problem.dim:
         raise InputError("discretization", f"{discretization.grid.dim} dimensions", f"{problem.dim} dimensions")
+    problem = at_rest(problem.handing("torch", points.device), discretization.grid.box)
+    points = points if problem.motion is None else problem.motion.inwards(0.0, points)
     if memory is not None and not problem.stationary:
         checkpoints = gradient_memory(problem, discretization, checkpoints=checkpoints, memory=memory).checkpoints
     u = grid_value(problem, discretization, checkpoints)
@@ -234,6 +236,7 @@ def grid_value(
     problem: KolmogorovProblem, discretization: Discretization, checkpoints: int | None = None
 ) -> torch.Tensor:
     """u(0, ·) at the nodes, shape (size, k), with gradients; of all states at most ``checkpoints`` are kept."""
+    problem = at_rest(problem, discretization.grid.box)
     march = differentiable_march(problem, discretization)
     generator, like = march.generator, tensor_like(problem)
     if not SCHEMES[discretization.scheme].smooth:
@@ -298,7 +301,8 @@ def gradient_memory(
         raise InputError("problem", "a stationary problem", "a horizon", "a stationary gradient keeps one state")
     if checkpoints is not None and memory is not None:
         raise InputError("checkpoints, memory", "both", "one of them")
-    march = differentiable_march(problem.handing("torch"), discretization)
+    problem = at_rest(problem.handing("torch"), discretization.grid.box)
+    march = differentiable_march(problem, discretization)
     instants = [sorted(set(plan.instants)) for plan in march.plans]
     constant = len({t for step in instants for t in step}) == 1
     state = 8 * discretization.grid.size * (march.generator.columns or 1)

@@ -15,8 +15,13 @@ A file has these tables; only ``[equation]`` and ``[solve]`` are always needed::
 
     [box]                             # left out: all of R^d
     lower = [-inf]
-    upper = [2.0]
+    upper = [2.0]                     # or a formula of t and the parameters: a face that moves, upper = ["2 - t"]
     boundary = [["open", { absorbing = "exp(-t)" }]]    # per axis: a word, or low and high; { kappa = .., value = .. }
+
+    [events]
+    times = [0.25, 0.5]
+    pay = "0.1"                       # what is paid then, and where the state is moved: formulas of t, x[0].. and the
+    move = "0.95 * x[0]"              # parameters; in several dimensions a list with one formula each
 
     [solve]
     at = [0.0, 0.5]                   # points where the answer is wanted; in d dimensions lists of d

@@ -27,6 +27,7 @@ KEYS = {
         *("running_cost", "obstacle", "sense"),
     ),
     "box": ("lower", "upper", "boundary"),
+    "events": ("times", "pay", "move"),
     "solve": ("at", "rtol", "atol"),
     "controls": ("lower", "upper", "values", "unbounded"),
     "fit": ("parameters", "targets", "weights", "bounds", "maxiter"),

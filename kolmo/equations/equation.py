@@ -11,6 +11,7 @@ from kolmo.arrays import Array, as_like, namespace
 from kolmo.box import Absorbing, Box, Robin
 from kolmo.equations.document import MAX_POINTS, Document, floating, is_number
 from kolmo.errors import InputError
+from kolmo.events import Payment
 from kolmo.expressions import Expression
 from kolmo.problem import KolmogorovProblem
 from kolmo.sde import SDE
@@ -122,6 +123,7 @@ class Equation:
                 self._box(known),
                 killing=self._function("killing", known),
                 source=self._function("source", known, columns=True),
+                events=self._events(known),
             )
 
     def control_problem(self) -> "ControlProblem":
@@ -132,6 +134,8 @@ class Equation:
             self._document.refuse("controls", "", "nothing", "a table with the set of controls")
         known, d = self.parameters, self.dim
         equation = self._document.table("equation")
+        if self._document.has("events"):
+            self._document.refuse("events", "", "events", "none in a control problem")
         for key in {"source", "breakpoints"} & equation.keys():
             fix = "a control problem has running_cost" if key == "source" else ""
             self._document.refuse("equation", key, "a value", "none in a control problem", fix)
@@ -192,12 +196,48 @@ class Equation:
         document = self._document
         if not document.has("box"):
             return None
-        lower, upper = (document.numbers("box", key, (self.dim,), infinite=True) for key in ("lower", "upper"))
+        lower, upper = (self._corner(key, known) for key in ("lower", "upper"))
         boundary = document.table("box").get("boundary", "open")
         if not isinstance(boundary, str):
             boundary = self._faces(boundary, known)
         with document:
             return Box(lower, upper, boundary=boundary)
+
+    def _events(self, known: Mapping[str, Any]) -> dict[float, list[Any]]:
+        """At each of the times what is paid, and then where the state is moved."""
+        document, given = self._document, self._document.table("events")
+        if not document.has("events"):
+            return {}
+        for key in ("times",) if {"pay", "move"} & given.keys() else ("times", "move"):
+            if key not in given:
+                document.refuse("events", key, "nothing", "times, and pay or move")
+        pay, move = (
+            self._compiled("events", key, given[key], known, shape, {}) if key in given else None
+            for key, shape in (("pay", (None,)), ("move", (self.dim,)))
+        )
+
+        def at(t: float) -> list[Any]:
+            paid = [] if pay is None else [Payment(lambda x: pay(t, x))]
+            return [*paid, *([] if move is None else [lambda x: move(t, x)])]
+
+        return {t: at(t) for t in document.numbers("events", "times", (None,)).tolist()}
+
+    def _corner(self, key: str, known: Mapping[str, Any]) -> Any:
+        """Numbers, or formulas of t and the parameters for faces that move; one for each axis."""
+        document = self._document
+        given = document.table("box").get(key)
+        items: list[Any] = given if isinstance(given, list) else [given]
+        if not any(isinstance(item, str) for item in items):
+            return document.numbers("box", key, (self.dim,), infinite=True)
+        if len(items) != self.dim or not all(isinstance(item, str) or is_number(item) for item in items):
+            document.refuse("box", key, repr(given)[:80], f"{self.dim} numbers, or formulas of t and the parameters")
+        return [self._moving(key, item, known) if isinstance(item, str) else floating(item) for item in items]
+
+    def _moving(self, key: str, text: str, known: Mapping[str, Any]) -> Callable[[float], Any]:
+        """The place of a face as a function of time."""
+        with self._document.about("box", key):
+            formula = Expression(text, scalars=["t", *known], argument=key)
+        return lambda t: formula({**known, "t": t})
 
     def _faces(self, boundary: Any, known: Mapping[str, Any]) -> list[Any]:
         if not isinstance(boundary, list) or len(boundary) != self.dim:

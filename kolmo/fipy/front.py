@@ -16,7 +16,7 @@ from kolmo.box import Absorbing, Entrance, Robin
 from kolmo.errors import InputError
 from kolmo.fipy.structured import System
 from kolmo.fipy.unstructured import MeshSolution, MeshSystem, read_mesh
-from kolmo.problem import KolmogorovProblem
+from kolmo.problem import KolmogorovProblem, refuse_moves
 from kolmo.schemes.faces import Swept
 from kolmo.schemes.generator import discretize
 from kolmo.sde import refuse_jumps
@@ -151,6 +151,7 @@ def solve(
     True
     """
     refuse_jumps(problem.sde, "FiPy", "kolmo.solve")
+    refuse_moves(problem, "FiPy", "kolmo.solve")
     if mesh is not None:
         return _on_mesh(problem, mesh, steps, shape, faces)
     if faces is not None:

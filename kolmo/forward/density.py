@@ -16,8 +16,10 @@ from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.forward.exits import Exit, Passages, WaysOut
 from kolmo.grid import Axis, Grid
+from kolmo.motion import Motion, moved_nodes
 from kolmo.problem import KolmogorovProblem
 from kolmo.schemes.base import SCHEMES
+from kolmo.schemes.crossing import Crossing
 from kolmo.schemes.generator import Generator
 from kolmo.schemes.terminal import plan_terminal
 from kolmo.sde import SDE
@@ -60,6 +62,8 @@ class Density(Passages):
         Why, and by how much the density or a flux is negative, where one is.
     stats : dict
         Cells, steps, levels, seconds.
+    motion : Motion or None
+        Of faces that move: where the nodes are at other times than t = 0, see ``nodes``.
 
     Examples
     --------
@@ -87,6 +91,11 @@ class Density(Passages):
     message: str = "solved as given"
     stats: dict[str, Any] = field(default_factory=dict)
     _flux_errors: dict[Exit, float] = field(default_factory=dict)
+    motion: Motion | None = None
+
+    def nodes(self, t: float | None = None) -> tuple[np.ndarray, ...]:
+        """Nodes of each axis at a kept time (None: the last one): those of the grid, unless faces move."""
+        return moved_nodes(self.grid.nodes, self.motion, float(self.times[self._kept(t)]))
 
     @cached_property
     def values(self) -> np.ndarray:
@@ -96,17 +105,25 @@ class Density(Passages):
             moved = np.moveaxis(rho, i + 1, 0)
             read = (matrix @ moved.reshape(moved.shape[0], -1)).reshape(moved.shape)
             rho = np.moveaxis(read, 0, i + 1)
+        if self.motion is not None:
+            volumes = np.array([self.motion.stretch(float(t), rho) for t in self.times])
+            rho = rho / volumes.reshape(-1, *[1] * self.grid.dim)
         return np.ascontiguousarray(rho)
 
     def __call__(self, x: Any, t: float | None = None) -> np.ndarray:
         """Density ρ(t, x) at points (..., d), interpolated; t a kept time (None: the last one)."""
-        rho = self.values[self._kept(t)].reshape(self.grid.size)
-        return np.asarray(self.grid.interpolate(rho, as_numpy(as_points(x, self.grid.dim)), self.discretization.width))
+        which, points = self._kept(t), as_numpy(as_points(x, self.grid.dim))
+        rho = self.values[which].reshape(self.grid.size)
+        if self.motion is not None:
+            points = self.motion.inwards(float(self.times[which]), points)
+        return np.asarray(self.grid.interpolate(rho, points, self.discretization.width))
 
     def expectation(self, function: Callable[[np.ndarray], Any], t: float | None = None) -> Any:
         """E[f(X_t); still inside] for ``function(x)`` of points (..., d), shape () or (k,)."""
-        values = np.asarray(function(self.grid.points), dtype=float)
-        return np.tensordot(self.weights[self._kept(t)], values, 1)
+        which, points = self._kept(t), self.grid.points
+        if self.motion is not None:
+            points = self.motion.outwards(float(self.times[which]), points)
+        return np.tensordot(self.weights[which], np.asarray(function(points), dtype=float), 1)
 
     def flux_error(self, face: Any) -> float:
         """Estimated largest error of the flux through one way out; NaN for a given discretisation."""
@@ -129,12 +146,13 @@ class Density(Passages):
         which = self._kept(t)
         rho, label = self.values[which], rf"$\rho({self.times[which]:g}, x)$"
         if self.grid.dim == 1:
-            ax.plot(self.grid.nodes[0], rho, **style)
+            ax.plot(self.nodes(t)[0], rho, **style)
             ax.set(xlabel="$x$", ylabel=label)
             return ax
         if self.grid.dim == 3:
-            rho = np.tensordot(rho, self.grid.axes[2].lengths, 1)
-        filled = ax.contourf(*self.grid.nodes[:2], rho.T, **({"levels": 20, "cmap": "cividis"} | style))
+            stretch = 1.0 if self.motion is None else self.motion.width(float(self.times[which]), rho)[2]
+            rho = np.tensordot(rho, self.grid.axes[2].lengths * stretch, 1)
+        filled = ax.contourf(*self.nodes(t)[:2], rho.T, **({"levels": 20, "cmap": "cividis"} | style))
         ax.figure.colorbar(filled, ax=ax, label=label)
         ax.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
         return ax
@@ -199,6 +217,8 @@ class Spreading:
             self.exited[e][0] = float(start[:, 0] @ owned)
         self._watch(march.without_boundary(start), steps[0].instants[-1])
 
+        moved: dict[Exit, float] = {}  # what an event has moved onto faces
+
         def observe(t: float, p: Array, adjoints: list[Array]) -> None:
             nonlocal value
             if self._now() > self.deadline:
@@ -213,12 +233,19 @@ class Spreading:
                 value = value + (a * march.ingredients(instant)[2]).sum(0)
                 gone += self._unit_loads(instant) @ a[:, 0]
             for e, amount in zip(self.exits.names, gone.tolist(), strict=True):
-                self.exited[e].append(self.exited[e][-1] + amount)
+                self.exited[e].append(self.exited[e][-1] + amount + moved.pop(e, 0.0))
             # at the end of a step the coefficients are those of the next one, [t_k, t_{k+1})
             last = steps[-1].instants[0] if march.generator.autonomous else t
             self._watch(p, steps[done].instants[-1] if done < len(steps) else last)
 
-        p = march.forward(start, observe=observe)
+        def arrive(t: float, before: Array, after: Array, crossing: Crossing) -> None:
+            nonlocal value
+            value = value + (after * march.boundary(t)).sum(0)
+            if crossing.paid is not None:
+                value = value + (before * crossing.paid).sum(0)
+            moved.update({e: float(after[:, 0] @ owned) for e, owned in self.exits.owned.items()})
+
+        p = march.forward(start, observe=observe, arrive=arrive)
         value = value + (p * march.without_boundary(self.recipe.initial(march))).sum(0)
         density = Density(
             np.array([w for _, w in self.saved]),
@@ -251,6 +278,16 @@ class Spreading:
             self.flux[e].append(rate)
         if done in self._kept:
             self.saved.append((float(self.clock[done]), np.array(p[:, 0])))
+
+
+def initial_at_rest(problem: KolmogorovProblem, initial: Any) -> Any:
+    """An initial law in coordinates in which faces that move stand still: those of t = 0, unless a grid says more."""
+    motion = problem.motion
+    if motion is None:
+        return initial
+    if not callable(initial):
+        return motion.inwards(0.0, initial)
+    return lambda xi: initial(motion.outwards(0.0, xi)) * motion.stretch(0.0, xi)
 
 
 def initial_masses(initial: Any, recipe: Discretization, box: Box | None = None, like: Any = None) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 from kolmo.arrays import as_numpy, as_points, at_home
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
-from kolmo.forward.density import Density, OutOfTimeError, Spreading
+from kolmo.forward.density import Density, OutOfTimeError, Spreading, initial_at_rest
 from kolmo.forward.layout import Asked, start_of
 from kolmo.forward.search import MAX_SECONDS, LawSearch
 from kolmo.grid import Grid
@@ -18,6 +18,7 @@ from kolmo.kernels.first_use import clock
 from kolmo.limits import Limits
 from kolmo.problem import KolmogorovProblem, check_vectorised
 from kolmo.refine.plan import MAX_CELLS, plan, prescribe
+from kolmo.rest import at_rest
 from kolmo.schemes.base import SCHEMES
 from kolmo.steppers.base import STEPPERS
 
@@ -143,10 +144,13 @@ def solve_forward(
     """
     if problem.horizon is None:
         raise InputError("problem", "a stationary problem", "a horizon", "stationary_density(problem) has none")
+    there = grid if discretization is None else discretization.grid
+    problem = at_rest(problem, there.box if isinstance(there, Grid) else None)
+    horizon = problem.horizon or 0.0
     _check(rtol, atol, scheme, stepper)
-    kept = tuple(sorted({float(t) for t in ([] if save is None else save)} | {problem.horizon}))
-    if kept[0] < 0 or kept[-1] > problem.horizon:
-        raise InputError("save", kept, f"times between 0 and {problem.horizon}")
+    kept = tuple(sorted({float(t) for t in ([] if save is None else save)} | {horizon}))
+    if kept[0] < 0 or kept[-1] > horizon:
+        raise InputError("save", kept, f"times between 0 and {horizon}" + " where faces have met" * problem.met)
     if discretization is not None and (grid is not None or steps is not None):
         raise InputError("discretization, grid, steps", "several", "either discretization= or grid= with steps=")
     given = initial
@@ -154,6 +158,7 @@ def solve_forward(
         given = as_numpy(as_points(initial, problem.dim, "initial")).reshape(-1, problem.dim)
         if len(given) == 0:
             raise InputError("initial", "no samples", "a density function, at least one sample, or a point")
+    given = initial_at_rest(problem, given)
     given_limits = Limits.given(max_cells, max_seconds)
     if grid is not None:
         shape = grid.shape if isinstance(grid, Grid) else np.broadcast_to(grid, problem.dim).tolist()
@@ -166,10 +171,10 @@ def solve_forward(
     if discretization is not None:
         deadline = given_limits.started + given_limits.seconds
         try:
-            return _told(Spreading(problem, discretization, kept, deadline, clock).run(given))
+            return _told(_placed(problem, Spreading(problem, discretization, kept, deadline, clock).run(given)))
         except OutOfTimeError:
             raise NotConvergedError(f"the march did not end within {given_limits.over}") from None
-    asked = Asked(kept, _points(problem, at), _times(problem, flux_times))
+    asked = Asked(kept, _points(problem, at, kept), _times(problem, flux_times))
     limit = Limits.of(max_cells, max_seconds, MAX_CELLS[problem.dim], MAX_SECONDS)
     limits = limit.cells, limit.seconds
     if problem.sde.noiseless:
@@ -179,7 +184,19 @@ def solve_forward(
     density = LawSearch(problem, start, asked, rtol, atol, scheme, stepper).run(*limits)
     if density.status == "tolerance_not_met":
         warnings.warn(density.message, ToleranceWarning, stacklevel=2)
-    return density
+    return _placed(problem, density, at)
+
+
+def _placed(problem: KolmogorovProblem, density: Density, at: Any = None) -> Density:
+    """A law found in coordinates at rest, to be read in those of the user; ``at``: points that were asked for."""
+    if problem.motion is None:
+        return density
+    motion, told = problem.motion.detached(), density.error_estimate
+    if told is not None and "density" in told:
+        # without points it is an integral over all places, the same in all coordinates
+        narrow = 1.0 if at is None else min(float(motion.stretch(t, np.zeros(1))) for t in density.times)
+        told = told | {"density": told["density"] / narrow}
+    return replace(density, motion=motion, error_estimate=told)
 
 
 def _check(rtol: float, atol: float, scheme: str, stepper: str) -> None:
@@ -195,13 +212,19 @@ def _check(rtol: float, atol: float, scheme: str, stepper: str) -> None:
         STEPPERS[stepper]
 
 
-def _points(problem: KolmogorovProblem, at: Any) -> np.ndarray | None:
-    """Points where the density is wanted, shape (n, d)."""
+def _points(problem: KolmogorovProblem, at: Any, kept: tuple[float, ...]) -> np.ndarray | None:
+    """Points where the density is wanted, shape (n, d), in coordinates at rest: wherever they are at the times kept."""
     if at is None:
         return None
     points = np.asarray(as_numpy(as_points(at, problem.dim, "at"))).reshape(-1, problem.dim)
     if len(points) == 0:
         raise InputError("at", "no points", "at least one point, or None for the law as a whole")
+    if problem.motion is not None:
+        moved = np.concatenate([problem.motion.inwards(t, points) for t in kept])
+        moved = np.asarray(moved[problem.box.contains(moved)])
+        if len(moved) == 0:
+            raise InputError("at", f"points outside of the faces at {kept}", "points inside at one of these times")
+        return moved
     inside = problem.box.contains(points)
     if not inside.all():
         raise InputError("at", f"a point at {points[~inside][0].tolist()}", f"points inside {problem.box!r}")

@@ -12,7 +12,7 @@ from kolmo.errors import InputError, NotConvergedError
 from kolmo.forward.density import Density, readings
 from kolmo.grid import Grid
 from kolmo.kernels.linear import factorize
-from kolmo.problem import KolmogorovProblem
+from kolmo.problem import KolmogorovProblem, refuse_moves
 from kolmo.refine.plan import plan
 from kolmo.schemes.generator import Generator, discretize
 
@@ -60,6 +60,7 @@ def stationary_density(
     >>> bool(abs(density(0.0) - 1.0 / np.sqrt(np.pi)) < 1e-6)
     True
     """
+    refuse_moves(problem, "a stationary law")
     if grid is None:
         discretization = discretization or plan(problem, at=at, rtol=rtol, atol=atol)
         grid, scheme = discretization.grid, discretization.scheme

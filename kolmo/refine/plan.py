@@ -1,6 +1,7 @@
 """How "auto" chooses: box, graded grid, scheme, stepper and steps, refined until the estimate meets the tolerance."""
 
 import contextlib
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -9,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from kolmo import memory
-from kolmo.arrays import as_numpy, as_points, at_home, is_tensor
-from kolmo.box import Absorbing, Entrance, Open, Reflecting, Robin
+from kolmo.arrays import Array, as_numpy, as_points, at_home, is_tensor
+from kolmo.box import Absorbing, Box, Entrance, Open, Reflecting, Robin
 from kolmo.discretization import Discretization, steps_given
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Grid
@@ -22,6 +23,7 @@ from kolmo.reach import circulates
 from kolmo.refine.estimate import Convergence, Verdict
 from kolmo.refine.layout import FIRST_NODES, Layout, first_layout
 from kolmo.refine.witnesses import groups, witnesses
+from kolmo.rest import at_rest
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator, discretize
 from kolmo.schemes.terminal import TerminalRule, plan_averages, plan_terminal
@@ -196,11 +198,48 @@ def search(
     """Plan and solve on finer and finer levels until the estimate meets the tolerance."""
     _check_tolerances(rtol, atol)
     limits = Limits.of(max_cells, max_seconds, MAX_CELLS[problem.dim], MAX_SECONDS)
-    problem = problem.handing("torch", at.device) if is_tensor(at) else problem
+    problem = at_rest(problem.handing("torch", at.device) if is_tensor(at) else problem)
     points = interesting_points(problem, at)
     check_vectorised(problem, points)
     searcher = _Search(problem, points, rtol, atol, tuple(save), scheme, stepper, like, callback, progress)
-    return searcher.run(limits)
+    outcome = searcher.run(limits)
+    return _with_rest(problem, points, rtol, atol, outcome) if problem.met else outcome
+
+
+def _with_rest(problem: KolmogorovProblem, points: np.ndarray, rtol: float, atol: float, outcome: Outcome) -> Outcome:
+    """An outcome whose estimate counts paths that are left where two faces have met: what they are paid is not known.
+
+    All that is known is that it lies between what the faces pay there; so many paths are left as the same steps find
+    when nothing else is asked for.
+    """
+    nodes = outcome.level.discretization.grid.points
+    paid = as_numpy(problem.final(nodes)).reshape(len(nodes), -1)
+    differs = np.ptp(paid, axis=0)
+    allowed = atol + rtol * np.abs(outcome.level.values).max(0)
+    if not differs.any():
+        return outcome
+    remaining = copy.copy(problem)
+    remaining.terminal, remaining.source = _one, None
+    pairs = [tuple(Absorbing() if isinstance(f, Absorbing) else f for f in pair) for pair in problem.box.faces]
+    remaining.box = Box(problem.box.lower, problem.box.upper, pairs)
+    recipe = outcome.level.discretization
+    march = recipe.march(remaining)
+    alive = np.asarray(march.backward(recipe.initial(march)).state)[:, 0]
+    shares = np.abs(recipe.grid.interpolate(alive, points, recipe.width))
+    left = differs * float(shares.max())
+    estimate = outcome.estimate + left
+    recipe.estimate["left"] = (left + np.zeros(len(estimate))).tolist()
+    stats = outcome.stats | {"estimate": dict(recipe.estimate)}
+    met = bool((estimate <= allowed).all())
+    if outcome.status == "converged" and not met:
+        message = f"paths are left where the faces meet: {float(left.max()):.2e} of what they are paid is not known"
+        return replace(outcome, estimate=estimate, status="tolerance_not_met", message=message, stats=stats)
+    return replace(outcome, estimate=estimate, stats=stats)
+
+
+def _one(x: Array) -> Array:
+    """Terminal data of those that are left."""
+    return 1.0 + 0.0 * x[..., 0]
 
 
 def prescribe(
@@ -213,6 +252,7 @@ def prescribe(
     like: Any,
 ) -> Discretization:
     """The discretisation for a grid and a number of steps given by the user."""
+    problem = at_rest(problem, grid.box if isinstance(grid, Grid) else None)
     generator = discretize(problem, grid, scheme)
     name = stepper
     if name == "auto":

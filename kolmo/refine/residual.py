@@ -17,6 +17,7 @@ from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Axis
 from kolmo.march import March
 from kolmo.problem import KolmogorovProblem
+from kolmo.rest import at_rest
 from kolmo.schemes.local import wall_nodes
 from kolmo.smooth import Interpolant, error_problem
 from kolmo.stationary import solve_stationary
@@ -85,7 +86,7 @@ def weighted_residual(problem: KolmogorovProblem, discretization: Discretization
     Raises
     ------
     InputError
-        If the discretisation is that of a stationary problem and the problem is not.
+        If the discretisation is that of a stationary problem and the problem is not, or for events.
     NotConvergedError
         If the solution became infinite.
 
@@ -116,7 +117,11 @@ def weighted_residual(problem: KolmogorovProblem, discretization: Discretization
     True
     """
     begun = time.perf_counter()
+    problem = at_rest(problem, discretization.grid.box)
+    if problem.events:
+        raise InputError("events", f"{len(problem.events)} of them", "a problem without events", "kolmo.certify")
     x0 = np.asarray(as_numpy(as_points(points, problem.dim, "points")), dtype=float).reshape(-1, problem.dim)
+    x0 = x0 if problem.motion is None else problem.motion.inwards(0.0, x0)
     if (problem.horizon is None) != (not discretization.times):
         raise InputError("discretization", "one with another kind of horizon", "that of the problem")
     march = discretization.march(problem)

@@ -139,6 +139,9 @@ def functions(problem: KolmogorovProblem, room: Room) -> list[Datum]:
         if given:
             timed = next((f for f in given if reads_time(f)), given[0])
             data.append((timed, name, partial(_jumps, sde, part), weight, False))
+    for event in (event for event in problem.events if event.pays):
+        paid = partial(_payment, problem, event)
+        data.append((paid, "payment", paid, 1.0, True))
     if problem.terminal is not None:
         data.append((problem.terminal, "terminal", lambda t, x: problem.final(x), 1.0, True))
     return [_datum(problem, room, *datum) for datum in data if callable(datum[0])]
@@ -154,8 +157,8 @@ def _datum(
     adds: bool,
 ) -> Datum:
     """One function, as it was given and as (t, x) → values, with what it proves of itself."""
-    known = None if "jump" in name else _known(problem, room, given, name)
-    timed = name != "terminal" and not problem.stationary
+    known = None if "jump" in name or name == "payment" else _known(problem, room, given, name)
+    timed = name not in ("terminal", "payment") and not problem.stationary
     if timed:
         timed = known.in_time > 0.0 if known is not None else depends_on_time(given, f, room.probes)
     return Datum(name, rows(f), weight, timed, adds, known)
@@ -171,6 +174,11 @@ def _known(problem: KolmogorovProblem, room: Room, given: Any, name: str) -> Pro
     if known is not None and name == "covariance" and problem.sde.rooted:
         return replace(known, in_time=2.0 * known.in_time, in_space=2.0 * known.in_space)  # of a product
     return known
+
+
+def _payment(problem: KolmogorovProblem, event: Any, t: float, x: np.ndarray) -> Any:
+    """What an event pays."""
+    return problem.happens(event, x)[1]
 
 
 def _jumps(sde: Any, part: int, t: float, x: np.ndarray) -> Any:

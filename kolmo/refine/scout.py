@@ -183,7 +183,8 @@ def _bounds(problem: KolmogorovProblem, room: Room, fields: Sequence[Field]) -> 
     """Least and largest value that the maximum principle allows, as far as the data are known or were seen."""
     seen = {f.datum.name: f.datum.proof if f.datum.smooth and f.datum.proof else f for f in fields}
     faces = [(i, side, face) for i, pair in enumerate(problem.box.faces) for side, face in enumerate(pair)]
-    if problem.source is not None or any(isinstance(face, Robin) for _, _, face in faces):
+    pays = any(event.pays for event in problem.events)
+    if problem.source is not None or pays or any(isinstance(face, Robin) for _, _, face in faces):
         return None
     killing = problem.killing
     least = float(seen["killing"].low.min()) if "killing" in seen else float(np.min(as_numpy(killing or 0.0)))

@@ -16,6 +16,7 @@ from kolmo.errors import InputError
 from kolmo.grid import Grid
 from kolmo.instants import COMPARED, constant, depends_on_time
 from kolmo.problem import KolmogorovProblem, check_finite, check_vectorised
+from kolmo.rest import at_rest
 from kolmo.schemes.base import SCHEMES, FaceData, Scheme
 from kolmo.schemes.faces import Entrances, held, probe, resolved, shrunk
 from kolmo.schemes.jumps import Start, with_jumps
@@ -480,7 +481,8 @@ def discretize(problem: KolmogorovProblem, grid: Grid | int | Sequence[int], sch
     Parameters
     ----------
     problem : KolmogorovProblem
-        The equation; its box must be finite when the grid is given by numbers.
+        The equation; its box must be finite when the grid is given by numbers. Of faces that move it is that in
+        coordinates in which they stand still: those of t = 0.
     grid : Grid, int or sequence of int
         The grid, or numbers of nodes per axis.
     scheme : str, default "auto"
@@ -500,6 +502,7 @@ def discretize(problem: KolmogorovProblem, grid: Grid | int | Sequence[int], sch
     >>> kolmo.discretize(problem, 9, scheme="monotone").matrix(0.0).shape
     (9, 9)
     """
+    problem = at_rest(problem, grid.box if isinstance(grid, Grid) else None)
     if not isinstance(grid, Grid):
         memory.require("grid", (grid,) * problem.dim if isinstance(grid, (int, np.integer)) else tuple(grid))
         grid = Grid.of(problem.box, grid)

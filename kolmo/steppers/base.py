@@ -9,8 +9,12 @@ import numpy as np
 import scipy.sparse as sp
 
 from kolmo.arrays import Array, Held, empty, fresh
-from kolmo.kernels.linear import NARROW, BandedLU, Factorization, factorize
+from kolmo.kernels.linear import BandedLU, Factorization, factorize
 from kolmo.registry import Registry
+
+# Stages times diagonals of systems of several stages that are solved as a band. Measured with three stages and with
+# differences that are one-sided at the ends (48), 60 to 700 nodes: 6 ms a step in place of 15 ms by sparse products.
+WIDE = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +88,7 @@ class Operator:
         widths = {(below, above) for _, below, above in bands}
         if len(bands) == len(operators) and len(widths) == 1:
             below, above = widths.pop()
-            if len(columns[0]) * (below + above + 2) <= NARROW:
+            if len(columns[0]) * (below + above + 2) <= WIDE:
                 return BandedLU.coupled([band for band, _, _ in bands], below, above, columns)
         total = sp.identity(operators[0].matrix.shape[0] * len(columns[0]), format="csr")
         for operator, column in zip(operators, columns, strict=True):
