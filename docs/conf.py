@@ -70,6 +70,7 @@ REFERENCE = {
         ],
     ),
     "control": ("Differentiate and control", ["control"]),
+    "likelihood": ("Likelihoods of data", ["likelihood"]),
     "bridge": ("Noisy networks", ["bridge"]),
     "landscape": ("Loss landscapes", ["landscape"]),
     "check": (

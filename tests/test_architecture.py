@@ -24,6 +24,7 @@ ROOMS = [
     ["stored", "discretization", "refine", "smooth"],
     ["solve", "forward", "spectrum", "montecarlo", "solution", "certificate"],
     ["control"],
+    ["likelihood"],
     ["bridge"],
     ["landscape"],
     ["fipy", "interop", "optima", "catalog", "testing", "images", "equations"],

@@ -74,7 +74,7 @@ def test_the_reader_of_pages_sees_blocks_and_markers(tmp_path):
 
 PUBLIC = [
     (room, name)
-    for room in ("kolmo", "kolmo.control", "kolmo.bridge", "kolmo.landscape")
+    for room in ("kolmo", "kolmo.control", "kolmo.likelihood", "kolmo.bridge", "kolmo.landscape")
     for name in importlib.import_module(room).__all__
 ]
 

@@ -1,0 +1,251 @@
+"""What all likelihoods share: a resolution found by a tolerance on the log-likelihood, and then kept."""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from kolmo.arrays import at_home
+from kolmo.control.minimize import collect
+from kolmo.errors import InputError, ToleranceWarning
+from kolmo.refine.estimate import Convergence
+
+# Growth of the resolution from level to level.
+GROWTH = 1.5
+# Sums over so many parts of the observations are compared besides the whole: errors may cancel in a sum.
+PARTS = 8
+# Smallest density that counts: below it there are no numbers.
+LEAST = 1e-300
+# Part of a tolerance that a cut may take.
+CUT_SHARE = 0.3
+# Times that a cut is moved.
+CUT_TRIES = 6
+ROUNDING = 1e-13
+
+
+@dataclass(frozen=True)
+class Level:
+    """What one resolution says.
+
+    Attributes
+    ----------
+    n : float
+        The resolution.
+    sums : ndarray, shape (1 + PARTS, 1)
+        Log-likelihood, and its parts.
+    known : float
+        Error that finer levels share: of formulas that are used where densities are next to nothing.
+    """
+
+    n: float
+    sums: np.ndarray
+    known: float
+
+    def distance(self, other: "Level") -> float:
+        """Largest difference from another level."""
+        return float(np.abs(self.sums - other.sums).max())
+
+
+class Likelihood(ABC):
+    r"""Logarithm of a likelihood as a function of torch parameters, to a tolerance.
+
+    .. math:: \ell(\theta) = \sum_i \log p_\theta(y_i)
+
+    ``likelihood()`` is a torch scalar with the exact gradient of the number returned. At the first call levels are
+    compared until the error of ℓ is estimated to be below ``tol``; that resolution is kept, so that ℓ is a smooth
+    function. ``renew`` looks again, at the parameters of the moment.
+
+    Attributes
+    ----------
+    tol : float
+        Error of ℓ that is asked for.
+    resolution : float or None
+        What was decided; None before the first call.
+    error_estimate : float
+        Of ℓ at the parameters at which the resolution was decided; infinite before.
+    status : str
+        "converged", "tolerance_not_met", or "unplanned" before the first call.
+    message : str
+        Why.
+
+    Examples
+    --------
+    >>> from kolmo.likelihood import FirstPassage, Trials
+    >>> found = FirstPassage(1.0, lower=-1.0, upper=1.0).likelihood(Trials([0.5, 0.9], [1, 0]), tol=1e-4)
+    >>> found.status, found().item().__round__(3), found.status, found.error_estimate <= 1e-4
+    ('unplanned', -2.933, 'converged', True)
+    """
+
+    first: float = 16.0
+    most: float = 400.0
+    order: float = 6.0
+
+    def __init__(self, tol: float) -> None:
+        if not (np.isfinite(tol) and tol > 0):
+            raise InputError("tol", tol, "a positive number: the error that the log-likelihood may have")
+        self.tol = float(tol)
+        self.resolution: float | None = None
+        self.error_estimate = np.inf
+        self.status, self.message = "unplanned", "no resolution was looked for yet"
+
+    # ------------------------------------------------------------------------------------------- for users
+    @at_home
+    def __call__(self) -> torch.Tensor:
+        """ℓ, a torch scalar."""
+        return self.terms().sum()
+
+    @at_home
+    def terms(self) -> torch.Tensor:
+        """Logarithms of what every observation adds, shape (N,)."""
+        if self.resolution is None:
+            self.renew()
+        assert self.resolution is not None
+        return self._terms(self.resolution)[0]
+
+    def renew(self) -> float:
+        """Decide on a resolution at the present parameters, and return the estimated error of ℓ.
+
+        Warns
+        -----
+        ToleranceWarning
+            Where the tolerance is not met; the finest level is kept.
+        """
+        for _ in range(CUT_TRIES):
+            levels, error = self._levels()
+            cut = self._cut(levels[-1])
+            if cut <= CUT_SHARE * self.tol or not self._widen():
+                break
+        self._decide(levels, error + cut)
+        if self.status == "tolerance_not_met":
+            warnings.warn(f"{self.message}: ± {self.error_estimate:.1e} for {self.tol:.1e}", ToleranceWarning, 2)
+        return self.error_estimate
+
+    def holds(self) -> bool:
+        """Whether the resolution that is kept meets the tolerance at the present parameters too."""
+        if self.resolution is None:
+            return False
+        levels, error = self._levels()
+        kept = self._level(self.resolution)
+        return kept.distance(levels[-1]) + kept.known + error + self._cut(levels[-1]) <= 2.0 * self.tol
+
+    def __repr__(self) -> str:
+        told = f"± {self.error_estimate:.1e}, " if self.resolution is not None else ""
+        return f"{type(self).__name__}({self.count} observations, {told}{self.status})"
+
+    # ------------------------------------------------------------------------------------------- for kinds
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """Number of observations."""
+
+    @abstractmethod
+    def _terms(self, n: float) -> tuple[torch.Tensor, float]:
+        """Logarithms at a resolution, shape (N,), and an error that finer levels share."""
+
+    def _cut(self, level: Level) -> float:
+        """Effect of cuts of an unbounded state space on ℓ, zero where there are none."""
+        return 0.0
+
+    def _widen(self) -> bool:
+        """Move the cuts outwards, if that can be done."""
+        return False
+
+    # ------------------------------------------------------------------------------------------- levels
+    def _level(self, n: float) -> Level:
+        with torch.no_grad():
+            found, known = self._terms(n)
+        terms = found.numpy()
+        parts = [terms[k::PARTS].sum() for k in range(PARTS)]
+        return Level(n, np.array([terms.sum(), *parts])[:, None], known)
+
+    def _levels(self) -> tuple[list[Level], float]:
+        """Levels until the last of them meets the tolerance, and its error."""
+        policy, n, levels = Convergence(self.order), self.first, list[Level]()
+        while True:
+            levels.append(self._level(n))
+            rounding = ROUNDING * np.abs(levels[-1].sums).max()
+            verdict = policy.judge([v.n for v in levels], [v.sums for v in levels], rounding=rounding)
+            # levels that all say zero are what the data ask for: of no observations, the logarithm is zero
+            error = 0.0 if verdict.silent.all() and len(levels) > 2 else float(verdict.estimate.max())
+            error += levels[-1].known
+            # what is not confirmed has the estimate that no accident makes small; that of three levels is not enough
+            shown = len(levels) >= (3 if verdict.confirmed or verdict.silent.all() else 4)
+            met = shown and error <= (1.0 - CUT_SHARE) * self.tol
+            grown = self._next(n)
+            if met or grown > self.most:
+                return levels, error
+            n = grown
+
+    def _next(self, n: float) -> float:
+        return float(2 * round(0.5 * GROWTH * n))
+
+    def _decide(self, levels: list[Level], error: float) -> None:
+        """Keep the level after the coarsest one within the tolerance: other parameters may ask for more."""
+        last = levels[-1]
+        errors = [v.distance(last) + max(v.known - last.known, 0.0) + error for v in levels]
+        k = next((k + 1 for k, found in enumerate(errors[:-1]) if found <= self.tol), -1)
+        self.resolution, self.error_estimate = levels[k].n, errors[k]
+        met = self.error_estimate <= self.tol
+        self.status = "converged" if met else "tolerance_not_met"
+        self.message = "the estimate meets the tolerance" if met else f"stopped at the finest level, {last.n:g}"
+
+
+def log_of(density: torch.Tensor) -> torch.Tensor:
+    """Logarithm; densities below 1e-300 count as that."""
+    return torch.log(density.clamp(min=LEAST))
+
+
+def as_numpy(
+    objective: Callable[[], torch.Tensor], parameters: Any
+) -> tuple[Callable[[Any], tuple[float, np.ndarray]], np.ndarray]:
+    r"""A torch scalar of torch parameters as a NumPy function x ↦ (value, gradient), and the present parameters.
+
+    .. math:: x \mapsto \big(J(x),\ \nabla J(x)\big)
+
+    For SciPy's optimisers (``jac=True``), samplers, and others that know nothing of torch.
+
+    Parameters
+    ----------
+    objective : callable
+        ``objective()`` -> torch scalar: a likelihood, or a function of some.
+    parameters : tensor, nn.Module, or iterable of these
+        As for ``control.minimize``; x holds them one after another, and calls write it into them.
+
+    Returns
+    -------
+    function : callable
+        ``function(x)`` -> (float, ndarray of shape (p,)).
+    x : ndarray, shape (p,)
+        The present parameters.
+
+    Raises
+    ------
+    InputError
+        For parameters that are no leaf tensors, and x of another size.
+
+    Examples
+    --------
+    >>> theta = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    >>> function, x = as_numpy(lambda: (theta**2).sum(), theta)
+    >>> function(x + 1.0)
+    (13.0, array([4., 6.]))
+    """
+    _, tensors = collect(parameters)
+    sizes = [p.numel() for p in tensors]
+
+    def function(x: Any) -> tuple[float, np.ndarray]:
+        flat = np.asarray(x, dtype=float).reshape(-1)
+        if len(flat) != sum(sizes):
+            raise InputError("x", f"{len(flat)} numbers", f"{sum(sizes)}, all parameters one after another")
+        with torch.no_grad():
+            for p, part in zip(tensors, np.split(flat, np.cumsum(sizes)[:-1]), strict=True):
+                p.copy_(torch.as_tensor(part).reshape(p.shape))
+        value = objective()
+        parts = torch.autograd.grad(value.reshape(()), tensors)
+        return float(value.detach()), np.concatenate([g.double().numpy().reshape(-1) for g in parts])
+
+    return function, np.concatenate([p.detach().double().numpy().reshape(-1) for p in tensors])

@@ -1,0 +1,509 @@
+"""First passages in one dimension: a model of drift, noise, bounds, start, delay and lapses, and its likelihood."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.polynomial import legendre
+
+from kolmo.arrays import as_numpy, at_home
+from kolmo.box import Box
+from kolmo.errors import InputError
+from kolmo.instants import constant, depends_on_time
+from kolmo.likelihood.base import LEAST, Level, Likelihood, log_of
+from kolmo.likelihood.modes import Modes, rule
+from kolmo.likelihood.onset import Way
+from kolmo.likelihood.trials import CENSORED, SEEN, UNSIDED, UNTIMED, Trials
+from kolmo.sde import SDE
+
+Covariates = Mapping[str, float]
+Given = float | torch.Tensor | Callable[[Covariates], Any] | Any
+"""A number, a tensor, or a function of the covariates."""
+
+# Points by which a law of starts or delays is summed: so many, and this part of the trial functions.
+NODES, PART = 8, 0.25
+# Up to this part of d², where d is the distance in units of noise, a passage is early: of a driftless process exp(−20)
+# has arrived, and sums of modes have lost that many digits.
+SOON = 1.0 / 40.0
+# Times before a passage can be are taken to be this part of d²: the logarithm of the density is finite, and hopeless.
+SOONEST = 1e-6
+# Relative accuracy of sums of modes.
+ROUNDING = 1e-15
+# Logarithms below the negative of this have no exponential.
+HOPELESS = 690.0
+# What may be gone beyond a cut, and the factor by which one is moved.
+TAIL, WIDER = 1e-8, 1.3
+# Times and points at which coefficients are compared to see whether they depend on time.
+COMPARED, PLACES = 32, 9
+
+
+@dataclass(frozen=True)
+class Between:
+    """A law on an interval, for starts and delays that differ from trial to trial.
+
+    Attributes
+    ----------
+    low, high : number or tensor
+        Its ends.
+    density : callable, optional
+        ``density(x)`` -> ``(...)`` in torch, up to a factor; None: uniform.
+
+    Examples
+    --------
+    >>> points, weights = Between(0.2, 0.4).nodes(8)
+    >>> float(weights @ points).__round__(12)
+    0.3
+    """
+
+    low: Any
+    high: Any
+    density: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def nodes(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Points and weights that sum to one, of shape (count,) (Gauss–Legendre)."""
+        z, w = (torch.as_tensor(v) for v in legendre.leggauss(count))
+        low, high = (torch.as_tensor(v, dtype=torch.float64) for v in (self.low, self.high))
+        points = low + 0.5 * (1.0 + z) * (high - low)
+        weights = 0.5 * w if self.density is None else w * self.density(points).double()
+        return points, weights / weights.sum()
+
+
+class FirstPassage:
+    r"""A process that starts between two bounds, or on one side of one, and is observed when it reaches one of them.
+
+    .. math::
+        dX = b(t, X)\,dt + \sigma(t, X)\,dW, \qquad X_0 \sim \text{start}, \qquad
+        \text{response time} = \text{delay} + \inf\{t: X_t \notin (\text{lower}, \text{upper})\}
+
+    and with probability ``lapse`` the response is a guess: either choice, at a time even between 0 and ``span``.
+
+    Parameters
+    ----------
+    drift : number, tensor or callable
+        ``drift(t, x, c)`` -> ``(..., 1)`` or ``(...)`` for points x of shape ``(..., 1)``, in torch; c holds the
+        covariates of a condition by name.
+    diffusion : number, tensor or callable, default 1
+        σ, likewise.
+    lower, upper : number, tensor or callable, optional
+        Bounds; ``lower(c)``. None: there is none. At least one.
+    start : number, tensor, Between or callable, default 0
+        Where it starts, or a law on an interval between the bounds; ``start(c)``.
+    delay : number, tensor, Between or callable, default 0
+        Non-decision time, or its law; ``delay(c)``.
+    lapse : number, tensor or callable, default 0
+        Probability of a guess; ``lapse(c)``.
+    span : float, optional
+        Longest time of a guess; None: the longest time in the data.
+    killing : number, tensor or callable, optional
+        Rate at which a trial ends without a response; ``killing(t, x, c)``.
+
+    Raises
+    ------
+    InputError
+        Without a bound.
+
+    Examples
+    --------
+    A drift–diffusion model with two conditions, its likelihood and gradient:
+
+    >>> v = torch.tensor([0.5, 1.5], dtype=torch.float64, requires_grad=True)
+    >>> model = FirstPassage(lambda t, x, c: v[int(c["hard"] == 0)], lower=-1.0, upper=1.0, delay=0.3)
+    >>> trials = Trials([0.8, 0.7, 1.1], [1, 1, 0], {"hard": [0, 0, 1]})
+    >>> likelihood = model.likelihood(trials)
+    >>> likelihood().item().__round__(4), likelihood.error_estimate < 1e-3
+    (-1.517, True)
+    >>> torch.autograd.grad(likelihood(), v)[0].round(decimals=4)
+    tensor([-1.4000,  0.6500], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        drift: Any,
+        diffusion: Any = 1.0,
+        *,
+        lower: Given = None,
+        upper: Given = None,
+        start: Given = 0.0,
+        delay: Given = 0.0,
+        lapse: Given = 0.0,
+        span: float | None = None,
+        killing: Any = None,
+    ) -> None:
+        if lower is None and upper is None:
+            raise InputError("lower, upper", "no bound", "at least one")
+        self.drift, self.diffusion, self.killing = drift, diffusion, killing
+        self.bounds: tuple[Given, Given] = (lower, upper)
+        self.start, self.delay, self.lapse, self.span = start, delay, lapse, span
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Choices that there are: 0 for the lower bound, 1 for the upper one."""
+        return tuple(s for s in (0, 1) if self.bounds[s] is not None)
+
+    def sde(self, c: Covariates) -> SDE:
+        """The process under a condition."""
+        drift, diffusion = (_under(f, c) for f in (self.drift, self.diffusion))
+        return SDE(drift, diffusion, dim=1, arrays="torch")
+
+    def killed(self, x: torch.Tensor, c: Covariates) -> torch.Tensor | None:
+        """Killing rate at points (..., 1), shape (...)."""
+        if self.killing is None:
+            return None
+        rate = _under(self.killing, c)
+        found = torch.as_tensor(rate(0.0, x) if callable(rate) else rate, dtype=torch.float64)
+        return (found[..., 0] if found.ndim == x.ndim and found.shape[-1] == 1 else found).expand(x.shape[:-1])
+
+    def likelihood(self, trials: Trials, *, tol: float = 1e-3) -> "PassageLikelihood":
+        r"""The likelihood of trials as a function of the parameters in the model.
+
+        .. math:: \ell = \sum_i \log\Big((1 - \epsilon)\,q_{c_i}(t_i) + \frac{\epsilon}{K\,\text{span}}\Big)
+
+        with q the density of the response time of a choice, K the number of choices and ε the probability of a lapse;
+        where only the choice is known its probability, and of censored trials that of no response so far.
+
+        Parameters
+        ----------
+        trials : Trials
+            The data.
+        tol : float, default 1e-3
+            Error that ℓ may have.
+
+        Returns
+        -------
+        PassageLikelihood
+
+        Raises
+        ------
+        InputError
+            For choices that the model has not, coefficients that depend on time, or bad values.
+        """
+        return PassageLikelihood(self, trials, tol)
+
+    @at_home
+    def density(self, times: Any, choice: int = 1, covariates: Covariates | None = None, *, tol: float = 1e-4) -> Any:
+        """Density of response time and choice at times (N,), a tensor (N,): guesses included.
+
+        Parameters
+        ----------
+        times : array_like, shape (N,)
+            Response times.
+        choice : int, default 1
+            0 for the lower bound, 1 for the upper one.
+        covariates : mapping, optional
+            The condition.
+        tol : float, default 1e-4
+            Error that the sum of the logarithms may have.
+
+        Examples
+        --------
+        >>> model = FirstPassage(1.0, upper=1.0)
+        >>> model.density([1.0]).round(decimals=6)  # (2π)^(−½), Schrödinger 1915
+        tensor([0.3989], dtype=torch.float64)
+        """
+        t = np.asarray(as_numpy(times), dtype=float).reshape(-1)
+        c = {name: np.full(len(t), v) for name, v in (covariates or {}).items()}
+        return torch.exp(self.likelihood(Trials(t, np.full(len(t), float(choice)), c), tol=tol).terms())
+
+
+class PassageLikelihood(Likelihood):
+    """Likelihood of trials under a model of first passages; see :meth:`FirstPassage.likelihood`.
+
+    Attributes
+    ----------
+    model : FirstPassage
+        The model.
+    trials : Trials
+        The data.
+
+    Examples
+    --------
+    >>> FirstPassage(1.0, lower=-1.0, upper=1.0).likelihood(Trials([0.5], [1]))
+    PassageLikelihood(1 observations, unplanned)
+    """
+
+    first, most = 16.0, 420.0
+
+    def __init__(self, model: FirstPassage, trials: Trials, tol: float) -> None:
+        super().__init__(tol)
+        self.model, self.trials = model, trials
+        self._check()
+        self._conditions, self._group = trials.conditions, torch.as_tensor(trials.group)
+        self._times = torch.as_tensor(np.where(np.isnan(trials.times), 1.0, trials.times))
+        self._span = float(np.nanmax(trials.times)) if model.span is None else float(model.span)
+        self._reach = None if len(model.sides) == 2 else self._distance(TAIL)
+
+    @property
+    def count(self) -> int:
+        """Number of trials."""
+        return len(self.trials)
+
+    def _check(self) -> None:
+        model, trials = self.model, self.trials
+        chosen = trials.choices[np.isin(trials.known, (SEEN, UNTIMED))]
+        other = chosen[~np.isin(chosen, model.sides)]
+        if len(other):
+            raise InputError("trials", f"choice {other[0]:g}", f"choices of the model, {model.sides}")
+        if (trials.known == UNTIMED).any() and len(model.sides) == 1:
+            raise InputError("trials", "a time that is missing, with one bound", "the time, or a censored trial")
+        if np.isnan(trials.times).all() and model.span is None:
+            raise InputError("span", None, "a number, where no time is known")
+        self._check_steady(float(np.nanmax(trials.times)) if model.span is None else float(model.span))
+
+    def _check_steady(self, horizon: float) -> None:
+        for c in trials_first(self.trials.conditions):
+            sde, low, high = self.model.sde(c), *self._ends(c)
+            x = torch.linspace(low, high, PLACES, dtype=torch.float64)[1:-1, None]
+            for name in ("drift", "covariance"):
+                f, given = getattr(sde, name), sde.given[name]
+                steady = lambda t, y, f=f: as_numpy(f(t, torch.as_tensor(y)).detach())  # noqa: E731
+                if depends_on_time(given, f, x) and not constant(steady, 0.0, horizon, x.numpy(), COMPARED):
+                    raise InputError(
+                        name,
+                        "a function that depends on time",
+                        "one that does not",
+                        "control.law(problem, start).first_passage(times, face) has densities of such processes",
+                    )
+
+    def _ends(self, c: Covariates) -> tuple[float, float]:
+        """Bounds as numbers, and where there is none something beyond the start."""
+        found = [None if b is None else float(_number(b, c, "lower, upper").detach()) for b in self.model.bounds]
+        low, high = found
+        if low is not None and high is not None:
+            return low, high
+        starts = _law(self.model.start, c, NODES, "start")[0].detach()
+        known = low if low is not None else high
+        assert known is not None
+        away = 2.0 * float((starts - known).abs().max())
+        return (known, known + away) if low is not None else (known - away, known)
+
+    def _distance(self, tail: float) -> float:
+        """How far from its one bound the process goes."""
+        side, farthest = self.model.sides[0], 0.0
+        for c in self._conditions:
+            bound = self._ends(c)[side]
+            ends = [-np.inf, np.inf]
+            ends[side] = bound
+            pair = ("absorbing", "open") if side == 0 else ("open", "absorbing")
+            starts = _law(self.model.start, c, NODES, "start")[0].detach().numpy()
+            box = Box.covering(self.model.sde(c), starts, self._span, within=Box(ends[0], ends[1], [pair]), tail=tail)
+            farthest = max(farthest, float(box.upper[0] - box.lower[0]))
+        return farthest
+
+    def _cut(self, level: Level) -> float:
+        if self._reach is None:
+            return 0.0
+        kept, self._reach = self._reach, WIDER * self._reach
+        wider = self._level(2 * round(0.5 * WIDER * level.n))
+        self._reach = kept
+        return wider.distance(level)
+
+    def _widen(self) -> bool:
+        assert self._reach is not None
+        self._reach = WIDER * self._reach
+        return True
+
+    def _terms(self, n: float) -> tuple[torch.Tensor, float]:
+        found = _Passages(self.model, self._conditions, int(n), self._reach)
+        known, group = self.trials.known, self._group
+        lapse = torch.stack([_number(self.model.lapse, c, "lapse") for c in self._conditions])
+        if bool(((lapse < 0) | (lapse > 1)).any()):
+            raise InputError("lapse", lapse.detach().tolist(), "probabilities")
+        K, sides = len(self.model.sides), self.model.sides
+        logs = torch.zeros(len(known), dtype=torch.float64)
+        guess, error = torch.ones(len(known), dtype=torch.float64), 0.0
+        for kind in np.unique(known):
+            which = torch.as_tensor(np.flatnonzero(known == kind))
+            g, t = group[which], self._times[which]
+            within = (t <= self._span).double() / self._span
+            part, chance = torch.zeros(len(which), dtype=torch.float64), within
+            if kind == CENSORED:
+                part, chance = log_of(found.survival(t, g)), (1.0 - t / self._span).clamp(min=0.0)
+            elif kind == UNTIMED:
+                choices = torch.as_tensor(self.trials.choices)[which].long()
+                part, chance = log_of(torch.stack([found.chosen(s) for s in sides])[choices, g]), 0.0 * t + 1.0 / K
+            elif kind == UNSIDED:
+                both = [found.log_density(s, t, g) for s in sides]
+                part, error = torch.logsumexp(torch.stack([q for q, _ in both]), 0), error + sum(e for _, e in both)
+            elif kind == SEEN:
+                chance = within / K
+                for s in sides:
+                    i = torch.as_tensor(np.flatnonzero(self.trials.choices[which.numpy()] == s))
+                    q, early = found.log_density(s, t[i], g[i])
+                    part, error = part.index_copy(0, i, q), error + early
+            else:
+                chance = torch.ones_like(t)
+            logs, guess = logs.index_copy(0, which, part), guess.index_copy(0, which, chance)
+        return _mixed(logs, lapse[group], guess), error
+
+
+class _Passages:
+    """Passages of all conditions at one resolution."""
+
+    def __init__(self, model: FirstPassage, conditions: Sequence[Covariates], n: int, reach: float | None) -> None:
+        self.model, self.conditions = model, conditions
+        count = NODES + int(PART * n)
+        low, high = self._bounds(reach)
+        self.starts, self.weights = _laws(model.start, conditions, count, "start")
+        self.delays, self.shares = _laws(model.delay, conditions, count, "delay")
+        if not bool(((self.starts > low[:, None]) & (self.starts < high[:, None])).all()):
+            k = int(((self.starts <= low[:, None]) | (self.starts >= high[:, None])).any(1).nonzero()[0])
+            told = f"{self.starts[k].tolist()[:3]} with bounds {float(low[k]):g} and {float(high[k]):g}"
+            raise InputError("start", told, "a start between the bounds")
+        half, Q = 0.5 * (high - low), len(rule(n).points)
+        ways = [Way(self.starts, end) for end in (low, high)]
+        x = [low[:, None] + (1.0 + rule(n).points) * half[:, None], *(way.points.flatten(1) for way in ways)]
+        b, S, c = self._coefficients(torch.cat(x, 1))
+        absorbing = (model.bounds[0] is not None, model.bounds[1] is not None)
+        killing = None if c is None else c[:, :Q]
+        self.modes = Modes.of(n, (b / S)[:, :Q], 1.0 / S[:, :Q], killing, half[:, None].expand(x[0].shape), absorbing)
+        self.places = (self.starts - low[:, None]) / half[:, None] - 1.0
+        start = self.modes.start(self.places, self.weights)
+        self.flows = {s: start * self.modes.outflow(s) for s in model.sides}
+        self.left = start * self.modes.mass
+        onsets = []
+        for way, begin in zip(ways, (Q, Q + x[1].shape[1]), strict=True):
+            mine, shape = slice(begin, begin + x[1].shape[1]), way.points.shape
+            rate = None if c is None else c[:, mine].reshape(shape)
+            onsets.append(way.onset(b[:, mine].reshape(shape), S[:, mine].reshape(shape), rate))
+        self.onsets = {s: onsets[s].beside(onsets[1 - s] if 1 - s in model.sides else None) for s in model.sides}
+
+    def _bounds(self, reach: float | None) -> tuple[torch.Tensor, torch.Tensor]:
+        named = zip(self.model.bounds, ("lower", "upper"), strict=True)
+        found: list[Any] = [
+            None if b is None else torch.stack([_number(b, c, name) for c in self.conditions]) for b, name in named
+        ]
+        if reach is not None:
+            found = [v if v is not None else found[1 - s] + (2 * s - 1) * reach for s, v in enumerate(found)]
+        low, high = found
+        if not bool((low < high).all()):
+            raise InputError("lower, upper", f"{low.tolist()[:3]} and {high.tolist()[:3]}", "lower < upper")
+        return low, high
+
+    def _coefficients(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """(b, Σ, c) at points (C, m)."""
+        drifts, noises, kills = [], [], []
+        for row, c in zip(x[..., None], self.conditions, strict=True):
+            sde = self.model.sde(c)
+            drifts.append(sde.drift(0.0, row)[..., 0])
+            noises.append(sde.covariance(0.0, row)[..., 0, 0])
+            kills.append(self.model.killed(row, c))
+        b, S = torch.stack(drifts), torch.stack(noises)
+        if not bool((S > 0).all()) or not bool(torch.isfinite(b).all()):
+            raise InputError("drift, diffusion", "no noise, or a drift that is not finite", "noise between the bounds")
+        return b, S, None if kills[0] is None else torch.stack(kills)  # type: ignore[arg-type]
+
+    def chosen(self, side: int) -> torch.Tensor:
+        """Probability of leaving through a bound, shape (C,)."""
+        return self.modes.chosen(side, self.places, self.weights)
+
+    def survival(self, t: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+        """Probability of no response up to times (N,)."""
+        amounts = self.left if self.model.killing is not None else sum(self.flows.values()) / self.modes.rates
+        nearest = torch.stack([v.distance.detach().amin(1) for v in self.onsets.values()]).amin(0)
+        s = t[:, None] - self.delays[group]
+        found = self._over_time(torch.as_tensor(amounts), s, group).clamp(0.0, 1.0)
+        # by then next to nothing is gone
+        left = torch.where(s > SOON * nearest[group][:, None] ** 2, found, torch.ones_like(s))
+        return (self.shares[group] * left).sum(1)
+
+    def _over_time(self, amounts: torch.Tensor, s: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+        """Sums of modes at times (N, J)."""
+        decay = torch.exp(-self.modes.rates[group][:, None, :] * s.clamp(min=0.0)[..., None])
+        return (decay @ amounts[group][:, :, None])[..., 0]
+
+    def log_density(self, side: int, t: torch.Tensor, group: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Logarithm of the density of the response time at times (N,), and what is known of its error in all."""
+        shortest = self.onsets[side].distance.detach().amin(1)[group][:, None]
+        s = torch.maximum(t[:, None] - self.delays[group], SOONEST * shortest**2)
+        shares = log_of(self.shares[group])
+        rows, columns, off = self._early(side, s.detach(), group, shortest)
+        logs, noise = self._log_over_time(self.flows[side], s, group)
+        if len(rows):
+            logs = logs.index_put((rows, columns), self._formula(side, s[rows, columns][:, None], group[rows])[:, 0])
+            noise[rows, columns] = off
+        total = torch.logsumexp(logs + shares, 1)
+        parts = torch.exp((logs + shares - total[:, None]).detach())
+        return total, float((parts * noise).sum())
+
+    def _log_over_time(
+        self, amounts: torch.Tensor, s: torch.Tensor, group: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logarithms of sums of modes at times (N, J), and their errors by rounding."""
+        slowest = self.modes.rates[:, :1]
+        decay = torch.exp(-(self.modes.rates - slowest)[group][:, None, :] * s[..., None])
+        sums = (decay @ amounts[group][:, :, None])[..., 0]
+        largest = (decay.detach() @ amounts.detach().abs()[group][:, :, None])[..., 0]
+        noise = torch.log1p(ROUNDING * largest / sums.detach().clamp(min=LEAST))
+        return log_of(sums) - slowest[group] * s, noise
+
+    def _formula(self, side: int, s: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+        """Logarithm of the density of early passages at times (N, J)."""
+        logs = self.onsets[side].log_density(s, group) + log_of(self.weights[group])[:, None, :]
+        return torch.logsumexp(logs, -1)
+
+    def _early(
+        self, side: int, s: torch.Tensor, group: torch.Tensor, shortest: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Which passages are early (rows, columns), and by how much the logarithms by the formula may be off."""
+        with torch.no_grad():
+            soon = SOON * shortest**2
+            rows, columns = (s < soon).nonzero(as_tuple=True)
+            # where both are right they show by how much the formula is off; it is less so the earlier it is
+            at = soon[rows]
+            exact, noise = self._log_over_time(self.flows[side], at, group[rows])
+            off = (self._formula(side, at, group[rows]) - exact).abs() + noise
+            return rows, columns, off[:, 0] * s[rows, columns] / at[:, 0]
+
+
+def _mixed(logs: torch.Tensor, lapse: torch.Tensor, guess: torch.Tensor) -> torch.Tensor:
+    """log((1 − ε) exp(logs) + ε guess), with its derivative at ε = 0, and whatever logs are."""
+    mixed = torch.logaddexp(log_of(1.0 - lapse) + logs, log_of(lapse * guess))
+    pure = logs + torch.log1p(lapse * (guess * torch.exp((-logs).clamp(max=HOPELESS)) - 1.0))
+    return torch.where(lapse > 0, mixed, pure)
+
+
+def trials_first(conditions: Sequence[Covariates]) -> list[Covariates]:
+    """The first and the last condition."""
+    return [conditions[0], conditions[-1]] if len(conditions) > 1 else [conditions[0]]
+
+
+def _under(f: Any, c: Covariates) -> Any:
+    """A function of (t, x, c) as one of (t, x); constants as they are."""
+    if not callable(f):
+        return f
+
+    def of(t: float, x: torch.Tensor) -> Any:
+        found = torch.as_tensor(f(t, x, c), dtype=torch.float64)
+        return found.expand(x.shape[:-1]) if found.ndim == 0 else found
+
+    return of
+
+
+def _number(given: Given, c: Covariates, name: str) -> torch.Tensor:
+    """A number, a tensor or a function of covariates as a tensor ()."""
+    found = torch.as_tensor(given(c) if callable(given) else given, dtype=torch.float64)
+    if found.numel() != 1 or not bool(torch.isfinite(found).all()):
+        raise InputError(name, found.tolist(), "one finite number for each condition")
+    return found.reshape(())
+
+
+def _law(given: Given, c: Covariates, count: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Points (s,) and weights of a law under a condition."""
+    found = given(c) if callable(given) else given
+    if isinstance(found, Between):
+        points, weights = found.nodes(count)
+        if not bool((weights >= 0).all()) or not bool(torch.isfinite(points).all()):
+            raise InputError(name, found, "a density that is not negative, between finite ends")
+        return points, weights
+    return _number(found, c, name)[None], torch.ones(1, dtype=torch.float64)
+
+
+def _laws(given: Given, conditions: Sequence[Covariates], count: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Points and weights (C, s) under all conditions; where there are fewer, some of weight zero."""
+    laws = [_law(given, c, count, name) for c in conditions]
+    most = max(len(points) for points, _ in laws)
+    points = torch.stack([torch.cat([p, p[:1].expand(most - len(p))]) for p, _ in laws])
+    weights = torch.stack([torch.cat([w, w.new_zeros(most - len(w))]) for _, w in laws])
+    return points, weights
