@@ -1,7 +1,20 @@
 """Likelihood: from data to parameters of a process, to a tolerance on the logarithm, with exact gradients."""
 
 from kolmo.likelihood.base import Likelihood, as_numpy
+from kolmo.likelihood.fit import Fit, fit
 from kolmo.likelihood.passage import Between, FirstPassage, PassageLikelihood
+from kolmo.likelihood.paths import PathLikelihood, paths
 from kolmo.likelihood.trials import Trials
 
-__all__ = ["Between", "FirstPassage", "Likelihood", "PassageLikelihood", "Trials", "as_numpy"]
+__all__ = [
+    "Between",
+    "FirstPassage",
+    "Fit",
+    "Likelihood",
+    "PassageLikelihood",
+    "PathLikelihood",
+    "Trials",
+    "as_numpy",
+    "fit",
+    "paths",
+]

@@ -11,7 +11,7 @@ import torch
 
 from kolmo.arrays import at_home
 from kolmo.control.minimize import collect
-from kolmo.errors import InputError, ToleranceWarning
+from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
 from kolmo.refine.estimate import Convergence
 
 # Growth of the resolution from level to level.
@@ -22,6 +22,10 @@ PARTS = 8
 LEAST = 1e-300
 # Part of a tolerance that a cut may take.
 CUT_SHARE = 0.3
+# A level that is off by more, as far as it knows itself, is no evidence.
+NONSENSE = 1.0
+# What moving a cut changes is not all that it does.
+CUT_SAFETY = 2.0
 # Times that a cut is moved.
 CUT_TRIES = 6
 ROUNDING = 1e-13
@@ -109,6 +113,11 @@ class Likelihood(ABC):
     def renew(self) -> float:
         """Decide on a resolution at the present parameters, and return the estimated error of ℓ.
 
+        Raises
+        ------
+        NotConvergedError
+            Where there is no finite value.
+
         Warns
         -----
         ToleranceWarning
@@ -116,7 +125,7 @@ class Likelihood(ABC):
         """
         for _ in range(CUT_TRIES):
             levels, error = self._levels()
-            cut = self._cut(levels[-1])
+            cut = CUT_SAFETY * self._cut(levels[-1])
             if cut <= CUT_SHARE * self.tol or not self._widen():
                 break
         self._decide(levels, error + cut)
@@ -130,7 +139,7 @@ class Likelihood(ABC):
             return False
         levels, error = self._levels()
         kept = self._level(self.resolution)
-        return kept.distance(levels[-1]) + kept.known + error + self._cut(levels[-1]) <= 2.0 * self.tol
+        return kept.distance(levels[-1]) + kept.known + error + CUT_SAFETY * self._cut(levels[-1]) <= 2.0 * self.tol
 
     def __repr__(self) -> str:
         told = f"± {self.error_estimate:.1e}, " if self.resolution is not None else ""
@@ -159,6 +168,8 @@ class Likelihood(ABC):
         with torch.no_grad():
             found, known = self._terms(n)
         terms = found.numpy()
+        if not np.isfinite(terms).all():
+            raise NotConvergedError(f"observation {int(np.argmin(np.isfinite(terms)))} has no finite log-likelihood")
         parts = [terms[k::PARTS].sum() for k in range(PARTS)]
         return Level(n, np.array([terms.sum(), *parts])[:, None], known)
 
@@ -166,6 +177,8 @@ class Likelihood(ABC):
         """Levels until the last of them meets the tolerance, and its error."""
         policy, n, levels = Convergence(self.order), self.first, list[Level]()
         while True:
+            if levels and levels[-1].known > NONSENSE:
+                levels.clear()
             levels.append(self._level(n))
             rounding = ROUNDING * np.abs(levels[-1].sums).max()
             verdict = policy.judge([v.n for v in levels], [v.sums for v in levels], rounding=rounding)

@@ -25,6 +25,8 @@ from functools import lru_cache
 import torch
 from numpy.polynomial import legendre
 
+from kolmo.errors import NotConvergedError
+
 # Points of the quadrature for n trial functions: this part of them more, and so many.
 MORE, EXTRA = 0.25, 8
 
@@ -153,6 +155,11 @@ class Modes:
             dx/dz.
         absorbing : (bool, bool)
             Which ends absorb.
+
+        Raises
+        ------
+        NotConvergedError
+            Where rounding makes the left side lose its sign.
         """
         found = rule(n)
         first, last = (0 if not absorbing[0] else 1), (1 if absorbing[1] else 2)
@@ -165,9 +172,10 @@ class Modes:
         M = B.T @ ((w * inverse)[..., None] * B)
         inner, mass = K[:, free][:, :, free], M[:, free][:, :, free]
         # a shift of the size of the least rates: what is small is found to full accuracy from the inverse
-        length = w.detach().sum(-1)
-        shift = 1.0 / (length**2 * inverse.detach().mean(-1))
-        L = torch.linalg.cholesky(inner + shift[:, None, None] * mass)
+        shift = (w * torch.sqrt(inverse)).detach().sum(-1) ** -2.0
+        L, info = torch.linalg.cholesky_ex(inner + shift[:, None, None] * mass)
+        if bool((info != 0).any()):
+            raise NotConvergedError(f"{n} trial functions are too many for the coefficients: rounding takes over")
         half = torch.linalg.solve_triangular(L, mass, upper=False)
         S = torch.linalg.solve_triangular(L, half.mT, upper=False)
         values, Y = torch.linalg.eigh(0.5 * (S + S.mT))

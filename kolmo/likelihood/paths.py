@@ -1,0 +1,401 @@
+"""Sampled paths: the likelihood of observations of a process, at any spacing, by whichever way is accurate."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.polynomial import chebyshev, legendre
+
+from kolmo.arrays import as_numpy, as_points
+from kolmo.box import Absorbing, Box, Natural, Open, Reflecting
+from kolmo.errors import InputError
+from kolmo.instants import constant, depends_on_time
+from kolmo.likelihood.base import LEAST, Level, Likelihood, log_of
+from kolmo.likelihood.gaussian import is_linear, log_normal, moves
+from kolmo.likelihood.local import log_densities
+from kolmo.likelihood.modes import Modes, integrals, rule, trial
+from kolmo.sde import SDE
+
+# Degrees of the local expansion: of the first level, from level to level, and the largest, per dimension.
+FIRST_DEGREE, NEXT_DEGREE, MOST_DEGREE = {1: 6, 2: 4, 3: 4}, 2, {1: 12, 2: 10, 3: 8}
+# Two degrees at which transitions are tried in one dimension, and the part of the tolerance by which they may differ in
+# all.
+TRIED, AGREE = (8, 10), 0.1
+# What may be gone beyond a cut, the part of the way there at which it is first, the factor by which one is moved, and
+# the part of the way to a natural end that is left.
+TAIL, NARROW, WIDER, NEAR = 1e-10, 0.4, 1.3, 0.05
+# Relative accuracy of sums of modes, and of Gaussian means.
+ROUNDING, LINEAR = 1e-15, 1e-14
+# Polynomials of the chart; panels on which its length is summed, points in each, and rounds in which they are placed;
+# steps of Newton's method.
+CHART, PANELS, GAUSS, ROUNDS, NEWTON = 64, 400, 8, 8, 4
+# Instants and points at which coefficients are compared to see whether they depend on time.
+COMPARED, PLACES = 32, 200
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """Steps from x to y in a time h: shapes (M, d), (M, d), (M,)."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    h: torch.Tensor
+
+    def __getitem__(self, which: torch.Tensor) -> "Transitions":
+        return Transitions(self.x[which], self.y[which], self.h[which])
+
+    def __len__(self) -> int:
+        return len(self.h)
+
+
+def transitions(times: Any, states: Any, dim: int) -> Transitions:
+    """Steps of one path, or of a list of paths, checked.
+
+    Examples
+    --------
+    >>> steps = transitions([[0.0, 0.5], [0.0, 1.0, 3.0]], [[1.0, 2.0], [0.0, 0.1, 0.2]], 1)
+    >>> steps.h.tolist(), steps.x[:, 0].tolist()
+    ([0.5, 1.0, 2.0], [1.0, 0.0, 0.1])
+    """
+    several = isinstance(times, list | tuple) and len(times) > 0 and np.ndim(as_numpy(times[0])) == 1
+    found = []
+    for t, x in zip(times, states, strict=True) if several else [(times, states)]:
+        at = np.asarray(as_numpy(t), dtype=float).reshape(-1)
+        points = np.asarray(as_numpy(as_points(x, dim, "states")), dtype=float).reshape(-1, dim)
+        if len(at) != len(points) or len(at) < 2:
+            raise InputError("times", f"{len(at)} times with {len(points)} states", "as many of both, two at least")
+        if not (np.diff(at) > 0).all():
+            raise InputError("times", at[np.flatnonzero(np.diff(at) <= 0)[0] + 1], "increasing times")
+        if not np.isfinite(points).all():
+            raise InputError("states", "a value that is not finite", "states that were all observed")
+        found.append((points[:-1], points[1:], np.diff(at)))
+    return Transitions(*(torch.as_tensor(np.concatenate(part)) for part in zip(*found, strict=True)))
+
+
+def paths(sde: SDE, times: Any, states: Any, *, box: Box | None = None, tol: float = 1e-3) -> "PathLikelihood":
+    r"""The likelihood of sampled paths as a function of the torch parameters in a process.
+
+    .. math:: \ell = \sum_i \log p(t_{i+1} - t_i,\ X_{t_i},\ X_{t_{i+1}})
+
+    Parameters
+    ----------
+    sde : SDE
+        The process, in torch, in 1 to 3 dimensions; its coefficients do not depend on time.
+    times : array_like, shape (n,), or list of these
+        When it was observed: one path, or several.
+    states : array_like, shape (n, d), or list of these
+        Where it was then.
+    box : Box, optional
+        In one dimension, the state space: its ends may be reflecting, absorbing (the process is seen no more once it is
+        there), natural or open. None: open.
+    tol : float, default 1e-3
+        Error that ℓ may have.
+
+    Returns
+    -------
+    PathLikelihood
+
+    Raises
+    ------
+    InputError
+        For coefficients that depend on time, states outside the box, or times that do not increase.
+
+    Notes
+    -----
+    Of linear processes transitions are Gaussian. Else each transition is taken by the way that is accurate: a local
+    expansion where the time is short (:mod:`kolmo.likelihood.local`), and in one dimension eigenfunctions
+    (:mod:`kolmo.likelihood.modes`) where it is longer. Beyond one dimension there is the expansion alone: where it does
+    not do, the status says so, and ``control.transition_density`` solves the equation on a grid.
+
+    Examples
+    --------
+    >>> kappa = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    >>> wells = SDE(lambda t, x: kappa * (x - x**3), 0.5, dim=1, arrays="torch")
+    >>> found = paths(wells, [0.0, 0.01, 0.5, 3.0], [1.0, 1.02, 0.7, -0.9])
+    >>> found().item().__round__(3), found.error_estimate < 1e-3
+    (-1.153, True)
+    >>> torch.autograd.grad(found(), kappa)[0].round(decimals=3)
+    tensor(-0.5240, dtype=torch.float64)
+    """
+    return PathLikelihood(sde, times, states, box, tol)
+
+
+class PathLikelihood(Likelihood):
+    """Likelihood of sampled paths; see :func:`paths`.
+
+    Attributes
+    ----------
+    sde : SDE
+        The process.
+    steps : Transitions
+        The data.
+    box : Box or None
+        The state space.
+
+    Examples
+    --------
+    >>> paths(SDE(0.0, 1.0, dim=1), [0.0, 1.0], [0.0, 0.0])().item().__round__(4)  # −½ log 2π
+    -0.9189
+    """
+
+    first, most = 16.0, 420.0
+
+    def __init__(self, sde: SDE, times: Any, states: Any, box: Box | None, tol: float) -> None:
+        super().__init__(tol)
+        dim = sde.dim if sde.dim is not None else (None if box is None else box.dim)
+        if dim is None or not 1 <= dim <= 3:
+            raise InputError("sde", f"{dim} dimensions", "1 to 3", "SDE(..., dim=)")
+        if box is not None and dim > 1:
+            raise InputError("box", box, "None, beyond one dimension")
+        self.sde, self.box, self.dim = _in_torch(sde), box, dim
+        self.steps = transitions(times, states, dim)
+        self._places = torch.cat([self.steps.x, self.steps.y])
+        self._check()
+        self._short = torch.ones(len(self.steps), dtype=torch.bool)
+        self._chart: Chart | None = None
+        # what is known of the data at a resolution, on a chart
+        self._tables: tuple[tuple[int, Chart], tuple[torch.Tensor, ...]] | None = None
+        self._wider, self._differ = NARROW, 0.0
+
+    @property
+    def count(self) -> int:
+        """Number of transitions."""
+        return len(self.steps)
+
+    def _check(self) -> None:
+        x = self._places[:: max(1, len(self._places) // PLACES)]
+        for name in ("drift", "covariance"):
+            f = getattr(self.sde, name)
+            steady = lambda t, y, f=f: as_numpy(f(t, torch.as_tensor(y)).detach())  # noqa: E731
+            longest = float(self.steps.h.max())
+            if depends_on_time(self.sde.given[name], f, x) and not constant(steady, 0.0, longest, x.numpy(), COMPARED):
+                raise InputError(
+                    name,
+                    "a function that depends on time",
+                    "one that does not",
+                    "control.transition_density(problem, x, y) has the densities of such processes",
+                )
+        if self.box is None:
+            return
+        inside = self.box.contains(self._places.numpy())
+        if not inside.all():
+            raise InputError("states", self._places[~torch.as_tensor(inside)][0].tolist(), f"states in {self.box!r}")
+        for face in self.box.faces[0]:
+            if not isinstance(face, Open | Natural | Reflecting | Absorbing):
+                raise InputError("box", face, "open, natural, reflecting or absorbing ends")
+
+    def renew(self) -> float:
+        """Decide anew which transitions are short, on the state space, and on a resolution; the estimated error."""
+        self._chart = None
+        if not self._linear():
+            self._sort()
+        return super().renew()
+
+    def _linear(self) -> bool:
+        ends = self.box is not None and not all(isinstance(face, Open) for face in self.box.faces[0])
+        return not ends and is_linear(self.sde, self._places.numpy(), float(self.steps.h.max()))
+
+    def _sort(self) -> None:
+        """See which transitions are short enough for the local expansion; beyond one dimension all have to be."""
+        if self.dim > 1:
+            return
+        off = self._off()
+        # the most accurate of them, as long as their errors are a part of the tolerance together
+        total, order = torch.cumsum(torch.sort(off)[0], 0), torch.argsort(off)
+        self._short = torch.zeros_like(self._short).index_fill(0, order[total <= AGREE * self.tol], True)
+        self._differ = float(off[self._short].sum())
+
+    def _off(self) -> torch.Tensor:
+        """By how much two degrees of the expansion differ, per transition; infinite where it is not to be had."""
+        with torch.no_grad():
+            coarse, fine = (log_densities(self.sde, *self._parts(self.steps), degree) for degree in TRIED)
+        return torch.nan_to_num(torch.where(self._far(), (fine - coarse).abs(), torch.nan), nan=torch.inf)
+
+    def holds(self) -> bool:
+        """Whether the resolution, and the choice of ways, meet the tolerance at the present parameters too."""
+        if self.resolution is None:
+            return False
+        if self.dim == 1 and not self._linear():
+            self._differ = float(self._off()[self._short].sum())
+        return self._differ <= self.tol and super().holds()
+
+    def _far(self) -> torch.Tensor:
+        """Which transitions do not see the ends of the state space."""
+        far = torch.ones(len(self.steps), dtype=torch.bool)
+        if self.box is None:
+            return far
+        spread = torch.sqrt(self.sde.covariance(0.0, self._places)[:, 0, 0].detach()).reshape(2, -1).amax(0)
+        spread = spread * torch.sqrt(self.steps.h)
+        for end in (self.box.lower[0], self.box.upper[0]):
+            if np.isfinite(end):
+                gap = torch.minimum((self.steps.x[:, 0] - end).abs(), (self.steps.y[:, 0] - end).abs())
+                far &= gap > FAR * spread
+        return far
+
+    @staticmethod
+    def _parts(steps: Transitions) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return steps.x, steps.y, steps.h
+
+    def _terms(self, n: float) -> tuple[torch.Tensor, float]:
+        if self._linear():
+            return self._gaussian()
+        level = round(np.log(n / self.first) / np.log(1.5))
+        degree = min(FIRST_DEGREE[self.dim] + NEXT_DEGREE * level, MOST_DEGREE[self.dim])
+        short, error = torch.nonzero(self._short)[:, 0], self._differ
+        logs = log_densities(self.sde, *self._parts(self.steps[short]), degree)
+        found = torch.full((len(self.steps),), float(np.log(LEAST)), dtype=torch.float64)
+        if bool(torch.isnan(logs).any()):
+            # what is not to be had counts as next to nothing, and leaves no trace in the gradients of the others
+            short = short[~torch.isnan(logs.detach())]
+            logs = log_densities(self.sde, *self._parts(self.steps[short]), degree)
+        found = found.index_copy(0, short, logs)
+        if not bool(self._short.all()):
+            longer = torch.nonzero(~self._short)[:, 0]
+            logs, noise = self._by_modes(self.steps[longer], int(n))
+            found, error = found.index_copy(0, longer, logs), error + noise
+        return found, error
+
+    def _gaussian(self) -> tuple[torch.Tensor, float]:
+        """Gaussian transitions, and their errors by rounding in all."""
+        low, high = self._places.amin(0), self._places.amax(0)
+        spacing, which = torch.unique(self.steps.h, return_inverse=True)
+        size = torch.maximum(high - low, torch.full_like(low, 1e-300))
+        M, shift, C = (v[which] for v in moves(self.sde, 0.5 * (low + high), size, spacing))
+        sizes = self._places.abs().amax() / torch.sqrt(torch.diagonal(C.detach(), dim1=-2, dim2=-1).amin(-1))
+        logs = log_normal(self.steps.y, (M @ self.steps.x[..., None])[..., 0] + shift, C)
+        return logs, LINEAR * float(sizes.sum())
+
+    def _by_modes(self, steps: Transitions, n: int) -> tuple[torch.Tensor, float]:
+        """Transitions as sums of eigenfunctions, and their errors by rounding in all."""
+        if self._chart is None:
+            self._chart = Chart(self.sde, self._interval(steps))
+        modes = modes_on(self.sde, self._chart, n, self._absorbing)
+        if self._tables is None or self._tables[0] != (n, self._chart):
+            ends = [torch.as_tensor(self._chart.inverse(v[:, 0].numpy())) for v in (steps.x, steps.y)]
+            grown = integrals(ends[1], modes.slope.shape[1]) - integrals(ends[0], modes.slope.shape[1])
+            self._tables = (n, self._chart), (trial(ends[0], n), trial(ends[1], n), grown)
+        shapes = [table @ modes.shapes[0] for table in self._tables[1][:2]]
+        weight = self._tables[1][2] @ modes.slope[0]
+        slowest = modes.rates[0, 0]
+        decay = torch.exp(-(modes.rates[0] - slowest) * steps.h[:, None])
+        parts = decay * shapes[0] * shapes[1]
+        total = parts.sum(1)
+        noise = torch.log1p(ROUNDING * parts.detach().abs().sum(1) / total.detach().clamp(min=LEAST))
+        spread = torch.log(self.sde.covariance(0.0, steps.y)[:, 0, 0])
+        return log_of(total) - slowest * steps.h + weight - spread, float(noise.sum())
+
+    @property
+    def _absorbing(self) -> tuple[bool, bool]:
+        if self.box is None:
+            return False, False
+        low, high = self.box.faces[0]
+        return isinstance(low, Absorbing), isinstance(high, Absorbing)
+
+    def _interval(self, steps: Transitions) -> tuple[float, float]:
+        """Ends of the state space; where it is open, or ends without noise, they are cuts."""
+        x = torch.cat([steps.x, steps.y]).numpy()
+        covering = Box.covering(self.sde, x, float(steps.h.max()), within=self.box, tail=TAIL)
+        ends, known = [float(covering.lower[0]), float(covering.upper[0])], [float(x.min()), float(x.max())]
+        for side in (0, 1):
+            face: Any = Open() if self.box is None else self.box.faces[0][side]
+            away = ends[side] - known[side]
+            if isinstance(face, Natural):
+                ends[side] = known[side] + away * (1.0 - NEAR * (NARROW / self._wider) ** 6)
+            elif isinstance(face, Open):
+                ends[side] = known[side] + away * self._wider
+        return ends[0], ends[1]
+
+    def _cut(self, level: Level) -> float:
+        faces: Sequence[Any] = (Open(), Open()) if self.box is None else self.box.faces[0]
+        real = all(isinstance(face, Reflecting | Absorbing) for face in faces)
+        if self._chart is None or real:
+            return 0.0
+        kept, wider = self._chart, self._wider
+        self._wider, self._chart = WIDER * wider, None
+        other = self._level(2 * round(0.5 * WIDER * level.n))
+        self._wider, self._chart = wider, kept
+        return other.distance(level)
+
+    def _widen(self) -> bool:
+        self._wider, self._chart = WIDER * self._wider, None
+        return True
+
+
+# A state within so many standard deviations of an end of the state space may see it.
+FAR = 9.0
+
+
+class Chart:
+    """A coordinate z in [−1, 1] on an interval, in which the noise is the same everywhere as the parameters are.
+
+    The logarithm of dx/dz is a polynomial, so that the chart keeps its digits where x goes over many powers of ten.
+
+    Parameters
+    ----------
+    sde : SDE
+        The process, as it is at the moment.
+    ends : (float, float)
+        Ends of the interval.
+    """
+
+    def __init__(self, sde: SDE, ends: tuple[float, float]) -> None:
+        self.ends = low, high = ends
+        self._gauss, self._weights = legendre.leggauss(GAUSS)
+
+        def noise(x: np.ndarray) -> np.ndarray:
+            at = torch.as_tensor(np.clip(x, low, high).reshape(-1, 1))
+            sigma = np.sqrt(as_numpy(sde.covariance(0.0, at).detach())[:, 0, 0]).reshape(x.shape)
+            if not (sigma > 0).all():
+                raise InputError("diffusion", "no noise inside the state space", "noise between the states")
+            return np.asarray(sigma)
+
+        edges, even = np.linspace(low, high, PANELS + 1), np.linspace(-1.0, 1.0, PANELS + 1)
+        for _ in range(ROUNDS):  # panels of one length in z
+            grown = np.append(0.0, np.cumsum(self._over(edges[:-1], edges[1:], lambda x: 1.0 / noise(x))))
+            edges = np.interp(even, 2.0 * grown / grown[-1] - 1.0, edges)
+        z = np.cos(np.pi * np.arange(CHART, -1, -1) / CHART)
+        self._series = chebyshev.chebfit(z, np.log(noise(np.interp(z, even, edges))), CHART)
+        self._edges = even
+        grown = np.append(0.0, np.cumsum(self._over(even[:-1], even[1:], self._slope)))
+        self._scale = (high - low) / grown[-1]
+        self._grown = self._scale * grown
+
+    def _over(self, begin: np.ndarray, end: np.ndarray, f: Any) -> np.ndarray:
+        """Integrals of a function over intervals."""
+        half = 0.5 * (end - begin)
+        return np.asarray(half * (self._weights @ f(begin + (1.0 + self._gauss[:, None]) * half)))
+
+    def _slope(self, z: np.ndarray) -> np.ndarray:
+        return np.asarray(np.exp(chebyshev.chebval(z, self._series)))
+
+    def _place(self, z: np.ndarray) -> np.ndarray:
+        k = np.clip(np.searchsorted(self._edges, z) - 1, 0, PANELS - 1)
+        return np.asarray(self.ends[0] + self._grown[k] + self._scale * self._over(self._edges[k], z, self._slope))
+
+    def at(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x and dx/dz."""
+        return torch.as_tensor(self._place(z.numpy())), torch.as_tensor(self._scale * self._slope(z.numpy()))
+
+    def inverse(self, x: np.ndarray) -> np.ndarray:
+        """Where x is: by interpolation, and Newton's method."""
+        z = np.interp(x - self.ends[0], self._grown, self._edges)
+        for _ in range(NEWTON):
+            z = np.clip(z - (self._place(z) - x) / (self._scale * self._slope(z)), -1.0, 1.0)
+        return np.asarray(z)
+
+
+def modes_on(sde: SDE, chart: Chart, n: int, absorbing: tuple[bool, bool]) -> Modes:
+    """Eigenfunctions of a process on a chart."""
+    x, stretch = chart.at(rule(n).points)
+    b, S = sde.drift(0.0, x[:, None])[:, 0], sde.covariance(0.0, x[:, None])[:, 0, 0]
+    return Modes.of(n, (b / S)[None], (1.0 / S)[None], None, stretch[None], absorbing)
+
+
+def _in_torch(sde: SDE) -> SDE:
+    """The process, its functions handed tensors."""
+    other = copy.copy(sde)
+    other.arrays = "torch"
+    return other
