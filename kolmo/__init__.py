@@ -1,6 +1,7 @@
 """kolmo: backward Kolmogorov equations, their control, and the noisy residual networks they describe.
 
-The rooms `control`, `bridge`, `landscape`, `fipy`, `catalog` and `testing` are loaded when they are first asked for.
+The rooms `control`, `likelihood`, `bridge`, `landscape`, `fipy`, `catalog` and `testing` are loaded when they are first
+asked for.
 """
 
 from importlib import import_module as _import_module
@@ -36,6 +37,7 @@ if _TYPE_CHECKING:
     from kolmo import control as control
     from kolmo import fipy as fipy
     from kolmo import landscape as landscape
+    from kolmo import likelihood as likelihood
     from kolmo import testing as testing
 
 __version__ = "0.1.0"
@@ -71,7 +73,7 @@ __all__ = [
     "stationary_density",
 ]
 
-_ROOMS = ("bridge", "catalog", "control", "fipy", "landscape", "testing")
+_ROOMS = ("bridge", "catalog", "control", "fipy", "landscape", "likelihood", "testing")
 
 
 def __getattr__(name: str) -> _Any:
