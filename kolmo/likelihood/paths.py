@@ -388,7 +388,7 @@ def modes_on(sde: SDE, chart: Chart, n: int, absorbing: tuple[bool, bool]) -> Mo
 
 
 def confined(sde: SDE, inner: tuple[float, float], ends: tuple[float, float]) -> tuple[float, float]:
-    """Ends of a cut, moved inwards to where next to nothing is left of a stationary law, outwards from an inner part."""
+    """Ends of a cut, moved inwards to where next to nothing is left of a stationary law beyond an inner part."""
     found = []
     for begin, end in zip(inner, ends, strict=True):
         x = np.linspace(begin, end, OUTWARDS)
