@@ -1,6 +1,7 @@
 """Likelihood: from data to parameters of a process, to a tolerance on the logarithm, with exact gradients."""
 
 from kolmo.likelihood.base import Likelihood, as_numpy
+from kolmo.likelihood.filtering import NoisyPathLikelihood, noisy_paths
 from kolmo.likelihood.fit import Fit, fit
 from kolmo.likelihood.passage import Between, FirstPassage, PassageLikelihood
 from kolmo.likelihood.paths import PathLikelihood, paths
@@ -11,10 +12,12 @@ __all__ = [
     "FirstPassage",
     "Fit",
     "Likelihood",
+    "NoisyPathLikelihood",
     "PassageLikelihood",
     "PathLikelihood",
     "Trials",
     "as_numpy",
     "fit",
+    "noisy_paths",
     "paths",
 ]

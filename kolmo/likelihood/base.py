@@ -20,6 +20,8 @@ GROWTH = 1.5
 PARTS = 8
 # Smallest density that counts: below it there are no numbers.
 LEAST = 1e-300
+# Logarithms below the negative of this have no exponential.
+HOPELESS = 690.0
 # Part of a tolerance that a cut may take.
 CUT_SHARE = 0.3
 # A level that is off by more, as far as it knows itself, is no evidence.

@@ -12,7 +12,7 @@ from kolmo.arrays import as_numpy, at_home
 from kolmo.box import Box
 from kolmo.errors import InputError
 from kolmo.instants import constant, depends_on_time
-from kolmo.likelihood.base import LEAST, Level, Likelihood, log_of
+from kolmo.likelihood.base import HOPELESS, LEAST, Level, Likelihood, log_of
 from kolmo.likelihood.modes import Modes, rule
 from kolmo.likelihood.onset import Way
 from kolmo.likelihood.trials import CENSORED, SEEN, UNSIDED, UNTIMED, Trials
@@ -31,8 +31,6 @@ SOON = 1.0 / 40.0
 SOONEST = 1e-6
 # Relative accuracy of sums of modes.
 ROUNDING = 1e-15
-# Logarithms below the negative of this have no exponential.
-HOPELESS = 690.0
 # What may be gone beyond a cut, and the factor by which one is moved.
 TAIL, WIDER = 1e-8, 1.3
 # Times and points at which coefficients are compared to see whether they depend on time.

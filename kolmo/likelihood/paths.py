@@ -27,6 +27,8 @@ TRIED, AGREE = (8, 10), 0.1
 # What may be gone beyond a cut, the part of the way there at which it is first, the factor by which one is moved, and
 # the part of the way to a natural end that is left.
 TAIL, NARROW, WIDER, NEAR = 1e-10, 0.4, 1.3, 0.05
+# Points on the way outwards to a cut, and the logarithm of what is left of a stationary law where it is as good as one.
+OUTWARDS, DEEP = 401, -50.0
 # Relative accuracy of sums of modes, and of Gaussian means.
 ROUNDING, LINEAR = 1e-15, 1e-14
 # Polynomials of the chart; panels on which its length is summed, points in each, and rounds in which they are placed;
@@ -150,7 +152,7 @@ class PathLikelihood(Likelihood):
             raise InputError("sde", f"{dim} dimensions", "1 to 3", "SDE(..., dim=)")
         if box is not None and dim > 1:
             raise InputError("box", box, "None, beyond one dimension")
-        self.sde, self.box, self.dim = _in_torch(sde), box, dim
+        self.sde, self.box, self.dim = in_torch(sde), box, dim
         self.steps = transitions(times, states, dim)
         self._places = torch.cat([self.steps.x, self.steps.y])
         self._check()
@@ -166,18 +168,7 @@ class PathLikelihood(Likelihood):
         return len(self.steps)
 
     def _check(self) -> None:
-        x = self._places[:: max(1, len(self._places) // PLACES)]
-        for name in ("drift", "covariance"):
-            f = getattr(self.sde, name)
-            steady = lambda t, y, f=f: as_numpy(f(t, torch.as_tensor(y)).detach())  # noqa: E731
-            longest = float(self.steps.h.max())
-            if depends_on_time(self.sde.given[name], f, x) and not constant(steady, 0.0, longest, x.numpy(), COMPARED):
-                raise InputError(
-                    name,
-                    "a function that depends on time",
-                    "one that does not",
-                    "control.transition_density(problem, x, y) has the densities of such processes",
-                )
+        check_steady(self.sde, self._places, float(self.steps.h.max()))
         if self.box is None:
             return
         inside = self.box.contains(self._places.numpy())
@@ -306,7 +297,9 @@ class PathLikelihood(Likelihood):
                 ends[side] = known[side] + away * (1.0 - NEAR * (NARROW / self._wider) ** 6)
             elif isinstance(face, Open):
                 ends[side] = known[side] + away * self._wider
-        return ends[0], ends[1]
+        cut = confined(self.sde, (known[0], known[1]), (ends[0], ends[1]))
+        opened = [self.box is None or isinstance(self.box.faces[0][side], Open) for side in (0, 1)]
+        return cut[0] if opened[0] else ends[0], cut[1] if opened[1] else ends[1]
 
     def _cut(self, level: Level) -> float:
         faces: Sequence[Any] = (Open(), Open()) if self.box is None else self.box.faces[0]
@@ -394,7 +387,35 @@ def modes_on(sde: SDE, chart: Chart, n: int, absorbing: tuple[bool, bool]) -> Mo
     return Modes.of(n, (b / S)[None], (1.0 / S)[None], None, stretch[None], absorbing)
 
 
-def _in_torch(sde: SDE) -> SDE:
+def confined(sde: SDE, inner: tuple[float, float], ends: tuple[float, float]) -> tuple[float, float]:
+    """Ends of a cut, moved inwards to where next to nothing is left of a stationary law beyond an inner part."""
+    found = []
+    for begin, end in zip(inner, ends, strict=True):
+        x = np.linspace(begin, end, OUTWARDS)
+        at = torch.as_tensor(0.5 * (x[1:] + x[:-1]))[:, None]
+        b, S = sde.drift(0.0, at).detach()[:, 0], sde.covariance(0.0, at).detach()[:, 0, 0]
+        fallen = np.cumsum(as_numpy(2.0 * b / S) * np.diff(x))
+        beyond = np.flatnonzero(fallen < DEEP)
+        found.append(float(x[beyond[0] + 1]) if len(beyond) else end)
+    return found[0], found[1]
+
+
+def check_steady(sde: SDE, places: torch.Tensor, longest: float) -> None:
+    """Raise an InputError where coefficients depend on time, as far as it is seen at places (n, d)."""
+    x = places[:: max(1, len(places) // PLACES)]
+    for name in ("drift", "covariance"):
+        f = getattr(sde, name)
+        steady = lambda t, y, f=f: as_numpy(f(t, torch.as_tensor(y)).detach())  # noqa: E731
+        if depends_on_time(sde.given[name], f, x) and not constant(steady, 0.0, longest, x.numpy(), COMPARED):
+            raise InputError(
+                name,
+                "a function that depends on time",
+                "one that does not",
+                "control.transition_density(problem, x, y) has the densities of such processes",
+            )
+
+
+def in_torch(sde: SDE) -> SDE:
     """The process, its functions handed tensors."""
     other = copy.copy(sde)
     other.arrays = "torch"
