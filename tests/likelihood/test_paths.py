@@ -138,6 +138,7 @@ def rotating(noise):
     return kolmo.SDE(drift, sigma, dim=2, arrays="torch"), times_of(h), np.array(x), p
 
 
+@pytest.mark.slow
 def test_two_dimensions_against_a_grid():
     sde, times, states, p = rotating(0.5)
     found = likelihood.paths(sde, times, states)
