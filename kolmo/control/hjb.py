@@ -93,7 +93,8 @@ class ControlSolution:
         Estimate of the error of V at t = 0: shape of ``opt(at)``, without ``at`` one number; None where the
         discretisation was given.
     status : str
-        "converged", "fixed" or "tolerance_not_met".
+        "converged", "fixed", "tolerance_not_met" or, after Ctrl-C, "interrupted": the finest level that was finished,
+        not compared with the monotone scheme.
     message : str
         What happened, in a sentence.
     stats : dict
@@ -418,6 +419,11 @@ def concluded(search: "Search") -> tuple["PolicyLevel", float, str, str, dict[st
         found = search.run()
     except OutOfTimeError:
         raise NotConvergedError(f"no level was finished within {search.limits.over}: allow more") from None
+    except KeyboardInterrupt:
+        if not search.levels:
+            raise
+        told = "interrupted; the finest level that was finished is returned, not compared with the monotone scheme"
+        found = search.found("interrupted", told, {})
     if found[2] == "tolerance_not_met":
         warnings.warn(found[3], ToleranceWarning, stacklevel=3)
     return found
@@ -659,11 +665,17 @@ class Search:
             message = f"{message} (monotone scheme: {reason})"
         elif check.unchecked:
             message += "; not checked, for the monotone scheme found no answer"
-        estimate = self._estimate() + self.cut
-        stats |= {"levels": len(self.levels), "seconds": self.limits.spent, "cut": self.cut}
+        return self.found(status, message, stats)
+
+    def found(
+        self, status: str, message: str, stats: dict[str, Any]
+    ) -> tuple[PolicyLevel, float, str, str, dict[str, Any]]:
+        """The last level, its estimate, and what is told of it."""
+        by_levels = self._estimate()
+        stats = stats | {"levels": len(self.levels), "seconds": self.limits.spent, "cut": self.cut}
         level = self.levels[-1]
-        level.recipe.estimate.update(discretization=[self._estimate()], cut=[self.cut], policy=[self.change])
-        return level, estimate, status, message, stats
+        level.recipe.estimate.update(discretization=[by_levels], cut=[self.cut], policy=[self.change])
+        return level, by_levels + self.cut, status, message, stats
 
     def _first_frame(self) -> Frame:
         """Frame for typical controls; for unbounded ones also for the policy of a coarse solve."""

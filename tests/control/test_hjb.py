@@ -509,3 +509,28 @@ def test_what_is_no_control_problem_is_refused_by_name():
     sde = kolmo.SDE(0.0, 1.0, dim=1, jumps=[(1.0, lambda t, x: 0.0 * x + 0.1)])
     with pytest.raises(InputError, match=r"problem: got KolmogorovProblem.*kolmo\.solve"):
         control.solve_hjb(kolmo.KolmogorovProblem(sde, lambda x: x[..., 0], 1.0), at=[0.0])
+
+
+@pytest.mark.parametrize("finished", [0, 1, 2, 3])
+def test_after_an_interrupt_the_finest_level_finished_is_returned(monkeypatch, finished):
+    """With what its levels say of its error; nothing is thrown away but a search without a level."""
+    solve, calls = hjb.Search._solve, []
+
+    def interrupted(search, grid, n, scheme):
+        if len(calls) == finished:
+            raise KeyboardInterrupt
+        calls.append(grid.size)
+        return solve(search, grid, n, scheme)
+
+    monkeypatch.setattr(hjb.Search, "_solve", interrupted)
+    cp, (p, rest, _) = linear_quadratic(lambda t: -0.5), riccati(lambda t: -0.5)
+    if finished == 0:
+        with pytest.raises(KeyboardInterrupt):
+            control.solve_hjb(cp, at=[0.3], rtol=1e-9)
+        return
+    opt = control.solve_hjb(cp, at=[0.3], rtol=1e-9)
+    assert opt.status == "interrupted"
+    assert opt.grid.size == calls[-1]
+    assert "not compared" in opt.message
+    assert np.isinf(opt.error_estimate).all() == (finished == 1)
+    assert abs(opt([0.3]).item() - (p * 0.3**2 + rest)) <= opt.error_estimate.max()
