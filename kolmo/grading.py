@@ -9,9 +9,10 @@ import numpy as np
 
 from kolmo.arrays import Array, as_like, as_numpy, namespace
 
-# A map of several arsinh is inverted by Newton's method from a table with so many places a centre, to this part of a
-# scale; one step does inside the axis, some more beyond its ends.
-TABLE, NEWTON, CLOSE = 129, 40, 1e-15
+# A map of several arsinh is inverted by Newton's method from a table with so many places a centre. After a step of this
+# part of the local scale the next one would be its square, which is rounding: one or two do inside the axis, some more
+# beyond its ends.
+TABLE, NEWTON, CLOSE = 129, 40, 3e-8
 # ξ of a node is known to rounding.
 ROUNDING = 1e-12
 
@@ -203,7 +204,7 @@ class Focused:
             slope = self._density(x)
             move = (self._sum(x) - wanted) / slope
             x = x - move
-            if not (np.abs(move) > CLOSE * (np.abs(x) + 1.0 / slope)).any():
+            if not (np.abs(move) * slope > CLOSE).any():
                 break
         return as_like(x, xi)
 
