@@ -88,7 +88,7 @@ def solve(
         Raise when there is no answer at all; else return a solution of NaN that says so.
     max_seconds : float, optional
         By tolerance: time after which the best finished level is returned, with status "tolerance_not_met"; default
-        40. With ``grid`` or ``discretization``: time after which there is no answer; what is sure to take longer is
+        25. With ``grid`` or ``discretization``: time after which there is no answer; what is sure to take longer is
         refused before it begins; default none. Compilation does not count.
     max_cells : int, optional
         By tolerance: largest grid tried; default 40,000, 700,000 or 4,000,000 nodes in one, two or three dimensions.

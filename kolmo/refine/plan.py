@@ -76,7 +76,7 @@ RESHAPED = 0.1
 # Least proportion between the axes' numbers of nodes.
 LEAST_SHARE = 0.4
 MAX_CELLS = {1: 40_000, 2: 700_000, 3: 4_000_000}
-MAX_SECONDS = 40.0
+MAX_SECONDS = 25.0
 # Share of the tolerance left to the effect of the cut.
 CUT_SHARE = 0.2
 CUT_TRIES, CUT_PATIENCE = 12, 3
@@ -160,7 +160,7 @@ def plan(
     max_cells : int, optional
         Largest grid tried; default 40,000, 700,000 or 4,000,000 in one, two or three dimensions.
     max_seconds : float, optional
-        Time after which the best finished level is taken, with status "tolerance_not_met"; default 40.
+        Time after which the best finished level is taken, with status "tolerance_not_met"; default 25.
 
     Returns
     -------
