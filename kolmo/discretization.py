@@ -43,7 +43,8 @@ class Discretization:
     averages : dict
         By name, how functions are averaged around the nodes whose breaks lie between these.
     estimate : dict
-        Parts of the error estimate found while planning: discretization, cut; per column. Empty where none was made.
+        Parts of the error estimate found while planning: discretization, cut, unseen (by samples); per column. Empty
+        where none was made.
         What axes, steps and faces add is told by :func:`kolmo.weighted_residual`.
 
     Examples

@@ -628,3 +628,19 @@ def test_a_process_that_stays_where_it_is(strike, payoff):
     assert solve(problem, at=at)(at).reshape(-1) == pytest.approx(1.0 * payoff(np.reshape(at, -1), strike), abs=1e-3)
     layout, _ = first_layout(problem, np.array([[strike]]), 1e-6, 1e-3)
     assert np.isfinite(layout.grid(41.0, 9).axes[0].nodes).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_bump_that_weighs_less_than_is_looked_for_is_no_small_error_bar(seed):
+    """Four to five spreads away, narrow and high: it may lie beyond the box; the estimate owns up to it."""
+    rng = np.random.default_rng([seed, 45])
+    c, w, a = rng.choice([-1.0, 1.0]) * rng.uniform(4.1, 4.8), 10 ** rng.uniform(-3, -2), rng.uniform(0.5, 2.0)
+
+    def phi(x):
+        y = x[..., 0]
+        return np.cos(y) + a / w / math.sqrt(2 * math.pi) * np.exp(-0.5 * ((y - c) / w) ** 2)
+
+    sol = solve(brownian(terminal=phi), at=[0.0], rtol=1e-3)
+    wide = math.hypot(1.0, w)
+    exact = math.exp(-0.5) + a * math.exp(-0.5 * (c / wide) ** 2) / (wide * math.sqrt(2 * math.pi))
+    assert abs(float(np.ravel(sol([0.0]))[0]) - exact) < 10.0 * sol.error_estimate.max()

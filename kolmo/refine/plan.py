@@ -77,6 +77,9 @@ RESHAPED = 0.1
 LEAST_SHARE = 0.4
 MAX_CELLS = {1: 40_000, 2: 700_000, 3: 4_000_000}
 MAX_SECONDS = 25.0
+# Least estimate, as a part of the tolerance, where functions were sampled: narrow things are followed from a tenth of
+# the tolerance on, and the box leaves out a hundredth of it.
+UNSEEN = 0.01
 # Share of the tolerance left to the effect of the cut.
 CUT_SHARE = 0.2
 CUT_TRIES, CUT_PATIENCE = 12, 3
@@ -521,9 +524,12 @@ class _Search:
     def _outcome(self, status: str, message: str) -> Outcome:
         best = self.levels[-1]
         parts = self._estimate() if len(self.levels) > 1 else np.full(best.values.shape[1], np.inf)
-        estimate = parts + self.cut if self.sight.exploded == 0.0 else np.full(len(parts), np.inf)
+        found = {"discretization": parts, "cut": self.cut + np.zeros(len(parts))}
+        if not self.sight.proved:  # what weighs less than the scout looks for, or lies beyond the box, is on no level
+            found["unseen"] = np.maximum(UNSEEN * self._tolerance() - parts - self.cut, 0.0)
+        estimate = np.sum(list(found.values()), axis=0) if self.sight.exploded == 0.0 else np.full(len(parts), np.inf)
         recipe = best.discretization
-        recipe.estimate.update(discretization=parts.tolist(), cut=(self.cut + np.zeros(len(parts))).tolist())
+        recipe.estimate.update({name: part.tolist() for name, part in found.items()})
         stats = {
             "cells": recipe.grid.size,
             "steps": recipe.steps,

@@ -79,6 +79,8 @@ class Sight:
         Least and largest value per column that the answer can have, where the equation bounds it (g = 0, c ≥ 0).
     steady : bool
         Whether nothing changes in time but at breakpoints, told or seen.
+    proved : bool
+        Whether all functions prove to be smooth: else there may be more than was looked for.
     exploded : float
         Part of the paths that run away to infinity before the horizon.
     """
@@ -92,6 +94,7 @@ class Sight:
     size: float = 0.0
     bounds: tuple[np.ndarray, np.ndarray] | None = None
     steady: bool = True
+    proved: bool = True
     exploded: float = 0.0
 
     @property
@@ -130,6 +133,7 @@ def scout(problem: KolmogorovProblem, room: Room, rtol: float, atol: float = 0.0
         size=size,
         bounds=_bounds(problem, room, fields),
         steady=not course.changing and all(_alike(problem, course, f) for f in fields),
+        proved=all(d.smooth for d in data),
     )
 
 
