@@ -78,8 +78,8 @@ LEAST_SHARE = 0.4
 MAX_CELLS = {1: 40_000, 2: 700_000, 3: 4_000_000}
 MAX_SECONDS = 25.0
 # Least estimate, as a part of the tolerance, where functions were sampled: narrow things are followed from a tenth of
-# the tolerance on, and the box leaves out a hundredth of it.
-UNSEEN = 0.01
+# the tolerance on, and the box leaves out a hundredth of it, times how high they are.
+UNSEEN = 0.03
 # Share of the tolerance left to the effect of the cut.
 CUT_SHARE = 0.2
 CUT_TRIES, CUT_PATIENCE = 12, 3
