@@ -11,7 +11,7 @@ from scipy.linalg import expm
 from scipy.special import ndtr
 
 import kolmo
-from kolmo.grading import Sinh
+from kolmo.grid.grading import Sinh
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kolmo import sweep
-from kolmo.runs import Run
+from kolmo.runs import Run, sweep
 
 NAME = "lqg"
 PATHS = (20_000, 100_000)

@@ -54,7 +54,18 @@ napoleon_use_rtype = False
 
 # What each part of the reference is called, and the modules (or packages, with what is in them) that belong to it.
 REFERENCE = {
-    "problem": ("State a problem", ["sde", "box", "events", "problem", "equations", "expressions", "errors"]),
+    "problem": (
+        "State a problem",
+        [
+            "problem.sde",
+            "problem.box",
+            "problem.events",
+            "problem.problem",
+            "equations",
+            "equations.expressions",
+            "errors",
+        ],
+    ),
     "solve": (
         "Solve it",
         [
@@ -66,7 +77,6 @@ REFERENCE = {
             "forward",
             "spectrum",
             "montecarlo",
-            "certificate",
         ],
     ),
     "control": ("Differentiate and control", ["control"]),
@@ -87,13 +97,13 @@ REFERENCE = {
             "arrays",
             "registry",
             "memory",
-            "times",
-            "instants",
-            "motion",
-            "rest",
-            "reach",
+            "problem.instants",
+            "problem.motion",
+            "problem.rest",
+            "problem.reach",
             "grid",
-            "grading",
+            "grid.grading",
+            "grid.times",
             "kernels",
             "schemes",
             "steppers",
@@ -103,7 +113,7 @@ REFERENCE = {
             "refine.estimate",
             "refine.witnesses",
             "refine.residual",
-            "smooth",
+            "refine.smooth",
         ],
     ),
 }

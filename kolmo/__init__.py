@@ -8,8 +8,6 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
-from kolmo.box import Absorbing, Box, Robin
-from kolmo.certificate import Certificate, certify
 from kolmo.discretization import Discretization
 from kolmo.errors import (
     InputError,
@@ -19,14 +17,12 @@ from kolmo.errors import (
     NotConvergedError,
     ToleranceWarning,
 )
-from kolmo.events import Payment
 from kolmo.forward import Density, solve_forward, stationary_density
 from kolmo.grid import Grid
-from kolmo.montecarlo import monte_carlo
-from kolmo.problem import KolmogorovProblem
+from kolmo.montecarlo import Certificate, certify, monte_carlo
+from kolmo.problem import SDE, Absorbing, Box, KolmogorovProblem, Payment, Robin
 from kolmo.refine.plan import plan
 from kolmo.schemes.generator import Generator, discretize
-from kolmo.sde import SDE
 from kolmo.solution import Solution, load
 from kolmo.solve import solve
 from kolmo.spectrum import Spectrum, spectrum

@@ -5,7 +5,7 @@
 >>> case.exact(0.0, [[100.0]]).round(4).tolist()
 [10.4506]
 
-Control problems with exact optima are in ``catalog.OPTIMA``, bridges in ``catalog.BRIDGES``, see :mod:`kolmo.optima`.
+Control problems with exact optima are in ``catalog.OPTIMA``, bridges in ``catalog.BRIDGES``.
 
 Every function returns a :class:`Case`; :data:`CASES` holds them all under their names. The exact answers are closed
 forms, series or one-dimensional spectral solutions that share no code with the solvers.
@@ -23,11 +23,11 @@ from scipy.linalg import expm
 from scipy.special import erf, erfcx, ive, ndtr
 
 from kolmo.arrays import Array, as_like, as_points, einsum, namespace
-from kolmo.box import Absorbing, Box, Robin
 from kolmo.errors import InputError
 from kolmo.problem import KolmogorovProblem
+from kolmo.problem.box import Absorbing, Box, Robin
+from kolmo.problem.sde import SDE
 from kolmo.registry import Registry
-from kolmo.sde import SDE
 
 P = ParamSpec("P")
 Exact = Callable[[float, np.ndarray], np.ndarray]
@@ -1030,7 +1030,7 @@ def manufactured(dim: int = 2, horizon: float = 0.5) -> Case:
 def __getattr__(name: str) -> Any:
     """OPTIMA and BRIDGES, which load torch."""
     if name in ("OPTIMA", "BRIDGES"):
-        from kolmo import optima
+        from kolmo.control import optima
 
         return getattr(optima, name)
     raise AttributeError(f"module 'kolmo.catalog' has no attribute {name!r}")

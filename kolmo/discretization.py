@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from kolmo import files, grading, stored
+from kolmo import files
 from kolmo.arrays import Array
 from kolmo.errors import InputError
-from kolmo.grid import Axis, Grid
+from kolmo.grid import Axis, Grid, grading
 from kolmo.march import March
 from kolmo.problem import KolmogorovProblem
-from kolmo.rest import at_rest
+from kolmo.problem.rest import at_rest
+from kolmo.refine import stored
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator
 from kolmo.schemes.terminal import TerminalRule

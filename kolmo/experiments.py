@@ -14,8 +14,6 @@ when it is installed. It has
 
 This module doubles as a package whose modules are those files, so ``import kolmo.experiments.demo`` works from a
 source tree and from a wheel, and in the worker processes of either.
-
-This room may import ``kolmo.errors``, ``kolmo.runs`` and ``kolmo.report``.
 """
 
 import ast

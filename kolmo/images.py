@@ -1,8 +1,6 @@
 """Image classification data from the official files that a user has: Fashion-MNIST, MNIST, CIFAR-10.
 
 Nothing is downloaded. Every file is checked against the MD5 sum that its publisher gives.
-
-This room may import ``kolmo.errors`` and ``kolmo.files``.
 """
 
 import gzip

@@ -1,14 +1,12 @@
 """kolmo's processes for other packages: torchsde.
 
 The other way round is ``SDE.from_torchsde``; ``Solution.to_xarray`` gives labelled arrays.
-
-This room may import the problem and what it is made of.
 """
 
 import torch
 
 from kolmo.errors import InputError
-from kolmo.sde import SDE, refuse_jumps
+from kolmo.problem.sde import SDE, refuse_jumps
 
 __all__ = ["TorchSDE"]
 

@@ -14,13 +14,13 @@ import numpy as np
 
 from kolmo.arrays import Array, fresh, is_tensor
 from kolmo.errors import InputError
+from kolmo.grid.times import ROUNDING, find, longest_step, merged, stepped
 from kolmo.schemes.crossing import Crossing
 from kolmo.schemes.generator import Generator, Semi
 from kolmo.steppers.base import Operator, Step, Stepper, mask_of
-from kolmo.times import ROUNDING, find, longest_step, merged, stepped
 
 if TYPE_CHECKING:
-    from kolmo.events import Event
+    from kolmo.problem.events import Event
 
 Callback = Callable[[float, Any], Any]
 

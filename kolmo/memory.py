@@ -1,7 +1,4 @@
-"""Memory: what a grid will need at least, and what there is; too large a grid is refused before anything is built.
-
-This room may import ``kolmo.errors``.
-"""
+"""Memory: what a grid will need at least, and what there is; too large a grid is refused before anything is built."""
 
 import math
 from collections.abc import Sequence

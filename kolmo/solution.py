@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from kolmo import files, schema, stored
+from kolmo import files
 from kolmo.arrays import Array, as_like, as_numpy, as_points, is_tensor
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, MissingExtraError
+from kolmo.files import schema
 from kolmo.grid import Grid
-from kolmo.motion import Motion, moved_nodes
-from kolmo.times import find
+from kolmo.grid.times import find
+from kolmo.problem.motion import Motion, moved_nodes
+from kolmo.refine import stored
 
 
 @dataclass(frozen=True, eq=False)

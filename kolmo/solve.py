@@ -13,17 +13,17 @@ from kolmo.arrays import Array, as_points, at_home, is_tensor, namespace
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, KolmoError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
+from kolmo.grid.times import missing
 from kolmo.limits import Limits
 from kolmo.march import Callback, Run
-from kolmo.motion import Motion
 from kolmo.problem import KolmogorovProblem
+from kolmo.problem.motion import Motion
+from kolmo.problem.rest import at_rest
 from kolmo.refine.plan import SILENT, prescribe, search
-from kolmo.rest import at_rest
 from kolmo.schemes.base import SCHEMES
 from kolmo.solution import Solution
 from kolmo.stationary import solve_stationary
 from kolmo.steppers.base import STEPPERS
-from kolmo.times import missing
 
 BACKENDS = ("auto", "numba", "torch")
 # No first grid has fewer nodes along an axis.
@@ -304,7 +304,7 @@ def _solution(
 
 def _no_answer(problem: KolmogorovProblem, grid: Any, error: KolmoError) -> Solution:
     """A solution of NaN that says why there is none."""
-    from kolmo.box import Box
+    from kolmo.problem.box import Box
 
     low, high = np.array(problem.box.lower), np.array(problem.box.upper)
     box = Box(np.where(np.isfinite(low), low, -1.0), np.where(np.isfinite(high), high, 1.0))

@@ -10,14 +10,14 @@ import scipy.sparse as sp
 import scipy.sparse.linalg as spla
 
 from kolmo.arrays import as_numpy, as_points, at_home
-from kolmo.box import Box, Open
 from kolmo.discretization import EXTRA_NODES
 from kolmo.errors import InputError, NotConvergedError
-from kolmo.grading import Uniform
 from kolmo.grid import Axis, Grid
+from kolmo.grid.grading import Uniform
 from kolmo.kernels.linear import factorize
 from kolmo.limits import Limits
-from kolmo.problem import KolmogorovProblem, refuse_moves
+from kolmo.problem.box import Box, Open
+from kolmo.problem.problem import KolmogorovProblem, refuse_moves
 from kolmo.schemes.generator import Generator, discretize
 
 # Nodes per axis when no grid is given; the coarser ones give the error estimate.

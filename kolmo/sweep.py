@@ -1,7 +1,4 @@
-"""Sweeps: one experiment with many settings and seeds, on Dask workers or in this process, with the same results.
-
-This room may import ``kolmo.errors``, ``kolmo.experiments`` and ``kolmo.runs``.
-"""
+"""Sweeps: one experiment with many settings and seeds, on Dask workers or in this process, with the same results."""
 
 import contextlib
 import copy
@@ -19,7 +16,7 @@ import numpy as np
 
 from kolmo import experiments
 from kolmo.errors import InputError, KolmoError, MissingExtraError
-from kolmo.runs import Run
+from kolmo.runs.run import Run
 
 __all__ = ["averages", "perform", "settings", "spread"]
 

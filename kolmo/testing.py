@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 
 from kolmo.arrays import Array, as_like, as_numpy, namespace
-from kolmo.box import Absorbing, Box, Robin
 from kolmo.catalog import Case
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.forward import solve_forward
 from kolmo.grid import Grid
 from kolmo.problem import KolmogorovProblem
+from kolmo.problem.box import Absorbing, Box, Robin
+from kolmo.problem.sde import SDE
 from kolmo.schemes.generator import discretize
 from kolmo.schemes.local import on_face
-from kolmo.sde import SDE
 from kolmo.solve import solve
 
 Nodes = Grid | int | Sequence[int]

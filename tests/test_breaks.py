@@ -13,8 +13,8 @@ from scipy.stats import norm
 import kolmo
 from kolmo import SDE, Absorbing, Box, Grid, InputError, KolmogorovProblem, control, solve, solve_forward
 from kolmo.discretization import Discretization
-from kolmo.grading import Focused, Pieces, Sinh, Uniform
 from kolmo.grid import Axis
+from kolmo.grid.grading import Focused, Pieces, Sinh, Uniform
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import discretize
 from kolmo.schemes.terminal import plan_averages, plan_terminal

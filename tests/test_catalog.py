@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from kolmo import catalog
-from kolmo.box import Absorbing, Reflecting, Robin
 from kolmo.errors import InputError
+from kolmo.problem.box import Absorbing, Reflecting, Robin
 
 VARIANTS = {
     **{name: (name, {}) for name in catalog.CASES},

@@ -13,9 +13,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import kolmo
 from kolmo import SDE, Absorbing, Box, Grid, KolmogorovProblem, Robin, catalog, certify
 from kolmo.errors import InputError, KolmoWarning, NotConvergedError
-from kolmo.grading import Sinh
-from kolmo.montecarlo import METHODS, simulate
-from kolmo.smooth import Interpolant, clock, error_problem, interpolants
+from kolmo.grid.grading import Sinh
+from kolmo.montecarlo.estimators import simulate
+from kolmo.montecarlo.methods import METHODS
+from kolmo.refine.smooth import Interpolant, clock, error_problem, interpolants
 from validation.certificates import trial
 
 
@@ -365,7 +366,7 @@ def test_where_the_discretisation_has_no_answer_any_function_does(rough, monkeyp
     def nothing(*_):
         raise NotConvergedError("infinite")
 
-    monkeypatch.setattr("kolmo.certificate.interpolants", nothing)
+    monkeypatch.setattr("kolmo.montecarlo.certificate.interpolants", nothing)
     found = certify(problem, solution, 0.0, paths=4000, steps=40, rng=0)
     assert abs(found.error + float(solution(0.0)) - 0.30205975) < 4.0 * found.uncertainty
     assert "does not solve" in found.message
@@ -377,7 +378,7 @@ def test_paths_that_never_end_are_told(monkeypatch):
     )
     held = KolmogorovProblem(problem.sde, None, None, problem.box, source=1.0, killing=1e-3)
     solution = kolmo.solve(held, grid=41)
-    monkeypatch.setattr("kolmo.montecarlo.CROSSINGS", 50)
+    monkeypatch.setattr("kolmo.montecarlo.pairs.CROSSINGS", 50)
     with pytest.warns(KolmoWarning, match="missing from the error"):
         found = certify(problem, solution, 0.0, paths=2, steps=2, rng=0)
     assert found.status == "truncated"

@@ -100,10 +100,10 @@ def test_every_page_is_in_the_contents():
     assert {page.stem for page in ROOT.glob("docs/*.md")} - {"index"} <= listed
 
 
-POLICY = {name.rsplit(".", 1)[-1]: name for name in ("kolmo.reach", "kolmo.instants")} | {
+POLICY = {name.rsplit(".", 1)[-1]: name for name in ("kolmo.problem.reach", "kolmo.problem.instants")} | {
     path.stem: f"kolmo.refine.{path.stem}"
     for path in (ROOT / "kolmo" / "refine").glob("*.py")
-    if path.stem not in ("__init__", "residual")
+    if path.stem not in ("__init__", "residual", "smooth", "stored")
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from kolmo import SDE, Absorbing, Box, Grid, InputError, KolmogorovProblem, Robin, solve
 from kolmo.forward import solve_forward
-from kolmo.grading import Sinh
+from kolmo.grid.grading import Sinh
 from kolmo.schemes.base import SCHEMES
 from kolmo.steppers.base import STEPPERS
 from kolmo.testing import duality_gap, manufactured

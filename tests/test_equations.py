@@ -15,8 +15,8 @@ from scipy.special import ndtr
 
 from kolmo.cli import main
 from kolmo.equations import read
+from kolmo.equations.expressions import FUNCTIONS, Expression
 from kolmo.errors import InputError
-from kolmo.expressions import FUNCTIONS, Expression
 
 # ------------------------------------------------------------------------------------------------------- formulas
 

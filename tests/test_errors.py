@@ -7,7 +7,7 @@ import pytest
 import kolmo
 from kolmo import SDE, Absorbing, Box, Grid, InputError, KolmogorovProblem, Robin, plan, solve
 from kolmo.control import expected_value, value
-from kolmo.problem import check_vectorised
+from kolmo.problem.problem import check_vectorised
 from kolmo.refine.plan import search
 
 

@@ -8,8 +8,8 @@ from scipy.stats import norm
 import kolmo
 from kolmo import control
 from kolmo.arrays import as_like
+from kolmo.problem.rest import at_rest
 from kolmo.refine.residual import weighted_residual
-from kolmo.rest import at_rest
 
 R, S, K, T = 0.03, 0.25, 100.0, 1.0
 BM = kolmo.SDE(0.0, 1.0, dim=1)

@@ -5,10 +5,10 @@ import pytest
 
 import kolmo.fipy
 from kolmo import catalog
-from kolmo.box import Absorbing, Box, Robin
 from kolmo.errors import InputError
 from kolmo.problem import KolmogorovProblem
-from kolmo.sde import SDE
+from kolmo.problem.box import Absorbing, Box, Robin
+from kolmo.problem.sde import SDE
 from kolmo.solve import solve
 
 TURN = 2.0 * np.pi

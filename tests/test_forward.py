@@ -7,7 +7,7 @@ from kolmo import SDE, Absorbing, Box, Discretization, InputError, KolmogorovPro
 from kolmo.forward import WaysOut, initial_masses, solve_forward, stationary_density
 from kolmo.forward.clock import graded_clock
 from kolmo.forward.search import Quantity, judged
-from kolmo.grading import Focused
+from kolmo.grid.grading import Focused
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator
 

@@ -8,7 +8,7 @@ import torch
 
 from kolmo import SDE, Absorbing, Box, Grid, InputError, KolmogorovProblem, Robin, solve
 from kolmo.control import value
-from kolmo.grading import Sinh
+from kolmo.grid.grading import Sinh
 from kolmo.schemes.base import SCHEMES
 from kolmo.steppers.base import STEPPERS
 from kolmo.testing import taylor_test

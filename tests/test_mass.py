@@ -7,7 +7,7 @@ import pytest
 
 from kolmo import SDE, Absorbing, Box, Grid, KolmogorovProblem, Robin
 from kolmo.forward import solve_forward
-from kolmo.grading import Sinh
+from kolmo.grid.grading import Sinh
 from kolmo.schemes.base import SCHEMES
 from kolmo.testing import manufactured, mass_balance
 

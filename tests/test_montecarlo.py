@@ -10,11 +10,14 @@ from numpy.polynomial.hermite_e import hermegauss
 from scipy.linalg import expm
 
 from kolmo import catalog
-from kolmo.box import Absorbing, Box, Robin
 from kolmo.errors import InputError, KolmoWarning, NotConvergedError
-from kolmo.montecarlo import METHODS, Increment, Model, Moments, Touch, monte_carlo, seed_of
+from kolmo.montecarlo.estimators import Moments, monte_carlo, seed_of
+from kolmo.montecarlo.faces import Touch
+from kolmo.montecarlo.methods import METHODS, Increment
+from kolmo.montecarlo.model import Model
 from kolmo.problem import KolmogorovProblem
-from kolmo.sde import SDE
+from kolmo.problem.box import Absorbing, Box, Robin
+from kolmo.problem.sde import SDE
 
 
 def one(x):
@@ -291,7 +294,7 @@ def test_moments_merge_as_if_seen_at_once(rng):
 
 
 def test_chunks_do_not_change_shapes_or_truth(monkeypatch):
-    monkeypatch.setattr("kolmo.montecarlo.CHUNK", 777)
+    monkeypatch.setattr("kolmo.montecarlo.estimators.CHUNK", 777)
     case = catalog.wright_fisher()
     estimate = monte_carlo(case.problem, case.points.reshape(2, 3, 1), paths=1000, steps=16, rng=0)
     assert estimate.mean.shape == (2, 3, 3)
@@ -300,7 +303,7 @@ def test_chunks_do_not_change_shapes_or_truth(monkeypatch):
 
 def test_every_chunk_has_its_own_randomness(monkeypatch):
     """Were a chunk drawn twice, the mean would not get better, and the standard error would not say so."""
-    monkeypatch.setattr("kolmo.montecarlo.CHUNK", 50)
+    monkeypatch.setattr("kolmo.montecarlo.estimators.CHUNK", 50)
     problem = KolmogorovProblem(
         SDE(0.0, 1.0, dim=1), lambda x: np.stack([np.sin(k * x[..., 0]) for k in (1, 2, 3)], -1), 1.0
     )

@@ -10,9 +10,9 @@ from scipy.stats import norm
 
 import kolmo
 from kolmo import control
-from kolmo.motion import traced
+from kolmo.problem.motion import traced
+from kolmo.problem.rest import at_rest
 from kolmo.refine.residual import weighted_residual
-from kolmo.rest import at_rest
 
 BM = kolmo.SDE(0.0, 1.0, dim=1)
 

@@ -128,7 +128,7 @@ def test_layers(stepper):
 
 def test_graded_nodes():
     from kolmo import Box, Grid
-    from kolmo.grading import Sinh
+    from kolmo.grid.grading import Sinh
 
     case = catalog.harmonic_killing()
     grids = [Grid.of(Box(-6.0, 7.0), n, [Sinh(-6.0, 7.0, 0.2, 1.5)]) for n in (41, 81)]

@@ -11,7 +11,7 @@ import torch
 
 import kolmo
 from kolmo import SDE, Absorbing, Box, KolmogorovProblem, solve
-from kolmo.instants import constant, depends_on_time, reads_time
+from kolmo.problem.instants import constant, depends_on_time, reads_time
 from kolmo.refine.layout import first_layout
 from kolmo.refine.samples import FEW_SAMPLES, SAMPLES
 from kolmo.refine.scout import LOOKS

@@ -6,7 +6,7 @@ import torch
 
 import kolmo
 from kolmo import SDE, Box, Grid, KolmogorovProblem, solve
-from kolmo.grading import Sinh
+from kolmo.grid.grading import Sinh
 
 S = np.array([[0.5, 0.2], [0.2, 0.3]])
 K = np.array([1.0, 2.0])

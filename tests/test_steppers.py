@@ -8,7 +8,7 @@ import scipy.linalg
 
 from kolmo import SDE, Box, Grid, KolmogorovProblem, control, discretize, solve
 from kolmo.errors import InputError
-from kolmo.grading import Sinh
+from kolmo.grid.grading import Sinh
 from kolmo.steppers import adi
 from kolmo.steppers.base import STEPPERS, Operator
 from kolmo.steppers.exponential import Exponential

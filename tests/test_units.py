@@ -5,12 +5,12 @@ import pytest
 
 import kolmo
 from kolmo import SDE, Absorbing, Box, KolmogorovProblem, Robin, monte_carlo, solve, solve_forward
+from kolmo.grid.times import find, merged
 from kolmo.march import March, time_nodes
-from kolmo.problem import check_covariance, check_vectorised
+from kolmo.problem.problem import check_covariance, check_vectorised
 from kolmo.schemes.generator import discretize
 from kolmo.steppers.base import STEPPERS
 from kolmo.testing import manufactured
-from kolmo.times import find, merged
 
 WORDS = ["open", "natural", "reflecting", "entrance", "absorbing", "robin"]
 

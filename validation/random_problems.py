@@ -26,9 +26,9 @@ import numpy as np
 
 import kolmo
 from kolmo import SDE, Absorbing, Box, Grid, KolmogorovProblem, Robin, catalog
-from kolmo.box import Open
 from kolmo.errors import KolmoError, NotConvergedError
-from kolmo.grading import Pieces
+from kolmo.grid.grading import Pieces
+from kolmo.problem.box import Open
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator
 from kolmo.steppers.base import STEPPERS

@@ -12,7 +12,7 @@ from scipy.integrate import quad
 import kolmo
 from kolmo import SDE, Absorbing, Box, Grid, KolmogorovProblem, catalog
 from kolmo.forward import solve_forward
-from kolmo.grading import Sinh
+from kolmo.grid.grading import Sinh
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator
 from kolmo.steppers.base import STEPPERS

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kolmo.box import Box
 from kolmo.bridge.resnet import Draw, NoisyResNet
 from kolmo.errors import InputError
 from kolmo.kernels import bspline
 from kolmo.problem import KolmogorovProblem
-from kolmo.sde import SDE
+from kolmo.problem.box import Box
+from kolmo.problem.sde import SDE
 from kolmo.solve import solve
 
 _DEGREE = 3

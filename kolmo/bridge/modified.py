@@ -35,7 +35,7 @@ from kolmo.arrays import at_home
 from kolmo.bridge.laws import Additive, NoiseLaw
 from kolmo.bridge.resnet import NoisyResNet
 from kolmo.errors import InputError, KolmoWarning
-from kolmo.sde import SDE
+from kolmo.problem.sde import SDE
 
 Field = Callable[[Any, Tensor], Tensor]
 """A function of layer time n (a scalar tensor) and state x ``(..., d)``."""

@@ -1,8 +1,6 @@
 """The command line: results go to stdout, progress and messages to stderr.
 
 Exit codes: 0 done, 1 failed or interrupted, 2 bad input. A mistake of the user never shows a traceback.
-
-This room may import everything; what it does is done elsewhere.
 """
 
 import contextlib

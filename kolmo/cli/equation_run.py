@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kolmo import schema
 from kolmo.cli.kinds import KINDS, Kind
 from kolmo.cli.text import readable
 from kolmo.equations import Equation
 from kolmo.equations.document import MAX_BYTES
 from kolmo.errors import InputError
-from kolmo.files import damage, is_file, read_bytes, read_text
+from kolmo.files import damage, is_file, read_bytes, read_text, schema
 from kolmo.report import Block, Code, Figure, Measured, Section, Table, write_report
 from kolmo.runs import Run
 

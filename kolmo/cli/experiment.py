@@ -5,13 +5,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from kolmo import experiments, schema
+from kolmo import experiments
 from kolmo.cli.kinds import EXPERIMENT, KINDS, Kind
 from kolmo.cli.perform import perform, reopened
 from kolmo.cli.text import readable
 from kolmo.errors import InputError, KolmoError
 from kolmo.experiments import Experiment
-from kolmo.files import damage
+from kolmo.files import damage, schema
 from kolmo.report import Figure, Section, Table, write_report
 from kolmo.runs import Run
 

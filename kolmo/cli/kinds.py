@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from kolmo.files.schema import Check
 from kolmo.registry import Registry
 from kolmo.runs import Run
-from kolmo.schema import Check
 
 __all__ = ["EXPERIMENT", "KINDS", "Kind", "going_on", "kind_of"]
 

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kolmo import experiments, schema
+from kolmo import experiments
 from kolmo.cli.kinds import KINDS, Kind
 from kolmo.cli.perform import perform, reopened
 from kolmo.errors import InputError, KolmoError
-from kolmo.files import damage, is_file, opened
+from kolmo.files import damage, is_file, opened, schema
 from kolmo.report import Figure, Measured, Relief, Section, Table, write_report
 from kolmo.runs import Run
 

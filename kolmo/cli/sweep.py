@@ -4,13 +4,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from kolmo import experiments, schema
+from kolmo import experiments
 from kolmo import sweep as sweeps
 from kolmo.cli.kinds import KINDS, Kind
 from kolmo.cli.perform import perform, reopened
 from kolmo.cli.text import averaged
 from kolmo.errors import InputError, KolmoError
-from kolmo.files import damage
+from kolmo.files import damage, schema
 from kolmo.report import Section, Table, write_report
 from kolmo.runs import Run
 

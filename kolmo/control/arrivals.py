@@ -46,7 +46,7 @@ class Arrival:
     Examples
     --------
     >>> from kolmo.grid import Axis, Grid
-    >>> from kolmo.grading import Uniform
+    >>> from kolmo.grid.grading import Uniform
     >>> masses, arrived = np.array([[0.0, 1.0, 0.0], [0.0, 0.6, 0.0]]), np.array([[0.0], [0.4]])
     >>> law = Arrival(Grid([Axis(3, Uniform(0.0, 1.0))]), np.array([0.0, 1.0]), masses, arrived)
     >>> law.mass.tolist(), float(law(0.5, 1.0))

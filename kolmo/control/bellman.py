@@ -12,7 +12,6 @@ from scipy.linalg import lapack
 from scipy.ndimage import distance_transform_edt, maximum_filter1d
 
 from kolmo.arrays import Held
-from kolmo.box import Absorbing, Entrance, Natural, Open, Robin
 from kolmo.control.coefficients import Coefficients, Values
 from kolmo.control.game import Game
 from kolmo.control.problem import ControlProblem
@@ -20,6 +19,7 @@ from kolmo.control.targets import TargetNodes
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Grid
 from kolmo.kernels.linear import factorize
+from kolmo.problem.box import Absorbing, Entrance, Natural, Open, Robin
 from kolmo.schemes.base import SCHEMES, FaceData
 from kolmo.schemes.central import TensorStencil
 from kolmo.schemes.generator import Generator

@@ -9,7 +9,7 @@ from scipy.ndimage import maximum_filter1d
 from kolmo.control.bellman import Act, Bellman
 from kolmo.control.charts import Chart, there
 from kolmo.control.frame import Frame
-from kolmo.grading import Uniform
+from kolmo.grid.grading import Uniform
 from kolmo.problem import KolmogorovProblem
 from kolmo.schemes.terminal import common_break
 

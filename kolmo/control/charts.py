@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from kolmo.box import Box, Natural, Open
 from kolmo.control.problem import ControlProblem
-from kolmo.grading import Exponential, Grading
 from kolmo.grid import Grid
+from kolmo.grid.grading import Exponential, Grading
 from kolmo.problem import KolmogorovProblem
-from kolmo.sde import SDE
+from kolmo.problem.box import Box, Natural, Open
+from kolmo.problem.sde import SDE
 
 # Coefficients are proportional to the distance where, this part of the points' distance from the end and a thousand
 # times closer, their ratios to it differ by no more than the last part of their size.

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from kolmo import memory
-from kolmo.box import Box
 from kolmo.control.constraints import Admissible, Wall, constrained
 from kolmo.control.problem import ControlProblem
 from kolmo.control.sets import Finite
+from kolmo.problem.box import Box
 from kolmo.schemes.generator import PROBES
 
 # Values that differ by less than this part of their size count as the same.

@@ -11,7 +11,6 @@ from numpy.polynomial.legendre import leggauss
 from scipy.special import beta
 
 from kolmo.arrays import Array, as_like, as_numpy, as_points, at_home
-from kolmo.box import Box
 from kolmo.control.bellman import Bellman
 from kolmo.control.hjb import MAX_CELLS, MAX_SECONDS, ControlSolution, PolicyLevel, Search, concluded, outside, pack
 from kolmo.control.problem import ControlProblem
@@ -20,8 +19,9 @@ from kolmo.control.targets import Target
 from kolmo.errors import InputError
 from kolmo.grid import Grid
 from kolmo.limits import Limits
+from kolmo.problem.box import Box
+from kolmo.problem.sde import SDE, refuse_jumps
 from kolmo.refine.plan import interesting_points
-from kolmo.sde import SDE, refuse_jumps
 
 # The rate is the current through all level sets of q, weighted by q^p (1 − q)^p: smooth up to the sets A and B.
 POWER = 4

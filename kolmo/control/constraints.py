@@ -16,8 +16,8 @@ from typing import Protocol
 
 import numpy as np
 
-from kolmo.box import Absorbing, Box, Constrained
 from kolmo.errors import InputError
+from kolmo.problem.box import Absorbing, Box, Constrained
 
 # Drift out of a face below this part of the largest across it is rounding; noise across it likewise.
 INSIDE, STILL = 1e-12, 1e-12

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from kolmo.box import Box, Open
 from kolmo.control.charts import Chart, charted, mapped, there
 from kolmo.errors import InputError
-from kolmo.grading import Exponential, Focused, Grading, Sinh, Uniform
 from kolmo.grid import Axis, Grid
+from kolmo.grid.grading import Exponential, Focused, Grading, Sinh, Uniform
 from kolmo.problem import KolmogorovProblem
-from kolmo.reach import Reach, reach
-from kolmo.sde import SDE
+from kolmo.problem.box import Box, Open
+from kolmo.problem.reach import Reach, reach
+from kolmo.problem.sde import SDE
 
 # Part of the axis (or of its nodes) added beyond every open face to measure the effect of the cut.
 CUT_MARGIN = 0.2

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.ndimage import map_coordinates, spline_filter
 
-from kolmo.box import Box
 from kolmo.control.densities import CLOSER, GivenDensity, Masses, masses
 from kolmo.control.linear import LinearProcess, Transition
 from kolmo.control.sinkhorn import Potentials, potentials
 from kolmo.grid import Grid
 from kolmo.kernels.logsums import Blocks, pulled
 from kolmo.limits import Limits
+from kolmo.problem.box import Box
 
 # Spacing of the first lattice, in deviations of one end given the other in the Gaussian bridge of the same variances:
 # the trapezoidal rule has an error of exp(−2π²/s²) for Gaussians s spacings wide.

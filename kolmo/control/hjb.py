@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from kolmo.arrays import Array, as_like, as_numpy, as_points, at_home, is_tensor, namespace
-from kolmo.box import Open
 from kolmo.control.bellman import POLICY_CHANGE, Act, Bellman, ExplicitPolicyStep, ImplicitPolicyStep, solve_stationary
 from kolmo.control.breaks import look, terminal_breaks, together
 from kolmo.control.charts import natural_charts, opened, opened_as
@@ -22,6 +21,7 @@ from kolmo.errors import InputError, MissingExtraError, NotConvergedError, Toler
 from kolmo.grid import Grid
 from kolmo.limits import Limits, OutOfTimeError
 from kolmo.problem import KolmogorovProblem
+from kolmo.problem.box import Open
 from kolmo.refine.estimate import Convergence, Verdict
 from kolmo.refine.plan import interesting_points
 from kolmo.refine.witnesses import witnesses

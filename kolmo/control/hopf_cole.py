@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 from kolmo.arrays import Array, as_like, as_numpy, as_points, at_home, namespace
-from kolmo.box import Absorbing, Box, Open, Periodic, Reflecting
 from kolmo.control.coefficients import Quadratic
 from kolmo.control.problem import ControlProblem
 from kolmo.control.sets import Unbounded
 from kolmo.errors import InputError
 from kolmo.problem import KolmogorovProblem
+from kolmo.problem.box import Absorbing, Box, Open, Periodic, Reflecting
 from kolmo.refine.plan import interesting_points
 from kolmo.solution import Solution
 from kolmo.solve import solve

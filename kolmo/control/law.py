@@ -15,14 +15,14 @@ from kolmo.errors import InputError
 from kolmo.forward import Exit, WaysOut, initial_at_rest, initial_masses, readings
 from kolmo.forward.exits import Passages
 from kolmo.grid import Grid
+from kolmo.grid.times import find, missing
 from kolmo.march import March, StepPlan
-from kolmo.motion import Motion
 from kolmo.problem import KolmogorovProblem
+from kolmo.problem.motion import Motion
+from kolmo.problem.rest import at_rest
 from kolmo.refine.plan import prescribe
-from kolmo.rest import at_rest
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator, Semi
-from kolmo.times import find, missing
 
 
 @dataclass(frozen=True, eq=False)

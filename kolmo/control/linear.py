@@ -9,7 +9,7 @@ import numpy as np
 from scipy.linalg import expm
 
 from kolmo.arrays import as_numpy
-from kolmo.sde import SDE
+from kolmo.problem.sde import SDE
 
 # Relative accuracy to which drift has to be affine and noise the same everywhere.
 EXACT = 1e-9

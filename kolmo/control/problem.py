@@ -7,13 +7,13 @@ import numpy as np
 import torch
 
 from kolmo.arrays import is_tensor
-from kolmo.box import Box, Constrained
 from kolmo.control.game import Game
 from kolmo.control.sets import BoxSet, Finite, Unbounded
 from kolmo.control.targets import Target
 from kolmo.errors import InputError
 from kolmo.problem import KolmogorovProblem
-from kolmo.sde import SDE
+from kolmo.problem.box import Box, Constrained
+from kolmo.problem.sde import SDE
 
 Policy = Callable[[float, torch.Tensor], torch.Tensor]
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from kolmo.arrays import as_like, as_numpy, as_points, at_home
-from kolmo.box import Absorbing, Box, Open, Robin
 from kolmo.control.chain_bridge import ChainBridges
 from kolmo.control.densities import GivenDensity
 from kolmo.control.gaussian_bridge import GaussianBridges
@@ -19,8 +18,9 @@ from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
 from kolmo.limits import Limits, OutOfTimeError
 from kolmo.problem import KolmogorovProblem
+from kolmo.problem.box import Absorbing, Box, Open, Robin
+from kolmo.problem.sde import SDE, refuse_jumps
 from kolmo.refine.estimate import Convergence, observed_order
-from kolmo.sde import SDE, refuse_jumps
 
 # The largest lattice or grid by dimension.
 MAX_CELLS = {1: 20_000, 2: 250_000, 3: 1_000_000}

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from kolmo.box import Absorbing, Robin
 from kolmo.errors import KolmoWarning
 from kolmo.problem import KolmogorovProblem
+from kolmo.problem.box import Absorbing, Robin
 from kolmo.schemes.generator import Generator
 from kolmo.schemes.local import wall_nodes
 

@@ -17,8 +17,8 @@ from kolmo.errors import InputError
 from kolmo.limits import part_of
 from kolmo.march import March
 from kolmo.problem import KolmogorovProblem
+from kolmo.problem.rest import at_rest
 from kolmo.refine.plan import plan
-from kolmo.rest import at_rest
 from kolmo.schemes.base import SCHEMES
 
 

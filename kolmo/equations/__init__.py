@@ -5,7 +5,7 @@ A file has these tables; only ``[equation]`` and ``[solve]`` are always needed::
     [parameters]                      # numbers with names, for the formulas below
     kappa = 1.0
 
-    [equation]                        # formulas of t, x[0].., and the parameters; see kolmo.expressions
+    [equation]                        # formulas of t, x[0].., and the parameters; see kolmo.equations.expressions
     drift = "-kappa * x[0]"           # several dimensions: a list with one formula each
     diffusion = 0.5                   # one, a list of d (diagonal), or d lists of m; or covariance = ...
     terminal = "maximum(x[0], 0)"     # a list: several problems solved together
@@ -31,8 +31,6 @@ A file has these tables; only ``[equation]`` and ``[solve]`` are always needed::
 ``[controls]`` (``lower`` and ``upper``, ``values``, or ``unbounded = m``) makes a control problem of it: formulas of
 ``[equation]`` may then use a[0].., and ``running_cost``, ``obstacle`` and ``sense`` join them. ``[fit]`` names
 ``parameters`` to be fitted, with ``targets``, ``weights``, ``bounds`` and ``maxiter``.
-
-This room may import ``kolmo.expressions``, the problem and, where it builds one, ``kolmo.control``.
 """
 
 from kolmo.equations.equation import Equation, Fit, read

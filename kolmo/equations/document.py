@@ -1,7 +1,4 @@
-"""A TOML file of tables whose errors name line and key.
-
-This room may import ``kolmo.errors``, ``kolmo.expressions`` and ``kolmo.files``.
-"""
+"""A TOML file of tables whose errors name line and key."""
 
 import functools
 import re
@@ -13,8 +10,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from kolmo.equations.expressions import CONSTANTS, FUNCTIONS
 from kolmo.errors import InputError, did_you_mean
-from kolmo.expressions import CONSTANTS, FUNCTIONS
 from kolmo.files import FileError, read_bytes
 
 MAX_BYTES = 32_768

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kolmo.arrays import Array, as_like, namespace
-from kolmo.box import Absorbing, Box, Robin
 from kolmo.equations.document import MAX_POINTS, Document, floating, is_number
+from kolmo.equations.expressions import Expression
 from kolmo.errors import InputError
-from kolmo.events import Payment
-from kolmo.expressions import Expression
 from kolmo.problem import KolmogorovProblem
-from kolmo.sde import SDE
+from kolmo.problem.box import Absorbing, Box, Robin
+from kolmo.problem.events import Payment
+from kolmo.problem.sde import SDE
 
 if TYPE_CHECKING:
     from kolmo.control import ControlProblem

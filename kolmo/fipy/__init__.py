@@ -1,7 +1,4 @@
-"""Cross-check on FiPy: the same equation, put together from FiPy's own terms on its meshes.
-
-This room may import the problem, and of the schemes what they make of faces.
-"""
+"""Cross-check on FiPy: the same equation, put together from FiPy's own terms on its meshes."""
 
 from kolmo.fipy.front import FipySolution, solve
 from kolmo.fipy.structured import System

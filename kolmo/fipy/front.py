@@ -12,14 +12,14 @@ from scipy.interpolate import RegularGridInterpolator
 from scipy.sparse.linalg import spsolve
 
 from kolmo.arrays import as_numpy, as_points
-from kolmo.box import Absorbing, Entrance, Robin
 from kolmo.errors import InputError
 from kolmo.fipy.structured import System
 from kolmo.fipy.unstructured import MeshSolution, MeshSystem, read_mesh
-from kolmo.problem import KolmogorovProblem, refuse_moves
+from kolmo.problem.box import Absorbing, Entrance, Robin
+from kolmo.problem.problem import KolmogorovProblem, refuse_moves
+from kolmo.problem.sde import refuse_jumps
 from kolmo.schemes.faces import Swept
 from kolmo.schemes.generator import discretize
-from kolmo.sde import refuse_jumps
 
 # Nodes an axis of the grid on which it is seen where paths leave.
 COARSE = 9

@@ -8,7 +8,7 @@ import numpy as np
 
 from kolmo.arrays import as_numpy
 from kolmo.problem import KolmogorovProblem
-from kolmo.sde import evaluate
+from kolmo.problem.sde import evaluate
 
 # Steps taken first as pairs of implicit Euler steps, so that rough terminal data are damped.
 DAMPED = 2

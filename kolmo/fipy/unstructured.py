@@ -12,10 +12,10 @@ from scipy.sparse.linalg import splu
 from scipy.spatial import cKDTree
 
 from kolmo.arrays import as_numpy, as_points
-from kolmo.box import WORDS, Absorbing, Constrained, Face, Natural, Reflecting, Robin
 from kolmo.errors import InputError, MissingExtraError
 from kolmo.fipy.midpoint import midpoint, read
 from kolmo.problem import KolmogorovProblem
+from kolmo.problem.box import WORDS, Absorbing, Constrained, Face, Natural, Reflecting, Robin
 
 KINDS = (Absorbing, Reflecting, Robin, Natural)
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from kolmo.times import SAME, longest_step, stepped
+from kolmo.grid.times import SAME, longest_step, stepped
 
 
 def graded_clock(
@@ -40,7 +40,7 @@ def graded_clock(
     longest : float
         No step is longer.
     growth : float
-        So many times the steps of the first of several levels; see :func:`kolmo.times.stepped`.
+        So many times the steps of the first of several levels; see :func:`kolmo.grid.times.stepped`.
 
     Examples
     --------

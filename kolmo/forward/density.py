@@ -11,19 +11,19 @@ import scipy.sparse as sp
 from numpy.polynomial import legendre
 
 from kolmo.arrays import Array, as_like, as_numpy, as_points, is_tensor
-from kolmo.box import Absorbing, Box, Entrance, Face, Open, Reflecting, Robin
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.forward.exits import Exit, Passages, WaysOut
 from kolmo.grid import Axis, Grid
-from kolmo.motion import Motion, moved_nodes
+from kolmo.grid.times import find, missing
 from kolmo.problem import KolmogorovProblem
+from kolmo.problem.box import Absorbing, Box, Entrance, Face, Open, Reflecting, Robin
+from kolmo.problem.motion import Motion, moved_nodes
+from kolmo.problem.sde import SDE
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.crossing import Crossing
 from kolmo.schemes.generator import Generator
 from kolmo.schemes.terminal import plan_terminal
-from kolmo.sde import SDE
-from kolmo.times import find, missing
 
 # Within this many nodes of a wall the weights of high-order one-sided stencils are no point values of a density; there
 # it is read off as a polynomial of this degree that has the right moments (see ``_reading``).
@@ -348,7 +348,7 @@ def quadrature(axis: Axis) -> np.ndarray:
 
     Examples
     --------
-    >>> from kolmo.grading import Uniform
+    >>> from kolmo.grid.grading import Uniform
     >>> axis = Axis(21, Uniform(0.0, 1.0))
     >>> bool(abs(quadrature(axis) @ np.exp(axis.nodes) - (np.e - 1.0)) < 1e-9)
     True

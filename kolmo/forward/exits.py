@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from kolmo.arrays import Array, as_like, is_tensor, zeros
-from kolmo.box import Absorbing, Robin
 from kolmo.errors import InputError
 from kolmo.grid import Grid
+from kolmo.grid.times import SAME, find
+from kolmo.problem.box import Absorbing, Robin
 from kolmo.schemes.base import FaceData
 from kolmo.schemes.faces import held
 from kolmo.schemes.generator import Generator, Semi
 from kolmo.schemes.local import wall_nodes
-from kolmo.times import SAME, find
 
 Exit = tuple[int, int] | str
 """A way out: (axis, side) of an absorbing or elastic face, or "killing"."""

@@ -16,9 +16,9 @@ from kolmo.forward.search import MAX_SECONDS, LawSearch
 from kolmo.grid import Grid
 from kolmo.kernels.first_use import clock
 from kolmo.limits import Limits
-from kolmo.problem import KolmogorovProblem, check_vectorised
+from kolmo.problem.problem import KolmogorovProblem, check_vectorised
+from kolmo.problem.rest import at_rest
 from kolmo.refine.plan import MAX_CELLS, plan, prescribe
-from kolmo.rest import at_rest
 from kolmo.schemes.base import SCHEMES
 from kolmo.steppers.base import STEPPERS
 

@@ -12,7 +12,7 @@ from kolmo.errors import InputError, NotConvergedError
 from kolmo.forward.density import Density, readings
 from kolmo.grid import Grid
 from kolmo.kernels.linear import factorize
-from kolmo.problem import KolmogorovProblem, refuse_moves
+from kolmo.problem.problem import KolmogorovProblem, refuse_moves
 from kolmo.refine.plan import plan
 from kolmo.schemes.generator import Generator, discretize
 

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from kolmo.arrays import as_numpy
-from kolmo.box import Absorbing, Box, Natural, Open, Robin
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.forward.clock import graded_clock
 from kolmo.forward.density import Density, Spreading
-from kolmo.grading import Focused, Grading, Pieces, Sinh, Uniform
 from kolmo.grid import Axis, Grid
+from kolmo.grid.grading import Focused, Grading, Pieces, Sinh, Uniform
 from kolmo.problem import KolmogorovProblem
+from kolmo.problem.box import Absorbing, Box, Natural, Open, Robin
 from kolmo.refine.layout import interfaces, pieced, widened
 from kolmo.refine.samples import Room
 from kolmo.refine.scout import Sight, scout

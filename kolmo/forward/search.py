@@ -10,7 +10,6 @@ from itertools import pairwise
 import numpy as np
 
 from kolmo.arrays import as_numpy
-from kolmo.box import Absorbing, Open, Robin
 from kolmo.discretization import Discretization
 from kolmo.errors import NotConvergedError
 from kolmo.forward.clock import graded_clock
@@ -20,6 +19,7 @@ from kolmo.forward.layout import Asked, LawLayout, Start, depth, first_step, law
 from kolmo.grid import Grid
 from kolmo.kernels.first_use import clock
 from kolmo.problem import KolmogorovProblem
+from kolmo.problem.box import Absorbing, Open, Robin
 from kolmo.refine.estimate import ALIGNED, Convergence, Verdict
 from kolmo.refine.plan import AIM, CUT_SAFETY, CUT_SHARE, GROWTH, LEAST_SHARE, MAX_GROWTH
 from kolmo.schemes.base import SCHEMES

@@ -1,7 +1,4 @@
-"""Kernels compiled at first use and kept on disk: by many processes at once, and where nothing can be kept.
-
-This room may import ``kolmo.locks``.
-"""
+"""Kernels compiled at first use and kept on disk: by many processes at once, and where nothing can be kept."""
 
 import contextlib
 import logging
@@ -12,7 +9,7 @@ from typing import Any
 
 import numba
 
-from kolmo.locks import lock
+from kolmo.files.locks import lock
 
 __all__ = ["compiled"]
 

@@ -17,8 +17,9 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kolmo import files, schema
+from kolmo import files
 from kolmo.errors import InputError
+from kolmo.files import schema
 from kolmo.landscape.draws import Draws, standard_error, whole
 from kolmo.landscape.operators import Given, Hessian, matrix_of
 from kolmo.landscape.state import Evaluation, Loss, kept

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kolmo import files, schema
+from kolmo import files
 from kolmo.arrays import as_numpy
 from kolmo.bridge.classifier import FlowClassifier
 from kolmo.bridge.laws import NoiseLaw
 from kolmo.bridge.modified import modified_sde
 from kolmo.bridge.resnet import NoisyResNet, as_generator, independent
 from kolmo.errors import InputError
+from kolmo.files import schema
 from kolmo.problem import KolmogorovProblem
 
 

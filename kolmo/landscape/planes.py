@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kolmo import files, schema
+from kolmo import files
 from kolmo.errors import InputError
+from kolmo.files import schema
 from kolmo.landscape.draws import whole
 from kolmo.landscape.state import normal
 

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kolmo import files, schema
+from kolmo import files
 from kolmo.errors import InputError
+from kolmo.files import schema
 from kolmo.landscape.draws import Draws, standard_error, whole
 from kolmo.landscape.placement import place
 from kolmo.landscape.planes import Plane

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 from kolmo.arrays import as_numpy
-from kolmo.box import Box
 from kolmo.errors import InputError
 from kolmo.likelihood.base import HOPELESS, Level, Likelihood, log_of
 from kolmo.likelihood.gaussian import is_linear, log_normal, moves
 from kolmo.likelihood.modes import rule
 from kolmo.likelihood.paths import NARROW, ROUNDING, TAIL, WIDER, Chart, check_steady, confined, in_torch, modes_on
-from kolmo.sde import SDE
+from kolmo.problem.box import Box
+from kolmo.problem.sde import SDE
 
 # Standard deviations of the first law, once the first observation is seen, that count as where the process is.
 SPREADS = 6.0

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from kolmo.control.linear import LinearProcess
-from kolmo.sde import SDE
+from kolmo.problem.sde import SDE
 
 # Largest exponent of the exponential; longer times are made of shorter ones.
 SHORT = 0.5

@@ -33,7 +33,7 @@ from numpy.polynomial import chebyshev, hermite_e, legendre
 from torch.utils.checkpoint import checkpoint
 
 from kolmo.likelihood.base import LEAST
-from kolmo.sde import SDE
+from kolmo.problem.sde import SDE
 
 # Points per axis of the expectations beyond the degree; steps of the moments' equation; points in ρ beyond half of it.
 MORE_POINTS, STEPS, MORE_TIMES = 3, 2, 2

@@ -9,14 +9,14 @@ import torch
 from numpy.polynomial import legendre
 
 from kolmo.arrays import as_numpy, at_home
-from kolmo.box import Box
 from kolmo.errors import InputError
-from kolmo.instants import constant, depends_on_time
 from kolmo.likelihood.base import HOPELESS, LEAST, Level, Likelihood, log_of
 from kolmo.likelihood.modes import Modes, rule
 from kolmo.likelihood.onset import Way
 from kolmo.likelihood.trials import CENSORED, SEEN, UNSIDED, UNTIMED, Trials
-from kolmo.sde import SDE
+from kolmo.problem.box import Box
+from kolmo.problem.instants import constant, depends_on_time
+from kolmo.problem.sde import SDE
 
 Covariates = Mapping[str, float]
 Given = float | torch.Tensor | Callable[[Covariates], Any] | Any

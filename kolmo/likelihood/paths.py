@@ -10,14 +10,14 @@ import torch
 from numpy.polynomial import chebyshev, legendre
 
 from kolmo.arrays import as_numpy, as_points
-from kolmo.box import Absorbing, Box, Natural, Open, Reflecting
 from kolmo.errors import InputError
-from kolmo.instants import constant, depends_on_time
 from kolmo.likelihood.base import LEAST, Level, Likelihood, log_of
 from kolmo.likelihood.gaussian import is_linear, log_normal, moves
 from kolmo.likelihood.local import log_densities
 from kolmo.likelihood.modes import Modes, integrals, rule, trial
-from kolmo.sde import SDE
+from kolmo.problem.box import Absorbing, Box, Natural, Open, Reflecting
+from kolmo.problem.instants import constant, depends_on_time
+from kolmo.problem.sde import SDE
 
 # Degrees of the local expansion: of the first level, from level to level, and the largest, per dimension.
 FIRST_DEGREE, NEXT_DEGREE, MOST_DEGREE = {1: 6, 2: 4, 3: 4}, 2, {1: 12, 2: 10, 3: 8}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kolmo.grading import Grading
+from kolmo.grid.grading import Grading
 from kolmo.kernels import differences
 from kolmo.refine.samples import Field, Room
 

@@ -7,12 +7,12 @@ from itertools import pairwise
 import numpy as np
 
 from kolmo.arrays import as_numpy
-from kolmo.box import Box, Natural, Open
 from kolmo.errors import InputError
-from kolmo.grading import Focused, Grading, Pieces, Sinh, Uniform
 from kolmo.grid import Axis, Grid
+from kolmo.grid.grading import Focused, Grading, Pieces, Sinh, Uniform
 from kolmo.problem import KolmogorovProblem
-from kolmo.reach import Reach, reach
+from kolmo.problem.box import Box, Natural, Open
+from kolmo.problem.reach import Reach, reach
 from kolmo.refine.features import Feature
 from kolmo.refine.samples import Room
 from kolmo.refine.scout import AxisSight, Sight, scout

@@ -11,19 +11,19 @@ import numpy as np
 
 from kolmo import memory
 from kolmo.arrays import Array, as_numpy, as_points, at_home, is_tensor
-from kolmo.box import Absorbing, Box, Entrance, Open, Reflecting, Robin
 from kolmo.discretization import Discretization, steps_given
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Grid
 from kolmo.kernels.first_use import clock
 from kolmo.limits import Limits, OutOfTimeError
 from kolmo.march import Callback, March, Run, time_nodes
-from kolmo.problem import KolmogorovProblem, check_vectorised
-from kolmo.reach import circulates
+from kolmo.problem.box import Absorbing, Box, Entrance, Open, Reflecting, Robin
+from kolmo.problem.problem import KolmogorovProblem, check_vectorised
+from kolmo.problem.reach import circulates
+from kolmo.problem.rest import at_rest
 from kolmo.refine.estimate import Convergence, Verdict
 from kolmo.refine.layout import FIRST_NODES, Layout, first_layout
 from kolmo.refine.witnesses import groups, witnesses
-from kolmo.rest import at_rest
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator, discretize
 from kolmo.schemes.terminal import TerminalRule, plan_averages, plan_terminal

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from kolmo.arrays import as_numpy
-from kolmo.instants import depends_on_time
 from kolmo.problem import KolmogorovProblem
+from kolmo.problem.instants import depends_on_time
 from kolmo.refine.breaks import CANDIDATES, MOST_BREAKS, SAME, apart, located, merged
 from kolmo.refine.features import least_spacing
 from kolmo.refine.samples import Datum, Room, candidates, offset

@@ -11,15 +11,15 @@ import scipy.sparse as sp
 from numpy.polynomial import legendre
 
 from kolmo.arrays import Array, as_numpy, as_points
-from kolmo.box import Open, Robin
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Axis
 from kolmo.march import March
 from kolmo.problem import KolmogorovProblem
-from kolmo.rest import at_rest
+from kolmo.problem.box import Open, Robin
+from kolmo.problem.rest import at_rest
+from kolmo.refine.smooth import Interpolant, error_problem
 from kolmo.schemes.local import wall_nodes
-from kolmo.smooth import Interpolant, error_problem
 from kolmo.stationary import solve_stationary
 
 # By dimension: points in a cell along an axis (pairs of Gauss points in equal parts of it), at an instant and for the
@@ -319,7 +319,7 @@ def _in_time(times: np.ndarray, weights: np.ndarray, breaks: Sequence[float]) ->
 def _carry(axis: Axis, count: int, shift: float = 0.5) -> tuple[np.ndarray, sp.csr_matrix]:
     """Points in every cell (a single one where the shift says) and the matrix that takes weights of nodes there.
 
-    >>> from kolmo.grading import Uniform
+    >>> from kolmo.grid.grading import Uniform
     >>> x, A = _carry(Axis(9, Uniform(0.0, 2.0)), 4)
     >>> p = np.array([0.5, *np.ones(7), 0.5]) / 8.0  # the uniform law
     >>> abs(float((A @ p) @ x**2 - 4.0 / 3.0)) < 1e-14

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from kolmo.arrays import as_numpy, is_module
-from kolmo.grading import Grading
-from kolmo.instants import depends_on_time, reads_time
+from kolmo.grid.grading import Grading
 from kolmo.kernels import differences
 from kolmo.problem import KolmogorovProblem
+from kolmo.problem.instants import depends_on_time, reads_time
 from kolmo.refine.bounds import Proof, proof
 
 Values = Callable[[np.ndarray], np.ndarray]

@@ -20,9 +20,9 @@ from itertools import pairwise
 import numpy as np
 
 from kolmo.arrays import as_numpy
-from kolmo.box import Absorbing, Robin
-from kolmo.instants import fractions
 from kolmo.problem import KolmogorovProblem
+from kolmo.problem.box import Absorbing, Robin
+from kolmo.problem.instants import fractions
 from kolmo.refine.breaks import SAME, breaks_along, merged, told_along
 from kolmo.refine.features import Feature, features, spacing
 from kolmo.refine.pulses import Course, Pulse, over_time

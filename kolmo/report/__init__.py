@@ -1,7 +1,4 @@
-"""Reports: one HTML file that opens anywhere, offline, on a phone and on paper.
-
-This room may import ``kolmo.errors``, ``kolmo.files`` and ``kolmo.runs``.
-"""
+"""Reports: one HTML file that opens anywhere, offline, on a phone and on paper."""
 
 from kolmo.report.blocks import Block, Code, Figure, Measured, Relief, Section, Table
 from kolmo.report.html import write_html

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kolmo import claims
-from kolmo.files import write_bytes
+from kolmo.files import claims, write_bytes
 from kolmo.report.blocks import Code, Section, Table
 from kolmo.report.html import as_html
 from kolmo.runs import Run

@@ -7,8 +7,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from kolmo.arrays import Array
-from kolmo.box import Box
 from kolmo.grid import Grid
+from kolmo.problem.box import Box
 from kolmo.registry import Registry
 from kolmo.schemes.local import Local, Metric
 

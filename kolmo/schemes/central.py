@@ -10,12 +10,12 @@ import numpy as np
 import scipy.sparse as sp
 
 from kolmo.arrays import Array, Held, as_like, detached, empty, is_tensor, namespace, zeros
-from kolmo.box import Absorbing, Box, Constrained, Entrance, Face, Natural, Open, Periodic, Reflecting, Robin
 from kolmo.errors import InputError
 from kolmo.grid import Grid
 from kolmo.kernels.linear import NARROW
 from kolmo.kernels.lines import LineOperator, weighted_sum
 from kolmo.kernels.tensor import Fused, Key
+from kolmo.problem.box import Absorbing, Box, Constrained, Entrance, Face, Natural, Open, Periodic, Reflecting, Robin
 from kolmo.schemes.base import SCHEMES, Assembly, FaceData
 from kolmo.schemes.differences import CUT, FREE, SLOPE, WRAP, Differences, differences, slope_weight, spectral_radii
 from kolmo.schemes.faces import Swept, Unreached, held

@@ -9,7 +9,7 @@ from kolmo.arrays import Array, as_like, is_tensor, zeros
 from kolmo.schemes.jumps import interpolation, landing
 
 if TYPE_CHECKING:
-    from kolmo.events import Event
+    from kolmo.problem.events import Event
     from kolmo.schemes.generator import Generator
 
 # Nodes whose stencils are made at once: of a large grid in three dimensions they would not fit together.

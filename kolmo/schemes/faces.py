@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from kolmo.arrays import Array, Held, as_like, as_numpy, detached, namespace
-from kolmo.box import Absorbing, Box, Entrance, Face
 from kolmo.errors import InputError
 from kolmo.grid import Grid
 from kolmo.problem import KolmogorovProblem
+from kolmo.problem.box import Absorbing, Box, Entrance, Face
 from kolmo.schemes.local import columns, wall_nodes
 
 # How far inside a face its coefficients are looked at, as a part of the first cell: they may be infinite on it.

@@ -11,12 +11,12 @@ import scipy.sparse as sp
 
 from kolmo import memory
 from kolmo.arrays import Array, Held, Spread, as_like, as_numpy, detached, is_tensor, namespace, zeros
-from kolmo.box import Absorbing, Box, Constrained, Entrance, Natural, Robin
 from kolmo.errors import InputError
 from kolmo.grid import Grid
-from kolmo.instants import COMPARED, constant, depends_on_time
-from kolmo.problem import KolmogorovProblem, check_finite, check_vectorised
-from kolmo.rest import at_rest
+from kolmo.problem.box import Absorbing, Box, Constrained, Entrance, Natural, Robin
+from kolmo.problem.instants import COMPARED, constant, depends_on_time
+from kolmo.problem.problem import KolmogorovProblem, check_finite, check_vectorised
+from kolmo.problem.rest import at_rest
 from kolmo.schemes.base import SCHEMES, FaceData, Scheme
 from kolmo.schemes.faces import Entrances, held, probe, resolved, shrunk
 from kolmo.schemes.jumps import Start, with_jumps

@@ -8,10 +8,10 @@ import scipy.sparse as sp
 
 from kolmo import memory
 from kolmo.arrays import Array, as_like, as_numpy, is_tensor, namespace
-from kolmo.box import Box, Open, Periodic
 from kolmo.grid import Axis, Grid
+from kolmo.problem.box import Box, Open, Periodic
+from kolmo.problem.sde import SDE
 from kolmo.schemes.monotone import JumpStencil
-from kolmo.sde import SDE
 
 # Bytes for a node from which a jump is interpolated: indices, weights, and the matrix made of them.
 PER_ENTRY = 64

@@ -9,7 +9,7 @@ import numpy as np
 
 from kolmo.arrays import Array, Held, Spread, as_like, as_numpy, fresh, namespace
 from kolmo.grid import Grid
-from kolmo.problem import KolmogorovProblem, check_covariance, check_finite
+from kolmo.problem.problem import KolmogorovProblem, check_covariance, check_finite
 
 TINY = 1e-300
 # How far beside a break the coefficients of its two sides are read, as a part of the cells there.

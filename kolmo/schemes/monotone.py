@@ -8,8 +8,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from kolmo.arrays import Array, as_like, as_numpy, namespace
-from kolmo.box import Absorbing, Box, Entrance, Natural, Open, Reflecting, Robin
 from kolmo.grid import Grid
+from kolmo.problem.box import Absorbing, Box, Entrance, Natural, Open, Reflecting, Robin
 from kolmo.schemes import selling
 from kolmo.schemes.base import SCHEMES, Assembly, FaceData
 from kolmo.schemes.faces import Swept, held

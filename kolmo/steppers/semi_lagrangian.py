@@ -10,9 +10,9 @@ import numpy as np
 
 from kolmo import kernels
 from kolmo.arrays import Array, Held, as_like, contiguous, detached, empty, fresh, is_tensor, namespace, zeros
-from kolmo.box import Absorbing, Entrance, Open, Periodic, Reflecting, Robin
 from kolmo.errors import InputError
 from kolmo.kernels.lines import LineOperator
+from kolmo.problem.box import Absorbing, Entrance, Open, Periodic, Reflecting, Robin
 from kolmo.schemes.jumps import WithJumps
 from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step
 from kolmo.steppers.dual import DualOperator

@@ -7,7 +7,7 @@ import torch
 import kolmo
 from kolmo import control
 from kolmo.control.charts import Chart, natural_charts
-from kolmo.grading import Exponential, Uniform, from_record, record
+from kolmo.grid.grading import Exponential, Uniform, from_record, record
 
 R, EXCESS, VOL, T = 0.02, 0.06, 0.25, 1.5
 

@@ -9,9 +9,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from kolmo.arrays import Array, Spread, as_like, is_tensor, namespace
-from kolmo.box import Box, Entrance, Reflecting, Robin
 from kolmo.grid import Grid
-from kolmo.problem import KolmogorovProblem, check_finite
+from kolmo.problem.box import Box, Entrance, Reflecting, Robin
+from kolmo.problem.problem import KolmogorovProblem, check_finite
 from kolmo.schemes.differences import slope_weight
 from kolmo.schemes.local import break_nodes, break_weights, put_rows, shifts
 from kolmo.schemes.terminal.cells import cell_samples, lattice_index

@@ -3,8 +3,6 @@
 The lock decides where it can. The record tells what a lock cannot: who holds it; that the holder lives although its
 lock file was deleted; that it is gone although a process that it had started still has the lock open; and whether it
 lives where the file system has no locks.
-
-This room may import ``kolmo.schema``.
 """
 
 import contextlib
@@ -19,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kolmo import schema
+from kolmo.files import schema
 
 __all__ = ["FolderLock", "Owner", "lock"]
 

@@ -17,8 +17,6 @@ The folder appears whole. Every file is written beside its place and moved there
 file or the new one, never a half. The only files that grow are ``log.txt`` and ``metrics.jsonl``, of which a line cut
 short by a kill is dropped when the run resumes, with the lines of the unit that was in flight; so is what else a kill
 left behind. A folder that holds anything but ordinary files and folders, such as links, is refused.
-
-This room may import ``kolmo.errors``, ``kolmo.files``, ``kolmo.claims``, ``kolmo.locks`` and ``kolmo.schema``.
 """
 
 import contextlib
@@ -40,7 +38,7 @@ from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 
 import numpy as np
 
-from kolmo import claims, schema
+from kolmo.files import claims, schema
 from kolmo.errors import InputError, KolmoError, KolmoWarning
 from kolmo.files import (
     FileError,
@@ -62,7 +60,7 @@ from kolmo.files import (
     write_tree,
     writing,
 )
-from kolmo.locks import FolderLock, Owner
+from kolmo.files.locks import FolderLock, Owner
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

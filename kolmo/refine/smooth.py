@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kolmo import grading
 from kolmo.arrays import Array, as_like, as_numpy
-from kolmo.box import Absorbing, Box, FaceValue, Open, Reflecting, Robin
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, NotConvergedError
-from kolmo.events import Event, Payment
-from kolmo.grid import Axis, Grid
+from kolmo.grid import Axis, Grid, grading
 from kolmo.kernels import bspline
 from kolmo.problem import KolmogorovProblem
+from kolmo.problem.box import Absorbing, Box, FaceValue, Open, Reflecting, Robin
+from kolmo.problem.events import Event, Payment
 from kolmo.refine.layout import widened
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator
@@ -90,7 +89,7 @@ class Interpolant:
 
     Examples
     --------
-    >>> from kolmo.box import Box
+    >>> from kolmo.problem.box import Box
     >>> grid = Grid.of(Box(0.0, 1.0), 41)
     >>> v = Interpolant(grid, [0.0], np.exp(grid.points)[None])
     >>> value, rate, image = v.parts(0.0, np.array([[0.33]]), np.ones((1, 1)), np.ones((1, 1, 1)))

@@ -10,10 +10,11 @@ import numpy as np
 
 from kolmo.arrays import Array, as_like, as_numpy, as_points, at_home, is_tensor
 from kolmo.errors import InputError, KolmoWarning, NotConvergedError
-from kolmo.montecarlo import METHODS, afford, counts, ending, seed_of, simulate
+from kolmo.montecarlo.estimators import afford, counts, ending, seed_of, simulate
+from kolmo.montecarlo.methods import METHODS
 from kolmo.problem import KolmogorovProblem
-from kolmo.rest import at_rest
-from kolmo.smooth import Interpolant, error_problem, interpolants
+from kolmo.problem.rest import at_rest
+from kolmo.refine.smooth import Interpolant, error_problem, interpolants
 from kolmo.solution import Solution
 
 # Half the distance of the two points whose difference stands for a derivative, in cells of the grid.

@@ -8,8 +8,8 @@ import numpy as np
 from scipy.special import ndtri
 
 from kolmo.arrays import as_numpy, as_points
-from kolmo.instants import depends_on_time
 from kolmo.kernels import ensemble
+from kolmo.problem.instants import depends_on_time
 
 PATHS = 256
 # Steps: so many in the time in which the drift draws points together, or apart, by a factor e; at least, at most.

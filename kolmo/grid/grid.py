@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from kolmo.arrays import Array, Spread, as_like, as_numpy, as_points, namespace
-from kolmo.box import Box
 from kolmo.errors import InputError
-from kolmo.grading import Grading, Uniform
+from kolmo.grid.grading import Grading, Uniform
+from kolmo.problem.box import Box
 
 # Part of a cell within which a point lies on the node above it: rounding shall not choose its stencil.
 ON_NODE = 1e-9

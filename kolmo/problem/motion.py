@@ -3,8 +3,6 @@
 A face is read as a piecewise polynomial: sums of Chebyshev polynomials through its values at a few instants, on pieces
 that end where it jumps or bends. Place and speed are linear in these values, so that they carry the gradients of
 parametrised faces, and the speed needs no derivative from anybody.
-
-This room may import ``kolmo.arrays`` and ``kolmo.errors``.
 """
 
 import math

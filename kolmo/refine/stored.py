@@ -1,8 +1,4 @@
-"""What the record of a recipe must hold before anything is made of it, and what must fit together afterwards.
-
-This room may import ``kolmo.errors``, ``kolmo.schema``, ``kolmo.memory``, ``kolmo.grading``, ``kolmo.grid`` and
-``kolmo.schemes``.
-"""
+"""What the record of a recipe must hold before anything is made of it, and what must fit together afterwards."""
 
 import math
 from dataclasses import dataclass, fields, is_dataclass
@@ -11,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
-from kolmo import grading, memory, schema
-from kolmo.grid import Axis
+from kolmo import memory
+from kolmo.files import schema
+from kolmo.grid import Axis, grading
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.terminal import TerminalRule
 from kolmo.steppers.base import STEPPERS

@@ -1,12 +1,9 @@
 r"""A problem whose faces move, in coordinates in which they stand still.
 
-With :math:`x = a(t) + w(t)\,(\xi - \xi_0)` along each axis (see :class:`kolmo.motion.Motion`), v(t, ξ) = u(t, x) solves
-the equation with the drift :math:`(b - \partial_tx)/w` and the covariance rate :math:`\Sigma_{ij}/(w_iw_j)` on a box at
-rest; a wall that reflects still does, and an elastic one has κ/w. Everything that solves, differentiates or simulates a
-problem sees that one; only points and times that are asked for are translated.
-
-This room may import ``kolmo.arrays``, ``kolmo.errors``, ``kolmo.motion``, ``kolmo.sde``, ``kolmo.events``,
-``kolmo.box`` and ``kolmo.problem``.
+With :math:`x = a(t) + w(t)\,(\xi - \xi_0)` along each axis (:class:`kolmo.problem.motion.Motion`), v(t, ξ) = u(t, x)
+solves the equation with the drift :math:`(b - \partial_tx)/w` and the covariance rate :math:`\Sigma_{ij}/(w_iw_j)` on a
+box at rest; a wall that reflects still does, and an elastic one has κ/w. Everything that solves, differentiates or
+simulates a problem sees that one; only points and times that are asked for are translated.
 """
 
 import copy
@@ -19,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from kolmo.arrays import Array, detached, namespace
-from kolmo.box import Absorbing, Box, Face, Open, Reflecting, Robin
 from kolmo.errors import InputError
-from kolmo.events import Event
-from kolmo.motion import Curve, Motion, traced
-from kolmo.problem import KolmogorovProblem
-from kolmo.sde import SDE
+from kolmo.problem.box import Absorbing, Box, Face, Open, Reflecting, Robin
+from kolmo.problem.events import Event
+from kolmo.problem.motion import Curve, Motion, traced
+from kolmo.problem.problem import KolmogorovProblem
+from kolmo.problem.sde import SDE
 
 __all__ = ["at_rest"]
 

@@ -18,10 +18,10 @@ from scipy.linalg import sqrtm
 from scipy.optimize import brentq, fsolve
 
 from kolmo.arrays import as_points
-from kolmo.box import Box
 from kolmo.control import ControlProblem, Finite, Game, Interval, Target, Unbounded
+from kolmo.problem.box import Box
+from kolmo.problem.sde import SDE
 from kolmo.registry import Registry
-from kolmo.sde import SDE
 
 
 @dataclass(frozen=True)

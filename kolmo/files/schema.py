@@ -2,8 +2,6 @@
 
 A check takes a value and the name of its place, and returns the value, or raises a ``ValueError``; checks of tables and
 lists are made of those of their parts. `kolmo.files.read_record` says which file it was.
-
-This room may import ``kolmo.errors``.
 """
 
 import dataclasses

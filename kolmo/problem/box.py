@@ -8,10 +8,10 @@ import numpy as np
 
 from kolmo.arrays import Array, as_numpy, as_points, is_tensor
 from kolmo.errors import InputError
-from kolmo.motion import Place, place
+from kolmo.problem.motion import Place, place
 
 if TYPE_CHECKING:
-    from kolmo.sde import SDE
+    from kolmo.problem.sde import SDE
 
 FaceValue = float | Callable[[float, Array], Array] | Any
 
@@ -260,7 +260,7 @@ class Box:
         >>> 4.0 < box.upper[0] < 12.0
         True
         """
-        from kolmo.reach import reach
+        from kolmo.problem.reach import reach
 
         cloud = reach(sde, points, horizon, within=within)
         low, high = cloud.interval(tail)

@@ -1,8 +1,6 @@
 r"""Events: at given times the state is moved, or something is paid.
 
 With :math:`X_t = m(X_{t-})` and a payment h at t, :math:`u(t-, x) = u(t, m(x)) + h(x)`.
-
-This room may import ``kolmo.arrays``, ``kolmo.errors`` and ``kolmo.sde``.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +9,7 @@ from typing import Any
 
 from kolmo.arrays import Array, namespace
 from kolmo.errors import InputError
-from kolmo.sde import evaluate
+from kolmo.problem.sde import evaluate
 
 __all__ = ["Event", "Payment", "happening"]
 

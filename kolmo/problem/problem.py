@@ -8,11 +8,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from kolmo.arrays import Array, as_numpy, detached, is_module, is_tensor, namespace
-from kolmo.box import Absorbing, Box, Constrained, Entrance, FaceValue, Robin
 from kolmo.errors import InputError
-from kolmo.events import Event, Payment, happening
-from kolmo.motion import Motion
-from kolmo.sde import SDE, evaluate
+from kolmo.problem.box import Absorbing, Box, Constrained, Entrance, FaceValue, Robin
+from kolmo.problem.events import Event, Payment, happening
+from kolmo.problem.motion import Motion
+from kolmo.problem.sde import SDE, evaluate
 
 Function = Callable[..., Array]
 

@@ -2,8 +2,6 @@
 
 The text goes through Python's parser only to become a syntax tree; every node must be one of those named here, and
 becomes a small function of arrays. There are no attributes, no strings, no calls of anything but the functions below.
-
-This room may import ``kolmo.arrays`` and ``kolmo.errors``.
 """
 
 import ast

@@ -4,8 +4,6 @@ A temporary that was planned by somebody else is never opened: it is created exc
 maker holds a lock on it, so that one whose maker is gone can be told from one in use, and is removed by whoever next
 makes a temporary for the same name. Where the file system has no locks the two cannot be told apart: such leftovers
 are removed with the run folder they are in, when that is resumed.
-
-This room may import ``kolmo.locks``.
 """
 
 import contextlib
@@ -19,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from kolmo.locks import lock
+from kolmo.files.locks import lock
 
 __all__ = ["claimed_file", "claimed_folder", "is_temporary", "remove", "sweep", "sweep_folder"]
 
