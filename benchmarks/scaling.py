@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kolmo.runs import Run, sweep
+from kolmo import sweep
+from kolmo.runs import Run
 
 NAME = "lqg"
 PATHS = (20_000, 100_000)

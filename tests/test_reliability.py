@@ -25,12 +25,12 @@ import numpy as np
 import pytest
 
 import kolmo
-from kolmo import files, memory
+from kolmo import files, memory, sweep
 from kolmo.cli import main
 from kolmo.errors import InputError, KolmoError, KolmoWarning, MissingExtraError, NotConvergedError, ToleranceWarning
 from kolmo.files import FileError, claims, locks
 from kolmo.report import Figure, Section, write_html
-from kolmo.runs import Run, RunError, sweep
+from kolmo.runs import Run, RunError
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="links, pipes and signals as on POSIX")
 

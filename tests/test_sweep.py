@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kolmo import experiments
+from kolmo import experiments, sweep
 from kolmo.cli import main
 from kolmo.errors import InputError, KolmoError
-from kolmo.runs import Run, sweep
+from kolmo.runs import Run
 
 cloudpickle = pytest.importorskip("cloudpickle")
 pytest.importorskip("distributed")
