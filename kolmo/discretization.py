@@ -100,11 +100,16 @@ class Discretization:
             "terminal_smoothed": self.terminal is not None and self.terminal.smoothed,
         }
 
-    def march(self, problem: KolmogorovProblem, like: Array | None = None) -> March:
-        """Set up the march of a problem on this recipe; if faces move, in coordinates in which they stand still."""
+    def march(self, problem: KolmogorovProblem, like: Array | None = None, coupled: np.ndarray | None = None) -> March:
+        """Set up the march of a problem on this recipe; if faces move, in coordinates in which they stand still.
+
+        ``coupled``, shape (d, d): entries of the covariance that stencils are laid out for even where they are zero.
+        """
         problem = at_rest(problem, self.grid.box)
         seen = [t for t in self.breakpoints if 0.0 < t < (problem.horizon or 0.0)]
-        generator = Generator(problem.broken_at(seen), self.grid, SCHEMES[self.scheme], averages=self.averages)
+        generator = Generator(
+            problem.broken_at(seen), self.grid, SCHEMES[self.scheme], averages=self.averages, coupled=coupled
+        )
         return March(generator, STEPPERS[self.stepper], np.array(self.times), like)
 
     def initial(self, march: March) -> Array:

@@ -142,7 +142,7 @@ class March:
         self.mask = mask_of(self.fixed)
         self._semis: OrderedDict[float, tuple[Semi, Operator, Array]] = OrderedDict()
         self._steps: OrderedDict[Any, Step] = OrderedDict()
-        self.owner: object = None
+        self._doubled = False
         self.events = self._placed()
 
     def _placed(self) -> "dict[float, Event]":
@@ -183,10 +183,7 @@ class March:
         if instant not in self._semis:
             semi = self.generator.at(instant, self.like if is_tensor(self.like) else None)
             operator = self._known(semi) or Operator(semi.stencil, semi.a, self.fixed, mask=self.mask)
-            load = semi.load
-            if self.fixed is not None:
-                load = load + semi.stencil.apply(semi.a, semi.boundary)
-            self._semis[instant] = (semi, operator, load)
+            self._semis[instant] = (semi, operator, self._loaded(semi))
             # operators with jumps are large: those of many layers are not kept either
             while len(self._semis) > KEPT and not (self.generator.autonomous and not self.generator.problem.sde.kinds):
                 self._semis.popitem(last=False)
@@ -200,25 +197,23 @@ class March:
         same = last.stencil is semi.stencil and np.array_equal(last.a, semi.a)
         return last if same else None
 
-    def seed(self, ingredients: Mapping[float, tuple[Semi, Operator]], owner: object = None) -> None:
-        """Hand over semi-discrete equations assembled elsewhere; they, and their owner, replace those kept."""
-        self.owner = owner
-        self._semis.clear()
-        for instant, (semi, operator) in ingredients.items():
-            load = semi.load
-            if self.fixed is not None:
-                load = load + semi.stencil.apply(semi.a, semi.boundary)
-            self._semis[instant] = (semi, operator, load)
+    def holding(self, semis: Mapping[float, tuple[Semi, Operator]], *, doubled: bool = False) -> "March":
+        """The same steps, with semi-discrete equations that were assembled elsewhere.
 
-    def doubled(self) -> "March":
-        """A march of the same steps on fields stacked with their tangents; it has to be seeded with dual operators."""
+        ``doubled``: on fields stacked with their tangents, in NumPy, by dual operators.
+        """
         twin = copy.copy(self)
-        twin.fixed = None if self.fixed is None else np.concatenate([self.fixed, self.fixed])
-        twin.mask = mask_of(twin.fixed)
+        if doubled:
+            twin.fixed = None if self.fixed is None else np.concatenate([self.fixed, self.fixed])
+            twin.mask, twin.like, twin._doubled = mask_of(twin.fixed), np.zeros(()), True
         twin._semis, twin._steps = OrderedDict(), OrderedDict()
-        # boundary values are no part of a flow between free states
-        twin.boundary = lambda t: np.zeros((2 * self.generator.grid.size, 1))  # type: ignore[method-assign]
+        for instant, (semi, operator) in semis.items():
+            twin._semis[instant] = (semi, operator, twin._loaded(semi))
         return twin
+
+    def _loaded(self, semi: Semi) -> Array:
+        """Total load: with what absorbing values put in."""
+        return semi.load if self.fixed is None else semi.load + semi.stencil.apply(semi.a, semi.boundary)
 
     def prepared(self, plan: StepPlan) -> tuple[Step, list[Array]]:
         """The prepared step and its loads, one per node."""
@@ -232,7 +227,9 @@ class March:
         return self._steps[key], [p[2] for p in parts]
 
     def boundary(self, t: float) -> Array:
-        """Values at absorbing nodes at a time."""
+        """Values at absorbing nodes at a time; no part of a flow between free states, whose tangents they are not."""
+        if self._doubled:
+            return np.zeros((2 * self.generator.grid.size, 1))
         return self.generator.boundary(t, self.generator.nodes(self.like))
 
     def crossing(self, t: float, like: Array | None = None) -> Crossing | None:

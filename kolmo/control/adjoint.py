@@ -1,7 +1,6 @@
 """The discrete adjoint as torch functions: marches and stationary solves, differentiable twice, kept or repeated."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import combinations
 from typing import Any, Protocol
 
@@ -9,11 +8,12 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from kolmo.arrays import Array, as_like, contiguous
+from kolmo.arrays import Array, as_like, as_numpy, contiguous
 from kolmo.control.checkpoints import check, keeps_stages, split
 from kolmo.discretization import Discretization
 from kolmo.march import March, StepPlan
 from kolmo.problem import KolmogorovProblem
+from kolmo.problem.rest import at_rest
 from kolmo.schemes.generator import Semi
 from kolmo.stationary import solve_stationary
 from kolmo.steppers.base import Operator
@@ -26,6 +26,11 @@ Pulled = tuple[Array, dict[float, Any], dict[float, Any], dict[float, Any]]
 def own(x: torch.Tensor, march: March) -> Array:
     """A tensor's values as the march takes them, contiguous: NumPy, or a tensor on its device."""
     return contiguous(as_like(x.detach(), march.like))
+
+
+def on_host(x: torch.Tensor) -> np.ndarray:
+    """A tensor's values in NumPy, contiguous."""
+    return np.asarray(contiguous(as_numpy(x)))
 
 
 def tensor_like(problem: KolmogorovProblem) -> torch.Tensor:
@@ -42,23 +47,20 @@ def march_like(problem: KolmogorovProblem) -> torch.Tensor | None:
 def differentiable_march(problem: KolmogorovProblem, recipe: Discretization) -> March:
     """The march of a problem on a recipe, its stencils laid out for what the covariance may become.
 
-    Central schemes leave out mixed derivatives where there is no correlation. A correlation that is zero only at the
-    present parameters is not left out: its derivative would be zero too, silently.
+    Stencils leave out mixed derivatives where there is no correlation. A correlation that is zero only at the present
+    parameters is not left out: its derivative would be zero too, silently.
     """
-    march = recipe.march(problem, march_like(problem))
-    generator = march.generator
-    if problem.dim > 1 and generator.scheme.name.startswith("central") and not problem.sde.noiseless:
-        sample = generator.sample
-        S = sample.S + 1e-12 * np.abs(sample.S).max() * _coupled(problem, march)
-        generator.__dict__["sample"] = replace(sample, S=S)
-    return march
+    couples = problem.dim > 1 and not problem.sde.noiseless
+    return recipe.march(problem, march_like(problem), _coupled(problem, recipe) if couples else None)
 
 
-def _coupled(problem: KolmogorovProblem, march: March) -> np.ndarray:
-    """Which entries of the covariance off the diagonal depend on a parameter: a matrix (d, d) of 0 and 1."""
-    d, points = problem.dim, march.generator.grid.points
-    depends = np.zeros((d, d))
-    t = march.plans[0].instants[0] if march.plans else 0.0
+def _coupled(problem: KolmogorovProblem, recipe: Discretization) -> np.ndarray:
+    """Which entries of the covariance off the diagonal depend on a parameter, shape (d, d)."""
+    problem = at_rest(problem, recipe.grid.box)
+    d, points = problem.dim, recipe.grid.points
+    depends = np.zeros((d, d), dtype=bool)
+    # in the middle of the last interval
+    t = 0.5 * ((problem.horizon or 0.0) + max(problem.sde.breakpoints, default=0.0))
     with torch.enable_grad():
         S = problem.sde.covariance(t, as_like(points[:: max(1, len(points) // 64)], tensor_like(problem)))
         leaves = _leaves(S)
@@ -66,7 +68,7 @@ def _coupled(problem: KolmogorovProblem, march: March) -> np.ndarray:
             entry = S[:, i, j]
             weights = torch.linspace(1.0, 2.0, len(entry), dtype=torch.float64, device=entry.device)
             found = torch.autograd.grad((weights * entry).sum(), leaves, retain_graph=True, allow_unused=True)
-            depends[i, j] = depends[j, i] = float(any(g is not None and bool((g != 0).any()) for g in found))
+            depends[i, j] = depends[j, i] = any(g is not None and bool((g != 0).any()) for g in found)
     return depends
 
 
@@ -84,25 +86,56 @@ def _leaves(v: torch.Tensor) -> list[torch.Tensor]:
     return leaves
 
 
-class Flow(Protocol):
-    """A map (first state, stencil numbers, loads, boundary values) → last state, with its transposes."""
+class Taken:
+    """A march with the numbers of the flow that was run last: on the way back are the factors of the way there.
 
-    march: March
+    Flows of one sweep share one: between their turns they keep nothing.
+
+    Parameters
+    ----------
+    march : March
+        The steps.
+    """
+
+    def __init__(self, march: March) -> None:
+        self.march = march
+        self._latest: tuple[Flow, March] | None = None
+
+    def by(self, flow: "Flow", tensors: Sequence[torch.Tensor]) -> March:
+        """The march with the numbers, loads and boundary values of a flow, assembled in torch."""
+        if self._latest is None or self._latest[0] is not flow:
+            self._latest = None  # before the next is made: one at a time
+            self._latest = flow, self.march.holding(self._semis(flow, tensors))
+        return self._latest[1]
+
+    def _semis(self, flow: "Flow", tensors: Sequence[torch.Tensor]) -> dict[float, tuple[Semi, Operator]]:
+        march, parts = self.march, [own(v, self.march) for v in tensors]
+        found = {}
+        for j, (t, stencil) in enumerate(flow.stencils.items()):
+            a, load, boundary = parts[3 * j : 3 * j + 3]
+            operator = Operator(stencil, a, march.fixed, flow.active.get(t), march.mask)
+            found[t] = (Semi(stencil, a, load, boundary), operator)
+        return found
+
+
+class Flow(Protocol):
+    """A map (first state, stencil numbers, loads, boundary values) → last state, with its transposes.
+
+    The numbers are in the march that it is run on.
+    """
+
+    taken: Taken
     stencils: dict[float, Any]
     """Per instant, in order, the stencil of the numbers there."""
     active: dict[float, np.ndarray | None]
     """Per instant, which numbers' derivatives are wanted; where nothing is said, all."""
 
-    def run(self, u: Array) -> tuple[Array, list[Array]]:
+    def run(self, march: March, u: Array) -> tuple[Array, list[Array]]:
         """Last state, and what ``pull`` needs."""
         ...
 
-    def pull(self, kept: list[Array], p: Array) -> Pulled:
+    def pull(self, march: March, kept: list[Array], p: Array) -> Pulled:
         """Derivatives of ⟨p, last state⟩."""
-        ...
-
-    def on(self, march: March, stencils: dict[float, Any]) -> "Flow":
-        """The same map on another march."""
         ...
 
 
@@ -111,41 +144,29 @@ class Steps:
 
     Parameters
     ----------
-    march : March
-        Where the steps are prepared.
+    taken : Taken
+        The march.
     plans : sequence of StepPlan
         The steps.
-    stencils : dict
-        Per instant of the steps, the stencil.
-    active : dict, optional
-        Per instant, which numbers depend on a parameter; those missing may all.
+    semis : dict
+        Per instant of the steps, the semi-discrete equation.
     stages : bool
         Keep the states of stages too.
     """
 
-    def __init__(
-        self,
-        march: March,
-        plans: Sequence[StepPlan],
-        stencils: dict[float, Any],
-        active: dict[float, np.ndarray | None] | None = None,
-        stages: bool = False,
-    ) -> None:
-        self.march, self.plans, self.stencils, self.active = march, plans, stencils, active or {}
-        self.stages = stages
+    def __init__(self, taken: Taken, plans: Sequence[StepPlan], semis: dict[float, Semi], stages: bool = False) -> None:
+        self.taken, self.plans, self.stages = taken, plans, stages
+        self.stencils = {t: semi.stencil for t, semi in semis.items()}
+        self.active = {t: semi.active for t, semi in semis.items()}
 
-    def run(self, u: Array) -> tuple[Array, list[Array]]:
+    def run(self, march: March, u: Array) -> tuple[Array, list[Array]]:
         """March, keeping the states that the transpose needs."""
-        last, kept = self.march.descend(self.march.without_boundary(u), self.plans, self.stages)
+        last, kept = march.descend(march.without_boundary(u), self.plans, self.stages)
         return contiguous(last), kept
 
-    def pull(self, kept: list[Array], p: Array) -> Pulled:
+    def pull(self, march: March, kept: list[Array], p: Array) -> Pulled:
         """March transposed; every stage gives its share of the derivatives."""
-        return self.march.gradient(kept, p, self.plans)
-
-    def on(self, march: March, stencils: dict[float, Any]) -> "Steps":
-        """The same steps on another march."""
-        return Steps(march, self.plans, stencils)
+        return march.gradient(kept, p, self.plans)
 
 
 class Still:
@@ -153,69 +174,48 @@ class Still:
 
     Parameters
     ----------
-    march : March
+    taken : Taken
         Holds the operator.
-    stencils : dict
-        The stencil, at instant 0.
+    semis : dict
+        The semi-discrete equation, at instant 0.
     """
 
-    def __init__(self, march: March, stencils: dict[float, Any]) -> None:
-        self.march, self.stencils = march, stencils
+    def __init__(self, taken: Taken, semis: dict[float, Semi]) -> None:
+        self.taken = taken
+        self.stencils = {t: semi.stencil for t, semi in semis.items()}
         self.active: dict[float, np.ndarray | None] = {}
 
-    def run(self, u: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    def run(self, march: March, u: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """Solve Q u + r = 0."""
-        solution = np.ascontiguousarray(self.march.without_boundary(solve_stationary(self.march)))
+        solution = np.ascontiguousarray(march.without_boundary(solve_stationary(march)))
         return solution, [solution]
 
-    def pull(self, kept: list[np.ndarray], p: np.ndarray) -> Pulled:
+    def pull(self, march: March, kept: list[np.ndarray], p: np.ndarray) -> Pulled:
         """Solve Qᵀ q = −p."""
-        march = self.march
         semi, _, _ = march.ingredients(0.0)
         q = march.without_boundary(solve_stationary(march, weights=march.without_boundary(p)))
         numbers = semi.stencil.pullback(q, kept[0] + semi.boundary)
         values = semi.stencil.apply_transposed(semi.a, q)
         return np.zeros_like(p), {0.0: numbers}, {0.0: q}, {0.0: values}
 
-    def on(self, march: March, stencils: dict[float, Any]) -> "Still":
-        """The same solve on another march."""
-        return Still(march, stencils)
 
-
-def seed(flow: Flow, tensors: Sequence[torch.Tensor]) -> None:
-    """Hand the march the numbers assembled in torch, unless it has them already."""
-    if flow.march.owner is flow:
-        return
-    march, parts = flow.march, [own(v, flow.march) for v in tensors]
-    ingredients = {}
-    for j, (t, stencil) in enumerate(flow.stencils.items()):
-        a, load, boundary = parts[3 * j : 3 * j + 3]
-        ingredients[t] = (
-            Semi(stencil, a, load, boundary),
-            Operator(stencil, a, march.fixed, flow.active.get(t), march.mask),
-        )
-    march.seed(ingredients, owner=flow)
-
-
-def _dual(flow: Flow, tensors: Sequence[torch.Tensor], tangents: Sequence[torch.Tensor | None]) -> Flow:
-    """The flow on states stacked with their tangents, for tangents of the numbers, loads and boundary values.
+def _dual(flow: Flow, tensors: Sequence[torch.Tensor], tangents: Sequence[torch.Tensor | None]) -> March:
+    """The march of a flow on states stacked with their tangents, for tangents of numbers, loads and boundary values.
 
     In NumPy: the dual numbers of the march are made of sparse matrices.
     """
-    march = flow.march.doubled()
-    march.like = np.zeros(())
-    stencils = {t: DualStencil(stencil) for t, stencil in flow.stencils.items()}
+    march = flow.taken.march
+    fixed = None if march.fixed is None else np.concatenate([march.fixed, march.fixed])
     pairs = []
     for v, w in zip(tensors, tangents, strict=True):
-        value = own(v, march)
-        pairs.append((value, np.zeros_like(value) if w is None else own(w, march)))
-    ingredients = {}
-    for j, (t, stencil) in enumerate(stencils.items()):
-        a = np.stack(pairs[3 * j])
+        value = on_host(v)
+        pairs.append((value, np.zeros_like(value) if w is None else on_host(w)))
+    semis: dict[float, tuple[Semi, Operator]] = {}
+    for j, (t, plain) in enumerate(flow.stencils.items()):
+        stencil, a = DualStencil(plain), np.stack(pairs[3 * j])
         load, boundary = (np.concatenate(pair) for pair in pairs[3 * j + 1 : 3 * j + 3])
-        ingredients[t] = (Semi(stencil, a, load, boundary), DualOperator(stencil, a, march.fixed))
-    march.seed(ingredients)
-    return flow.on(march, stencils)
+        semis[t] = (Semi(stencil, a, load, boundary), DualOperator(stencil, a, fixed))
+    return march.holding(semis, doubled=True)
 
 
 def _tensors(
@@ -236,8 +236,8 @@ class _Map(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, flow: Flow, start: torch.Tensor, *tensors: torch.Tensor) -> Any:
         """Run, keeping what the transpose needs."""
-        seed(flow, tensors)
-        last, kept = flow.run(own(start, flow.march))
+        march = flow.taken.by(flow, tensors)
+        last, kept = flow.run(march, own(start, march))
         ctx.flow, ctx.count = flow, len(tensors)
         # saved as tensors, so that torch's checkpoints can drop them
         ctx.save_for_backward(start, *tensors, *(torch.as_tensor(u) for u in kept))
@@ -247,7 +247,7 @@ class _Map(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         """The transposed flow, itself differentiable."""
         start, *rest = ctx.saved_tensors
-        tensors, kept = rest[: ctx.count], [own(u, ctx.flow.march) for u in rest[ctx.count :]]
+        tensors, kept = rest[: ctx.count], [own(u, ctx.flow.taken.march) for u in rest[ctx.count :]]
         pulled = _Transpose.apply(ctx.flow, kept, gradients[0], start, *tensors)  # type: ignore[no-untyped-call]
         return (None, *pulled)
 
@@ -260,20 +260,20 @@ class _Transpose(torch.autograd.Function):
         ctx: Any, flow: Flow, kept: list[Array], p: torch.Tensor, start: torch.Tensor, *tensors: torch.Tensor
     ) -> Any:
         """Derivatives of ⟨p, last state⟩ with respect to the first state, numbers, loads and boundary values."""
-        seed(flow, tensors)
+        march = flow.taken.by(flow, tensors)
         ctx.flow = flow
         ctx.save_for_backward(p, start, *tensors)
-        return tuple(_tensors(flow, flow.pull(kept, own(p, flow.march)), p))
+        return tuple(_tensors(flow, flow.pull(march, kept, own(p, march)), p))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *directions: torch.Tensor) -> Any:
         """Tangent of the flow along the directions, then the transpose of that."""
         p, start, *tensors = ctx.saved_tensors
-        flow = _dual(ctx.flow, tensors, directions[1:])
-        last, kept = flow.run(np.concatenate([own(v, flow.march) for v in (start, directions[0])]))
-        weights = own(p, flow.march)
-        pulled = flow.pull(kept, np.concatenate([np.zeros_like(weights), weights]))
+        flow, march = ctx.flow, _dual(ctx.flow, tensors, directions[1:])
+        last, kept = flow.run(march, np.concatenate([on_host(v) for v in (start, directions[0])]))
+        weights = on_host(p)
+        pulled = flow.pull(march, kept, np.concatenate([np.zeros_like(weights), weights]))
         tangent = as_like(contiguous(halves(last)[1]), p)
         return (None, None, tangent, *_tensors(flow, pulled, p, lambda v: v[0], lambda v: halves(v)[0]))
 
@@ -312,7 +312,7 @@ class Sweep:
     """
 
     def __init__(self, march: March, checkpoints: int | None) -> None:
-        self.march = march
+        self.march, self.taken = march, Taken(march)
         self.checkpoints = None if checkpoints is None else check(checkpoints, len(march.plans))
         instants = {t for plan in march.plans for t in plan.instants}
         self._shared = self._assemble(sorted(instants)) if len(instants) == 1 or checkpoints is None else None
@@ -333,10 +333,8 @@ class Sweep:
 
     def _leaf(self, u: torch.Tensor, plans: Sequence[StepPlan]) -> torch.Tensor:
         semis = self._shared or self._assemble(sorted({t for plan in plans for t in plan.instants}))
-        stencils, active = ({t: getattr(semi, part) for t, semi in semis.items()} for part in ("stencil", "active"))
         stages = keeps_stages(len(plans), self.checkpoints, self.march.stepper, 8 * u.numel())
-        flow = Steps(self.march, plans, stencils, active, stages)
-        return apply(flow, u, semis)
+        return apply(Steps(self.taken, plans, semis, stages), u, semis)
 
     def _reverse(self, u: torch.Tensor, plans: Sequence[StepPlan], kept: int | None) -> torch.Tensor:
         """Revolve as nested checkpoints: what comes before the split is made again, from its first state."""

@@ -11,7 +11,6 @@ import torch
 from scipy.linalg import lapack
 from scipy.ndimage import distance_transform_edt, maximum_filter1d
 
-from kolmo.arrays import Held
 from kolmo.control.coefficients import Coefficients, Values
 from kolmo.control.game import Game
 from kolmo.control.problem import ControlProblem
@@ -110,12 +109,16 @@ class Bellman:
         if any(isinstance(face, Entrance) for pair in self.box.faces for face in pair):
             raise InputError("box", self.box, "no entrance: the control could make the end one that is reached")
         self.coefficients = Coefficients(problem, self.places)
-        sample = self._sample()
+        sample = self._typical()
         self.stencil = self.scheme.stencil(grid, self.box, sample)
-        name = scheme if scheme.startswith("central") else "central2"
-        self.fields = SCHEMES[name].stencil(grid, self.box, sample)
+        self.fields = SCHEMES["central2" if self.scheme.monotone else scheme].stencil(grid, self.box, sample)
         if not self.coefficients.covariance_is_fixed:
-            self._keep_noise_at_cuts()
+            # Where the control sets the noise it is chosen by the normal second derivative, which central schemes drop
+            # at open faces: without it the control of a convex value has no optimum at the cut, the value there is that
+            # of no noise at all, and both faults spread inwards.
+            self.fields = self.fields.with_noise_at_cuts()
+            if not self.scheme.monotone:
+                self.stencil = self.stencil.with_noise_at_cuts()
         self._soft = self._near_faces() if self.held is None else self._near_faces() | self.held.inside
         # Selling's vectors depend on the covariance: where it never changes, neither does the stencil
         self._one_layout = grid.dim == 1 or self.coefficients.covariance_is_fixed
@@ -139,16 +142,6 @@ class Bellman:
     def _faces(self) -> list[tuple[int, int, Any]]:
         return [(i, s, self.box.faces[i][s]) for i in range(self.grid.dim) for s in (0, 1)]
 
-    def _keep_noise_at_cuts(self) -> None:
-        """Put back the normal second derivative that central schemes drop at open faces (as that of the next node).
-
-        Where the control sets the noise it is chosen by this derivative: without it the control of a convex value has
-        no optimum at the cut, the value there is that of no noise at all, and both faults spread inwards.
-        """
-        for stencil in (self.stencil, self.fields):
-            if isinstance(stencil, TensorStencil):
-                stencil.keep = [Held(np.ones(self.grid.size)) for _ in range(self.grid.dim)]  # type: ignore[attr-defined]
-
     def _near_faces(self) -> np.ndarray:
         """Nodes near faces where derivatives are dropped, degenerate or one-sided."""
         near = np.zeros(self.grid.shape, dtype=bool)
@@ -158,14 +151,14 @@ class Bellman:
                 near[(slice(None),) * i + (index,)] = True
         return near.reshape(-1)
 
-    def _sample(self) -> Local:
-        """Coefficients for laying out stencils: mixed terms wherever some control makes them."""
+    def _typical(self) -> np.ndarray:
+        """The covariance for which stencils are laid out: mixed terms wherever some control makes them."""
         parts = [self._checked(0.0, self.start(a).a) for a in self.problem.controls.samples]
         if self.problem.controls.samples.any(axis=1).sum() == 0:
             shifted = self.problem.controls.samples[0] + 1.0
             parts.append(self._checked(0.0, self.start(shifted).a))
-        S = np.max([np.abs(p.S) for p in parts], axis=0)
-        return Local(parts[0].A, S if self.scheme.name.startswith("central") else parts[0].S, parts[0].c, parts[0].g)
+        several = self.scheme.follows == "pattern"
+        return np.asarray(np.max([np.abs(p.S) for p in parts], axis=0) if several else parts[0].S)
 
     def start(self, a: np.ndarray | None = None) -> Act:
         """The same control at every node: the first of the typical ones unless given."""
@@ -238,8 +231,8 @@ class Bellman:
             value = self.problem.stopping(t, self.x).detach().numpy()
             local = Local(local.A, local.S, local.c + pull, local.g + (pull * value)[:, None])
         stencil = self.stencil
-        if self.scheme.monotone and not self._one_layout:
-            stencil = self.scheme.stencil(self.grid, self.box, local)
+        if self.scheme.follows == "values" and not self._one_layout:
+            stencil = self.scheme.stencil(self.grid, self.box, local.S)
         assembly = self.scheme.assemble(stencil, local, self._face_data(t), self.metric)
         load = assembly.load if act.bent is None else assembly.load + act.bent
         if self.fixed is not None:

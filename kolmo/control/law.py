@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from kolmo.arrays import as_points, at_home
-from kolmo.control.adjoint import Steps, differentiable_march, own, pieces, seed
+from kolmo.control.adjoint import Steps, Taken, differentiable_march, own, pieces
 from kolmo.control.value import planned
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
@@ -299,11 +299,11 @@ def _spread(march: March, semis: dict[float, Semi], start: torch.Tensor, keep: l
     """Masses at the time nodes numbered ``keep``, shape (len(keep), size, k); at an event those after it."""
     free = None if march.fixed is None else torch.as_tensor(~march.fixed, dtype=start.dtype)[:, None]
     found: list[torch.Tensor] = []
-    first, p = 0, start
+    first, p, taken = 0, start, Taken(march)
     for plans in reversed(pieces(march)):
         last = first + len(plans)
         mine = {t: semis[t] for t in sorted({t for plan in plans for t in plan.instants})}
-        flow = Steps(march, plans, {t: semi.stencil for t, semi in mine.items()})
+        flow = Steps(taken, plans, mine)
         tensors = [v for semi in mine.values() for v in (semi.a, semi.load, semi.boundary)]
         crossing = march.crossing(plans[0].start, start)
         inside = [k for k in keep if first <= k < last or (k == last and crossing is None)]
@@ -325,8 +325,7 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, flow: Steps, keep: list[int], start: torch.Tensor, *tensors: torch.Tensor) -> Any:
         """Transposed steps from 0 to T."""
-        seed(flow, tensors)
-        march = flow.march
+        march = flow.taken.by(flow, tensors)
         p = [np.ascontiguousarray(march.without_boundary(own(start, march)))]
         for plan in reversed(flow.plans):
             p.append(march.prepared(plan)[0].apply_transposed(p[-1])[0])
@@ -338,8 +337,8 @@ class _Spread(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         """⟨w, Sᵀ p⟩ = ⟨p, S w⟩: march w back without loads and pull each step back to its numbers."""
-        flow, march = ctx.flow, ctx.flow.march
-        seed(flow, ctx.saved_tensors)
+        flow = ctx.flow
+        march = flow.taken.by(flow, ctx.saved_tensors)
         given = dict(zip(ctx.keep, own(gradients[0], march), strict=True))
         zero = np.zeros_like(ctx.masses[0])
         w = march.without_boundary(given.get(len(flow.plans), zero))

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from scipy import optimize
 
 from kolmo.arrays import as_points, at_home
-from kolmo.control.adjoint import Steps, apply, differentiable_march
+from kolmo.control.adjoint import Steps, Taken, apply, differentiable_march
 from kolmo.control.minimize import collect, minimize
 from kolmo.control.value import expected_value, planned
 from kolmo.discretization import Discretization
@@ -229,14 +229,13 @@ class _Game:
         """One march back and one forward at the present parameters."""
         generator = self.march.generator
         with torch.no_grad():
-            semis = {t: generator.at(t, self.like) for t in self.instants}
+            # as leaves all numbers are wanted, whatever they came from
+            semis = {t: replace(generator.at(t, self.like), active=None) for t in self.instants}
             terminal = self.recipe.initial(self.start)
             coefficients = {t: self._coefficients(t) for t in self.instants}
             edge = generator.boundary(0.0, self.x)
         leaves = [v.requires_grad_() for s in semis.values() for v in (s.a, s.load, s.boundary)]
-        # a fresh march: prepared steps belong to the parameters they were prepared for
-        march = differentiable_march(self.problem, self.recipe)
-        flow = Steps(march, march.plans, {t: semi.stencil for t, semi in semis.items()})
+        flow = Steps(Taken(self.march), self.march.plans, semis)
         J = self._expected(apply(flow, terminal.requires_grad_(), semis) + edge)
         found = torch.autograd.grad(J, [terminal, *leaves], allow_unused=True)
         parts = [torch.zeros_like(v) if g is None else g for g, v in zip(found, [terminal, *leaves], strict=True)]

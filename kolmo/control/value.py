@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kolmo.arrays import as_like, as_points, at_home
-from kolmo.control.adjoint import Still, Sweep, apply, differentiable_march, tensor_like
+from kolmo.control.adjoint import Still, Sweep, Taken, apply, differentiable_march, tensor_like
 from kolmo.control.checkpoints import GradientMemory
 from kolmo.control.switches import warn_of_jumps
 from kolmo.discretization import Discretization
@@ -244,7 +244,7 @@ def grid_value(
     warn_of_jumps(problem, generator, like)
     if problem.stationary:
         semi = generator.at(0.0, like)
-        state = apply(Still(march, {0.0: semi.stencil}), torch.zeros_like(semi.load), {0.0: semi})
+        state = apply(Still(Taken(march), {0.0: semi}), torch.zeros_like(semi.load), {0.0: semi})
     else:
         terminal = discretization.initial(March(generator, march.stepper, march.times, like))
         state = Sweep(march, checkpoints)(terminal)

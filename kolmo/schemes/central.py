@@ -1,10 +1,11 @@
 """Central differences of order 2, 4 and 6 on the uniform computational grid, full diffusion tensor."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -247,6 +248,7 @@ class Central:
     still: bool = False
     monotone: bool = False
     smooth: bool = True
+    follows: Literal["pattern"] = "pattern"
 
     @property
     def name(self) -> str:
@@ -263,7 +265,7 @@ class Central:
         """Weight of the slope in the second difference at a break."""
         return slope_weight(self.order)
 
-    def stencil(self, grid: Grid, box: Box, sample: Local) -> "CentralStencil":
+    def stencil(self, grid: Grid, box: Box, covariance: Array) -> "CentralStencil":
         """Difference operators of every axis and the list of terms."""
         operators, slopes = [], {}
         for i, axis in enumerate(grid.axes):
@@ -274,7 +276,7 @@ class Central:
             ops, ends = _along_axis(axis.n, self.order, low, high, elastic, axis.breaks)
             slopes.update({(i, side): weights for side, weights in ends.items()})
             operators.append(ops)
-        return CentralStencil.of(grid, box, operators, slopes, sample)
+        return CentralStencil.of(grid, box, operators, slopes, covariance)
 
     def assemble(self, stencil: "CentralStencil", local: Local, faces: FaceData, metric: Metric) -> Assembly:
         """Stencil numbers from local coefficients."""
@@ -390,6 +392,12 @@ class CentralStencil(TensorStencil):
     faces: tuple[tuple[Face, Face], ...]
     cuts: dict[tuple[int, int], Held]
 
+    def with_noise_at_cuts(self) -> "CentralStencil":
+        """The same terms, with the normal second derivative at open faces too (as that of the next node)."""
+        stencil = copy.copy(self)
+        stencil.keep = [Held(np.ones(len(mask.array))) for mask in self.keep]
+        return stencil
+
     def held_back(self, axis: int, A: Array, noise: Array) -> Array:
         """Drift along an axis, on its cuts no more of it outwards than noise can hold."""
         for (i, side), nodes in self.cuts.items():
@@ -413,8 +421,8 @@ class CentralStencil(TensorStencil):
         return -a[0], xp.stack([a[1 + 2 * i] for i in range(d)], -1), xp.stack(rows, -2)
 
     @classmethod
-    def of(cls, grid: Grid, box: Box, operators: Any, slopes: Any, sample: Local) -> "CentralStencil":
-        """Lay out the terms for a grid; mixed terms only where the sample covariance has them.
+    def of(cls, grid: Grid, box: Box, operators: Any, slopes: Any, covariance: Array) -> "CentralStencil":
+        """Lay out the terms for a grid; mixed terms only where the covariance has them.
 
         ``slopes``: per face where the slope is known, its weights in the two differences along the axis.
         """
@@ -423,7 +431,7 @@ class CentralStencil(TensorStencil):
         def key(**names: str) -> Key:
             return tuple(names.get(f"x{i}") for i in range(d))
 
-        S = detached(sample.S)
+        S = detached(covariance)
         scale = float(abs(S).max())
         mixed = {(i, j) for i, j in combinations(range(d), 2) if float(abs(S[:, i, j]).max()) > 1e-14 * scale}
         terms = [key()]

@@ -34,6 +34,8 @@ LINEAR, LEAST_WIDTH, LEBESGUE = 2, 4, 1.6
 # Nodes at which coefficients are compared to see whether they depend on time, and the least number of instants in each
 # interval between breakpoints, of which there may be many.
 COMPARED_NODES, LEAST_COMPARED = 400, 8
+# Entries of the covariance that may become something count as this part of the largest in a layout.
+BARELY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ class Generator:
         Rules by name of functions ("drift", "covariance", "killing", "source") that are averaged around the nodes.
     everywhere : bool, default False
         Values hold at all nodes of absorbing faces, whether the process leaves there or not.
+    coupled : ndarray of bool, shape (d, d), optional
+        Entries of the covariance that stencils are laid out for even where they are zero: they may become something.
 
     Examples
     --------
@@ -112,7 +116,9 @@ class Generator:
         averages: Mapping[str, TerminalRule] | None = None,
         *,
         everywhere: bool = False,
+        coupled: np.ndarray | None = None,
     ) -> None:
+        self._coupled = coupled
         self._means = {
             name: partial(_mean, rule, problem, name) for name, rule in ({} if averages is None else averages).items()
         }
@@ -231,8 +237,13 @@ class Generator:
 
     @cached_property
     def stencil(self) -> Any:
-        """Stencils laid out for the sample coefficients (schemes whose layout does not depend on them)."""
-        return self.scheme.stencil(self.grid, self.box, self.sample)
+        """Stencils laid out for the sample coefficients, which do not count in one dimension."""
+        if self.grid.dim == 1:
+            return self.scheme.stencil(self.grid, self.box, np.zeros((self.grid.size, 1, 1)))
+        S = self.sample.S
+        if self._coupled is not None and self.scheme.follows == "pattern":
+            S = S + BARELY * np.abs(S).max() * self._coupled
+        return self.scheme.stencil(self.grid, self.box, S)
 
     @cached_property
     def autonomous(self) -> bool:
@@ -321,20 +332,15 @@ class Generator:
 
     def at(self, t: float, like: Array | None = None) -> Semi:
         """Stencil numbers, load and boundary values at time t; ``like`` a tensor: in torch, with gradients."""
-        x = self.nodes(like)
-        if like is None:
-            stencil = self.stencil
-            local = self._evaluated.pop(t, None)  # what the layout was made for serves the march too, once
-            local = self.local(t) if local is None else local
-        else:
-            local = self.local(t, like)
-            if self._sample_times() == [t] and not self.scheme.monotone and not self._laid_out:
-                self.__dict__["stencil"] = self.scheme.stencil(self.grid, self.box, local)
-            stencil = self.stencil
-        if self.scheme.monotone and self.grid.dim > 1 and not (self.autonomous and len(self.intervals()) == 1):
-            stencil = self.scheme.stencil(self.grid, self.box, local)
+        x, stencil = self.nodes(like), self.stencil
+        # what the layout was made for serves the march too, once
+        local = None if like is not None else self._evaluated.pop(t, None)
+        local = self.local(t, like) if local is None else local
+        once = self.autonomous and len(self.intervals()) == 1
+        if self.scheme.follows == "values" and self.grid.dim > 1 and not once:
+            stencil = self.scheme.stencil(self.grid, self.box, local.S)
         assembly = self.scheme.assemble(stencil, local, self._face_data(t, x), self.metric)
-        if self.autonomous and len(self.intervals()) == 1:
+        if once:
             self._release()
         numbers, active = assembly.a, assembly.active
         if self.problem.sde.kinds:
@@ -349,11 +355,6 @@ class Generator:
         start = Start(self.nodes(like), self.fixed if self.fixed.any() else None, width, linear=not monotone)
         at = t, self.places(like)
         return with_jumps(stencil, numbers, self.problem.sde, self.grid, self.box, at, start)
-
-    @property
-    def _laid_out(self) -> bool:
-        """Whether there are stencils already, or the coefficients that they are to be made for."""
-        return not {"stencil", "sample"}.isdisjoint(self.__dict__)
 
     def _release(self) -> None:
         """Let go of what only serves to assemble (it is made again if asked for): on a large grid it counts."""

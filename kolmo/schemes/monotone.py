@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -163,6 +163,7 @@ class Monotone:
     order: int = 1
     monotone: bool = True
     smooth: bool = True
+    follows: Literal["values"] = "values"
 
     @property
     def minimum_nodes(self) -> int:
@@ -174,9 +175,9 @@ class Monotone:
         """Weight of the slope in the second difference at a break: that of three nodes."""
         return 2.0
 
-    def stencil(self, grid: Grid, box: Box, sample: Local) -> MonotoneStencil:
-        """Lay out the jumps for the sample covariance."""
-        layout, cols = _lay_out(grid, box, as_numpy(sample.S))
+    def stencil(self, grid: Grid, box: Box, covariance: Array) -> MonotoneStencil:
+        """Lay out the jumps for a covariance."""
+        layout, cols = _lay_out(grid, box, as_numpy(covariance))
         rows = layout.node[layout.entry_jump]
         order = np.argsort(rows, kind="stable")
         stencil = MonotoneStencil(grid.size, rows[order], cols[order])

@@ -11,8 +11,9 @@ import numpy as np
 from kolmo.arrays import Array, is_tensor, namespace
 from kolmo.errors import InputError
 from kolmo.kernels.linear import Factorization, LineSolver, RenewedLineSolver
+from kolmo.schemes.base import Split, Together
 from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step
-from kolmo.steppers.dual import DualOperator, DualStencil, NestedFactors, halves
+from kolmo.steppers.dual import DualStencil, NestedFactors, halves
 
 # Bytes of an axis' factors up to which they are kept: read from memory they are hardly faster than made anew.
 FACTORS_KEPT = 16_000_000
@@ -118,7 +119,7 @@ class _Parts:
     """An operator split by axis: the mixed part first."""
 
     def __init__(self, operator: Operator) -> None:
-        if not hasattr(operator.stencil, "split"):
+        if not isinstance(operator.stencil, Split):
             raise InputError("stepper", "'mcs' with a scheme that does not split by axis", "a central scheme")
         self.operator = operator
         self.stencils, _, self._spread = operator.stencil.split(operator.a)
@@ -126,7 +127,7 @@ class _Parts:
     @property
     def compiled(self) -> bool:
         """Whether the compiled step knows the stencil: not that of dual numbers, nor of jumps."""
-        return not isinstance(self.operator, DualOperator) and hasattr(self.operator.stencil, "together")
+        return isinstance(self.operator.stencil, Together)
 
     @cached_property
     def kernel(self) -> tuple[Any, ...]:
@@ -164,8 +165,7 @@ class _Parts:
         widths = stencil.widths(axis)
         small = 8 * math.prod(stencil.shape) * (sum(widths) + 1) <= FACTORS_KEPT
         # terms that act only at walls are not among what is made anew
-        known = hasattr(self.operator.stencil, "together")
-        if small or not known or is_tensor(self.operator.a) or len(stencil.fused.table[-1][0]) > 0:
+        if small or not self.compiled or is_tensor(self.operator.a) or len(stencil.fused.table[-1][0]) > 0:
             return _line_solver(stencil, self.numbers[axis + 1], axis, scale, free)
         part = self.kernel[0][axis + 1], self.kernel[1]
         mask = np.zeros(0) if free is None else free.ravel()

@@ -11,6 +11,7 @@ import scipy.sparse as sp
 from kolmo.arrays import Array, Held, empty, fresh
 from kolmo.kernels.linear import BandedLU, Factorization, factorize
 from kolmo.registry import Registry
+from kolmo.schemes.base import Banded
 
 # Stages times diagonals of systems of several stages that are solved as a band. Measured with three stages and with
 # differences that are one-sided at the ends (48), 60 to 700 nodes: 6 ms a step in place of 15 ms by sparse products.
@@ -65,7 +66,7 @@ class Operator:
     @cached_property
     def _band(self) -> tuple[np.ndarray, int, int] | None:
         """Q in band storage, with room for factors and the numbers of its diagonals; None where that does not pay."""
-        return self.stencil.band(np.asarray(self.a), self.fixed) if hasattr(self.stencil, "band") else None
+        return self.stencil.band(np.asarray(self.a), self.fixed) if isinstance(self.stencil, Banded) else None
 
     def shifted(self, scale: complex) -> Factorization:
         """Factors of I − scale Q."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from kolmo.arrays import Array, as_like, as_numpy, is_tensor, namespace
 from kolmo.errors import InputError, NotConvergedError
+from kolmo.schemes.base import Readable
 from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step
 
 # Room around the estimated spectrum, and growth e^GROWTH of the exponential that the ellipse may reach on the right.
@@ -92,7 +93,7 @@ def wide_support(operator: Operator) -> np.ndarray:
     """The same from every node's coefficients alone, as if they held everywhere; wider where noise dies."""
     a, stencil = as_numpy(operator.a), operator.stencil
     cos, sin = np.cos(DIRECTIONS), np.sin(DIRECTIONS)
-    if not hasattr(stencil, "coefficients"):
+    if not isinstance(stencil, Readable):
         # Gershgorin: a row with non-negative off-diagonals that sums to −c
         matrix = operator.matrix
         centre = matrix.diagonal()

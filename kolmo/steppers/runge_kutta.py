@@ -9,6 +9,7 @@ import numpy as np
 
 from kolmo.arrays import Array, is_tensor
 from kolmo.kernels.tensor import Fused
+from kolmo.schemes.base import Compiled
 from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step, gather
 
 # Nodes of the four stages: the second and third share the middle.
@@ -146,12 +147,9 @@ class RungeKutta4:
 
     def prepare(self, operators: Sequence[Operator], dt: float) -> Step:
         """Choose the kernels where they know the stencil."""
-        known = [getattr(op.stencil, "fused", None) for op in operators]
-        if (
-            known[0] is not None
-            and all(fused is known[0] for fused in known)
-            and not any(is_tensor(op.a) for op in operators)
-        ):
+        stencil = operators[0].stencil
+        one = all(op.stencil is stencil and not is_tensor(op.a) for op in operators)
+        if one and isinstance(stencil, Compiled):
             return FusedStep(operators, dt)
         return ExplicitStep(operators, dt)
 

@@ -13,6 +13,7 @@ from kolmo.arrays import Array, Held, as_like, contiguous, detached, empty, fres
 from kolmo.errors import InputError
 from kolmo.kernels.lines import LineOperator
 from kolmo.problem.box import Absorbing, Entrance, Open, Periodic, Reflecting, Robin
+from kolmo.schemes.base import Readable
 from kolmo.schemes.jumps import WithJumps
 from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step
 from kolmo.steppers.dual import DualOperator
@@ -179,7 +180,7 @@ class Characteristics:
     """
 
     def __init__(self, stencil: Any, dt: float, like: Array) -> None:
-        if not hasattr(stencil, "coefficients"):
+        if not isinstance(stencil, Readable):
             raise InputError("stepper", "'semi-lagrangian' with a scheme that is not central", "a central scheme")
         for i, pair in enumerate(stencil.faces):
             for side, face in enumerate(pair):
@@ -461,16 +462,16 @@ class SemiLagrangian:
 
     def prepare(self, operators: Sequence[Operator], dt: float) -> Step:
         """Trace the characteristics."""
-        if isinstance(getattr(operators[0].stencil, "stencil", operators[0].stencil), WithJumps):
-            raise InputError(
-                "stepper", "'semi-lagrangian' with jumps", "a stepper that takes jumps", "'radau5', 'mcs3' or 'rk4'"
-            )
         if isinstance(operators[0], DualOperator):
             raise InputError(
                 "stepper",
                 "second derivatives with 'semi-lagrangian'",
                 "a stepper other than 'semi-lagrangian' for Hessian products",
                 "minimize with method='L-BFGS-B', or give a discretization with stepper='radau5', 'mcs3' or 'rk4'",
+            )
+        if isinstance(operators[0].stencil, WithJumps):
+            raise InputError(
+                "stepper", "'semi-lagrangian' with jumps", "a stepper that takes jumps", "'radau5', 'mcs3' or 'rk4'"
             )
         return TransportStep(operators, dt)
 
