@@ -25,7 +25,8 @@ from scipy.special import erf, erfcx, ive, ndtr
 from kolmo.arrays import Array, as_like, as_points, einsum, namespace
 from kolmo.errors import InputError
 from kolmo.problem import KolmogorovProblem
-from kolmo.problem.box import Absorbing, Box, Robin
+from kolmo.problem.box import Box
+from kolmo.problem.faces import Absorbing, Robin
 from kolmo.problem.sde import SDE
 from kolmo.registry import Registry
 

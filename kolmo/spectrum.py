@@ -16,7 +16,7 @@ from kolmo.grid import Axis, Grid
 from kolmo.grid.grading import Uniform
 from kolmo.kernels.linear import factorize
 from kolmo.limits import Limits
-from kolmo.problem.box import Box, Open
+from kolmo.problem.box import Box
 from kolmo.problem.problem import KolmogorovProblem, refuse_moves
 from kolmo.schemes.generator import Generator, discretize
 
@@ -183,7 +183,7 @@ def _change(one: Spectrum, other: Spectrum) -> np.ndarray:
 
 
 def _opened(box: Box) -> bool:
-    return any(isinstance(face, Open) for pair in box.faces for face in pair)
+    return box.has("cut")
 
 
 def _widened(grid: Grid, box: Box) -> Grid:
@@ -191,7 +191,7 @@ def _widened(grid: Grid, box: Box) -> Grid:
     axes = []
     for axis, pair in zip(grid.axes, box.faces, strict=True):
         more = math.ceil(0.5 * (WIDER - 1.0) * axis.n)
-        low, high = (more if isinstance(face, Open) else 0 for face in pair)
+        low, high = (more if face.cut else 0 for face in pair)
         ends = float(axis.grading(-low * axis.h)), float(axis.grading(1.0 + high * axis.h))
         ends = ends[0] if low else axis.grading.lower, ends[1] if high else axis.grading.upper
         axes.append(Axis(axis.n + low + high, Uniform(*ends), axis.periodic))

@@ -17,7 +17,8 @@ from kolmo.errors import InputError
 from kolmo.forward import solve_forward
 from kolmo.grid import Grid
 from kolmo.problem import KolmogorovProblem
-from kolmo.problem.box import Absorbing, Box, Robin
+from kolmo.problem.box import Box
+from kolmo.problem.faces import Absorbing, Robin
 from kolmo.problem.sde import SDE
 from kolmo.schemes.generator import discretize
 from kolmo.schemes.local import on_face

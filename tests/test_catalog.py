@@ -8,7 +8,7 @@ import pytest
 
 from kolmo import catalog
 from kolmo.errors import InputError
-from kolmo.problem.box import Absorbing, Reflecting, Robin
+from kolmo.problem.faces import Absorbing, Reflecting, Robin
 
 VARIANTS = {
     **{name: (name, {}) for name in catalog.CASES},

@@ -16,8 +16,8 @@ import torch
 
 import kolmo
 from kolmo.bridge.variables import VARIABLES
+from kolmo.problem.faces import WORDS
 from kolmo.schemes.base import SCHEMES
-from kolmo.schemes.central import CLOSURES
 from kolmo.steppers.base import STEPPERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,7 +42,7 @@ def _as_before(monkeypatch, tmp_path):
     """What a page registers or sets is gone afterwards; files that it writes go to a folder of its own."""
     for registry in (SCHEMES, STEPPERS):
         monkeypatch.setattr(registry, "_known", dict(registry._known))
-    tables = [(table, dict(table)) for table in (VARIABLES, CLOSURES)]
+    tables = [(table, dict(table)) for table in (VARIABLES, WORDS)]
     monkeypatch.chdir(tmp_path)
     dtype, state = torch.get_default_dtype(), torch.get_rng_state()
     yield

@@ -7,7 +7,8 @@ import kolmo.fipy
 from kolmo import catalog
 from kolmo.errors import InputError
 from kolmo.problem import KolmogorovProblem
-from kolmo.problem.box import Absorbing, Box, Robin
+from kolmo.problem.box import Box
+from kolmo.problem.faces import Absorbing, Robin
 from kolmo.problem.sde import SDE
 from kolmo.solve import solve
 

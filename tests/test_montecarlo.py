@@ -16,7 +16,8 @@ from kolmo.montecarlo.faces import Touch
 from kolmo.montecarlo.methods import METHODS, Increment
 from kolmo.montecarlo.model import Model
 from kolmo.problem import KolmogorovProblem
-from kolmo.problem.box import Absorbing, Box, Robin
+from kolmo.problem.box import Box
+from kolmo.problem.faces import Absorbing, Robin
 from kolmo.problem.sde import SDE
 
 

@@ -28,7 +28,7 @@ import kolmo
 from kolmo import SDE, Absorbing, Box, Grid, KolmogorovProblem, Robin, catalog
 from kolmo.errors import KolmoError, NotConvergedError
 from kolmo.grid.grading import Pieces
-from kolmo.problem.box import Open
+from kolmo.problem.faces import Open
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator
 from kolmo.steppers.base import STEPPERS

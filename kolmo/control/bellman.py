@@ -18,7 +18,7 @@ from kolmo.control.targets import TargetNodes
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Grid
 from kolmo.kernels.linear import factorize
-from kolmo.problem.box import Absorbing, Entrance, Natural, Open, Robin
+from kolmo.problem.faces import Robin
 from kolmo.schemes.base import SCHEMES, FaceData
 from kolmo.schemes.central import TensorStencil
 from kolmo.schemes.generator import Generator
@@ -103,10 +103,10 @@ class Bellman:
         fixed = self.generator.fixed if self.held is None else self.generator.fixed | self.held.inside
         self.fixed = fixed if fixed.any() else None
         self.penalty = PENALTY / (problem.horizon or 1.0)
-        if any(isinstance(face, Robin) for pair in self.box.faces for face in pair) and grid.dim > 1:
+        if self.box.has("elastic") and grid.dim > 1:
             raise InputError("box", self.box, "no elastic (Robin) faces in two or three dimensions")
         self.places = torch.as_tensor(self.generator.places())
-        if any(isinstance(face, Entrance) for pair in self.box.faces for face in pair):
+        if not self.box.where("reached").all():
             raise InputError("box", self.box, "no entrance: the control could make the end one that is reached")
         self.coefficients = Coefficients(problem, self.places)
         sample = self._typical()
@@ -140,13 +140,13 @@ class Bellman:
         return one and self.problem.obstacle is None
 
     def _faces(self) -> list[tuple[int, int, Any]]:
-        return [(i, s, self.box.faces[i][s]) for i in range(self.grid.dim) for s in (0, 1)]
+        return self.box.each()
 
     def _near_faces(self) -> np.ndarray:
         """Nodes near faces where derivatives are dropped, degenerate or one-sided."""
         near = np.zeros(self.grid.shape, dtype=bool)
         for i, s, face in self._faces():
-            if isinstance(face, (Open, Natural, Absorbing)):
+            if face.cut or face.degenerate or face.imposed:
                 index = slice(0, MARGIN) if s == 0 else slice(-MARGIN, None)
                 near[(slice(None),) * i + (index,)] = True
         return near.reshape(-1)

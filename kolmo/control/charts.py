@@ -19,7 +19,8 @@ from kolmo.control.problem import ControlProblem
 from kolmo.grid import Grid
 from kolmo.grid.grading import Exponential, Grading
 from kolmo.problem import KolmogorovProblem
-from kolmo.problem.box import Box, Natural, Open
+from kolmo.problem.box import Box
+from kolmo.problem.faces import Open
 from kolmo.problem.sde import SDE
 
 # Coefficients are proportional to the distance where, this part of the points' distance from the end and a thousand
@@ -75,7 +76,7 @@ def natural_charts(problem: ControlProblem, points: np.ndarray) -> tuple[Chart |
 
 def _chart(problem: ControlProblem, points: np.ndarray, axis: int) -> Chart | None:
     box: Any = problem.box
-    natural = [s for s in (0, 1) if isinstance(box.faces[axis][s], Natural)]
+    natural = [s for s in (0, 1) if box.faces[axis][s].degenerate]
     if len(natural) != 1:
         return None
     side = 1.0 - 2.0 * natural[0]

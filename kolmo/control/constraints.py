@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from kolmo.errors import InputError
-from kolmo.problem.box import Absorbing, Box, Constrained
+from kolmo.problem.box import Box
 
 # Drift out of a face below this part of the largest across it is rounding; noise across it likewise.
 INSIDE, STILL = 1e-12, 1e-12
@@ -50,9 +50,9 @@ def constrained(box: Box, x: np.ndarray, free: np.ndarray) -> list[Wall]:
         for side, face in enumerate(pair):
             end = (box.lower, box.upper)[side][axis]
             on = np.abs(x[:, axis] - end) <= ON_FACE * max(abs(end), float(np.abs(x[:, axis]).max(initial=0.0)))
-            if isinstance(face, Absorbing):
+            if face.imposed:
                 free &= ~on
-            elif isinstance(face, Constrained):
+            elif face.constrains:
                 found.append(Wall(axis, 2.0 * side - 1.0, on))
     kept = [Wall(wall.axis, wall.out, wall.on & free) for wall in found]
     return [wall for wall in kept if wall.on.any()]

@@ -12,7 +12,7 @@ from kolmo.errors import InputError
 from kolmo.grid import Axis, Grid
 from kolmo.grid.grading import Exponential, Focused, Grading, Sinh, Uniform
 from kolmo.problem import KolmogorovProblem
-from kolmo.problem.box import Box, Open
+from kolmo.problem.box import Box
 from kolmo.problem.reach import Reach, reach
 from kolmo.problem.sde import SDE
 
@@ -62,7 +62,7 @@ class Frame:
         axes = []
         for axis, pair in zip(grid.axes, self.box.faces, strict=True):
             more = _more(axis)
-            low, high = (more if isinstance(face, Open) else 0 for face in pair)
+            low, high = (more if face.cut else 0 for face in pair)
             ends = axis.grading.lower, axis.grading.upper
             bottom = float(axis.grading(-low * axis.h)) if low else ends[0]
             top = float(axis.grading(1.0 + high * axis.h)) if high else ends[1]
@@ -72,7 +72,7 @@ class Frame:
     def stretched(self, factor: float) -> "Frame":
         """The same frame with its open faces moved outwards, away from the middle."""
         low, high = np.array(self.box.lower), np.array(self.box.upper)
-        opened = np.array([[isinstance(face, Open) for face in pair] for pair in self.box.faces])
+        opened = self.box.where("cut")
         middle = 0.5 * (low + high)
         low = np.where(opened[:, 0], middle - factor * (middle - low), low)
         high = np.where(opened[:, 1], middle + factor * (high - middle), high)
@@ -128,7 +128,7 @@ def frame(
     low, high = np.min([s[0] for s in spans], axis=0), np.max([s[1] for s in spans], axis=0)
     core_low, core_high = _core(clouds)
     given_low, given_high = np.array(box.lower), np.array(box.upper)
-    opened = np.array([[isinstance(face, Open) for face in pair] for pair in box.faces])
+    opened = box.where("cut")
     low = np.where(opened[:, 0], np.where(np.isfinite(given_low), np.minimum(low, given_low), low), given_low)
     high = np.where(opened[:, 1], np.where(np.isfinite(given_high), np.maximum(high, given_high), high), given_high)
     gradings = [

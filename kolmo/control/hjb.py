@@ -21,7 +21,6 @@ from kolmo.errors import InputError, MissingExtraError, NotConvergedError, Toler
 from kolmo.grid import Grid
 from kolmo.limits import Limits, OutOfTimeError
 from kolmo.problem import KolmogorovProblem
-from kolmo.problem.box import Open
 from kolmo.refine.estimate import Convergence, Verdict
 from kolmo.refine.plan import interesting_points
 from kolmo.refine.witnesses import witnesses
@@ -725,7 +724,7 @@ class Search:
 
     @staticmethod
     def _opened(box: Any) -> bool:
-        return any(isinstance(face, Open) for pair in box.faces for face in pair)
+        return bool(box.has("cut"))
 
     def _in_some_box(self, layout: Frame, scheme: str) -> tuple[Frame, str, str]:
         """Refine; where moving the cut changes the answer too much, move it outwards and refine again."""

@@ -12,7 +12,8 @@ from kolmo.control.problem import ControlProblem
 from kolmo.control.sets import Unbounded
 from kolmo.errors import InputError
 from kolmo.problem import KolmogorovProblem
-from kolmo.problem.box import Absorbing, Box, Open, Periodic, Reflecting
+from kolmo.problem.box import Box
+from kolmo.problem.faces import Absorbing, Open, Periodic, Reflecting
 from kolmo.refine.plan import interesting_points
 from kolmo.solution import Solution
 from kolmo.solve import solve

@@ -12,7 +12,7 @@ from kolmo.control.sets import BoxSet, Finite, Unbounded
 from kolmo.control.targets import Target
 from kolmo.errors import InputError
 from kolmo.problem import KolmogorovProblem
-from kolmo.problem.box import Box, Constrained
+from kolmo.problem.box import Box
 from kolmo.problem.sde import SDE
 
 Policy = Callable[[float, torch.Tensor], torch.Tensor]
@@ -124,8 +124,7 @@ class ControlProblem:
     @property
     def constrained(self) -> bool:
         """Whether some face keeps the state inside by what controls are admissible there."""
-        box: Any = self.box
-        return any(isinstance(face, Constrained) for pair in box.faces for face in pair)
+        return self.box is not None and self.box.has("constrains")
 
     @property
     def sign(self) -> float:

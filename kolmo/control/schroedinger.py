@@ -18,7 +18,7 @@ from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
 from kolmo.limits import Limits, OutOfTimeError
 from kolmo.problem import KolmogorovProblem
-from kolmo.problem.box import Absorbing, Box, Open, Robin
+from kolmo.problem.box import Box
 from kolmo.problem.sde import SDE, refuse_jumps
 from kolmo.refine.estimate import Convergence, observed_order
 
@@ -315,7 +315,7 @@ def _levels(
     sde: SDE, density0: Callable[..., Any], density1: Callable[..., Any], horizon: float, box: Box | None, rtol: float
 ) -> tuple[_Levels, KolmogorovProblem]:
     """The kind of bridge for a process, and the process as it is to be handed tensors."""
-    if box is not None and any(isinstance(face, (Absorbing, Robin)) for pair in box.faces for face in pair):
+    if box is not None and box.has("exits"):
         raise InputError("box", box, "no absorbing or elastic faces: mass would be lost")
     d = box.dim if box is not None else sde.dim
     if d is None:
@@ -324,7 +324,7 @@ def _levels(
     problem = KolmogorovProblem(sde, lambda x: x[..., 0], horizon, within).handing("torch")
     lower, upper = np.array(within.lower), np.array(within.upper)
     first, last = (GivenDensity(f, k, lower, upper) for f, k in ((density0, "density0"), (density1, "density1")))
-    if all(isinstance(face, Open) for pair in within.faces for face in pair):
+    if within.where("cut").all():
         (first, hull0), (last, hull1) = first.found(), last.found()
         linear = LinearProcess.found(problem.sde, horizon, _probes(hull0, hull1))
         if linear is not None and linear.reaches(horizon):

@@ -11,7 +11,6 @@ from torch.overrides import TorchFunctionMode
 
 from kolmo.errors import KolmoWarning
 from kolmo.problem import KolmogorovProblem
-from kolmo.problem.box import Absorbing, Robin
 from kolmo.schemes.generator import Generator
 from kolmo.schemes.local import wall_nodes
 
@@ -97,8 +96,7 @@ def _functions(
         for side, face in enumerate(pair):
             wall = nodes[wall_nodes(grid, i, side)]
             shape = (*grid.shape[:i], *grid.shape[i + 1 :])
-            data = {"value": face.value} if isinstance(face, (Absorbing, Robin)) else {}
-            data |= {"kappa": face.kappa} if isinstance(face, Robin) else {}
+            data = {name: getattr(face, name) for name in face.data}
             for name, value in data.items():
                 if callable(value):
                     yield f"{name} of boundary[{i}][{side}]", partial(problem.on_face, value), wall, shape, True

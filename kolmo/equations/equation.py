@@ -12,8 +12,9 @@ from kolmo.equations.document import MAX_POINTS, Document, floating, is_number
 from kolmo.equations.expressions import Expression
 from kolmo.errors import InputError
 from kolmo.problem import KolmogorovProblem
-from kolmo.problem.box import Absorbing, Box, Robin
+from kolmo.problem.box import Box
 from kolmo.problem.events import Payment
+from kolmo.problem.faces import Absorbing, Robin
 from kolmo.problem.sde import SDE
 
 if TYPE_CHECKING:

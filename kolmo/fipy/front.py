@@ -15,7 +15,7 @@ from kolmo.arrays import as_numpy, as_points
 from kolmo.errors import InputError
 from kolmo.fipy.structured import System
 from kolmo.fipy.unstructured import MeshSolution, MeshSystem, read_mesh
-from kolmo.problem.box import Absorbing, Entrance, Robin
+from kolmo.problem.faces import Absorbing, Entrance, Robin
 from kolmo.problem.problem import KolmogorovProblem, refuse_moves
 from kolmo.problem.sde import refuse_jumps
 from kolmo.schemes.faces import Swept

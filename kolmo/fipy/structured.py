@@ -11,7 +11,8 @@ from scipy.sparse.linalg import splu
 from kolmo.arrays import Array, as_numpy
 from kolmo.fipy.midpoint import midpoint, read
 from kolmo.problem import KolmogorovProblem
-from kolmo.problem.box import Absorbing, Box, Natural, Open, Periodic, Reflecting, Robin
+from kolmo.problem.box import Box
+from kolmo.problem.faces import Absorbing, Natural, Open, Periodic, Reflecting, Robin
 
 # Samples per axis and cell for the averages of terminal data.
 SAMPLES = 4

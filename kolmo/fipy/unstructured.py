@@ -15,7 +15,7 @@ from kolmo.arrays import as_numpy, as_points
 from kolmo.errors import InputError, MissingExtraError
 from kolmo.fipy.midpoint import midpoint, read
 from kolmo.problem import KolmogorovProblem
-from kolmo.problem.box import WORDS, Absorbing, Constrained, Face, Natural, Reflecting, Robin
+from kolmo.problem.faces import WORDS, Absorbing, Constrained, Face, Natural, Reflecting, Robin
 
 KINDS = (Absorbing, Reflecting, Robin, Natural)
 

@@ -17,7 +17,8 @@ from kolmo.forward.exits import Exit, Passages, WaysOut
 from kolmo.grid import Axis, Grid
 from kolmo.grid.times import find, missing
 from kolmo.problem import KolmogorovProblem
-from kolmo.problem.box import Absorbing, Box, Entrance, Face, Open, Reflecting, Robin
+from kolmo.problem.box import Box
+from kolmo.problem.faces import Face
 from kolmo.problem.motion import Motion, moved_nodes
 from kolmo.problem.sde import SDE
 from kolmo.schemes.base import SCHEMES
@@ -397,11 +398,11 @@ def _reading(axis: Axis, faces: tuple[Face, Face], nodes: int) -> sp.csr_matrix:
     s = np.arange(M + 1) / M
     for side in (0, 1):
         columns = np.arange(M + 1) if side == 0 else axis.n - 1 - np.arange(M + 1)
-        if isinstance(faces[side], Open):
+        if faces[side].cut:
             matrix[columns[0]] = matrix[columns[1]]
-        if not isinstance(faces[side], (Reflecting, Robin, Entrance, Absorbing)):
+        if faces[side].parity == 0:
             continue
-        fit = _wall_fit(s, odd=isinstance(faces[side], Absorbing))
+        fit = _wall_fit(s, odd=faces[side].parity < 0)
         density = 1.0 / (axis.grading.slope(axis.xi[columns]) * axis.h)
         rows = np.arange(M // 2)
         matrix[np.ix_(columns[rows], columns)] = density[rows, None] * fit[rows]

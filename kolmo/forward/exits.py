@@ -9,7 +9,7 @@ from kolmo.arrays import Array, as_like, is_tensor, zeros
 from kolmo.errors import InputError
 from kolmo.grid import Grid
 from kolmo.grid.times import SAME, find
-from kolmo.problem.box import Absorbing, Robin
+from kolmo.problem.faces import Robin
 from kolmo.schemes.base import FaceData
 from kolmo.schemes.faces import held
 from kolmo.schemes.generator import Generator, Semi
@@ -45,15 +45,12 @@ class WaysOut:
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
         self.faces = {
-            (i, s): face
-            for i, pair in enumerate(generator.box.faces)
-            for s, face in enumerate(pair)
-            if isinstance(face, (Absorbing, Robin))
+            (i, s): face for i, pair in enumerate(generator.box.faces) for s, face in enumerate(pair) if face.exits
         }
         self.names: tuple[Exit, ...] = (*self.faces, *(() if generator.problem.killing is None else ("killing",)))
         self.owned: dict[Exit, np.ndarray] = {}
         for key, face in self.faces.items():
-            if isinstance(face, Absorbing):
+            if face.imposed:
                 mine = held(generator.grid, *key, face).astype(float)
                 self.owned = {k: v * (1.0 - mine) for k, v in self.owned.items()} | {key: mine}
 

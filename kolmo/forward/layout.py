@@ -14,7 +14,7 @@ from kolmo.forward.density import Density, Spreading
 from kolmo.grid import Axis, Grid
 from kolmo.grid.grading import Focused, Grading, Pieces, Sinh, Uniform
 from kolmo.problem import KolmogorovProblem
-from kolmo.problem.box import Absorbing, Box, Natural, Open, Robin
+from kolmo.problem.box import Box
 from kolmo.refine.layout import interfaces, pieced, widened
 from kolmo.refine.samples import Room
 from kolmo.refine.scout import Sight, scout
@@ -130,7 +130,7 @@ class LawLayout:
     @property
     def cut(self) -> bool:
         """Whether the box is cut anywhere."""
-        return any(isinstance(face, Open) for pair in self.box.faces for face in pair)
+        return self.box.has("cut")
 
     def widened(self, grid: Grid) -> tuple["LawLayout", Grid]:
         """The same nodes and some more beyond every open face."""
@@ -228,7 +228,7 @@ def _reach_box(problem: KolmogorovProblem, start: Start, asked: Asked, tail: flo
     """Finite box around the start, the points asked for and wherever the process goes."""
     box = Box.covering(problem.sde, start.points, problem.horizon or 0.0, within=problem.box, tail=tail)
     everything = start.points if asked.points is None else np.concatenate([start.points, asked.points])
-    opened = np.array([[isinstance(face, Open) for face in pair] for pair in box.faces])
+    opened = box.where("cut")
     low, high = np.array(box.lower), np.array(box.upper)
     low = np.where(opened[:, 0], np.minimum(low, everything.min(0)), low)
     high = np.where(opened[:, 1], np.maximum(high, everything.max(0)), high)
@@ -280,7 +280,7 @@ def _laws(box: Box, seen: Density, axis: int) -> list[tuple[float, float]]:
         spread = max(math.sqrt(max(float(p @ (x - mean) ** 2 / p.sum()), 0.0)), 0.5 * h)
         found.append((mean, CORE * spread))
         for end, face in zip((box.lower[axis], box.upper[axis]), box.faces[axis], strict=True):
-            if isinstance(face, Natural) and abs(mean - end) < AT_END * spread:
+            if face.degenerate and abs(mean - end) < AT_END * spread:
                 found.append((end, END_WIDTH * spread))
     return found
 
@@ -288,7 +288,7 @@ def _laws(box: Box, seen: Density, axis: int) -> list[tuple[float, float]]:
 def _passage(problem: KolmogorovProblem, start: Start, asked: Asked, axis: int) -> list[tuple[float, float]]:
     """Centre and width of the way from the start to the nearer exit on an axis, for the earliest flux wanted."""
     ends = (problem.box.lower[axis], problem.box.upper[axis])
-    exits = [e for e, f in zip(ends, problem.box.faces[axis], strict=True) if isinstance(f, (Absorbing, Robin))]
+    exits = [e for e, f in zip(ends, problem.box.faces[axis], strict=True) if f.exits]
     if not exits:
         return []
     distance = np.sort(np.min([np.abs(start.points[:, axis] - e) for e in exits], 0))

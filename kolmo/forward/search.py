@@ -19,7 +19,6 @@ from kolmo.forward.layout import Asked, LawLayout, Start, depth, first_step, law
 from kolmo.grid import Grid
 from kolmo.kernels.first_use import clock
 from kolmo.problem import KolmogorovProblem
-from kolmo.problem.box import Absorbing, Open, Robin
 from kolmo.refine.estimate import ALIGNED, Convergence, Verdict
 from kolmo.refine.plan import AIM, CUT_SAFETY, CUT_SHARE, GROWTH, LEAST_SHARE, MAX_GROWTH
 from kolmo.schemes.base import SCHEMES
@@ -204,7 +203,7 @@ class LawSearch:
         if self.problem.dim == 1:
             ways = [(self.scheme, "radau5", finer) for finer in FINER]
         else:
-            leaves = any(isinstance(face, (Absorbing, Robin)) for pair in self.problem.box.faces for face in pair)
+            leaves = self.problem.box.has("exits")
             # values of faces are not seen along characteristics
             steppers = ["mcs3"] + ["semi-lagrangian"] * (not leaves) + ["radau5"] * (self.problem.dim == 2)
             ways = [(self.scheme, stepper, 1.0) for stepper in steppers]
@@ -546,7 +545,7 @@ def _probe(layout: LawLayout) -> tuple[np.ndarray, np.ndarray]:
     grid = Grid.of(layout.box, WHOLE[layout.box.dim], layout.gradings)
     ends = []
     for axis, pair in zip(grid.axes, layout.box.faces, strict=True):
-        low, high = (AT_CUT if isinstance(face, Open) else 0.0 for face in pair)
+        low, high = (AT_CUT if face.cut else 0.0 for face in pair)
         ends.append((axis.xi >= low) & (axis.xi <= 1.0 - high))
     inside = grid.product(ends) > 0
     return grid.points[inside], grid.volumes[inside]

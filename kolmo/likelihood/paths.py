@@ -15,7 +15,8 @@ from kolmo.likelihood.base import LEAST, Level, Likelihood, log_of
 from kolmo.likelihood.gaussian import is_linear, log_normal, moves
 from kolmo.likelihood.local import log_densities
 from kolmo.likelihood.modes import Modes, integrals, rule, trial
-from kolmo.problem.box import Absorbing, Box, Natural, Open, Reflecting
+from kolmo.problem.box import Box
+from kolmo.problem.faces import Absorbing, Natural, Open, Reflecting
 from kolmo.problem.instants import constant, depends_on_time
 from kolmo.problem.sde import SDE
 

@@ -10,11 +10,10 @@ import numpy as np
 from kolmo import memory
 from kolmo.arrays import Array, as_like, as_numpy, as_points, at_home, is_tensor
 from kolmo.errors import InputError, KolmoWarning, NotConvergedError
-from kolmo.montecarlo.faces import FACE_ORDER, JUMP_ORDER, STOP_ORDER
+from kolmo.montecarlo.faces import JUMP_ORDER, STOP_ORDER
 from kolmo.montecarlo.methods import METHODS, Method
 from kolmo.montecarlo.model import Model
 from kolmo.montecarlo.pairs import CROSSINGS, Pair, scheduled
-from kolmo.problem.box import Absorbing, Robin
 from kolmo.problem.problem import KolmogorovProblem
 from kolmo.problem.rest import at_rest
 
@@ -220,7 +219,7 @@ def simulate(
             difference.add(owner, totals[0] - totals[1])
     jumping = [JUMP_ORDER] * bool(problem.sde.kinds)
     jumping += [STOP_ORDER] * bool(problem.stops)
-    order = min([scheme.order, *jumping, *(FACE_ORDER.get(type(f), 9.0) for faces in problem.box.faces for f in faces)])
+    order = min([scheme.order, *jumping, *(face.weak_order for _, _, face in problem.box.each())])
     bias = SAFETY * (np.abs(difference.mean) + difference.standard_error) / (2.0**order - 1.0)
     bias = np.where(np.isfinite(bias) & (lost == 0.0), bias, np.inf)
     error = np.sqrt(fine.standard_error**2 + np.maximum(spread, 0.0) / float(paths) ** 2)
@@ -273,8 +272,7 @@ def _check(problem: KolmogorovProblem, starts: np.ndarray) -> None:
     outside = ~problem.box.contains(starts)
     if outside.any():
         raise InputError("x", f"a point at {starts[outside][0].tolist()}", f"points inside {problem.box}")
-    faces = [f for pair in problem.box.faces for f in pair]
-    ends = any(isinstance(f, Absorbing | Robin) for f in faces) or problem.stops
+    ends = problem.box.has("exits") or problem.stops
     if problem.stationary and problem.killing is None and not ends:
         raise InputError(
             "problem", "a stationary problem without absorbing or elastic faces, targets or killing", "paths that end"

@@ -5,13 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import log_ndtr, ndtr
 
-from kolmo.problem.box import Absorbing, Entrance, Natural, Reflecting, Robin
-
 # A path is dropped when its weight has fallen below this, and an exit less likely is not looked at.
 NEGLIGIBLE = 1e-14
-# Weak order that jumps allow, and the treatment of a face; free of it where not listed.
+# Weak order that jumps allow.
 JUMP_ORDER = 1.0
-FACE_ORDER: dict[type, float] = {Reflecting: 1.0, Robin: 1.0, Absorbing: 1.0, Entrance: 0.5, Natural: 0.5}
 # Of targets: their boundaries are taken for planes within a step (Gobet 2001).
 STOP_ORDER = 1.0
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from kolmo.arrays import Array, as_like, as_numpy
-from kolmo.problem.box import Absorbing, Box, Entrance, Open, Periodic, Reflecting, Robin
+from kolmo.problem.box import Box
 from kolmo.problem.events import Event
+from kolmo.problem.faces import Absorbing, Robin
 from kolmo.problem.problem import KolmogorovProblem
 from kolmo.problem.sde import evaluate
 
@@ -32,14 +33,12 @@ class Model:
         self.box: Box = problem.box
         self.torch = like is not None or problem.arrays == "torch"
         low, high = np.array(self.box.lower), np.array(self.box.upper)
-        closed = np.array([[not isinstance(f, Open | Periodic) for f in pair] for pair in self.box.faces])
+        closed = self.box.where("closed")
         self.low, self.high = np.where(closed[:, 0], low, -np.inf), np.where(closed[:, 1], high, np.inf)
         self.closed = bool(closed.any())
-        self.bridged = any(isinstance(f, Absorbing | Reflecting | Robin) for pair in self.box.faces for f in pair)
+        self.bridged = self.box.has("exits") or self.box.has("turns")
         self.bridged |= bool(problem.stops)
-        self.entrances = [
-            (i, s) for i, pair in enumerate(self.box.faces) for s, f in enumerate(pair) if isinstance(f, Entrance)
-        ]
+        self.entrances = [(i, s) for i, s, face in self.box.each() if not face.reached]
         self.periodic = np.array(self.box.periodic)
         self.origin, self.period = np.where(self.periodic, low, 0.0), np.where(self.periodic, high - low, 1.0)
         self.columns = self._columns()

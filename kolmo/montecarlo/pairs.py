@@ -12,7 +12,6 @@ from kolmo.montecarlo.faces import NEGLIGIBLE
 from kolmo.montecarlo.methods import Method
 from kolmo.montecarlo.model import INSIDE, Model
 from kolmo.montecarlo.walk import Draws, SampledWalk, Walk
-from kolmo.problem.box import Absorbing, Reflecting, Robin
 from kolmo.problem.problem import KolmogorovProblem
 
 # Jumps of a kind that are drawn in a step: for rates so many times those seen, plus standard deviations, and at least.
@@ -99,9 +98,8 @@ class Pair:
         self.paid = np.zeros((2, len(places), model.columns or 1))
         self.index = np.arange(len(places))
         self.noises = model.noise_columns(places)
-        faces = [f for pair in model.box.faces for f in pair]
-        self.pushed = any(isinstance(f, Reflecting | Robin) for f in faces)
-        self.absorbed = any(isinstance(f, Absorbing) for f in faces) or bool(model.problem.stops)
+        self.pushed = model.box.has("turns")
+        self.absorbed = model.box.has("imposed") or bool(model.problem.stops)
         self.signed = method.order > 1.0 and self.noises > 1
 
     @property

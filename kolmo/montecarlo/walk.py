@@ -8,8 +8,8 @@ import numpy as np
 from kolmo.montecarlo.faces import NEGLIGIBLE, Touch, conormal
 from kolmo.montecarlo.methods import Increment, Method, applied, squared
 from kolmo.montecarlo.model import Model
-from kolmo.problem.box import Absorbing, Reflecting, Robin
 from kolmo.problem.events import Event
+from kolmo.problem.faces import Absorbing, Robin
 from kolmo.problem.problem import Stop
 
 
@@ -132,7 +132,7 @@ class Walk:
         faces = [(i, s, self.model.box.faces[i][s]) for i in range(self.x.shape[1]) for s in (0, 1)]
         q = bridge.stops[-1].copy()
         for axis, side, face in faces:
-            if isinstance(face, Reflecting | Robin):
+            if face.turns:
                 self._push(bridge, q, axis, side, face, [d.exponential[:, axis, side] for d in draws])
         self._inside_walls(q)
         self._absorb(bridge, q, [f for f in faces if isinstance(f[2], Absorbing)], draws[0])
@@ -142,7 +142,7 @@ class Walk:
         """Project on the walls that push: a second push may have left a corner."""
         for axis, pair in enumerate(self.model.box.faces):
             for side, face in enumerate(pair):
-                if isinstance(face, Reflecting | Robin):
+                if face.turns:
                     edge = (self.model.low, self.model.high)[side][axis]
                     q[:, axis] = np.maximum(q[:, axis], edge) if side == 0 else np.minimum(q[:, axis], edge)
 
@@ -307,10 +307,10 @@ class SampledWalk(Walk):
             for side, face in enumerate(pair):
                 edge, inward = (self.model.low, self.model.high)[side][axis], 1.0 if side == 0 else -1.0
                 height = inward * (place[:, axis] - edge)
-                if isinstance(face, Absorbing):
+                if face.imposed:
                     start = np.maximum(inward * (self.x[:, axis] - edge), 0.0)
                     alive = alive * (1.0 - Touch.of(start, height, S[:, axis, axis] * spent).chance)
-                elif isinstance(face, Reflecting | Robin) and (height < 0.0).any():
+                elif face.turns and (height < 0.0).any():
                     place += 2.0 * inward * np.maximum(-height, 0.0)[:, None] * conormal(S, axis)
         return self.model.fit(place), alive
 

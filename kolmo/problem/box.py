@@ -1,116 +1,17 @@
 """The domain: a box with one condition per face."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kolmo.arrays import Array, as_numpy, as_points, is_tensor
+from kolmo.arrays import as_numpy, as_points, is_tensor
 from kolmo.errors import InputError
+from kolmo.problem.faces import WORDS, Face, Natural
 from kolmo.problem.motion import Place, place
 
 if TYPE_CHECKING:
     from kolmo.problem.sde import SDE
-
-FaceValue = float | Callable[[float, Array], Array] | Any
-
-
-@dataclass(frozen=True)
-class Face:
-    """Condition on one face of the box; ``Face()`` itself is never used, only its kinds below."""
-
-    @property
-    def word(self) -> str:
-        """The word that names this kind of face."""
-        return type(self).__name__.lower()
-
-
-@dataclass(frozen=True)
-class Open(Face):
-    """Cut of an unbounded problem: nothing is imposed, and the effect of the cut counts in the error estimate."""
-
-
-@dataclass(frozen=True)
-class Natural(Face):
-    """Degenerate end of the state space: no noise across it, drift not pointing out; the equation itself holds."""
-
-
-@dataclass(frozen=True)
-class Constrained(Natural):
-    """End that a controlled state may not pass: only controls that do not lead out are admissible there (Soner 1986).
-
-    For ``control.ControlProblem`` alone: without a control such an end is natural, or something happens there.
-    """
-
-
-@dataclass(frozen=True)
-class Reflecting(Face):
-    r"""Reflecting wall: :math:`n\cdot\Sigma\nabla u = 0`."""
-
-
-@dataclass(frozen=True)
-class Entrance(Face):
-    r"""End that the process leaves at once and never reaches: drift to infinity, inwards.
-
-    With drift a/δ + … at the distance δ, a ≥ ½Σ (a Bessel process of dimension 1 + 2a/Σ ≥ 2 at 0): no condition is
-    needed, and solutions are even in the distance. Coefficients may be infinite there; they are read beside it.
-    """
-
-
-@dataclass(frozen=True)
-class Periodic(Face):
-    """The two ends of the axis are the same point."""
-
-
-@dataclass(frozen=True, eq=False)
-class Absorbing(Face):
-    r"""Absorbing face: :math:`u = v(t, x)`.
-
-    Parameters
-    ----------
-    value : float or callable, default 0
-        Number, tensor, or ``value(t, x)`` -> ``(...)`` (``(..., k)`` for k columns).
-
-    Examples
-    --------
-    >>> Absorbing(1.0)
-    Absorbing(value=1.0)
-    """
-
-    value: FaceValue = 0.0
-
-
-@dataclass(frozen=True, eq=False)
-class Robin(Face):
-    r"""Elastic face: :math:`\tfrac12 n\cdot\Sigma\nabla u + \kappa u = v`, n the outward normal.
-
-    Parameters
-    ----------
-    kappa : float or callable
-        Rate κ, number or ``kappa(t, x)``.
-    value : float or callable, default 0
-        Right-hand side v, number or ``value(t, x)``.
-
-    Examples
-    --------
-    >>> Robin(2.0)
-    Robin(kappa=2.0, value=0.0)
-    """
-
-    kappa: FaceValue
-    value: FaceValue = 0.0
-
-
-WORDS: dict[str, Callable[[], Face]] = {
-    "open": Open,
-    "natural": Natural,
-    "constrained": Constrained,
-    "reflecting": Reflecting,
-    "entrance": Entrance,
-    "absorbing": Absorbing,
-    "periodic": Periodic,
-}
 
 
 class Box:
@@ -166,21 +67,31 @@ class Box:
             )
         self._lower, self._upper = tuple(low.tolist()), tuple(high.tolist())
         self.faces = _faces(boundary, len(low))
-        for axis, pair in enumerate(self.faces):
-            for side, (face, end) in enumerate(zip(pair, (low[axis], high[axis]), strict=True)):
-                if self.moving[axis][side] is not None and isinstance(face, Open | Periodic):
-                    raise InputError(
-                        f"boundary[{axis}][{side}]",
-                        f"{face.word} at a place that moves",
-                        "an absorbing, reflecting, elastic, natural or entrance face there",
-                        "boundary='absorbing'" if isinstance(face, Open) else "",
-                    )
-                if np.isinf(end) and not isinstance(face, Open):
-                    raise InputError(
-                        f"boundary[{axis}][{side}]",
-                        f"{face.word} at {end}",
-                        "an open face at infinity, or a finite end",
-                    )
+        for axis, side, face in self.each():
+            end = (low, high)[side][axis]
+            if self.moving[axis][side] is not None and not face.closed:
+                raise InputError(
+                    f"boundary[{axis}][{side}]",
+                    f"{face.word} at a place that moves",
+                    "an absorbing, reflecting, elastic, natural or entrance face there",
+                    "boundary='absorbing'" if face.cut else "",
+                )
+            if np.isinf(end) and not face.cut:
+                raise InputError(
+                    f"boundary[{axis}][{side}]", f"{face.word} at {end}", "an open face at infinity, or a finite end"
+                )
+
+    def each(self) -> list[tuple[int, int, Face]]:
+        """All faces with their axis and side (0 below, 1 above)."""
+        return [(axis, side, face) for axis, pair in enumerate(self.faces) for side, face in enumerate(pair)]
+
+    def where(self, quality: str) -> np.ndarray:
+        """Which faces have a quality (an attribute of :class:`Face`, such as "cut"), shape (d, 2)."""
+        return np.array([[bool(getattr(face, quality)) for face in pair] for pair in self.faces])
+
+    def has(self, quality: str) -> bool:
+        """Whether any face has a quality, see ``where``."""
+        return any(getattr(face, quality) for pair in self.faces for face in pair)
 
     @property
     def dim(self) -> int:
@@ -224,7 +135,7 @@ class Box:
     @property
     def periodic(self) -> tuple[bool, ...]:
         """Per axis, whether it is periodic."""
-        return tuple(isinstance(pair[0], Periodic) for pair in self.faces)
+        return tuple(pair[0].periodic for pair in self.faces)
 
     @classmethod
     def unbounded(cls, dim: int) -> "Box":
@@ -268,9 +179,8 @@ class Box:
             return cls(low, high)
         low = np.maximum(low, within.lower)
         high = np.minimum(high, within.upper)
-        real = [[not isinstance(f, Open) for f in pair] for pair in within.faces]
-        low = np.where([r[0] for r in real], within.lower, low)
-        high = np.where([r[1] for r in real], within.upper, high)
+        cut = within.where("cut")
+        low, high = np.where(cut[:, 0], low, within.lower), np.where(cut[:, 1], high, within.upper)
         return cls(low, high, boundary=[tuple(pair) for pair in within.faces])
 
     def contains(self, x: Any) -> np.ndarray:
@@ -286,7 +196,7 @@ class Box:
 
     def unconstrained(self) -> "Box":
         """The same box as it is under a policy that keeps the state inside: constrained faces are natural ends."""
-        pairs = [tuple(Natural() if isinstance(f, Constrained) else f for f in pair) for pair in self.faces]
+        pairs = [tuple(Natural() if face.constrains else face for face in pair) for pair in self.faces]
         lower, upper = zip(*(self.ends(axis) for axis in range(self.dim)), strict=True)
         return Box(lower, upper, boundary=pairs)
 
@@ -341,7 +251,7 @@ def _faces(boundary: Any, dim: int) -> tuple[tuple[Face, Face], ...]:
         if len(pair) != 2:
             raise InputError(f"boundary[{axis}]", repr(spec), "a word or a (low, high) pair")
         low, high = _face(pair[0], axis, 0), _face(pair[1], axis, 1)
-        if isinstance(low, Periodic) != isinstance(high, Periodic):
+        if low.periodic != high.periodic:
             raise InputError(f"boundary[{axis}]", repr(spec), "both ends periodic, or none")
         faces.append((low, high))
     return tuple(faces)

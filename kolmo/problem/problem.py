@@ -9,8 +9,9 @@ import numpy as np
 
 from kolmo.arrays import Array, as_numpy, detached, is_module, is_tensor, namespace
 from kolmo.errors import InputError
-from kolmo.problem.box import Absorbing, Box, Constrained, Entrance, FaceValue, Robin
+from kolmo.problem.box import Box
 from kolmo.problem.events import Event, Payment, happening
+from kolmo.problem.faces import FaceValue
 from kolmo.problem.motion import Motion
 from kolmo.problem.sde import SDE, evaluate
 
@@ -110,11 +111,11 @@ class KolmogorovProblem:
             raise InputError("dim", self.dim, "1, 2 or 3", "map the state to fewer features first")
         self.sde, self.terminal, self.killing, self.source = sde, terminal, killing, source
         self.breaks = _checked_breaks(breaks, self.dim)
-        if sde.kinds and box is not None and any(isinstance(face, Entrance) for pair in box.faces for face in pair):
+        if sde.kinds and box is not None and not box.where("reached").all():
             raise InputError(
                 "boundary", "'entrance' with jumps", "'natural', 'reflecting', 'absorbing' or 'open' faces"
             )
-        if box is not None and any(isinstance(face, Constrained) for pair in box.faces for face in pair):
+        if box is not None and box.has("constrains"):
             raise InputError(
                 "boundary",
                 "'constrained' without a control to choose",
@@ -195,9 +196,7 @@ class KolmogorovProblem:
         parts = [self.terminal, self.killing, self.source]
         for part in (part for event in self.events for part in event.parts):
             parts.append(part.amount if isinstance(part, Payment) else part)
-        for face in (f for pair in self.box.faces for f in pair):
-            parts += [face.value] if isinstance(face, Absorbing) else []
-            parts += [face.kappa, face.value] if isinstance(face, Robin) else []
+        parts += [getattr(face, name) for _, _, face in self.box.each() for name in face.data]
         return "torch" if any(is_module(p) or is_tensor(p) for p in parts) else self.sde.arrays
 
     def final(self, x: Array) -> Array:
@@ -330,7 +329,7 @@ def _unread(points: np.ndarray, box: Box) -> np.ndarray:
     on = np.zeros(len(points), dtype=bool)
     for i, pair in enumerate(box.faces):
         for face, end in zip(pair, (box.lower[i], box.upper[i]), strict=True):
-            if isinstance(face, Absorbing | Entrance):
+            if face.unread:
                 on |= points[:, i] == end
     return on
 

@@ -17,8 +17,9 @@ import numpy as np
 
 from kolmo.arrays import Array, detached, namespace
 from kolmo.errors import InputError
-from kolmo.problem.box import Absorbing, Box, Face, Open, Reflecting, Robin
+from kolmo.problem.box import Box
 from kolmo.problem.events import Event
+from kolmo.problem.faces import Absorbing, Face, Robin
 from kolmo.problem.motion import Curve, Motion, traced
 from kolmo.problem.problem import KolmogorovProblem
 from kolmo.problem.sde import SDE
@@ -96,8 +97,7 @@ def _carriers(box: Box, axis: int, horizon: float) -> tuple[Curve | None, Curve 
     if box.moving[axis] == (None, None):
         return None, None
     low, high = (
-        None if isinstance(face, Open) else traced(end, horizon)
-        for face, end in zip(box.faces[axis], box.ends(axis), strict=True)
+        None if face.cut else traced(end, horizon) for face, end in zip(box.faces[axis], box.ends(axis), strict=True)
     )
     return low, high
 
@@ -268,9 +268,8 @@ class _Ended:
     def __init__(self, problem: KolmogorovProblem, motion: Motion, horizon: float, axis: int) -> None:
         self.problem, self.motion, self.horizon, self.axis = problem, motion, horizon, axis
         self.faces = problem.box.faces[axis]
-        if not all(isinstance(f, Absorbing | Reflecting) for f in self.faces) or not any(
-            isinstance(f, Absorbing) for f in self.faces
-        ):
+        ending = [face.imposed or (face.turns and not face.elastic) for face in self.faces]
+        if not all(ending) or not any(face.imposed for face in self.faces):
             raise InputError(
                 f"boundary[{axis}]",
                 f"{self.faces[0].word} and {self.faces[1].word} faces that meet at about t = {horizon:g}",

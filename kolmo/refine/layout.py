@@ -11,7 +11,7 @@ from kolmo.errors import InputError
 from kolmo.grid import Axis, Grid
 from kolmo.grid.grading import Focused, Grading, Pieces, Sinh, Uniform
 from kolmo.problem import KolmogorovProblem
-from kolmo.problem.box import Box, Natural, Open
+from kolmo.problem.box import Box
 from kolmo.problem.reach import Reach, reach
 from kolmo.refine.features import Feature
 from kolmo.refine.samples import Room
@@ -102,7 +102,7 @@ def widened(grid: Grid, box: Box) -> Grid:
     axes = []
     for axis, pair in zip(grid.axes, box.faces, strict=True):
         more = max(3, math.ceil(CUT_MARGIN[grid.dim] * axis.n))
-        low, high = (more if isinstance(face, Open) else 0 for face in pair)
+        low, high = (more if face.cut else 0 for face in pair)
         cells = axis.n - (0 if axis.periodic else 1) + low + high
         wide = axis.grading.extended(low / cells, high / cells)
         axes.append(Axis(axis.n + low + high, wide, axis.periodic, tuple(b + low for b in axis.breaks)))
@@ -148,7 +148,7 @@ def first_layout(
 def _reached(problem: KolmogorovProblem, points: np.ndarray, cloud: Reach, tail: float) -> Layout:
     """Box and maps for where the process goes."""
     box = problem.box
-    opened = np.array([[isinstance(face, Open) for face in pair] for pair in box.faces])
+    opened = box.where("cut")
     low, high = cloud.interval(tail)
     core_low, core_high = cloud.low - 2.0 * cloud.spread_low, cloud.high + 2.0 * cloud.spread_high
     given_low, given_high = np.array(box.lower), np.array(box.upper)
@@ -253,7 +253,7 @@ def _grading(
         return Uniform(low, high)
     core_low, core_high = max(core_low, low), min(core_high, high)
     centre, width = 0.5 * (core_low + core_high), 0.5 * (core_high - core_low)
-    ends = [end for end, face in zip((low, high), box.faces[axis], strict=True) if isinstance(face, Natural)]
+    ends = [end for end, face in zip((low, high), box.faces[axis], strict=True) if face.degenerate]
     near = [end for end in ends if core_low <= end <= core_high and _square_root(problem, points, axis, end)]
     if len(near) == 1 and high - low > 4.0 * width:
         # noise dies at the end: the solution varies on the scale of the distance of the points from it

@@ -17,7 +17,8 @@ from kolmo.grid import Grid
 from kolmo.kernels.first_use import clock
 from kolmo.limits import Limits, OutOfTimeError
 from kolmo.march import Callback, March, Run, time_nodes
-from kolmo.problem.box import Absorbing, Box, Entrance, Open, Reflecting, Robin
+from kolmo.problem.box import Box
+from kolmo.problem.faces import Absorbing
 from kolmo.problem.problem import KolmogorovProblem, check_vectorised
 from kolmo.problem.reach import circulates
 from kolmo.problem.rest import at_rest
@@ -223,7 +224,7 @@ def _with_rest(problem: KolmogorovProblem, points: np.ndarray, rtol: float, atol
         return outcome
     remaining = copy.copy(problem)
     remaining.terminal, remaining.source = _one, None
-    pairs = [tuple(Absorbing() if isinstance(f, Absorbing) else f for f in pair) for pair in problem.box.faces]
+    pairs = [tuple(Absorbing() if face.imposed else face for face in pair) for pair in problem.box.faces]
     remaining.box = Box(problem.box.lower, problem.box.upper, pairs)
     recipe = outcome.level.discretization
     march = recipe.march(remaining)
@@ -287,7 +288,7 @@ def interesting_points(problem: KolmogorovProblem, at: Any) -> np.ndarray:
         hard = np.zeros(len(points), dtype=bool)
         for i, pair in enumerate(problem.box.faces):
             for side, face in enumerate(pair):
-                if not isinstance(face, Open):
+                if not face.cut:
                     end = problem.box.lower[i] if side == 0 else problem.box.upper[i]
                     hard |= (
                         points[:, i] < end - 1e-12 * abs(end) if side == 0 else points[:, i] > end + 1e-12 * abs(end)
@@ -301,7 +302,7 @@ def interesting_points(problem: KolmogorovProblem, at: Any) -> np.ndarray:
         raise InputError(
             "at", None, "points where the answer matters, or a finite box", "solve(problem, at=points, ...)"
         )
-    opened = np.array([[isinstance(f, Open) for f in pair] for pair in problem.box.faces])
+    opened = problem.box.where("cut")
     low, high = low + 0.25 * (high - low) * opened[:, 0], high - 0.25 * (high - low) * opened[:, 1]
     count = {1: 33, 2: 9, 3: 5}[problem.dim]
     axes = [np.linspace(a, b, count) for a, b in zip(low, high, strict=True)]
@@ -458,7 +459,7 @@ class _Search:
             if self.limits.affords(2.0 * self.levels[0].seconds):
                 self._closing = True
                 self._measure_cut(layout, self.levels[0])
-            elif any(isinstance(face, Open) for pair in self.problem.box.faces for face in pair):
+            elif self.problem.box.has("cut"):
                 self.cut, message = np.full(1, np.inf), message + "; no time was left to measure the effect of the cut"
         return self._outcome("tolerance_not_met", message)
 
@@ -513,7 +514,7 @@ class _Search:
 
     def _measure_cut(self, layout: Layout, level: Level) -> tuple[Layout, Level]:
         """Solve again with nodes beyond the open faces: the difference is the effect of the cut."""
-        opened = any(isinstance(f, Open) for pair in self.problem.box.faces for f in pair)
+        opened = self.problem.box.has("cut")
         if not opened or self.problem.stationary or level is self._measured:
             return layout, level
         wider, grid = layout.widened(level.discretization.grid)
@@ -781,12 +782,12 @@ def _carried(generator: Generator) -> bool:
     """Whether drift carries the solution, noise hardly matters between nodes, and characteristics can be followed."""
     A, S = np.abs(generator.sample.A), generator.sample.S
     faces = [face for pair in generator.box.faces for face in pair]
-    if any(isinstance(face, (Absorbing, Robin, Entrance)) for face in faces):
+    if any(face.exits or not face.reached for face in faces):
         return False  # their values are not seen along characteristics
     if not S.any():
         return True
     # with noise the step is worth tracing only if it serves often, and averages cost little
-    slanted = any(isinstance(face, Reflecting) for face in faces) and np.triu(S, 1).any()
+    slanted = any(face.turns for face in faces) and np.triu(S, 1).any()
     worth = generator.grid.dim == 2 and generator.autonomous and not slanted
     return bool(worth and A.mean(0).max() > CARRIED * np.abs(S).max())
 

@@ -16,7 +16,7 @@ from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Axis
 from kolmo.march import March
 from kolmo.problem import KolmogorovProblem
-from kolmo.problem.box import Open, Robin
+from kolmo.problem.faces import Robin
 from kolmo.problem.rest import at_rest
 from kolmo.refine.smooth import Interpolant, error_problem
 from kolmo.schemes.local import wall_nodes
@@ -281,7 +281,7 @@ class _Weighed:
             self.parts["time"] += share * (p.T @ np.abs(left))
         for i, pair in enumerate(self.problem.box.faces):
             for side, face in enumerate(pair):
-                if isinstance(face, Open):
+                if face.cut:
                     wall = wall_nodes(self.grid, i, side)
                     lost = p[wall].T @ np.abs(u[wall]) + p[wall].sum(0)[:, None] * np.abs(self.answer)
                     self.parts["cut"] = np.maximum(self.parts["cut"], lost)

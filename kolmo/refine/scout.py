@@ -21,7 +21,7 @@ import numpy as np
 
 from kolmo.arrays import as_numpy
 from kolmo.problem import KolmogorovProblem
-from kolmo.problem.box import Absorbing, Robin
+from kolmo.problem.faces import Absorbing, Robin
 from kolmo.problem.instants import fractions
 from kolmo.refine.breaks import SAME, breaks_along, merged, told_along
 from kolmo.refine.features import Feature, features, spacing
@@ -188,7 +188,7 @@ def _bounds(problem: KolmogorovProblem, room: Room, fields: Sequence[Field]) -> 
     seen = {f.datum.name: f.datum.proof if f.datum.smooth and f.datum.proof else f for f in fields}
     faces = [(i, side, face) for i, pair in enumerate(problem.box.faces) for side, face in enumerate(pair)]
     pays = any(event.pays for event in problem.events)
-    if problem.source is not None or pays or any(isinstance(face, Robin) for _, _, face in faces):
+    if problem.source is not None or pays or any(face.elastic for _, _, face in faces):
         return None
     killing = problem.killing
     least = float(seen["killing"].low.min()) if "killing" in seen else float(np.min(as_numpy(killing or 0.0)))
@@ -213,8 +213,8 @@ def _bounds(problem: KolmogorovProblem, room: Room, fields: Sequence[Field]) -> 
 
 def _faces_speak(problem: KolmogorovProblem) -> bool:
     """Whether some face has data."""
-    faces = [face for pair in problem.box.faces for face in pair if isinstance(face, (Absorbing, Robin))]
-    return any(callable(face.value) or bool(np.any(as_numpy(face.value) != 0)) for face in faces)
+    values = [face.value for _, _, face in problem.box.each() if isinstance(face, Absorbing | Robin)]
+    return any(callable(value) or bool(np.any(as_numpy(value) != 0)) for value in values)
 
 
 def _along(

@@ -15,8 +15,9 @@ from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Axis, Grid, grading
 from kolmo.kernels import bspline
 from kolmo.problem import KolmogorovProblem
-from kolmo.problem.box import Absorbing, Box, FaceValue, Open, Reflecting, Robin
+from kolmo.problem.box import Box
 from kolmo.problem.events import Event, Payment
+from kolmo.problem.faces import Absorbing, FaceValue, Reflecting, Robin
 from kolmo.refine.layout import widened
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator
@@ -221,7 +222,7 @@ def interpolants(problem: KolmogorovProblem, recipe: Discretization, scale: floa
         If no march came to an end.
     """
     grids = [Grid([_divided(axis, LEAST_NODES[problem.dim]) for axis in recipe.grid.axes])]
-    if any(isinstance(face, Open) for pair in problem.box.faces for face in pair):
+    if problem.box.has("cut"):
         for _ in range(WIDER[problem.dim]):
             grids.append(widened(grids[-1], problem.box))
     found = False

@@ -9,7 +9,8 @@ import scipy.sparse as sp
 
 from kolmo.arrays import Array
 from kolmo.grid import Grid
-from kolmo.problem.box import Box, Face
+from kolmo.problem.box import Box
+from kolmo.problem.faces import Face
 from kolmo.registry import Registry
 from kolmo.schemes.local import Local, Metric
 

@@ -16,25 +16,12 @@ from kolmo.grid import Grid
 from kolmo.kernels.linear import NARROW
 from kolmo.kernels.lines import LineOperator, weighted_sum
 from kolmo.kernels.tensor import Fused, Key
-from kolmo.problem.box import Absorbing, Box, Constrained, Entrance, Face, Natural, Open, Periodic, Reflecting, Robin
+from kolmo.problem.box import Box
+from kolmo.problem.faces import Face
 from kolmo.schemes.base import SCHEMES, Assembly, FaceData
-from kolmo.schemes.differences import CUT, FREE, SLOPE, WRAP, Differences, differences, slope_weight, spectral_radii
-from kolmo.schemes.faces import Swept, Unreached, held
+from kolmo.schemes.differences import FREE, SLOPE, Differences, differences, slope_weight, spectral_radii
+from kolmo.schemes.faces import held
 from kolmo.schemes.local import Local, Metric, on_face, put_rows, wall_nodes, wall_of
-
-# How a difference operator closes at each kind of face.
-CLOSURES: dict[type[Face], str] = {
-    Open: CUT,
-    Natural: FREE,
-    Constrained: FREE,
-    Absorbing: FREE,
-    Swept: CUT,
-    Unreached: FREE,
-    Reflecting: SLOPE,
-    Entrance: SLOPE,
-    Robin: SLOPE,
-    Periodic: WRAP,
-}
 
 # Drift out of a cut, in units of the noise across it (nodes² per unit of time), above which it may be held back. The
 # cell's Péclet number is twice that.
@@ -271,8 +258,8 @@ class Central:
         for i, axis in enumerate(grid.axes):
             if axis.n < self.minimum_nodes:
                 raise InputError(f"grid[{i}]", axis.n, f"at least {self.minimum_nodes} nodes for scheme {self.name!r}")
-            low, high = (CLOSURES[type(face)] for face in box.faces[i])
-            elastic = isinstance(box.faces[i][0], Robin), isinstance(box.faces[i][1], Robin)
+            low, high = (face.closure for face in box.faces[i])
+            elastic = box.faces[i][0].elastic, box.faces[i][1].elastic
             ops, ends = _along_axis(axis.n, self.order, low, high, elastic, axis.breaks)
             slopes.update({(i, side): weights for side, weights in ends.items()})
             operators.append(ops)
@@ -318,17 +305,17 @@ class Central:
         """Bounds of the real and imaginary extent of the spectrum of Q."""
         real, imaginary = float(np.max(np.abs(local.c), initial=0.0)), 0.0
         for i in range(grid.dim):
-            first, second = spectral_radii(self.order, *(CLOSURES[type(face)] for face in box.faces[i]))
+            first, second = spectral_radii(self.order, *(face.closure for face in box.faces[i]))
             if grid.axes[i].breaks:
                 first, second = np.maximum((first, second), spectral_radii(self.order, FREE, SLOPE)).tolist()
             real += 0.5 * float(np.max(local.S[:, i, i])) * second
             imaginary += float(np.max(np.abs(local.A[:, i]))) * first
         for (i, side), (kappa, _) in faces.robin.items():
             # the wall's own rate: the second difference's weight of the slope, which is 2 κ u / S
-            slopes = differences(grid.axes[i].n, self.order, *(CLOSURES[type(f)] for f in box.faces[i])).second_slope
+            slopes = differences(grid.axes[i].n, self.order, *(f.closure for f in box.faces[i])).second_slope
             density = metric.density[wall_nodes(grid, i, side), i]
             real += float(np.abs(slopes[:, side]).max() * np.max(np.abs(kappa) * density))
-        walls = any(isinstance(face, (Reflecting, Robin)) for pair in box.faces for face in pair)
+        walls = box.has("turns")
         return real * (1.0 + WALL_MARGIN * _correlation(local.S) * walls), imaginary
 
 
@@ -445,10 +432,9 @@ class CentralStencil(TensorStencil):
         tilted, sloping = {}, []
         for i, side in slopes:
             # at an entrance it is the slope across that vanishes, not the one along Σn
-            entrance = isinstance(box.faces[i][side], Entrance)
-            tilted[i, side] = [j for j in range(d) if (min(i, j), max(i, j)) in mixed and not entrance]
+            tilted[i, side] = [j for j in range(d) if (min(i, j), max(i, j)) in mixed and box.faces[i][side].reached]
             terms += [key(**{f"x{i}": f"pick{side}", f"x{j}": once[j]}) for j in tilted[i, side]]
-            elastic = isinstance(box.faces[i][side], Robin)
+            elastic = box.faces[i][side].elastic
             if elastic:
                 terms.append(key(**{f"x{i}": f"pick{side}"}))
             if elastic or tilted[i, side]:
@@ -467,10 +453,10 @@ class CentralStencil(TensorStencil):
         keep = [np.ones(grid.size, dtype=bool) for _ in range(d)]
         for i, side in ((i, s) for i in range(d) for s in (0, 1)):
             free &= ~held(grid, i, side, box.faces[i][side])
-            if isinstance(box.faces[i][side], Open):
+            if box.faces[i][side].cut:
                 keep[i][on_face(grid, i, side)] = False
         stencil.free, stencil.keep = Held(free), [Held(mask) for mask in keep]
-        opened = [(i, s) for i in range(d) for s in (0, 1) if isinstance(box.faces[i][s], Open)]
+        opened = [(i, s) for i, s, face in box.each() if face.cut]
         stencil.cuts = {(i, s): Held(np.flatnonzero(on_face(grid, i, s))) for i, s in opened}
         return stencil
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -9,7 +10,8 @@ from kolmo.arrays import Array, Held, as_like, as_numpy, detached, namespace
 from kolmo.errors import InputError
 from kolmo.grid import Grid
 from kolmo.problem import KolmogorovProblem
-from kolmo.problem.box import Absorbing, Box, Entrance, Face
+from kolmo.problem.box import Box
+from kolmo.problem.faces import Absorbing, Closure, Face
 from kolmo.schemes.local import columns, wall_nodes
 
 # How far inside a face its coefficients are looked at, as a part of the first cell: they may be infinite on it.
@@ -43,11 +45,16 @@ class Swept(Absorbing):
         Where paths leave.
     """
 
+    degenerate: ClassVar[bool] = True
+    closure: ClassVar[Closure] = "cut"
+
     leaves: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
 
 class Unreached(Swept):
     """Absorbing face that nothing reaches: the equation itself holds there, as at a natural end."""
+
+    closure: ClassVar[Closure] = "free"
 
 
 def held(grid: Grid, axis: int, side: int, face: Face) -> np.ndarray:
@@ -148,7 +155,7 @@ def probe(grid: Grid, box: Box, axis: int, side: int, multiple: int) -> np.ndarr
     for i, a in enumerate(grid.axes):
         low, high = box.faces[i]
         for s, face, end, first in ((0, low, 0, a.nodes[1]), (1, high, -1, a.nodes[-2])):
-            if (i, s) == (axis, side) or (isinstance(face, (Absorbing, Entrance)) and i != axis):
+            if (i, s) == (axis, side) or (face.unread and i != axis):
                 at = x[:, i] == a.nodes[end]
                 x[at, i] += (multiple if i == axis else 1) * INSIDE * (first - a.nodes[end])
     return np.asarray(x)
@@ -170,7 +177,7 @@ class Entrances:
         self.problem = problem
         self.ends: list[tuple[int, int, Held, list[Held], list[Held]]] = []
         for axis, side in [(i, s) for i in range(grid.dim) for s in (0, 1)]:
-            if isinstance(box.faces[axis][side], Entrance):
+            if not box.faces[axis][side].reached:
                 points = [probe(grid, box, axis, side, m) for m in range(1, len(CONTINUED) + 1)]
                 steps = [np.abs(x[:, axis] - grid.box[side][axis]) for x in points]
                 index = Held(wall_nodes(grid, axis, side))

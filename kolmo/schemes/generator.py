@@ -13,7 +13,8 @@ from kolmo import memory
 from kolmo.arrays import Array, Held, Spread, as_like, as_numpy, detached, is_tensor, namespace, zeros
 from kolmo.errors import InputError
 from kolmo.grid import Grid
-from kolmo.problem.box import Absorbing, Box, Constrained, Entrance, Natural, Robin
+from kolmo.problem.box import Box
+from kolmo.problem.faces import Absorbing, Robin
 from kolmo.problem.instants import COMPARED, constant, depends_on_time
 from kolmo.problem.problem import KolmogorovProblem, check_finite, check_vectorised
 from kolmo.problem.rest import at_rest
@@ -136,6 +137,7 @@ class Generator:
         self._evaluated: dict[float, Local] = {}
         self._walls: dict[tuple[int, int], tuple[Held, Held]] = {}
         self._kept: Local | None = None
+        self._stencil: Any = None
         self._entrances = Entrances(problem, grid, self.box)
         self._check_natural()
 
@@ -159,7 +161,7 @@ class Generator:
         if self.fixed.any() or self._entrances.ends:
             x = x.copy()
             for axis, side, face in self._faces():
-                if isinstance(face, (Absorbing, Entrance)):
+                if face.unread:
                     wall, unread = wall_nodes(self.grid, axis, side), ~self._read(axis, side)
                     x[wall[unread]] = probe(self.grid, self.box, axis, side, 1)[unread]
         return Held(x)
@@ -167,7 +169,7 @@ class Generator:
     def _read(self, axis: int, side: int) -> np.ndarray:
         """Nodes of an absorbing face or entrance whose own coefficients count, shape (nodes of the face,)."""
         wall, face = wall_nodes(self.grid, axis, side), self.box.faces[axis][side]
-        return np.asarray(~held(self.grid, axis, side, face)[wall] & (not isinstance(face, Entrance)))
+        return np.asarray(~held(self.grid, axis, side, face)[wall] & face.reached)
 
     def places(self, like: Array | None = None) -> Array:
         """Where the coefficients of the nodes are read, shape (size, d): at the nodes themselves, mostly.
@@ -205,7 +207,7 @@ class Generator:
         return mask
 
     def _faces(self) -> list[tuple[int, int, Any]]:
-        return [(i, s, self.box.faces[i][s]) for i in range(self.grid.dim) for s in (0, 1)]
+        return self.box.each()
 
     def intervals(self) -> list[tuple[float, float]]:
         """Pieces of [0, T] between breakpoints."""
@@ -235,12 +237,15 @@ class Generator:
         fractions = (0.5,) if self.autonomous else (0.0, 0.5, 1.0 - 1e-9)
         return [a + f * (b - a) for a, b in chosen for f in fractions]
 
-    @cached_property
+    @property
     def stencil(self) -> Any:
         """Stencils laid out for the sample coefficients, which do not count in one dimension."""
-        if self.grid.dim == 1:
-            return self.scheme.stencil(self.grid, self.box, np.zeros((self.grid.size, 1, 1)))
-        S = self.sample.S
+        if self._stencil is None:
+            self._stencil = self._lay_out(np.zeros((self.grid.size, 1, 1)) if self.grid.dim == 1 else self.sample.S)
+        return self._stencil
+
+    def _lay_out(self, covariance: Array) -> Any:
+        S = as_numpy(covariance)
         if self._coupled is not None and self.scheme.follows == "pattern":
             S = S + BARELY * np.abs(S).max() * self._coupled
         return self.scheme.stencil(self.grid, self.box, S)
@@ -275,10 +280,7 @@ class Generator:
             given += [(f, getattr(problem.sde, name)) for name, f in problem.sde.given.items()]
             given += [(f, partial(self._part_of_jumps, part)) for part, f in self._jumping()]
         for _, _, face in self._faces():
-            if isinstance(face, (Absorbing, Robin)):
-                given.append((face.value, partial(problem.on_face, face.value)))
-            if isinstance(face, Robin):
-                given.append((face.kappa, partial(problem.on_face, face.kappa)))
+            given += [(value, partial(problem.on_face, value)) for value in (getattr(face, name) for name in face.data)]
         return [f for value, f in given if depends_on_time(value, f, x)]
 
     def _jumping(self) -> list[tuple[int, Any]]:
@@ -332,11 +334,13 @@ class Generator:
 
     def at(self, t: float, like: Array | None = None) -> Semi:
         """Stencil numbers, load and boundary values at time t; ``like`` a tensor: in torch, with gradients."""
-        x, stencil = self.nodes(like), self.stencil
-        # what the layout was made for serves the march too, once
+        x, once = self.nodes(like), self.autonomous and len(self.intervals()) == 1
+        # what the layout is made for serves the march too, once, and the other way round
         local = None if like is not None else self._evaluated.pop(t, None)
         local = self.local(t, like) if local is None else local
-        once = self.autonomous and len(self.intervals()) == 1
+        if once and self._stencil is None:
+            self._stencil = self._lay_out(local.S)
+        stencil = self.stencil
         if self.scheme.follows == "values" and self.grid.dim > 1 and not once:
             stencil = self.scheme.stencil(self.grid, self.box, local.S)
         assembly = self.scheme.assemble(stencil, local, self._face_data(t, x), self.metric)
@@ -441,7 +445,7 @@ class Generator:
         """A natural face needs no noise across it and a drift that does not point out."""
         t = 0.0
         for axis, side, face in self._faces():
-            if not isinstance(face, Natural) or isinstance(face, Constrained):
+            if not face.degenerate or face.imposed or face.constrains:
                 continue
             x = self.places()[wall_nodes(self.grid, axis, side)]
             normal = as_numpy(self.problem.sde.covariance(t, x))[:, axis, axis]

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from kolmo import memory
 from kolmo.arrays import Array, as_like, as_numpy, is_tensor, namespace
 from kolmo.grid import Axis, Grid
-from kolmo.problem.box import Box, Open, Periodic
+from kolmo.problem.box import Box
 from kolmo.problem.sde import SDE
 from kolmo.schemes.monotone import JumpStencil
 
@@ -90,7 +90,7 @@ def joined(numbers: Array, weights: Array) -> Array:
 def landing(box: Box, x: Array) -> Array:
     """Where jumps that aim at x end: beyond faces that are no cut, on them; periods are wrapped around."""
     low, high = np.array(box.lower), np.array(box.upper)
-    closed = np.array([[not isinstance(face, Open | Periodic) for face in pair] for pair in box.faces])
+    closed = box.where("closed")
     xp = namespace(x)
     ends = (as_like(np.where(closed[:, s], end, sign * np.inf), x) for s, end, sign in ((0, low, -1), (1, high, 1)))
     least, most = ends

@@ -9,10 +9,11 @@ import scipy.sparse as sp
 
 from kolmo.arrays import Array, as_like, as_numpy, namespace
 from kolmo.grid import Grid
-from kolmo.problem.box import Absorbing, Box, Entrance, Natural, Open, Reflecting, Robin
+from kolmo.problem.box import Box
+from kolmo.problem.faces import Absorbing, Entrance, Natural, Open, Reflecting, Robin
 from kolmo.schemes import selling
 from kolmo.schemes.base import SCHEMES, Assembly, FaceData
-from kolmo.schemes.faces import Swept, held
+from kolmo.schemes.faces import held
 from kolmo.schemes.local import Local, Metric, on_face, wall_nodes, wall_of
 
 
@@ -306,7 +307,7 @@ def _lay_out(grid: Grid, box: Box, S: np.ndarray) -> tuple[Jumps, np.ndarray]:
     for i, side in product(range(d), (0, 1)):
         face = box.faces[i][side]
         free[held(grid, i, side, face)] = 0.0
-        if isinstance(face, (Open, Natural, Swept)):
+        if face.cut or face.degenerate:
             blocked[on_face(grid, i, side), 2 * i + (1 - side)] = 0.0
             flat[on_face(grid, i, side), i] = 0.0
     nodes, slots, steps = [], [], []
@@ -418,9 +419,9 @@ class _Walker:
             wall[member] = wall_of(self.grid, i, s)[node[jump[member]]] if len(member) else 0
             mirror = member[member < len(walls)]
             end = self.home[node[jump[mirror]], i] + step[jump[mirror], i]
-            if not isinstance(self.box.faces[i][s], Entrance):  # mirrored, not pushed along Σn
+            if self.box.faces[i][s].reached:  # mirrored, not pushed along Σn
                 distance[mirror] = 2.0 * (end - (self.shape[i] - 1) if s == 1 else end)
-            if isinstance(self.box.faces[i][s], Robin):
+            if self.box.faces[i][s].elastic:
                 robin[i, s] = (member, np.searchsorted(wall_nodes(self.grid, i, s), wall[member]))
         tilt = Tilt(jump, wall, np.maximum(axis[jump], 0), distance, base, moving.astype(float), robin)
         return np.concatenate(jumps), np.concatenate(corners), np.concatenate(cols), tilt
@@ -488,7 +489,7 @@ class _Walker:
         """Tilt 2δ S_ij / S_ii along the wall, for the sample covariance; zero along the normal."""
         shift = np.zeros((len(jump), self.grid.dim))
         for i, s in product(range(self.grid.dim), (0, 1)):
-            if isinstance(self.box.faces[i][s], Entrance):
+            if not self.box.faces[i][s].reached:
                 continue
             member = np.flatnonzero((axis[jump] == i) & (side[jump] == s))
             wall = wall_of(self.grid, i, s)[node[jump[member]]]

@@ -12,7 +12,7 @@ from kolmo import kernels
 from kolmo.arrays import Array, Held, as_like, contiguous, detached, empty, fresh, is_tensor, namespace, zeros
 from kolmo.errors import InputError
 from kolmo.kernels.lines import LineOperator
-from kolmo.problem.box import Absorbing, Entrance, Open, Periodic, Reflecting, Robin
+from kolmo.problem.faces import Open, Periodic
 from kolmo.schemes.base import Readable
 from kolmo.schemes.jumps import WithJumps
 from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step
@@ -63,15 +63,13 @@ class Lattice:
                 self._ends[missing + i, side] = {Periodic: septic.WRAP, Open: septic.LINEAR}.get(
                     type(face), septic.CLAMP
                 )
-                if not isinstance(face, Periodic):
+                if not face.periodic:
                     # beyond an open face characteristics are followed over one more box at most
-                    more = shape[i] if isinstance(face, Open) else 0
+                    more = shape[i] if face.cut else 0
                     bound = lower if side == 0 else upper
                     bound[i] = -more if side == 0 else shape[i] - 1 + more
         self.lower, self.upper = Held(lower), Held(upper)
-        self._filters = [
-            septic.prefilter(n, isinstance(pair[0], Periodic)) for n, pair in zip(shape, faces, strict=True)
-        ]
+        self._filters = [septic.prefilter(n, pair[0].periodic) for n, pair in zip(shape, faces, strict=True)]
         self._full = (*(1,) * missing, *(f.size for f in self._filters))
         self._last: tuple[Array, Array] | None = None
 
@@ -185,7 +183,7 @@ class Characteristics:
         for i, pair in enumerate(stencil.faces):
             for side, face in enumerate(pair):
                 tilted = bool(stencil.tilted.get((i, side)))
-                if isinstance(face, (Absorbing, Robin, Entrance)) or tilted:
+                if face.exits or not face.reached or tilted:
                     kind = "noise that is not normal to a wall" if tilted else type(face).__name__.lower()
                     raise InputError(
                         f"boundary[{i}][{side}]",
@@ -196,8 +194,8 @@ class Characteristics:
         self.stencil, self.dt = stencil, dt
         self.lattice = Lattice(stencil.shape, stencil.faces, like)
         self.dim = self.lattice.dim
-        self._open = [[isinstance(face, Open) for face in pair] for pair in stencil.faces]
-        self._walls = [[isinstance(face, Reflecting) for face in pair] for pair in stencil.faces]
+        self._open = [[face.cut for face in pair] for pair in stencil.faces]
+        self._walls = [[face.turns for face in pair] for pair in stencil.faces]
 
     def coefficients(self, a: Array) -> tuple[Array, Array, Array]:
         """Killing rate, drift and covariance rate at the nodes, with noise across open faces put back."""

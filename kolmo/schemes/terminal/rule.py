@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 from kolmo.arrays import Array, Spread, as_like, is_tensor, namespace
 from kolmo.grid import Grid
-from kolmo.problem.box import Box, Entrance, Reflecting, Robin
+from kolmo.problem.box import Box
 from kolmo.problem.problem import KolmogorovProblem, check_finite
 from kolmo.schemes.differences import slope_weight
 from kolmo.schemes.local import break_nodes, break_weights, put_rows, shifts
@@ -160,7 +160,7 @@ def plan_terminal(problem: KolmogorovProblem, grid: Grid, box: Box, order: int) 
     for i, axis in enumerate(grid.axes):
         position = (np.arange(rough.shape[i])[:, None] + gauss).reshape(-1)
         ends = [] if axis.periodic else [0.0, float(axis.n - 1)]
-        odd = tuple(not isinstance(face, (Reflecting, Robin, Entrance)) for face in box.faces[i])
+        odd = tuple(face.parity <= 0 for face in box.faces[i])
         matrix = smoothing_matrix(axis.n, axis.periodic, odd, order)
         # only what the touched nodes see: φ is evaluated there
         rows = near.any(axis=tuple(j for j in range(grid.dim) if j != i))
