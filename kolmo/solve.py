@@ -19,7 +19,8 @@ from kolmo.march import Callback, Run
 from kolmo.problem import KolmogorovProblem
 from kolmo.problem.motion import Motion
 from kolmo.problem.rest import at_rest
-from kolmo.refine.plan import SILENT, prescribe, search
+from kolmo.refine.plan import prescribe, search
+from kolmo.refine.search import SILENT
 from kolmo.schemes.base import SCHEMES
 from kolmo.solution import Solution
 from kolmo.stationary import solve_stationary

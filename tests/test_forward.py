@@ -6,7 +6,7 @@ import pytest
 from kolmo import SDE, Absorbing, Box, Discretization, InputError, KolmogorovProblem, Robin, ToleranceWarning, solve
 from kolmo.forward import WaysOut, initial_masses, solve_forward, stationary_density
 from kolmo.forward.clock import graded_clock
-from kolmo.forward.search import Quantity, judged
+from kolmo.forward.levels import Quantity, judged
 from kolmo.grid.grading import Focused
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator

@@ -236,8 +236,8 @@ def test_differences_are_white_at_zero():
     assert difference.mean.min() < 0 < difference.mean.max()
     filled = difference.plot().collections[0]
     assert filled.norm(0.0) == 0.5
-    assert filled.get_cmap().name == landscape.plots.DIFFERENCES
-    assert other.plot().collections[0].get_cmap().name == landscape.plots.MAP
+    assert filled.get_cmap().name == landscape.canvas.DIFFERENCES
+    assert other.plot().collections[0].get_cmap().name == landscape.canvas.MAP
     above = dataclasses.replace(difference, values={difference.name: np.abs(difference.values[difference.name]) + 0.1})
     for filled in (above.plot().collections[0], landscape.plots.panels({"both": above})[0].collections[0]):
         assert filled.norm(0.0) == 0.5  # of one sign too

@@ -13,7 +13,7 @@ from kolmo import SDE, Box, KolmogorovProblem, control, march, solve, solve_forw
 from kolmo.kernels.first_use import clock
 from kolmo.limits import PER_NODE, Limits, OutOfTimeError
 from kolmo.march import March, time_nodes
-from kolmo.refine import plan
+from kolmo.refine import levels
 from kolmo.schemes.generator import discretize
 from kolmo.steppers.base import STEPPERS
 
@@ -200,18 +200,18 @@ def test_limits_say_which_is_broken():
 
 def test_a_method_that_runs_away_leaves_its_last_level_where_no_other_has_time(monkeypatch):
     """It is told, without an estimate: nothing is thrown away."""
-    solve_on, calls = plan._Search._solve_on, []
+    solve_on, calls = levels.Levels._solve_on, []
 
     def running_away(search, *args, **named):
         calls.append(search.stepper)
         if len(calls) > 3:
-            raise OutOfTimeError if search.stepper == plan.IMPLICIT else plan._RanAwayError
+            raise OutOfTimeError if search.stepper == levels.IMPLICIT else levels.RanAwayError
         return solve_on(search, *args, **named)
 
-    monkeypatch.setattr(plan._Search, "_solve_on", running_away)
+    monkeypatch.setattr(levels.Levels, "_solve_on", running_away)
     sde = kolmo.SDE(lambda t, x: -x, diffusion=1.0, dim=1)
     solution = kolmo.solve(kolmo.KolmogorovProblem(sde, lambda x: np.cos(x[..., 0]), 1.0), at=[[0.3]], rtol=1e-9)
-    assert calls[-1] == plan.IMPLICIT
+    assert calls[-1] == levels.IMPLICIT
     assert solution.status == "tolerance_not_met"
     assert np.isinf(solution.error_estimate).all()
     assert "ran away" in solution.message

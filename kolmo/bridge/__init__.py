@@ -1,22 +1,18 @@
 """Noisy residual networks, their modified SDEs and their Kolmogorov equations."""
 
+from kolmo.bridge.branch_laws import (
+    BranchDropout,
+    CentredBernoulli,
+    HiddenDropout,
+    ShakeDrop,
+    ShakeShake,
+    StochasticDepth,
+)
 from kolmo.bridge.budget import Regulariser, Schedule, SiteEffects, schedule
 from kolmo.bridge.classifier import FlowClassifier
 from kolmo.bridge.diagnose import Diagnosis, diagnose
 from kolmo.bridge.inject import Injection, inject
-from kolmo.bridge.laws import (
-    Additive,
-    BranchDropout,
-    CentredBernoulli,
-    HiddenDropout,
-    LogNormal,
-    Multiplicative,
-    NoiseLaw,
-    ShakeDrop,
-    ShakeShake,
-    StochasticDepth,
-    linear_decay,
-)
+from kolmo.bridge.laws import Additive, LogNormal, Multiplicative, NoiseLaw, linear_decay
 from kolmo.bridge.loss import LossEstimate, expected_loss
 from kolmo.bridge.modified import modified_sde, roughness
 from kolmo.bridge.noise import eject

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kolmo.bridge.branch_laws import BranchDropout, CentredBernoulli, StochasticDepth
 from kolmo.bridge.control_variate import ControlVariate
-from kolmo.bridge.laws import Additive, BranchDropout, CentredBernoulli, Multiplicative, NoiseLaw, StochasticDepth
+from kolmo.bridge.laws import Additive, Multiplicative, NoiseLaw
 from kolmo.bridge.resnet import MLPBranch, NoisyResNet
 from kolmo.bridge.variables import Discrete, Gaussian, Uniform
 from kolmo.kernels import chains

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from kolmo.arrays import at_home
+from kolmo.bridge.branch_laws import HiddenDropout, ShakeShake
 from kolmo.bridge.foreign import drops_samples
-from kolmo.bridge.laws import HiddenDropout, NoiseLaw, ShakeShake
+from kolmo.bridge.laws import NoiseLaw
 from kolmo.bridge.noise import BatchNormRule, batchnorms, carriers, eject, place, untouched
+from kolmo.bridge.probing import probe
 from kolmo.bridge.resnet import Averaged, NoisyResNet, Rng, as_generator, average
 from kolmo.bridge.selection import Where, select
-from kolmo.bridge.sites import Operand, Sites, devices, probe
+from kolmo.bridge.sites import Sites
 from kolmo.bridge.skipping import skip
+from kolmo.bridge.watching import Operand, devices
 from kolmo.bridge.weights import WeightNoise, place_in_weights, weighed
 from kolmo.errors import InputError
 

@@ -10,8 +10,9 @@ from torch.overrides import TorchFunctionMode
 
 from kolmo.bridge.foreign import drops_samples
 from kolmo.bridge.laws import NoiseLaw
-from kolmo.bridge.sites import Output, Site, is_addition
+from kolmo.bridge.sites import Site
 from kolmo.bridge.variables import uniform
+from kolmo.bridge.watching import Output, is_addition
 from kolmo.errors import InputError
 
 _BATCHNORM = nn.modules.batchnorm._BatchNorm

@@ -24,9 +24,9 @@ from kolmo.arrays import at_home
 from kolmo.bridge.budget import SiteEffects, site_effects
 from kolmo.bridge.effects import Loss
 from kolmo.bridge.graph import kinks
+from kolmo.bridge.jets import Point, layer_point, symmetric
 from kolmo.bridge.laws import NoiseLaw
 from kolmo.bridge.loss import Columns, LossEstimate, expected_loss, refuse_batchnorm
-from kolmo.bridge.modified import Point, layer_point, symmetric
 from kolmo.bridge.resnet import NoisyResNet, check_shape
 from kolmo.errors import InputError, KolmoWarning
 

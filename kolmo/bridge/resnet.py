@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kolmo.arrays import default_device
-from kolmo.bridge.laws import NoiseLaw, ShakeShake
+from kolmo.bridge.branch_laws import ShakeShake
+from kolmo.bridge.laws import NoiseLaw
 from kolmo.bridge.variables import Variable
 from kolmo.errors import InputError
 

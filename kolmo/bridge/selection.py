@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from kolmo.bridge.sites import Followed, Output, Site, Sites, follow, probe, refuse_broken
+from kolmo.bridge.probing import probe
+from kolmo.bridge.sites import Followed, Site, Sites, follow, refuse_broken
+from kolmo.bridge.watching import Output
 from kolmo.errors import InputError
 
 Where = None | str | Site | Sequence[str | Site] | Callable[[str, nn.Module], bool]

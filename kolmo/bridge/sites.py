@@ -1,4 +1,4 @@
-r"""Where the residual additions of a network are: found by following one pass, not by names.
+"""Where the residual additions of a network are: found by following one pass, not by names.
 
 A residual addition is one of a tensor x and a tensor F(x) that descends from it: :math:`x_{k+1} = x_k + F_k(x_k)`. The
 graph that automatic differentiation keeps of a pass says which tensor descends from which; hooks say which module
@@ -7,43 +7,32 @@ returned it.
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from kolmo.arrays import at_home
 from kolmo.bridge.foreign import drops_samples
-from kolmo.bridge.graph import Graph, key
+from kolmo.bridge.graph import Graph
+from kolmo.bridge.probing import changed
+from kolmo.bridge.watching import (
+    LAYERS,
+    SAME,
+    WHOLE,
+    Addition,
+    Operand,
+    Output,
+    Watch,
+    devices,
+    marks,
+    tensors,
+    undisturbed,
+)
 from kolmo.errors import InputError
-
-ADDITIONS = frozenset((torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__))
-# Layers that say what they take.
-_FIRST = (nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.LayerNorm, nn.MultiheadAttention)
-# Layers that would use statistics, update them, or drop coordinates in training mode, whoever derives from them.
-_LAYERS = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
-# Change at one index, relative to what is there, that counts as none: batched products may round differently.
-_SAME = 1e-5
-
-
-class Output(NamedTuple):
-    """A branch that ends in the output of a module: where in that output it is (a path of indices and keys)."""
-
-    path: tuple[Any, ...] = ()
-
-
-class Operand(NamedTuple):
-    """A branch that ends in the code of a module: which addition of its forward pass, and which operand of it."""
-
-    addition: int
-    operand: int
-
-
-_WHOLE = Output()
 
 
 @dataclass(frozen=True)
@@ -94,7 +83,7 @@ class Site:
     aliases: tuple[str, ...] = ()
     module: str = ""
     owner: str = ""
-    end: Output | Operand = _WHOLE
+    end: Output | Operand = WHOLE
 
 
 class Sites(list[Site]):
@@ -227,7 +216,7 @@ def refuse_broken(found: Followed, chosen: Sequence[Site]) -> None:
 
 def follow(model: nn.Module, inputs: Sequence[Any], batch_axis: int | None = None) -> Followed:
     """Follow a pass and sort what was seen."""
-    watch = _Watch(model)
+    watch = Watch(model)
     with undisturbed(model), watch.watching():
         output = model(*_differentiable(inputs))
         graph = Graph([t.grad_fn for t in tensors(output) if t.grad_fn is not None], model)
@@ -236,18 +225,6 @@ def follow(model: nn.Module, inputs: Sequence[Any], batch_axis: int | None = Non
     alone, pairs = _breaks(graph, steps)
     dropping = _dropping(model, inputs, steps, axes)
     return Followed(_gathered(steps, axes), alone, pairs, graph.concatenates, frozenset(watch.calls), dropping)
-
-
-class _Addition(NamedTuple):
-    """An addition of two tensors that was seen in a pass."""
-
-    number: int
-    owner: str
-    ordinal: int
-    operands: tuple[Any, Any]
-    norms: tuple[float, float]
-    shapes: tuple[tuple[int, ...], tuple[int, ...]]
-    ends: tuple[list[tuple[str, tuple[Any, ...]]], list[tuple[str, tuple[Any, ...]]]]
 
 
 class _Step(NamedTuple):
@@ -263,145 +240,8 @@ class _Step(NamedTuple):
     aliases: tuple[str, ...]
     ratio: float
     shape: tuple[int, ...]
-    seen: _Addition
+    seen: Addition
     operand: int
-
-
-class _Watch(TorchFunctionMode):
-    """Sees the additions of a pass, and which modules return which tensors."""
-
-    def __init__(self, model: nn.Module, wanted: set[tuple[int, int]] | None = None) -> None:
-        super().__init__()
-        self._model, self._wanted = model, wanted
-        self._stack: list[tuple[str, list[int]]] = [("", [0])]
-        self._ends: dict[Any, list[tuple[str, tuple[Any, ...]]]] = {}
-        self.calls: dict[str, int] = {}
-        self.additions: dict[Any, _Addition] = {}
-        self.seen: dict[tuple[int, int], Tensor] = {}
-        self._count = 0
-        self._nodes: list[Any] = []  # nodes stay alive, so that their identities stay theirs
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Watch the passes of the block."""
-        handles = []
-        for name, module in self._model.named_modules():
-            if name:
-                handles.append(module.register_forward_pre_hook(lambda m, a, name=name: self._enter(name)))
-                handles.append(module.register_forward_hook(lambda m, a, out, name=name: self._leave(name, out)))
-        try:
-            with self:
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _enter(self, name: str) -> None:
-        self._stack.append((name, [0]))
-
-    def _leave(self, name: str, output: Any) -> None:
-        self._stack.pop()
-        self.calls[name] = self.calls.get(name, 0) + 1
-        for path, tensor in leaves(output):
-            if tensor.grad_fn is not None:
-                self._nodes.append(tensor.grad_fn)
-                self._ends.setdefault(key(tensor), []).append((name, path))
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Pass every call on, and take a note of additions."""
-        if not is_addition(function, args):
-            return function(*args, **(kwargs or {}))
-        a, b = args[:2]
-        self._nodes += [a.grad_fn, b.grad_fn]  # kept first: the key is the address of what Python holds
-        before = key(a), key(b)
-        for side, operand in enumerate((a, b)):
-            if self._wanted is not None and (self._count, side) in self._wanted:
-                self.seen[self._count, side] = operand.detach().clone()
-        norms = (float(a.detach().norm()), float(b.detach().norm())) if self._wanted is None else (0.0, 0.0)
-        shapes = tuple(a.shape), tuple(b.shape)
-        ends = list(self._ends.get(before[0], [])), list(self._ends.get(before[1], []))
-        result = function(*args, **(kwargs or {}))
-        owner, counter = self._stack[-1]
-        self._nodes.append(result.grad_fn)
-        self.additions[key(result)] = _Addition(self._count, owner, counter[0], before, norms, shapes, ends)
-        self._count += 1
-        for _, below in self._stack:
-            below[0] += 1
-        return result
-
-
-def is_addition(function: Any, args: tuple[Any, ...]) -> bool:
-    """Whether a call adds two tensors of floating-point numbers."""
-    return (
-        function in ADDITIONS
-        and len(args) > 1
-        and isinstance(args[0], Tensor)
-        and isinstance(args[1], Tensor)
-        and args[0].is_floating_point()
-        and args[1].is_floating_point()
-    )
-
-
-def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
-    """All tensors of a nested output with the indices and keys that lead to them."""
-    if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, Mapping):
-        for name in value:
-            yield from leaves(value[name], (*path, name))
-    elif isinstance(value, (list, tuple)):
-        for i, part in enumerate(value):
-            yield from leaves(part, (*path, i))
-    elif is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            yield from leaves(getattr(value, field.name), (*path, field.name))
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """All tensors of a nested output."""
-    return [tensor for _, tensor in leaves(value)]
-
-
-def _marks(tensor: Tensor) -> list[Tensor]:
-    """For every axis the sums of moduli over the other axes."""
-    size = tensor.abs().double()
-    return [size.sum([other for other in range(tensor.ndim) if other != axis]) for axis in range(tensor.ndim)]
-
-
-@contextlib.contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode with gradients and without fused layers; modes, flags, buffers and random state come back."""
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    buffers = [(module._buffers, name, b, b.clone()) for module, name, b in _buffers(model)]
-    fused = torch.backends.mha.get_fastpath_enabled()
-    try:
-        with torch.random.fork_rng(devices=devices(model)), torch.enable_grad():
-            model.eval()
-            for parameter, _ in flags:
-                if parameter.is_floating_point():
-                    parameter.requires_grad_(True)
-            torch.backends.mha.set_fastpath_enabled(False)
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        for module, training in modes:
-            module.training = training
-        for held, name, buffer, before in buffers:
-            held[name] = buffer if torch.equal(buffer, before) else buffer.copy_(before)
-
-
-def _buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
-    return [(module, name, b) for module in model.modules() for name, b in module._buffers.items() if b is not None]
-
-
-def devices(model: nn.Module) -> list[torch.device]:
-    """CUDA devices of a model, whose random state is to be kept."""
-    return list({p.device for p in model.parameters() if p.device.type == "cuda"})
 
 
 def _differentiable(inputs: Sequence[Any]) -> list[Any]:
@@ -412,7 +252,7 @@ def _differentiable(inputs: Sequence[Any]) -> list[Any]:
     ]
 
 
-def _steps(graph: Graph, watch: _Watch) -> list[_Step]:
+def _steps(graph: Graph, watch: Watch) -> list[_Step]:
     """The residual additions of a pass in their order, with the ends of their branches."""
     steps = []
     for found in graph.residual_additions():
@@ -516,7 +356,7 @@ def _batch_axes(
     best: list[int | None] = [None] * len(steps)
     for axis in (0, 1) if batch_axis is None else (batch_axis,):
         with contextlib.suppress(Exception):  # a model may refuse a doubled axis; then the next one is tried
-            found = _separating(model, *_changed(inputs, axis), steps)
+            found = _separating(model, *changed(inputs, axis), steps)
             best = min(best, found, key=lambda axes: axes.count(None))
             if None not in best:
                 break
@@ -525,7 +365,7 @@ def _batch_axes(
 
 def _operands(model: nn.Module, inputs: Sequence[Any], steps: list[_Step], *, training: bool = False) -> list[Tensor]:
     """Branch of every step in another pass; "training" is for the model's own code, not for layers of torch."""
-    watch = _Watch(model, {(step.seen.number, step.operand) for step in steps})
+    watch = Watch(model, {(step.seen.number, step.operand) for step in steps})
     with undisturbed(model), torch.no_grad(), watch.watching():
         for module in model.modules():
             module.training = training and _own(module) and not drops_samples(module)
@@ -535,7 +375,7 @@ def _operands(model: nn.Module, inputs: Sequence[Any], steps: list[_Step], *, tr
 
 def _own(module: nn.Module) -> bool:
     """Whether the code of a module is the model's own: no layer of torch, nor normalisation or dropout made of one."""
-    return not type(module).__module__.startswith("torch.") and not isinstance(module, _LAYERS)
+    return not type(module).__module__.startswith("torch.") and not isinstance(module, LAYERS)
 
 
 def _separating(model: nn.Module, inputs: list[Any], changed: list[Any], steps: list[_Step]) -> list[int | None]:
@@ -580,81 +420,10 @@ def _dropping(model: nn.Module, inputs: Sequence[Any], steps: list[_Step], axes:
 
 def _axis(before: Tensor, after: Tensor) -> int | None:
     """First axis along which the first place alone has changed."""
-    changes, sizes = _marks(after - before), _marks(torch.maximum(before.abs(), after.abs()))
-    for limit in (_SAME, 0.0):  # none at all elsewhere: a branch on which its input hardly has an influence
+    changes, sizes = marks(after - before), marks(torch.maximum(before.abs(), after.abs()))
+    for limit in (SAME, 0.0):  # none at all elsewhere: a branch on which its input hardly has an influence
         for axis, (change, size) in enumerate(zip(changes, sizes, strict=True)):
             other = (change > limit * size).tolist()
             if len(other) > 1 and other[0] and not any(other[1:]):
                 return axis
     return None
-
-
-def _changed(inputs: Sequence[Any], axis: int) -> tuple[list[Any], list[Any]]:
-    """Inputs with at least two samples along an axis, and the same with another first sample."""
-    size = next((v.shape[axis] for v in inputs if isinstance(v, Tensor) and v.ndim > axis), 0)
-    same, other = [], []
-    for value in inputs:
-        if not isinstance(value, Tensor) or value.ndim <= axis or value.shape[axis] != size:
-            same.append(value)
-            other.append(value)
-            continue
-        base = value.detach()
-        base = torch.cat([base, base], axis) if size == 1 else base
-        moved = base.clone()
-        first = moved.select(axis, 0)
-        if base.is_floating_point():
-            first.copy_(_other(first))
-        elif base.dtype != torch.bool:
-            first.copy_(base.max() + base.min() - first)
-        same.append(base)
-        other.append(moved)
-    return same, other
-
-
-def _other(sample: Tensor) -> Tensor:
-    """Another sample with entries from the same range; not a multiple, whose normalisation could be the same."""
-    low, high = (float(v) for v in (sample.min(), sample.max()))
-    if low == high:
-        low, high = low - 0.3 * abs(low) - 0.1, high + 0.3 * abs(high) + 0.1
-    generator = torch.Generator().manual_seed(0)
-    part = torch.rand(sample.shape, generator=generator, device="cpu", dtype=torch.float32)
-    return (low + (high - low) * part).to(sample)
-
-
-def probe(model: nn.Module) -> list[Any]:
-    """Inputs that a model accepts, guessed from its first layer; empty where no guess fits."""
-    first = next((m for m in model.modules() if isinstance(m, _FIRST)), None)
-    parameter = next(iter(model.parameters()), None)
-    if first is None or parameter is None:
-        return []
-    dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
-    for shape, ids in _guesses(model, first):
-        generator = torch.Generator().manual_seed(0)
-        if ids:
-            x = torch.randint(0, ids, shape, generator=generator, device="cpu").to(parameter.device)
-        else:
-            x = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32).to(parameter.device, dtype)
-        with contextlib.suppress(Exception), undisturbed(model), torch.no_grad():
-            model(x)
-            return [x]
-    return []
-
-
-def _guesses(model: nn.Module, first: nn.Module) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Shapes to try (batches of two), with the number of tokens where the input is made of them."""
-    if isinstance(first, nn.Embedding):
-        yield (2, 8), first.num_embeddings
-        yield (2, 4), first.num_embeddings
-        return
-    dims = next((d for d, kind in ((1, nn.Conv1d), (2, nn.Conv2d), (3, nn.Conv3d)) if isinstance(first, kind)), 0)
-    if dims:
-        for side in (getattr(model, "image_size", 32), 32, 16, 8, 28, 64, 96, 128, 224):
-            if isinstance(side, int):
-                yield (2, first.in_channels, *([side] * dims)), 0  # type: ignore[arg-type]
-    for name in ("in_features", "embed_dim", "normalized_shape"):
-        width = getattr(first, name, None)
-        width = width[-1] if isinstance(width, tuple) else width
-        if isinstance(width, int):
-            yield (2, 8, width), 0
-            yield (2, width), 0
-            return

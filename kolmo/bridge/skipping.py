@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kolmo.bridge.laws import StochasticDepth
+from kolmo.bridge.branch_laws import StochasticDepth
 from kolmo.bridge.noise import Entry, Noise
-from kolmo.bridge.sites import Output, Site, awake, tensors, undisturbed
+from kolmo.bridge.sites import Site, awake
+from kolmo.bridge.watching import Output, tensors, undisturbed
 
 
 def skip(model: nn.Module, rows: Sequence[Site], noises: Sequence[Noise], inputs: Sequence[Any]) -> None:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from kolmo.bridge.noise import NoisyWeight, Turns
 from kolmo.bridge.selection import pattern
-from kolmo.bridge.sites import Output, Site, Sites
+from kolmo.bridge.sites import Site, Sites
 from kolmo.bridge.variables import variable
+from kolmo.bridge.watching import Output
 from kolmo.errors import InputError
 
 GRANULARITY = ("layer", "filter", "weight")

@@ -4,10 +4,11 @@ from kolmo.control.arrivals import Arrival, arrival
 from kolmo.control.checkpoints import GradientMemory
 from kolmo.control.committors import Committor, committor
 from kolmo.control.game import Game
-from kolmo.control.hjb import ControlSolution, solve_hjb
+from kolmo.control.hjb import solve_hjb
 from kolmo.control.hopf_cole import HopfColeSolution, hopf_cole
 from kolmo.control.law import Law, law, transition_density
 from kolmo.control.minimize import hessian_product, minimize
+from kolmo.control.optimum import ControlSolution
 from kolmo.control.problem import ControlProblem
 from kolmo.control.regimes import Switching, solve_switching
 from kolmo.control.schroedinger import SchroedingerBridge, schroedinger_bridge

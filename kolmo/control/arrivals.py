@@ -15,7 +15,7 @@ import scipy.sparse as sp
 
 from kolmo.arrays import as_numpy, as_points
 from kolmo.control.bellman import Bellman
-from kolmo.control.hjb import SMOOTH
+from kolmo.control.policy_search import SMOOTH
 from kolmo.control.problem import ControlProblem
 from kolmo.errors import InputError
 from kolmo.grid import Grid

@@ -12,7 +12,10 @@ from scipy.special import beta
 
 from kolmo.arrays import Array, as_like, as_numpy, as_points, at_home
 from kolmo.control.bellman import Bellman
-from kolmo.control.hjb import MAX_CELLS, MAX_SECONDS, ControlSolution, PolicyLevel, Search, concluded, outside, pack
+from kolmo.control.hjb import concluded, outside
+from kolmo.control.optimum import ControlSolution
+from kolmo.control.policy_level import PolicyLevel, pack
+from kolmo.control.policy_search import MAX_CELLS, MAX_SECONDS, Search
 from kolmo.control.problem import ControlProblem
 from kolmo.control.sets import Finite
 from kolmo.control.targets import Target

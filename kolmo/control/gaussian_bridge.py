@@ -10,6 +10,7 @@ import numpy as np
 from scipy.ndimage import map_coordinates, spline_filter
 
 from kolmo.control.densities import CLOSER, GivenDensity, Masses, masses
+from kolmo.control.gaussian_ends import Affine, Guess, Quadratic, inverse_square_root, moments_of, square_root
 from kolmo.control.linear import LinearProcess, Transition
 from kolmo.control.sinkhorn import Potentials, potentials
 from kolmo.grid import Grid
@@ -53,21 +54,6 @@ TABLE_SPACING = 0.5
 KEPT = 8
 # Points in a batch, to keep local lattices small.
 BATCH = 20_000
-
-
-class Affine(NamedTuple):
-    """Affine coordinates z of points x: ``x = centre + z @ matrix.T``."""
-
-    matrix: np.ndarray
-    centre: np.ndarray
-
-    def place(self, z: np.ndarray) -> np.ndarray:
-        """Points at coordinates."""
-        return np.asarray(self.centre + z @ self.matrix.T)
-
-    def coordinates(self, x: np.ndarray) -> np.ndarray:
-        """Coordinates of points."""
-        return np.asarray(np.linalg.solve(self.matrix, (x - self.centre).T).T)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +199,7 @@ class GaussianBridge:
     def _later(self, t: float) -> tuple[Transition, np.ndarray]:
         """Transition from t to T, and the inverse root of its covariance."""
         move = self.linear.transition(min(t, (1.0 - END) * self.horizon), self.horizon)
-        return move, _inverse_root(move.covariance)
+        return move, inverse_square_root(move.covariance)
 
     def log_psi(self, t: float, x: np.ndarray) -> np.ndarray:
         """Logarithm of ψ at points (n, d)."""
@@ -244,7 +230,7 @@ class GaussianBridge:
         if t <= 0.0 or t >= self.horizon:
             return np.asarray(np.exp((self.start if t <= 0.0 else self.end).log_density(x)))
         move = self.linear.transition(0.0, max(t, END * self.horizon))
-        W = _inverse_root(move.covariance)
+        W = inverse_square_root(move.covariance)
         logs = self.start.averaged(W @ move.matrix, (x - move.shift) @ W.T)[0]
         d = x.shape[1]
         scale = float(np.linalg.slogdet(W)[1]) - 0.5 * d * math.log(2.0 * math.pi)
@@ -253,7 +239,7 @@ class GaussianBridge:
     def coupling(self, x: np.ndarray) -> np.ndarray:
         """Density of (X_0, X_T) over that of X_0, at all pairs of points (n, d)."""
         whole = self.linear.transition(0.0, self.horizon)
-        W = _inverse_root(whole.covariance)
+        W = inverse_square_root(whole.covariance)
         u, v = (x @ whole.matrix.T + whole.shift) @ W.T, x @ W.T
         squares = ((u[:, None] - v) ** 2).sum(-1)
         logs = self.end.log_density(x) + self.end.log_factor(x) - 0.5 * squares
@@ -264,7 +250,7 @@ class GaussianBridge:
         """Points (len(times), count, d) of paths of the bridge: of the first lattice, where it should be looked at."""
         x = self.start.points[rng.choice(self.start.masses.size, count, p=self.start.masses.reshape(-1))]
         whole = self.linear.transition(0.0, self.horizon)
-        W = _inverse_root(whole.covariance)
+        W = inverse_square_root(whole.covariance)
         u, v = (x @ whole.matrix.T + whole.shift) @ W.T, self.end.points @ W.T
         logs = self.end.logs - 0.5 * ((u[:, None] - v) ** 2).sum(-1)
         y = self.end.points[np.argmax(logs + rng.gumbel(size=logs.shape), axis=1)]
@@ -274,7 +260,7 @@ class GaussianBridge:
             gain = before.covariance @ after.matrix.T @ np.linalg.inv(whole.covariance)
             mean = x @ before.matrix.T + before.shift + (y - x @ whole.matrix.T - whole.shift) @ gain.T
             spread = before.covariance - gain @ after.matrix @ before.covariance
-            found.append(mean + rng.normal(size=x.shape) @ _root(spread))
+            found.append(mean + rng.normal(size=x.shape) @ square_root(spread))
         return np.stack(found)
 
     def grid(self, cells: int) -> Grid:
@@ -350,7 +336,7 @@ class GaussianBridges:
     ) -> "GaussianBridges":
         """Coordinates and lattices for densities inside these boxes."""
         whole = linear.transition(0.0, horizon)
-        W, d = _inverse_root(whole.covariance), len(whole.shift)
+        W, d = inverse_square_root(whole.covariance), len(whole.shift)
         matrices = np.linalg.inv(W @ whole.matrix), np.linalg.inv(W)
         frames, hulls, spreads = [], [], []
         for density, (low, high), M in zip(densities, boxes, matrices, strict=True):
@@ -361,7 +347,7 @@ class GaussianBridges:
             low, high = density.closed_in(axes, rough.place)
             fine = tuple(np.linspace(a, b, CLOSER[d]) for a, b in zip(low, high, strict=True))
             mass = masses(density, fine, rough.place).masses
-            mean, spread = _moments(fine, mass / mass.sum())
+            mean, spread = moments_of(fine, mass / mass.sum())
             frames.append(Affine(M, rough.place(mean[None])[0]))
             hulls.append((low - mean, high - mean))
             spreads.append(spread)
@@ -385,7 +371,7 @@ class GaussianBridges:
         else:
             with np.errstate(divide="ignore"):
                 logs = np.log(before.start.masses) + self._untilted(before.start)
-            guess = _Guess(before.start.axes, logs, 1.0)
+            guess = Guess(before.start.axes, logs, 1.0)
         found, axes, first, last = self._solved(resolution, 1.0, guess, self.misfit, limits)
         a, b = (m.masses / m.masses.sum() for m in (first, last))
         tilts = [self._tilt(x) for x in axes]
@@ -416,24 +402,24 @@ class GaussianBridges:
             max(a.size, b.size),
         )
 
-    def _first_guess(self, resolution: float, limits: Limits) -> "_Guess | _Quadratic | None":
+    def _first_guess(self, resolution: float, limits: Limits) -> "Guess | Quadratic | None":
         """Potentials of twice the noise on lattices half as fine, and so on from where the search is easy.
 
         Those of small noise are those of larger noise, times the ratio of variances, to first order (Schmitzer 2019).
         """
-        quadratic = self._solved(resolution, 1.0, _Quadratic(self.coupled.curvature), math.inf, limits)
+        quadratic = self._solved(resolution, 1.0, Quadratic(self.coupled.curvature), math.inf, limits)
         if quadratic[0].misfit <= ALIKE:
-            return _Quadratic(self.coupled.curvature)
+            return Quadratic(self.coupled.curvature)
         halvings, guess = round(0.5 * math.log2(max(self.coupled.spread / EASY, 1.0))), None
         for k in range(halvings, 0, -1):
             scale = 0.5**k
             found, axes, first, _ = self._solved(resolution * scale, scale, guess, ROUGH, limits)
             with np.errstate(divide="ignore"):
-                guess = _Guess(axes[0], np.log(first.masses / first.masses.sum()) + found.F, scale)
+                guess = Guess(axes[0], np.log(first.masses / first.masses.sum()) + found.F, scale)
         return guess
 
     def _solved(
-        self, resolution: float, scale: float, guess: "_Guess | _Quadratic | None", misfit: float, limits: Limits
+        self, resolution: float, scale: float, guess: "Guess | Quadratic | None", misfit: float, limits: Limits
     ) -> tuple[Potentials, list[tuple[np.ndarray, ...]], Masses, Masses]:
         """Potentials, lattices and masses, with the noise divided by ``scale``."""
         axes = [
@@ -464,30 +450,6 @@ def _padded(axis: np.ndarray) -> np.ndarray:
     return np.asarray(axis[0] + (axis[1] - axis[0]) * np.arange(-PADDING, len(axis) + PADDING))
 
 
-class _Guess(NamedTuple):
-    """Logarithms of masses with their factors on a lattice, with the noise divided by ``scale``."""
-
-    axes: tuple[np.ndarray, ...]
-    logs: np.ndarray
-    scale: float
-
-    def at(self, axes: tuple[np.ndarray, ...], scale: float) -> np.ndarray:
-        """Potential of the other end on another lattice, for noise of another scale."""
-        u, v = (tuple(self.scale * x for x in ends) for ends in (self.axes, axes))
-        return -pulled(v, u, self.logs) * (scale / self.scale) ** 2
-
-
-class _Quadratic(NamedTuple):
-    """The potential between Gaussians."""
-
-    curvature: np.ndarray
-
-    def at(self, axes: tuple[np.ndarray, ...], scale: float) -> np.ndarray:
-        """On a lattice."""
-        v = scale * np.stack(np.meshgrid(*axes, indexing="ij"), -1)
-        return np.asarray(0.5 * np.einsum("...i,ij,...j->...", v, self.curvature, v))
-
-
 class _Coupled(NamedTuple):
     r"""The bridge between two centred Gaussians with a kernel of unit covariance (Janati et al. 2020).
 
@@ -508,29 +470,10 @@ class _Coupled(NamedTuple):
     @classmethod
     def of(cls, A: np.ndarray, B: np.ndarray) -> "_Coupled":
         """For covariances of the two ends."""
-        unit, root = np.eye(len(A)), _root(A)
-        inner = _root(root @ B @ root + 0.25 * unit)
+        unit, root = np.eye(len(A)), square_root(A)
+        inner = square_root(root @ B @ root + 0.25 * unit)
         C = root @ inner @ np.linalg.inv(root) - 0.5 * unit
         inverses = [np.linalg.inv(S) for S in (A - C @ np.linalg.solve(B, C.T), B - C.T @ np.linalg.solve(A, C))]
         first, last = (1.0 / np.sqrt(np.maximum(np.diag(S), 1e-300)) for S in inverses)
         curvature = np.linalg.inv(B) + unit - inverses[1]
         return cls((first, last), curvature, float(np.sqrt((np.diag(A) * np.diag(B)).max())))
-
-
-def _moments(axes: tuple[np.ndarray, ...], mass: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance."""
-    points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(axes))
-    mean = mass.reshape(-1) @ points
-    return mean, (points - mean).T @ (mass.reshape(-1, 1) * (points - mean))
-
-
-def _root(S: np.ndarray) -> np.ndarray:
-    """Symmetric root."""
-    values, vectors = np.linalg.eigh(S)
-    return np.asarray((vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T)
-
-
-def _inverse_root(S: np.ndarray) -> np.ndarray:
-    """Symmetric inverse square root."""
-    values, vectors = np.linalg.eigh(S)
-    return np.asarray((vectors / np.sqrt(values)) @ vectors.T)

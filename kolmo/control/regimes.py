@@ -9,22 +9,14 @@ import scipy.sparse as sp
 import torch
 
 from kolmo.arrays import Array, as_numpy, as_points, at_home, is_tensor
-from kolmo.control.bellman import Act, Bellman, Filled, ImplicitPolicyStep, solve_stationary
+from kolmo.control.bellman import Act, Bellman, Filled
 from kolmo.control.charts import opened
 from kolmo.control.frame import Frame, frame
-from kolmo.control.hjb import (
-    CROWDING,
-    IMPLICIT,
-    MAX_CELLS,
-    MAX_SECONDS,
-    MONOTONE,
-    STOPPED,
-    ControlSolution,
-    PolicyLevel,
-    Search,
-    concluded,
-    pack,
-)
+from kolmo.control.hjb import concluded
+from kolmo.control.optimum import ControlSolution
+from kolmo.control.policy_level import IMPLICIT, PolicyLevel, pack
+from kolmo.control.policy_search import CROWDING, MAX_CELLS, MAX_SECONDS, MONOTONE, STOPPED, Search
+from kolmo.control.policy_steps import ImplicitPolicyStep, solve_stationary
 from kolmo.control.problem import ControlProblem
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError

@@ -8,7 +8,7 @@ from scipy import optimize
 from scipy.stats import chi2, norm
 
 from kolmo.arrays import at_home
-from kolmo.control.minimize import Fitted, Stopped
+from kolmo.control.descent import Fitted, Stopped
 from kolmo.control.value import keeping_plans
 from kolmo.errors import InputError, KolmoError, NotConvergedError
 

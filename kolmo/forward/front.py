@@ -18,7 +18,8 @@ from kolmo.kernels.first_use import clock
 from kolmo.limits import Limits
 from kolmo.problem.problem import KolmogorovProblem, check_vectorised
 from kolmo.problem.rest import at_rest
-from kolmo.refine.plan import MAX_CELLS, plan, prescribe
+from kolmo.refine.levels import MAX_CELLS
+from kolmo.refine.plan import plan, prescribe
 from kolmo.schemes.base import SCHEMES
 from kolmo.steppers.base import STEPPERS
 

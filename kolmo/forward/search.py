@@ -3,9 +3,8 @@
 import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 
@@ -16,11 +15,13 @@ from kolmo.forward.clock import graded_clock
 from kolmo.forward.density import Density, OutOfTimeError, Spreading, read_again
 from kolmo.forward.exits import Exit
 from kolmo.forward.layout import Asked, LawLayout, Start, depth, first_step, law_layout
+from kolmo.forward.levels import ROUNDING, TINY, LawLevel, Quantity, judged
 from kolmo.grid import Grid
 from kolmo.kernels.first_use import clock
 from kolmo.problem import KolmogorovProblem
-from kolmo.refine.estimate import ALIGNED, Convergence, Verdict
-from kolmo.refine.plan import AIM, CUT_SAFETY, CUT_SHARE, GROWTH, LEAST_SHARE, MAX_GROWTH
+from kolmo.refine.estimate import Convergence, Verdict
+from kolmo.refine.levels import GROWTH
+from kolmo.refine.search import AIM, CUT_SAFETY, CUT_SHARE, LEAST_SHARE, MAX_GROWTH
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.terminal import plan_averages, plan_terminal
 from kolmo.steppers.base import STEPPERS
@@ -43,8 +44,6 @@ ALONE = 1.4
 # the density is less than this part of its peak; and a law of which less is left count as if they had so much: rounding
 # leaves no more digits.
 NEGLIGIBLE = 1e-6
-# Error of rounding, relative to the largest value.
-ROUNDING = 1e-13
 # Places at which the whole law is compared, per axis.
 WHOLE = {1: 401, 2: 61, 3: 17}
 # Part of an axis next to a cut where the law is not looked at: what it would be beyond has gathered there.
@@ -55,102 +54,6 @@ GREW = 10.0
 TURN = 1.0
 # Part of the change before which the last one falls short of where levels converge (order one would do: 1 / GROWTH).
 STUCK = 0.7
-TINY = 1e-300
-
-
-@dataclass
-class LawLevel:
-    """One march on the way to the tolerance.
-
-    Attributes
-    ----------
-    density : Density
-        What it found.
-    n : float
-        Resolution.
-    steps : int
-        First steps of the clock.
-    seconds : float
-        Time it took.
-    """
-
-    density: Density
-    n: float
-    steps: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """One of the things asked for, on all levels.
-
-    Attributes
-    ----------
-    name : str or Exit
-        "density", "value", or a way out.
-    values : list of ndarray
-        One per level, of one shape.
-    weights : ndarray or None
-        None: the error is the largest modulus; else it is the weighted sum over the last axis, at worst.
-    least : float
-        Size below which the quantity does not count by itself.
-    """
-
-    name: Exit
-    values: list[np.ndarray]
-    weights: np.ndarray | None
-    least: float
-
-    def size(self, v: np.ndarray) -> float:
-        """Size of a difference or a value."""
-        if self.weights is not None:
-            return float((np.abs(v) @ self.weights).max())
-        return float(np.abs(v).max(initial=0.0))
-
-    @property
-    def changes(self) -> list[float]:
-        """Differences of consecutive levels."""
-        return [self.size(b - a) for a, b in zip(self.values, self.values[1:], strict=False)]
-
-    @property
-    def scale(self) -> float:
-        """What a relative tolerance refers to."""
-        return max(self.size(self.values[-1]), self.least)
-
-    @property
-    def negative(self) -> float:
-        """By how much it is below zero at worst, where it cannot be: a bound of the error from below."""
-        return 0.0 if self.name == "value" else self.size(np.minimum(self.values[-1], 0.0))
-
-
-def judged(quantity: Quantity, resolutions: Sequence[float], order: float) -> Verdict:
-    """What the levels say of a quantity, by its size and whether its differences point the same way.
-
-    Examples
-    --------
-    >>> n = [40.0, 60.0, 90.0]
-    >>> law = Quantity("density", [np.array([[1.0 + 5.0 / k**2, 2.0]]) for k in n], np.ones(2), 0.0)
-    >>> verdict = judged(law, n, 2.0)
-    >>> verdict.confirmed, float(verdict.estimate[0] / (5.0 / 90**2)).__round__(1)
-    (True, 1.4)
-    """
-    if quantity.weights is None:
-        values = [v.reshape(-1, 1) for v in quantity.values]
-    else:  # of a law as a whole the differences' sizes, with the sign of their direction
-        steps = [(b - a) * quantity.weights for a, b in pairwise(quantity.values)]
-        sizes, sign, total = quantity.changes, 1.0, 0.0
-        values = [np.zeros((1, 1))]
-        for k, size in enumerate(sizes):
-            if k > 0:
-                sign = sign if _cosine(steps[k - 1], steps[k]) >= ALIGNED else -sign
-            total += sign * size
-            values.append(np.array([[total]]))
-    rounding = ROUNDING * quantity.size(quantity.values[-1])
-    return Convergence(order).judge(resolutions, values, rounding=rounding)
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float((a * b).sum()) / max(math.sqrt(float((a * a).sum() * (b * b).sum())), TINY)
 
 
 class LawSearch:

@@ -13,8 +13,7 @@ import numpy as np
 
 from kolmo.kernels.cache import compiled
 
-_jit: Any = compiled(fastmath={"contract"})
-
+jit: Any = compiled(fastmath={"contract"})
 # Where things stand in the layout: the sizes; per axis the rows of the common stencil and the place of the row
 # pointers; the numbers of the terms.
 LOW, HIGH, POINTER, IDENTITY, FIRST, SECOND, PAIRS = 3, 6, 9, 12, 13, 16, 19
@@ -22,7 +21,7 @@ LAYOUT = 22
 ABSENT = 1 << 32  # a pair that there is not
 
 
-@_jit
+@jit
 def _across(table: Any, axis: int, field: Any, base: Any, row: Any, stride: Any, f: Any, s: Any, x: Any) -> bool:
     """First and second difference of a field along a strided axis, for one row; whether the cross one is the first."""
     layout, pointer, index, weights, central, _ = table
@@ -55,8 +54,8 @@ def _across(table: Any, axis: int, field: Any, base: Any, row: Any, stride: Any,
     return False
 
 
-@_jit
-def _cross_across(table: Any, axis: int, field: Any, base: Any, row: Any, stride: Any, count: Any, x: Any) -> None:
+@jit
+def cross_across(table: Any, axis: int, field: Any, base: Any, row: Any, stride: Any, count: Any, x: Any) -> None:
     """Cross difference along a strided axis of the first ``count`` nodes of one row."""
     layout, pointer, index, weights, _, _ = table
     for k in range(count):
@@ -69,8 +68,8 @@ def _cross_across(table: Any, axis: int, field: Any, base: Any, row: Any, stride
                 x[k] += w * field[o + k]
 
 
-@_jit
-def _along(table: Any, which: int, field: Any, base: Any, out: Any) -> None:
+@jit
+def along(table: Any, which: int, field: Any, base: Any, out: Any) -> None:
     """One difference (first, second or cross) along the last axis, for the line that begins at ``base``."""
     layout, pointer, index, weights, central, _ = table
     n, low, high = layout[2], layout[LOW + 2], layout[HIGH + 2]
@@ -100,8 +99,8 @@ def _along(table: Any, which: int, field: Any, base: Any, out: Any) -> None:
         )
 
 
-@_jit
-def _difference(table: Any, axis: int, which: int, field: Any, factor: Any, out: Any) -> None:
+@jit
+def difference(table: Any, axis: int, which: int, field: Any, factor: Any, out: Any) -> None:
     """One difference (first, second or cross) of a whole field along an axis; with a factor, added times that."""
     layout, pointer, index, weights, central, _ = table
     n, low, high, start = layout[axis], layout[LOW + axis], layout[HIGH + axis], layout[POINTER + axis]
@@ -144,7 +143,7 @@ def _difference(table: Any, axis: int, which: int, field: Any, factor: Any, out:
                 out[k] += factor[k] * value
 
 
-@_jit
+@jit
 def shares(table: Any, y: Any, q: Any, wanted: Any, derivative: Any) -> None:
     """Add q B_m y to the derivative with respect to a_m, for wanted terms."""
     layout = table[0]
@@ -156,13 +155,13 @@ def shares(table: Any, y: Any, q: Any, wanted: Any, derivative: Any) -> None:
         for which in range(2):
             term = layout[(FIRST if which == 0 else SECOND) + axis]
             if layout[axis] > 1 and wanted[term]:
-                _difference(table, axis, which, y, q, derivative[term])
+                difference(table, axis, which, y, q, derivative[term])
     for pair in range(3):
         term = layout[PAIRS + pair]
         if term != ABSENT and wanted[term]:
             half = np.empty(len(y))
-            _difference(table, 1 if pair == 2 else 0, 2, y, None, half)
-            _difference(table, 1 if pair == 0 else 2, 2, half, q, derivative[term])
+            difference(table, 1 if pair == 2 else 0, 2, y, None, half)
+            difference(table, 1 if pair == 0 else 2, 2, half, q, derivative[term])
     terms, rows, pointer, index, weights = table[5]
     for r in range(len(rows)):
         if wanted[terms[r]]:
@@ -172,7 +171,7 @@ def shares(table: Any, y: Any, q: Any, wanted: Any, derivative: Any) -> None:
             derivative[terms[r], rows[r]] += q[rows[r]] * total
 
 
-@_jit
+@jit
 def _sweep(table: Any, a: Any, y: Any, rule: Any, targets: Any) -> None:
     """One pass over y: k = Q y + load, following = base + c k, collected = (collected or nothing) + weight k."""
     layout, pointer, index, weights, central, _ = table
@@ -272,11 +271,11 @@ def _sweep(table: Any, a: Any, y: Any, rule: Any, targets: Any) -> None:
                     cross = f0 * v0 + f1 * v1 + f2 * v2 + f3 * v3 + f4 * v4 + f5 * v5 + f6 * v6
                     total[k] += a21[at + k] * first + a22[at + k] * second + b12[at + k] * cross
             if p02 != ABSENT:
-                _along(table, 2, x0, j * n2, line)
+                along(table, 2, x0, j * n2, line)
                 for k in range(n2):
                     total[k] += a[p02, at + k] * line[k]
             if p01 != ABSENT:
-                _cross_across(table, 1, x0, zero, j, n2, n2, line)
+                cross_across(table, 1, x0, zero, j, n2, n2, line)
                 for k in range(n2):
                     total[k] += a[p01, at + k] * line[k]
             if begins:
@@ -291,7 +290,7 @@ def _sweep(table: Any, a: Any, y: Any, rule: Any, targets: Any) -> None:
                     collected[at + k] += weight * value
 
 
-@_jit
+@jit
 def _walls(table: Any, a: Any, y: Any, load: Any, out: Any) -> None:
     """The load and the terms at walls, which come row by row."""
     terms, rows, pointer, index, weights = table[5]
@@ -304,7 +303,7 @@ def _walls(table: Any, a: Any, y: Any, load: Any, out: Any) -> None:
         out[rows[r]] += a[terms[r], rows[r]] * total
 
 
-@_jit
+@jit
 def stage(table: Any, a: Any, y: Any, rule: Any, targets: Any) -> None:
     """k = Q y + load, following = base + c k, collected = (collected or nothing) + weight k.
 
@@ -325,276 +324,3 @@ def stage(table: Any, a: Any, y: Any, rule: Any, targets: Any) -> None:
         _walls(table, a, y, load, more)
         load = more
     _sweep(table, a, y, rule, (load, base, following, collected))
-
-
-@_jit
-def _column_sum(
-    table: Any, axis: int, fields: Any, mixed: bool, base: Any, row: Any, stride: Any, count: Any, out: Any, at: Any
-) -> None:
-    """Add to a row of the result the transposed differences along a strided axis."""
-    layout, pointer, index, weights, central, _ = table
-    first, second, cross = fields
-    if layout[LOW + axis] <= row and row < layout[HIGH + axis]:
-        o0 = base + (row - np.uint64(3)) * stride
-        o1, o2, o3 = o0 + stride, o0 + np.uint64(2) * stride, o0 + np.uint64(3) * stride
-        o4, o5, o6 = o3 + stride, o3 + np.uint64(2) * stride, o3 + np.uint64(3) * stride
-        for which in range(2):
-            v = first if which == 0 else second
-            c = central[which]
-            c0, c1, c2, c3, c4, c5, c6 = c[0], c[1], c[2], c[3], c[4], c[5], c[6]
-            for k in range(count):
-                out[at + k] += (
-                    c0 * v[o0 + k]
-                    + c1 * v[o1 + k]
-                    + c2 * v[o2 + k]
-                    + c3 * v[o3 + k]
-                    + c4 * v[o4 + k]
-                    + c5 * v[o5 + k]
-                    + c6 * v[o6 + k]
-                )
-        return
-    start = layout[POINTER + axis] + row
-    for e in range(pointer[start], pointer[start + np.uint64(1)]):
-        o = base + index[e] * stride
-        wf, ws = weights[0, e], weights[1, e]
-        for k in range(count):
-            out[at + k] += wf * first[o + k] + ws * second[o + k]
-        wx = weights[2, e] - wf
-        if mixed and wx != 0.0:
-            # the first field holds the cross one too
-            for k in range(count):
-                out[at + k] += wx * cross[o + k]
-
-
-@_jit
-def apply_transposed(table: Any, a: Any, q: Any, out: Any, spaces: Any) -> None:
-    """``out = Qᵀ q``; the table holds the transposed differences. ``spaces`` is overwritten."""
-    layout, pointer, index, weights, central, _ = table
-    n0, n1, n2 = layout[0], layout[1], layout[2]
-    plane, zero, one, three = n1 * n2, np.uint64(0), np.uint64(1), np.uint64(3)
-    f0, f1, f2, f3, f4, f5, f6 = central[0]
-    s0, s1, s2, s3, s4, s5, s6 = central[1]
-    identity, p01, p02, p12 = layout[IDENTITY], layout[PAIRS], layout[PAIRS + 1], layout[PAIRS + 2]
-    low1, high1, start1 = layout[LOW + 1], layout[HIGH + 1], layout[POINTER + 1]
-    low2, high2, start2 = layout[LOW + 2], layout[HIGH + 2], layout[POINTER + 2]
-    own, a01, a02, a11, a12 = (
-        a[identity],
-        a[layout[FIRST]],
-        a[layout[SECOND]],
-        a[layout[FIRST + 1]],
-        a[layout[SECOND + 1]],
-    )
-    a21, a22 = a[layout[FIRST + 2]], a[layout[SECOND + 2]]
-    first0, second0, cross0, first1, second1, cross1, product01 = spaces
-    first2, second2, cross2, line = np.empty(n2), np.empty(n2), np.empty(n2), np.empty(n2)
-    b12 = a[p12] if p12 != ABSENT else own
-    mixed, turned = np.empty(plane), np.empty(plane)
-    for i in range(n0):
-        for j in range(n1):
-            at = (i * n1 + j) * n2
-            for k in range(n2):
-                first2[k] = a21[at + k] * q[at + k]
-                second2[k] = a22[at + k] * q[at + k]
-                out[at + k] = own[at + k] * q[at + k]
-            for end in range(2):
-                for k in range(zero if end == 0 else high2, low2 if end == 0 else n2):
-                    value = 0.0
-                    for e in range(pointer[start2 + k], pointer[start2 + k + one]):
-                        to = index[e]
-                        value += weights[0, e] * first2[to] + weights[1, e] * second2[to]
-                    out[at + k] += value
-            for k in range(low2, high2):
-                o = k - three
-                out[at + k] += (
-                    f0 * first2[o]
-                    + f1 * first2[o + one]
-                    + f2 * first2[o + np.uint64(2)]
-                    + f3 * first2[o + three]
-                    + f4 * first2[o + np.uint64(4)]
-                    + f5 * first2[o + np.uint64(5)]
-                    + f6 * first2[o + np.uint64(6)]
-                    + s0 * second2[o]
-                    + s1 * second2[o + one]
-                    + s2 * second2[o + np.uint64(2)]
-                    + s3 * second2[o + three]
-                    + s4 * second2[o + np.uint64(4)]
-                    + s5 * second2[o + np.uint64(5)]
-                    + s6 * second2[o + np.uint64(6)]
-                )
-            if n1 > 1:
-                for k in range(n2):
-                    first1[at + k] = a11[at + k] * q[at + k]
-                    second1[at + k] = a12[at + k] * q[at + k]
-                if p12 != ABSENT:
-                    for k in range(n2):
-                        mixed[j * n2 + k] = b12[at + k] * q[at + k]
-            if n0 > 1:
-                for k in range(n2):
-                    first0[at + k] = a01[at + k] * q[at + k]
-                    second0[at + k] = a02[at + k] * q[at + k]
-                    cross0[at + k] = 0.0
-                if p02 != ABSENT:
-                    for k in range(n2):
-                        cross2[k] = a[p02, at + k] * q[at + k]
-                    _along(table, 2, cross2, zero, line)
-                    for k in range(n2):
-                        cross0[at + k] = line[k]
-                if p01 != ABSENT:
-                    for k in range(n2):
-                        product01[at + k] = a[p01, at + k] * q[at + k]
-        if p12 != ABSENT:
-            _difference(table, 2, 2, mixed, None, turned)
-            for k in range(plane):
-                cross1[i * plane + k] = turned[k]
-                first1[i * plane + k] += turned[k]
-        if n1 > 1:
-            for j in range(n1):
-                at = (i * n1 + j) * n2
-                if low1 <= j and j < high1:
-                    o0, o1, o2 = at - three * n2, at - (n2 + n2), at - n2
-                    o4, o5, o6 = at + n2, at + (n2 + n2), at + three * n2
-                    for k in range(n2):
-                        out[at + k] += (
-                            f0 * first1[o0 + k]
-                            + f1 * first1[o1 + k]
-                            + f2 * first1[o2 + k]
-                            + f3 * first1[at + k]
-                            + f4 * first1[o4 + k]
-                            + f5 * first1[o5 + k]
-                            + f6 * first1[o6 + k]
-                        )
-                    for k in range(n2):
-                        out[at + k] += (
-                            s0 * second1[o0 + k]
-                            + s1 * second1[o1 + k]
-                            + s2 * second1[o2 + k]
-                            + s3 * second1[at + k]
-                            + s4 * second1[o4 + k]
-                            + s5 * second1[o5 + k]
-                            + s6 * second1[o6 + k]
-                        )
-                else:
-                    for e in range(pointer[start1 + j], pointer[start1 + j + one]):
-                        o = i * plane + index[e] * n2
-                        wf, ws, wx = weights[0, e], weights[1, e], weights[2, e] - weights[0, e]
-                        for k in range(n2):
-                            out[at + k] += wf * first1[o + k] + ws * second1[o + k]
-                        if p12 != ABSENT and wx != 0.0:
-                            # the first field holds the cross one too
-                            for k in range(n2):
-                                out[at + k] += wx * cross1[o + k]
-                if p01 != ABSENT:
-                    _cross_across(table, 1, product01, i * plane, j, n2, n2, line)
-                    for k in range(n2):
-                        cross0[at + k] += line[k]
-        if n0 > 1:
-            for k in range(i * plane, (i + one) * plane):
-                first0[k] += cross0[k]
-    if n0 > 1:
-        mixed = p01 != ABSENT or p02 != ABSENT
-        for i in range(n0):
-            _column_sum(table, 0, (first0, second0, cross0), mixed, zero, i, plane, plane, out, i * plane)
-    terms, rows, begin, columns, values = table[5]
-    for r in range(len(rows)):
-        weight = a[terms[r], rows[r]] * q[rows[r]]
-        for e in range(begin[r], begin[r + 1]):
-            out[columns[e]] += weight * values[e]
-
-
-@_jit
-def _stages(table: Any, numbers: Any, loads: Any, dt: float, count: int, ys: Any, total: Any, spare: Any) -> None:
-    """First stages of a classical Runge–Kutta step from the state ``ys[0]``: their states, and the weighted slopes."""
-    # one place that calls, so that it is compiled once; the state after the last stage is not read
-    for at in range(count):
-        node = (at + 1) // 2
-        c = dt if at == 2 else 0.5 * dt
-        rule = c, 2.0 if node == 1 else 1.0, at == 0
-        following = ys[at + 1] if at < 3 else spare
-        stage(table, numbers[node], ys[at], rule, (loads[node], ys[0], following, total))
-
-
-@_jit
-def runge_kutta(table: Any, numbers: Any, loads: Any, dt: float, count: int, u: Any, kept: Any) -> None:
-    """Classical Runge–Kutta steps with numbers and loads at their start, middle and end; u is replaced.
-
-    ``kept`` is empty, or gets for each step its first state (count, 1, size) or those of its stages (count, 4, size).
-    """
-    n = len(u)
-    own, total, spare = np.empty((4, n)), np.empty(n), np.empty(n)
-    for step in range(count):
-        ys = kept[step] if len(kept) > 0 and kept.shape[1] == 4 else own
-        ys[0, :] = u
-        _stages(table, numbers, loads, dt, 4, ys, total, spare)
-        if len(kept) > 0 and kept.shape[1] == 1:
-            kept[step, 0, :] = u
-        for k in range(n):
-            u[k] += (dt / 6.0) * total[k]
-
-
-@_jit
-def _transposed_step(table: Any, numbers: Any, p: Any, dt: float, free: Any, qs: Any, loads: Any, spaces: Any) -> None:
-    """The transposed step, p replaced; ``qs`` (4, size): derivatives with respect to what its stages add to Q Y.
-
-    They are added to those with respect to the loads (3, size).
-    """
-    n = len(p)
-    z, total, last = np.empty(n), np.empty(n), qs[3]
-    for k in range(n):
-        last[k] = (dt / 6.0) * p[k]
-        total[k] = p[k]
-    for step in range(4):
-        at = 3 - step
-        q, load = qs[at], loads[(at + 1) // 2]
-        apply_transposed(table, numbers[(at + 1) // 2], q, z, spaces)
-        for k in range(len(free)):
-            z[k] *= free[k]
-        if at > 0:
-            weight, back, before = dt / (6.0 if at == 1 else 3.0), dt if at == 3 else 0.5 * dt, qs[at - 1]
-            for k in range(n):
-                load[k] += q[k]
-                total[k] += z[k]
-                before[k] = weight * p[k] + back * z[k]
-        else:
-            for k in range(n):
-                load[k] += q[k]
-                p[k] = total[k] + z[k]
-
-
-@_jit
-def runge_kutta_transposed(table: Any, numbers: Any, p: Any, dt: float, free: Any, loads: Any, spaces: Any) -> None:
-    """A transposed step, p replaced; ``loads`` (3, size) gets the derivatives with respect to the loads.
-
-    ``free`` is empty, or zero at fixed nodes and one elsewhere.
-    """
-    _transposed_step(table, numbers, p, dt, free, np.empty((4, len(p))), loads, spaces)
-
-
-@_jit
-def runge_kutta_pullback(
-    tables: Any, numbers: Any, loads: Any, kept: Any, p: Any, dt: float, free: Any, wanted: Any, targets: Any
-) -> None:
-    """Transposed steps, the last one first; p is replaced.
-
-    Parameters
-    ----------
-    kept : ndarray, shape (count, 1 or 4, size)
-        States before the steps, or of all their stages.
-    tables : (table, back, spaces)
-        Of the stencil and of its transpose, with work spaces.
-    wanted : ndarray of bool
-        Terms whose derivatives are asked for.
-    targets : (adjoints, derivatives)
-        What is added to: derivatives with respect to the loads (3, size), and three arrays (terms, size).
-    """
-    (table, back, spaces), (adjoints, derivatives) = tables, targets
-    n = len(p)
-    qs, own, total, spare = np.empty((4, n)), np.empty((4, n)), np.empty(n), np.empty(n)
-    for step in range(len(kept)):
-        passed = kept[len(kept) - 1 - step]
-        ys = passed if len(passed) == 4 else own
-        _transposed_step(back, numbers, p, dt, free, qs, adjoints, spaces)
-        if len(passed) == 1:
-            ys[0, :] = passed[0]
-            _stages(table, numbers, loads, dt, 3, ys, total, spare)
-        for at in range(4):
-            shares(table, ys[at], qs[at], wanted, derivatives[(at + 1) // 2])

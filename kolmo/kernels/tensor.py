@@ -201,10 +201,12 @@ class Fused:
 
     def apply_transposed(self, a: np.ndarray, p: np.ndarray) -> np.ndarray:
         """Q(a)ᵀ p."""
-        from kolmo.kernels import fused
+        from kolmo.kernels import fused_transposed
 
         a = self.numbers(a)
-        return _by_column(p, lambda column, out: fused.apply_transposed(self.back, a, column, out, self.spaces))
+        return _by_column(
+            p, lambda column, out: fused_transposed.apply_transposed(self.back, a, column, out, self.spaces)
+        )
 
     def pullback(self, p: np.ndarray, u: np.ndarray) -> np.ndarray:
         """Derivative of ⟨p, Q(a) u⟩ with respect to a."""
@@ -227,24 +229,24 @@ class Fused:
         The last state, and what was kept (k, count, kept, size): nothing, the states before the steps (1) or those of
         all stages (4).
         """
-        from kolmo.kernels import fused
+        from kolmo.kernels import fused_march
 
         columns, wide = _columns(u).copy(), [_columns(load) for load in loads]
         states = np.empty((len(columns), count if kept else 0, max(kept, 1), columns.shape[1]))
         for m, column in enumerate(columns):
-            fused.runge_kutta(self.table, numbers, tuple(load[m] for load in wide), dt, count, column, states[m])
+            fused_march.runge_kutta(self.table, numbers, tuple(load[m] for load in wide), dt, count, column, states[m])
         return _back(columns), states
 
     def runge_kutta_transposed(
         self, numbers: Numbers, p: np.ndarray, dt: float, free: np.ndarray
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """The transposed step, and the derivatives with respect to its loads."""
-        from kolmo.kernels import fused
+        from kolmo.kernels import fused_march
 
         columns = _columns(p).copy()
         loads = np.zeros((len(columns), 3, columns.shape[1]))
         for column, load in zip(columns, loads, strict=True):
-            fused.runge_kutta_transposed(self.back, numbers, column, dt, free, load, self.spaces)
+            fused_march.runge_kutta_transposed(self.back, numbers, column, dt, free, load, self.spaces)
         return _back(columns), [_back(loads[:, j]) for j in range(3)]
 
     def runge_kutta_pullback(
@@ -258,7 +260,7 @@ class Fused:
         active: np.ndarray | None,
     ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
         """Transposed steps over what was kept of them, with derivatives of loads and active numbers summed."""
-        from kolmo.kernels import fused
+        from kolmo.kernels import fused_march
 
         wanted, columns, wide = self._wanted(active), _columns(p).copy(), [_columns(load) for load in loads]
         kept = _plain(kept)
@@ -270,7 +272,7 @@ class Fused:
         for m, column in enumerate(columns):
             here = tuple(load[m] for load in wide)
             targets = adjoints[m], derivatives
-            fused.runge_kutta_pullback(tables, numbers, here, kept[m], column, dt, free, wanted, targets)
+            fused_march.runge_kutta_pullback(tables, numbers, here, kept[m], column, dt, free, wanted, targets)
         none = np.zeros((1, 1))
         shares = [sums.pop(id(a), none)[: self._terms] for a in numbers]
         return _back(columns), [_back(adjoints[:, j]) for j in range(3)], shares

@@ -2,11 +2,12 @@
 
 from kolmo.landscape import plots
 from kolmo.landscape.batches import BatchLoss
+from kolmo.landscape.comparison import Comparison, over_seeds, paired
 from kolmo.landscape.curvature import Curvature, curvature, eigenvalues
 from kolmo.landscape.features import FeatureLandscape, FlowLoss, feature_landscape
 from kolmo.landscape.interactive import write_html
 from kolmo.landscape.planes import Plane, hessian_plane, line, pca_plane, random_plane
-from kolmo.landscape.summary import Comparison, Quantity, Summary, over_seeds, paired, sharpness, summary
+from kolmo.landscape.summary import Quantity, Summary, sharpness, summary
 from kolmo.landscape.surface import Surface, surface
 
 __all__ = [

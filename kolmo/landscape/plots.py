@@ -10,6 +10,23 @@ import numpy as np
 
 from kolmo import files
 from kolmo.errors import InputError
+from kolmo.landscape.canvas import (
+    DASHES,
+    LEVELS,
+    MAP,
+    SYMBOLS,
+    centred_colours,
+    colour_bar,
+    draw_paths,
+    field_on_plane,
+    filled_contours,
+    new_axes,
+    nice_levels,
+    rounded_ends,
+    shown_points,
+    small_multiples,
+    spans_decades,
+)
 from kolmo.landscape.draws import whole
 
 if TYPE_CHECKING:
@@ -17,21 +34,14 @@ if TYPE_CHECKING:
     from kolmo.landscape.features import FeatureLandscape
     from kolmo.landscape.surface import Surface
 
-MAP = "cividis"
-# Of differences: white at zero.
-DIFFERENCES = "RdBu_r"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#555555")  # Okabe & Ito
-_MARKS = "osD^vP<X>*p"  # one more than colours: labels that share a colour have different ones
-_DASHES = ("-", "--", "-.", ":")  # curves that coincide, or are printed in grey, can still be told apart
-_LEVELS = 20
-_SYMBOLS = {"loss": "u", "probability": "p", "slope": "|∇u|", "laplacian": "Δu"}
 
 
 def contour(
     surface: "Surface",
     ax: Any = None,
     *,
-    levels: Any = _LEVELS,
+    levels: Any = LEVELS,
     log: bool | None = None,
     lines: bool = True,
     **style: Any,
@@ -58,12 +68,12 @@ def contour(
     -------
     matplotlib.axes.Axes
     """
-    ax = _new(ax)
-    field = _plane(surface)
-    log = _is_wide(field) and not surface.is_difference if log is None else log
-    chosen = _levels(field, levels, log)
-    filled = _filled(ax, surface, chosen, log, lines, style)
-    _bar(filled, ax, surface.name, chosen, log)
+    ax = new_axes(ax)
+    field = field_on_plane(surface)
+    log = spans_decades(field) and not surface.is_difference if log is None else log
+    chosen = nice_levels(field, levels, log)
+    filled = filled_contours(ax, surface, chosen, log, lines, style)
+    colour_bar(filled, ax, surface.name, chosen, log)
     return ax
 
 
@@ -89,8 +99,8 @@ def relief(surface: "Surface", ax: Any = None, *, log: bool | None = None, **sty
         import matplotlib.pyplot as plt
 
         ax = plt.subplots(layout="constrained", subplot_kw={"projection": "3d"})[1]
-    field = _plane(surface)
-    log = _is_wide(field) if log is None else log
+    field = field_on_plane(surface)
+    log = spans_decades(field) if log is None else log
     height = np.log10(field) if log else field
     grid = np.meshgrid(*surface.axes, indexing="ij")
     ax.plot_surface(*grid, height, **({"cmap": MAP, "linewidth": 0.1, "rcount": 80, "ccount": 80} | style))
@@ -105,7 +115,7 @@ def panels(
     *,
     kind: str = "contour",
     columns: int = 3,
-    levels: Any = _LEVELS,
+    levels: Any = LEVELS,
     log: bool | None = None,
     label: str | None = None,
     lines: bool = True,
@@ -159,9 +169,9 @@ def panels(
     names = {one.name for one in surfaces.values()}
     if label is None and len(names) > 1:
         raise InputError("surfaces", f"the quantities {', '.join(sorted(names))}", "one quantity, or a label for all")
-    fields = np.concatenate([_plane(one).ravel() for one in surfaces.values()])
+    fields = np.concatenate([field_on_plane(one).ravel() for one in surfaces.values()])
     differences = any(one.is_difference for one in surfaces.values())
-    log = _is_wide(fields) and not differences if log is None else log
+    log = spans_decades(fields) and not differences if log is None else log
     if log and not np.nanmin(fields) > 0:
         raise InputError("log", True, "positive values", "log=False")
     label = names.pop() if label is None else label
@@ -172,18 +182,18 @@ def panels(
 
         figure = plt.figure(figsize=(0.9 + 3.6 * columns, 3.5 * rows), layout="constrained")
     if kind == "surface":
-        axes = _grid(figure, rows, columns, len(surfaces), subplot_kw={"projection": "3d"})
+        axes = small_multiples(figure, rows, columns, len(surfaces), subplot_kw={"projection": "3d"})
         height = np.log10(fields) if log else fields
         low, high = float(np.nanmin(height)), float(np.nanmax(height))
         for ax, one in zip(axes, surfaces.values(), strict=True):
             relief(one, ax, log=log, **({"vmin": low, "vmax": high} | style))
             ax.set(zlim=(low, high), zlabel=f"log₁₀ {label}" if log else label)
     else:
-        axes = _grid(figure, rows, columns, len(surfaces))
-        chosen = _levels(fields, levels, log)
+        axes = small_multiples(figure, rows, columns, len(surfaces))
+        chosen = nice_levels(fields, levels, log)
         for ax, one in zip(axes, surfaces.values(), strict=True):
-            filled = _filled(ax, one, chosen, log, lines, style)
-        _bar(filled, list(axes), label, chosen, log)
+            filled = filled_contours(ax, one, chosen, log, lines, style)
+        colour_bar(filled, list(axes), label, chosen, log)
     for ax, name in zip(axes, surfaces, strict=True):
         ax.set_title(name)
     return axes
@@ -212,14 +222,14 @@ def cut(surfaces: "Surface | Mapping[str, Surface]", ax: Any = None, *, band: fl
     InputError
         Without any surface.
     """
-    ax = _new(ax)
+    ax = new_axes(ax)
     named = dict(surfaces) if isinstance(surfaces, Mapping) else {"": surfaces}
     if not named:
         raise InputError("surfaces", "none", "at least one surface, by name")
     for k, (name, one) in enumerate(named.items()):
         through: Any = (slice(None), *one.centre[1:])
         mean, error = one.mean[through], one.standard_error[through]
-        own = {"color": COLOURS[k % len(COLOURS)], "ls": _DASHES[k % len(_DASHES)], "label": name or None}
+        own = {"color": COLOURS[k % len(COLOURS)], "ls": DASHES[k % len(DASHES)], "label": name or None}
         drawn = ax.plot(one.axes[0], mean, **(own | style))
         if np.isfinite(error).all() and error.any():
             colour = drawn[0].get_color()
@@ -249,14 +259,14 @@ def spectrum(curvature: "Curvature | Mapping[str, Curvature]", ax: Any = None, *
     -------
     matplotlib.axes.Axes
     """
-    ax = _new(ax)
+    ax = new_axes(ax)
     named = dict(curvature) if isinstance(curvature, Mapping) else {"": curvature}
     for k, (name, one) in enumerate(named.items()):
         x, density, error = one.density()
         colour = COLOURS[k % len(COLOURS)]
         floor = 0.1 / (one.parameters * (x[-1] - x[0]))  # a tenth of one eigenvalue spread over the spectrum
         above = np.where(density > floor, density, np.nan)
-        ax.plot(x, above, **({"color": colour, "ls": _DASHES[k % len(_DASHES)], "label": name or None} | style))
+        ax.plot(x, above, **({"color": colour, "ls": DASHES[k % len(DASHES)], "label": name or None} | style))
         if np.isfinite(error).all():
             low, high = (np.maximum(above + sign * error, floor) for sign in (-1, 1))
             ax.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
@@ -310,7 +320,7 @@ def features(
     InputError
         For a kind, class, noise level or time that there is not.
     """
-    fields = _shown(landscape, kind)
+    fields = shown_points(landscape, kind)
     for argument, index, count in (
         ("column", column, fields.shape[-1]),
         ("level", level, len(landscape.levels)),
@@ -318,22 +328,22 @@ def features(
     ):
         if not -count <= index < count:
             raise InputError(argument, index, f"an index below {count}")
-    ax = _new(ax)
+    ax = new_axes(ax)
     field = fields[level, time if kind in ("loss", "probability") else 0, ..., column]
     t = float(landscape.times[time]) if kind in ("loss", "probability") else 0.0
-    label = f"{_SYMBOLS[kind]}({t:.3g}, x), class {column}"
+    label = f"{SYMBOLS[kind]}({t:.3g}, x), class {column}"
     if len(landscape.axes) == 1:
         ax.plot(landscape.axes[0], field, **style)
         ax.set(xlabel="feature", ylabel=label, title=landscape.levels[level])
         return ax
     low, high = limits or (float(field.min()), float(field.max()))
-    levels = np.linspace(low, high if high > low else low + 1.0, _LEVELS + 1)
-    given = {"cmap": MAP, "extend": "neither" if limits is None else "both"} | _centred(levels)
+    levels = np.linspace(low, high if high > low else low + 1.0, LEVELS + 1)
+    given = {"cmap": MAP, "extend": "neither" if limits is None else "both"} | centred_colours(levels)
     filled = ax.contourf(*landscape.axes, field.T, levels, **(given | style))
     ax.contour(*landscape.axes, field.T, levels[::2], colors="white", linewidths=0.4, alpha=0.6)
     if limits is None:
-        ax.figure.colorbar(filled, ax=ax, label=label, ticks=_round(low, high, log=False))
-    drawn = _paths(ax, landscape, level, paths)
+        ax.figure.colorbar(filled, ax=ax, label=label, ticks=rounded_ends(low, high, log=False))
+    drawn = draw_paths(ax, landscape, level, paths)
     if limits is None and drawn:
         ax.legend(handles=drawn, title="label of the path", loc="upper right", fontsize=7, ncols=2)
     ax.set(xlabel="feature 1", ylabel="feature 2", title=landscape.levels[level], aspect="equal")
@@ -373,7 +383,7 @@ def animate(
     if over not in ("noise", "time"):
         raise InputError("over", repr(over), "'noise' or 'time'")
     frames = len(landscape.levels) if over == "noise" else len(landscape.times)
-    field = _shown(landscape, kind)[..., column]
+    field = shown_points(landscape, kind)[..., column]
     limits = float(field.min()), float(field.max())
     figure = Figure(figsize=(5.6, 4.4), layout="constrained")
     ax = figure.subplots()
@@ -390,143 +400,10 @@ def animate(
 
     draw(0)
     if len(landscape.axes) == 2:
-        ticks = _round(*limits, log=False)
-        figure.colorbar(ax.collections[0], ax=ax, label=f"{_SYMBOLS[kind]}(t, x), class {column}", ticks=ticks)
+        ticks = rounded_ends(*limits, log=False)
+        figure.colorbar(ax.collections[0], ax=ax, label=f"{SYMBOLS[kind]}(t, x), class {column}", ticks=ticks)
     movie = FuncAnimation(figure, draw, frames=frames)
     with tempfile.TemporaryDirectory() as folder:  # Pillow writes in pieces; the file is to be whole
         whole = Path(folder) / "movie.gif"
         movie.save(whole, writer=PillowWriter(fps=max(round(frames / seconds), 1)))
         files.write_bytes(Path(path), whole.read_bytes())
-
-
-def _new(ax: Any) -> Any:
-    if ax is not None:
-        return ax
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(layout="constrained")[1]
-
-
-def _plane(surface: "Surface") -> np.ndarray:
-    if len(surface.axes) != 2:
-        raise InputError("surface", "a line", "a surface over a plane", "landscape.plots.cut draws lines")
-    field = np.where(np.isfinite(surface.mean), surface.mean, np.nan)
-    if np.isnan(field).all():
-        raise InputError("surface", "no finite value", "a loss that is finite somewhere on the plane")
-    return field
-
-
-def _filled(ax: Any, surface: "Surface", levels: np.ndarray, log: bool, lines: bool, style: dict[str, Any]) -> Any:
-    """Filled contours of a surface on given levels, with lines, labels and trajectory; return what was filled."""
-    from matplotlib.colors import LogNorm
-
-    field = _plane(surface)
-    centred = {} if log else _centred(levels, surface.is_difference)
-    given = {"cmap": MAP, "extend": "neither"} | ({"norm": LogNorm()} if log else centred) | style
-    filled = ax.contourf(*surface.axes, field.T, levels, **given)
-    values = _round(levels[0], levels[-1], log)
-    if lines:
-        depth = [abs(filled.norm(v) - 0.5) - 0.35 if centred else 0.6 - filled.norm(v) for v in values]
-        shade = ["white" if deep > 0 else "black" for deep in depth]
-        drawn = ax.contour(*surface.axes, field.T, values, colors=shade, linewidths=0.5, alpha=0.8)
-        _inside(ax, ax.clabel(drawn, fmt=_short, fontsize=8))
-    _trajectory(ax, surface)
-    ax.set(xlabel=surface.label(0), ylabel=surface.label(1))
-    return filled
-
-
-def _centred(levels: np.ndarray, always: bool = False) -> dict[str, Any]:
-    """Colours for values of both signs, and always for differences: white at zero, as deep on either side."""
-    if not (always or levels[0] < 0.0 < levels[-1]):
-        return {}
-    most = float(np.abs(levels).max())
-    return {"cmap": DIFFERENCES, "vmin": -most, "vmax": most}
-
-
-def _bar(filled: Any, ax: Any, label: str, levels: np.ndarray, log: bool) -> None:
-    """Colour bar with round numbers, of one Axes or of several."""
-    ticks = _round(levels[0], levels[-1], log)
-    figure = (ax[0] if isinstance(ax, list) else ax).figure
-    figure.colorbar(filled, ax=ax, label=label, ticks=ticks, format=lambda v, _: _short(v)).minorticks_off()
-
-
-def _grid(figure: Any, rows: int, columns: int, count: int, **options: Any) -> np.ndarray:
-    """So many axes of a grid; what is left of it is removed."""
-    axes = figure.subplots(rows, columns, squeeze=False, **options).ravel()
-    for ax in axes[count:]:
-        ax.remove()
-    return np.asarray(axes[:count])
-
-
-def _is_wide(field: np.ndarray) -> bool:
-    low, high = float(np.nanmin(field)), float(np.nanmax(field))
-    return low > 0 and high > 5 * low
-
-
-def _levels(field: np.ndarray, levels: Any, log: bool) -> np.ndarray:
-    """Levels from the lowest to the highest value."""
-    if np.ndim(levels):
-        return np.asarray(levels, dtype=float)
-    low, high = float(np.nanmin(field)), float(np.nanmax(field))
-    if high <= low:
-        high = low + 1.0
-    return np.geomspace(low, high, levels + 1) if log else np.linspace(low, high, levels + 1)
-
-
-def _round(low: float, high: float, log: bool) -> np.ndarray:
-    """Round numbers between two values, for lines and ticks; logarithmically 1, 2 and 5 in each decade."""
-    from matplotlib.ticker import LogLocator, MaxNLocator
-
-    locators = [LogLocator(subs=(1.0, 2.0, 5.0), numticks=100)] if log else []
-    for locator in (*locators, MaxNLocator(7)):
-        found = np.asarray(locator.tick_values(low, high))
-        inside = found[(found >= low) & (found <= high)]
-        if len(inside) > 2:
-            return inside
-    return np.array([low, high])
-
-
-def _inside(ax: Any, labels: Any) -> None:
-    """Take away labels that the frame would cut."""
-    for label in labels:
-        place = ax.transAxes.inverted().transform(ax.transData.transform(label.get_position()))
-        if place.min() < 0.05 or place.max() > 0.95:
-            label.remove()
-
-
-def _short(value: float) -> str:
-    return f"{value:.4g}".replace("-", "−")
-
-
-def _trajectory(ax: Any, surface: "Surface") -> None:
-    path = surface.plane.get("trajectory")
-    if path is not None:
-        ax.plot(*np.asarray(path).T, "o-", color="white", markeredgecolor="black", ms=4, lw=1.0)
-        ax.plot(*np.asarray(path)[-1], "*", color="white", markeredgecolor="black", ms=12)
-
-
-def _shown(landscape: "FeatureLandscape", kind: str) -> np.ndarray:
-    """Field of shape (levels, times or 1, ..., columns)."""
-    if kind not in _SYMBOLS:
-        raise InputError("kind", repr(kind), ", ".join(map(repr, _SYMBOLS)))
-    return np.asarray(
-        getattr(landscape, kind) if kind in ("loss", "probability") else getattr(landscape, kind)[:, None]
-    )
-
-
-def _paths(ax: Any, landscape: "FeatureLandscape", level: int, count: int) -> list[Any]:
-    """Draw trajectories, each label in a colour and with a mark at its end; return one of each, in their order."""
-    if not count or landscape.trajectories is None or landscape.labels is None:
-        return []
-    from matplotlib import colormaps
-    from matplotlib.patheffects import Normal, Stroke
-
-    colours = colormaps["tab10"]
-    edge = [Stroke(linewidth=1.8, foreground="white"), Normal()]  # seen on dark ground and on light
-    paths, drawn = landscape.trajectories[level].swapaxes(0, 1), dict[int, Any]()
-    for label, path in sorted(zip(map(int, landscape.labels[:count]), paths, strict=False), key=lambda pair: pair[0]):
-        look = {"color": colours(label % 10), "marker": _MARKS[label % len(_MARKS)], "markevery": [-1], "ms": 4.5}
-        name = None if label in drawn else str(label)
-        (line,) = ax.plot(*path.T, lw=0.8, markeredgewidth=0, path_effects=edge, label=name, **look)
-        drawn.setdefault(label, line)
-    return list(drawn.values())

@@ -1,7 +1,7 @@
 """Numbers that say how flat, how rough and how connected a loss landscape is, with their uncertainty."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -249,115 +249,6 @@ def sharpness(
     )
 
 
-def over_seeds(summaries: Sequence[Summary]) -> Summary:
-    """Mean of every quantity over independently trained networks, with its standard error over them.
-
-    Parameters
-    ----------
-    summaries : sequence of Summary
-        One for each seed, at least two.
-
-    Examples
-    --------
-    >>> one, other = (Summary({"trace": Quantity(value, 0.0, "trace")}) for value in (1.0, 3.0))
-    >>> print(over_seeds([one, other]))
-    trace: 2 ± 1
-    """
-    _at_least_two(summaries)
-    found = {}
-    for name in _common(summaries):
-        values = np.array([one[name].value for one in summaries])
-        definition = f"{summaries[0][name].definition}; mean over {len(values)} seeds"
-        found[name] = Quantity(float(values.mean()), float(standard_error(values)), definition)
-    return Summary(found)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Paired difference of one quantity over seeds.
-
-    Attributes
-    ----------
-    difference : float
-        Mean of (first − second).
-    standard_error : float
-        Of that mean.
-    p_value : float
-        Two-sided, of the sign-flip test (exact up to 12 pairs): how often random signs of the differences give a mean
-        as far from zero. With n pairs it cannot be below 2/2ⁿ.
-    pairs : int
-        Number of seeds.
-
-    Examples
-    --------
-    >>> first = [Summary({"loss": Quantity(v, 0.0, "")}) for v in (0.8, 0.9, 1.0, 1.1)]
-    >>> second = [Summary({"loss": Quantity(v, 0.0, "")}) for v in (0.7, 0.7, 0.7, 0.7)]
-    >>> found = paired(first, second)["loss"]
-    >>> round(found.difference, 6), found.p_value, found.pairs
-    (0.25, 0.125, 4)
-    """
-
-    difference: float
-    standard_error: float
-    p_value: float
-    pairs: int
-
-
-def paired(first: Sequence[Summary], second: Sequence[Summary]) -> dict[str, Comparison]:
-    """Compare two ways of training over the same seeds, quantity by quantity.
-
-    Parameters
-    ----------
-    first, second : sequence of Summary
-        One for each seed, in the same order.
-
-    Returns
-    -------
-    dict of str to Comparison
-
-    Examples
-    --------
-    >>> a = [Summary({"trace": Quantity(value, 0.0, "")}) for value in (3.0, 4.0, 5.0)]
-    >>> b = [Summary({"trace": Quantity(value, 0.0, "")}) for value in (1.0, 2.0, 4.0)]
-    >>> found = paired(a, b)["trace"]
-    >>> round(found.difference, 3), found.p_value
-    (1.667, 0.25)
-    """
-    if len(first) != len(second):
-        raise InputError("second", f"{len(second)} summaries", f"{len(first)}, one for each of the first")
-    _at_least_two(first)
-    found = {}
-    for name in _common([*first, *second]):
-        gaps = np.array([a[name].value - b[name].value for a, b in zip(first, second, strict=True)])
-        found[name] = Comparison(float(gaps.mean()), float(standard_error(gaps)), _sign_flips(gaps), len(gaps))
-    return found
-
-
-def _at_least_two(summaries: Sequence[Summary]) -> None:
-    if len(summaries) < 2:
-        raise InputError("summaries", f"{len(summaries)} of them", "at least two, to have a standard error")
-
-
-def _common(summaries: Sequence[Summary]) -> list[str]:
-    """Names that all have."""
-    return [name for name in summaries[0] if all(name in one.quantities for one in summaries)]
-
-
-def _sign_flips(gaps: np.ndarray) -> float:
-    """P-value of the mean under random signs."""
-    if not np.isfinite(gaps).all():
-        return math.nan
-    if len(gaps) <= 12:
-        signs = np.array(list(product((-1.0, 1.0), repeat=len(gaps))))
-    else:
-        signs = np.random.default_rng(0).choice((-1.0, 1.0), (10_000, len(gaps)))
-        signs[0] = 1.0
-    return float(np.mean(np.abs(signs @ gaps) >= abs(gaps.sum()) * (1 - 1e-12)))
-
-
-# -------------------------------------------------------------------------------------------------------- of a surface
-
-
 def _of_surface(surface: Surface, radius: float) -> dict[str, Quantity]:
     axes, spread = surface.axes, [axis[-1] - axis[0] for axis in surface.axes]
     centred = all(axis[0] < 0 < axis[-1] and np.abs(axis).min() < 1e-6 * (axis[1] - axis[0]) for axis in axes)
@@ -527,9 +418,6 @@ def _short_waves(axes: tuple[np.ndarray, ...], field: np.ndarray) -> float:
     return float(power[radius > 4].sum() / total) if total > 0 else 0.0
 
 
-# ------------------------------------------------------------------------------------------------------ of a curvature
-
-
 def _of_curvature(curvature: Curvature) -> dict[str, Quantity]:
     found = {}
     if len(curvature.eigenvalues):
@@ -547,9 +435,6 @@ def _of_curvature(curvature: Curvature) -> dict[str, Quantity]:
             ratio = max(-curvature.smallest, 0.0) / float(curvature.eigenvalues[0])
             found["indefiniteness"] = Quantity(ratio, math.nan, "−λ_min/λ_max of the Hessian (Li et al., 2018)")
     return found
-
-
-# ------------------------------------------------------------------------------------------------------- of a network
 
 
 def _slope(evaluation: Evaluation, weights: list[Tensor]) -> list[Tensor]:

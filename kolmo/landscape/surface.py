@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kolmo import files
 from kolmo.errors import InputError
 from kolmo.files import schema
-from kolmo.landscape.draws import Draws, standard_error, whole
+from kolmo.landscape.draws import Draws, standard_error
+from kolmo.landscape.moving import Mover, plane_axes
 from kolmo.landscape.placement import place
 from kolmo.landscape.planes import Plane
 from kolmo.landscape.state import Evaluation, Loss, kept
@@ -318,14 +318,14 @@ def surface(
     >>> bool(np.isclose(found.mean[5, 5], model.weight.square().sum().item()))
     True
     """
-    axes = _axes(plane, span, points)
+    axes = plane_axes(plane, span, points)
     if rtol is not None and not 0 < rtol < math.inf:
         raise InputError("rtol", rtol, "a positive number, or None for the full grid")
     noise = Draws(draws, seed, noisy, batchnorm, calibrate)
     settings: dict[str, Any] = {**noise.settings(), "rtol": None if rtol is None else float(rtol)}
     with kept(model) as snapshot:
         evaluation = Evaluation(loss, model, snapshot, noise)
-        mover = _Mover(model, plane)
+        mover = Mover(model, plane)
         mover.to((0.0,) * len(axes))
         settings["origin"], varying = evaluation.probe()
         store = _Store(path, {**settings, "plane": plane.fingerprint, "axes": list(axes)}, axes, evaluation.draws)
@@ -370,39 +370,6 @@ def _fields(
     for name, found in values.items():
         if found.dtype.kind != "f" or found.shape != (*shape, draws):
             raise schema.refuse(f"values.{name}", found, f"numbers of shape {(*shape, draws)}")
-
-
-class _Mover:
-    """Writes weights of a plane into the parameters of a model."""
-
-    def __init__(self, model: nn.Module, plane: Plane) -> None:
-        parameters = dict(model.named_parameters())
-        missing = [name for name in plane.origin if name not in parameters]
-        shapes = [n for n in plane.origin if n in parameters and parameters[n].shape != plane.origin[n].shape]
-        if missing or shapes:
-            raise InputError(
-                "plane", f"weights {(missing + shapes)[0]!r} that the model lacks", "a plane of this model"
-            )
-        self._targets = [
-            (p, _near(plane.origin[name], p), [_near(d[name], p) if name in d else None for d in plane.directions])
-            for name, p in parameters.items()
-            if name in plane.origin
-        ]
-
-    @torch.no_grad()
-    def to(self, coordinates: Sequence[float]) -> None:
-        """Move to θ₀ + Σ αᵢ dᵢ; always from θ₀, so that nothing accumulates."""
-        for parameter, origin, directions in self._targets:
-            moved = origin
-            for alpha, d in zip(coordinates, directions, strict=True):
-                if d is not None and alpha != 0.0:
-                    moved = moved.add(d, alpha=float(alpha))
-            parameter.copy_(moved)
-
-
-def _near(value: Tensor, parameter: Tensor) -> Tensor:
-    """The value on the device of the parameter, in its precision and memory format."""
-    return torch.empty_like(parameter).copy_(value)
 
 
 class _Store:
@@ -503,31 +470,6 @@ def _digest(identity: dict[str, Any]) -> str:
         for part in parts:
             digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
     return digest.hexdigest()
-
-
-def _axes(plane: Plane, span: Any, points: int | Sequence[int]) -> tuple[np.ndarray, ...]:
-    """Coordinates along each direction."""
-    count = len(plane.directions)
-    given = [points] * count if np.ndim(points) == 0 else list(points)  # type: ignore[arg-type]
-    if len(given) != count:
-        raise InputError("points", points, f"a number, or one for each of the {count} directions")
-    numbers = [whole("points", n, 2) for n in given]
-    ranges = list(plane.span) if span is None else _ranges(span, count)
-    return tuple(np.linspace(low, high, n) for (low, high), n in zip(ranges, numbers, strict=True))
-
-
-def _ranges(span: Any, count: int) -> list[tuple[float, float]]:
-    """Pairs (low, high), one for each direction."""
-    try:
-        # (low, high) is for all directions; two positive numbers are one s for each
-        shared = np.ndim(span) == 0 or (np.shape(span) == (2,) and (count == 1 or span[0] < 0 < span[1]))
-        given = [span] * count if shared else list(span)
-        pairs = [(-float(s), float(s)) if np.ndim(s) == 0 else (float(s[0]), float(s[1])) for s in given]
-    except (TypeError, ValueError, IndexError):
-        pairs = []
-    if len(pairs) != count or not all(-math.inf < low < high < math.inf for low, high in pairs):
-        raise InputError("span", repr(span), "a positive number, (low, high), or one of these for each direction")
-    return pairs
 
 
 def _bar(progress: bool, store: _Store, rtol: float | None) -> Any:

@@ -21,86 +21,31 @@ left behind. A folder that holds anything but ordinary files and folders, such a
 
 import contextlib
 import datetime
-import importlib.metadata
 import json
 import logging
 import os
 import platform
-import re
-import stat
-import subprocess
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TextIO, cast
-
+from typing import Any, Self, TextIO, cast
 import numpy as np
-
 from kolmo.files import claims, schema
-from kolmo.errors import InputError, KolmoError, KolmoWarning
-from kolmo.files import (
-    FileError,
-    append,
-    appending,
-    damage,
-    is_file,
-    opened,
-    parsed,
-    plain,
-    read_json,
-    read_npz,
-    read_tree,
-    replacing,
-    synced,
-    write_bytes,
-    write_json,
-    write_npz,
-    write_tree,
-    writing,
-)
+from kolmo.errors import InputError, KolmoWarning
+from kolmo.files import FileError, append, appending, damage, is_file, opened, parsed, plain, read_json, read_npz, read_tree, replacing, write_bytes, write_json, write_npz, write_tree, writing
 from kolmo.files.locks import FolderLock, Owner
+from kolmo.runs.environment import environment
+from kolmo.runs.folders import RunError, check_folder, check_name, fresh_names, known_runs, moved
+from kolmo.runs.records import CONFIG, ENVIRONMENT, LINE, STATUS
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Run", "RunError", "environment"]
-
-_PACKAGES = ("kolmo", "numpy", "scipy", "numba", "torch", "fipy", "matplotlib", "scikit-learn", "tqdm", "click")
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 _LOGGER = logging.getLogger("kolmo")
-_STATES = ("running", "done", "failed", "interrupted")
 # Bytes of a line of metrics.jsonl.
 _MAX_LINE = 2**20
-
-_CONFIG = schema.table({"name": schema.text(), "config": schema.mapping(schema.anything)})
-_STATUS = schema.table(
-    {"state": schema.text(_STATES), "message": schema.text(), "time": schema.text(), "owner": schema.anything},
-    absent=["owner"],
-)
-_WORDS = schema.mapping(schema.optional(schema.text()))
-_ENVIRONMENT = schema.table(
-    {
-        "python": schema.text(),
-        "platform": schema.text(),
-        "cores": schema.optional(schema.whole(0)),
-        "packages": _WORDS,
-        "git": schema.optional(schema.text()),
-        "threads": schema.mapping(schema.anything),
-        "seeds": schema.many(schema.whole()),
-        "resumed": schema.many(
-            schema.table({"time": schema.text(), "changes": schema.mapping(schema.pair(schema.anything))})
-        ),
-    },
-    absent=["resumed"],
-)
-_LINE = schema.mapping(schema.anything)
-
-
-class RunError(KolmoError, RuntimeError):
-    """A run folder cannot be written to: another process does, or it cannot be told whether one does."""
 
 
 class Run:
@@ -141,9 +86,9 @@ class Run:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         if not is_file(self.folder / "config.json"):
-            raise InputError("run", self.folder, "a run folder (one with a config.json)", _known_runs(self.folder))
-        _check_folder(self.folder)
-        stored = self._read_json("config.json", _CONFIG)
+            raise InputError("run", self.folder, "a run folder (one with a config.json)", known_runs(self.folder))
+        check_folder(self.folder)
+        stored = self._read_json("config.json", CONFIG)
         self.name: str = stored["name"]
         self.config: dict[str, Any] = stored["config"]
         self._lock: FolderLock | None = None
@@ -188,10 +133,10 @@ class Run:
         InputError
             When ``out`` exists, or the configuration is no JSON.
         """
-        _check_name("name", name)
+        check_name("name", name)
         stored = plain({"name": name, "config": config})
         made_with = environment(seeds)
-        names = _fresh_names(Path(root), name) if out is None else iter([Path(out)])
+        names = fresh_names(Path(root), name) if out is None else iter([Path(out)])
         first = next(names)
         try:
             first.parent.mkdir(parents=True, exist_ok=True)
@@ -203,7 +148,7 @@ class Run:
                 write_json(made / "config.json", stored, in_run=True)
                 held = FolderLock.take(made)
                 try:
-                    folder = _moved(made, [first, *names] if out is None else [first])
+                    folder = moved(made, [first, *names] if out is None else [first])
                 except BaseException:
                     if held is not None:
                         held.release()
@@ -319,7 +264,7 @@ class Run:
             What was stored, read back, so that a resumed run goes on with the same thing: tuples come as lists and
             NumPy scalars as Python's.
         """
-        _check_name("key", key)
+        check_name("key", key)
         path = self.folder / "units" / f"{key}.npz"
         if not path.exists():
             outer, self._unit = self._unit, key
@@ -359,14 +304,14 @@ class Run:
 
     def save_arrays(self, name: str, **arrays: Any) -> Path:
         """Write ``arrays/NAME.npz``."""
-        _check_name("name", name)
+        check_name("name", name)
         path = self.folder / "arrays" / f"{name}.npz"
         write_npz(path, {key: np.asarray(value) for key, value in arrays.items()}, in_run=True)
         return path
 
     def save_figure(self, name: str, figure: "Figure") -> Path:
         """Write a Matplotlib figure as ``figures/NAME.png`` and ``figures/NAME.pdf``; return the path of the first."""
-        _check_name("name", name)
+        check_name("name", name)
         path = self.folder / "figures" / f"{name}.png"
         with replacing(path, in_run=True) as file:
             figure.savefig(file, format="png", dpi=200)
@@ -395,17 +340,17 @@ class Run:
 
     def _last_status(self) -> dict[str, Any]:
         there = (self.folder / "status.json").exists()
-        return self._read_json("status.json", _STATUS) if there else {}
+        return self._read_json("status.json", STATUS) if there else {}
 
     @property
     def environment(self) -> dict[str, Any]:
         """What the run was made with, and resumed with where that differs."""
-        return self._read_json("environment.json", _ENVIRONMENT)
+        return self._read_json("environment.json", ENVIRONMENT)
 
     @property
     def results(self) -> dict[str, Any]:
         """The numbers in ``results.json``."""
-        return self._read_json("results.json", _LINE)
+        return self._read_json("results.json", LINE)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -419,7 +364,7 @@ class Run:
 
     def load_arrays(self, name: str) -> dict[str, np.ndarray[Any, Any]]:
         """Read ``arrays/NAME.npz``."""
-        _check_name("name", name)
+        check_name("name", name)
         return read_npz(self.folder / "arrays" / f"{name}.npz", in_run=True)
 
     def figure(self, name: str) -> Path:
@@ -449,7 +394,7 @@ class Run:
                 if line == b"\n":
                     continue
                 try:
-                    found = _LINE(parsed(line, strict=True), "line")
+                    found = LINE(parsed(line, strict=True), "line")
                     if not isinstance(found.get("unit", 0), str | None):
                         raise schema.refuse("unit", found.get("unit", 0), "text or nothing")
                 except ValueError:
@@ -546,125 +491,6 @@ class _LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging calls
         """Say nothing."""
-
-
-# --------------------------------------------------------------------------------------------------- environment
-
-
-def environment(seeds: Sequence[int] = ()) -> dict[str, Any]:
-    """Describe what a result depends on beside its configuration.
-
-    Parameters
-    ----------
-    seeds : sequence of int, optional
-        The seeds used.
-
-    Returns
-    -------
-    dict
-        ``python``, ``platform``, ``cores``, ``packages`` (name to version), ``git`` (revision of kolmo's source tree,
-        with ``+changes`` when it has uncommitted ones; None outside one), ``threads`` and ``seeds``.
-
-    Examples
-    --------
-    >>> environment(seeds=[1])["seeds"]
-    [1]
-    """
-    torch = sys.modules.get("torch")
-    threads: dict[str, Any] = {name: os.environ[name] for name in _THREAD_VARIABLES if name in os.environ}
-    if torch is not None:
-        threads["torch"] = torch.get_num_threads()
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "git": _git_revision(),
-        "threads": threads,
-        "seeds": [int(seed) for seed in seeds],
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git_revision() -> str | None:
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():  # an installed copy; a repository further up would be somebody else's
-        return None
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-# --------------------------------------------------------------------------------------------------------- names
-
-
-def _check_name(argument: str, name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise InputError(argument, repr(name), "letters, digits and . _ = + -, a letter or digit first")
-
-
-def _fresh_names(root: Path, name: str) -> Iterator[Path]:
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    for attempt in range(1, 1000):
-        yield root / (f"{name}-{stamp}" if attempt == 1 else f"{name}-{stamp}-{attempt}")
-
-
-def _moved(made: Path, names: Sequence[Path]) -> Path:
-    """Give a complete folder the first name that is free: in one step, and never in the place of something else."""
-    for folder in names:
-        try:
-            if os.name == "nt" and folder.exists():
-                continue
-            made.rename(folder)
-        except OSError:
-            if not (folder.exists() or folder.is_symlink()):
-                raise
-            continue
-        synced(folder.parent)
-        return folder
-    fix = "choose another folder; experiments, sweeps and landscapes go on with --resume"
-    raise InputError("out", names[0], "a folder that does not exist yet, or is empty", fix)
-
-
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder that holds anything but files and folders of its own: it may come from anybody."""
-    kinds = {stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-    waiting = [os.fspath(folder)]
-    try:
-        while waiting:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    mode = entry.stat(follow_symlinks=False).st_mode
-                    if stat.S_ISDIR(mode):
-                        waiting.append(entry.path)
-                    elif not stat.S_ISREG(mode):
-                        kind = kinds.get(stat.S_IFMT(mode), "a device")
-                        raise FileError(
-                            f"{entry.path} is {kind}: a run folder holds files and folders of its own only."
-                        )
-    except FileNotFoundError:
-        pass  # what another process writes comes and goes
-    except OSError as error:
-        raise FileError(f"cannot read {folder}: {error.strerror or error}.") from error
-
-
-def _known_runs(folder: Path) -> str:
-    inside: list[str] = []
-    with contextlib.suppress(OSError):
-        inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
-    return f"in it are {', '.join(inside[-5:])}" if inside else ""
 
 
 def _now() -> str:

@@ -140,6 +140,33 @@ def _at_face(
     return reached, reached | (across < -slack), ~reached & (across > slack)
 
 
+def check_natural(problem: KolmogorovProblem, grid: Grid, box: Box, places: np.ndarray) -> None:
+    """A natural face needs no noise across it and a drift that does not point out; coefficients are read at places."""
+    drift, covariance = (as_numpy(f(0.0, places)) for f in (problem.sde.drift, problem.sde.covariance))
+    for axis, side, face in box.each():
+        if not face.degenerate or face.imposed or face.constrains:
+            continue
+        wall = wall_nodes(grid, axis, side)
+        noise, speed = covariance[:, axis, axis], drift[:, axis]
+        normal, outward = noise[wall], speed[wall] * (1.0 if side == 1 else -1.0)
+        if (normal > DEGENERATE * max(noise.max(), 1e-300)).any():
+            where = places[wall][int(normal.argmax())].tolist()
+            raise InputError(
+                f"boundary[{axis}][{side}]",
+                f"'natural' with noise Σ = {normal.max():.3g} across it at {where}",
+                "no noise across a natural face",
+                "use 'reflecting', 'absorbing' or 'open'",
+            )
+        if (outward > DEGENERATE * np.abs(speed).max()).any():
+            where = places[wall][int(outward.argmax())].tolist()
+            raise InputError(
+                f"boundary[{axis}][{side}]",
+                f"'natural' with drift {outward.max():.3g} pointing out at {where}",
+                "a drift that does not point out of a natural face",
+                "use 'open' where the state space goes on",
+            )
+
+
 def shrunk(grid: Grid) -> np.ndarray:
     """The nodes, all drawn a little towards the middle of the box: none lies on a face, shape (size, d)."""
     middle = 0.5 * (grid.box[0] + grid.box[1])

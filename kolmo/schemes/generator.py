@@ -19,7 +19,7 @@ from kolmo.problem.instants import COMPARED, constant, depends_on_time
 from kolmo.problem.problem import KolmogorovProblem, check_finite, check_vectorised
 from kolmo.problem.rest import at_rest
 from kolmo.schemes.base import SCHEMES, FaceData, Scheme
-from kolmo.schemes.faces import Entrances, held, probe, resolved, shrunk
+from kolmo.schemes.faces import Entrances, check_natural, held, probe, resolved, shrunk
 from kolmo.schemes.jumps import Start, with_jumps
 from kolmo.schemes.local import Local, Means, Metric, local_coefficients, source_at, wall_nodes
 from kolmo.schemes.terminal import TerminalRule
@@ -139,7 +139,8 @@ class Generator:
         self._kept: Local | None = None
         self._stencil: Any = None
         self._entrances = Entrances(problem, grid, self.box)
-        self._check_natural()
+        if problem.box.has("degenerate"):
+            check_natural(problem, grid, self.box, self.places())
 
     def _face_times(self) -> list[float]:
         """Times at which it is asked where paths leave."""
@@ -440,34 +441,6 @@ class Generator:
             return 0.0
         rates = [as_numpy(self.problem.sde.jumps(t, self.places())[0]).sum(-1).max() for t in self._sample_times()]
         return 2.0 * LEBESGUE**self.grid.dim * float(max(rates))
-
-    def _check_natural(self) -> None:
-        """A natural face needs no noise across it and a drift that does not point out."""
-        t = 0.0
-        for axis, side, face in self._faces():
-            if not face.degenerate or face.imposed or face.constrains:
-                continue
-            x = self.places()[wall_nodes(self.grid, axis, side)]
-            normal = as_numpy(self.problem.sde.covariance(t, x))[:, axis, axis]
-            outward = as_numpy(self.problem.sde.drift(t, x))[:, axis] * (1.0 if side == 1 else -1.0)
-            inner = as_numpy(self.problem.sde.covariance(t, self.places()))[:, axis, axis].max()
-            speed = np.abs(as_numpy(self.problem.sde.drift(t, self.places()))[:, axis]).max()
-            if (normal > 1e-12 * max(inner, 1e-300)).any():
-                where = x[int(normal.argmax())].tolist()
-                raise InputError(
-                    f"boundary[{axis}][{side}]",
-                    f"'natural' with noise Σ = {normal.max():.3g} across it at {where}",
-                    "no noise across a natural face",
-                    "use 'reflecting', 'absorbing' or 'open'",
-                )
-            if (outward > 1e-12 * speed).any():
-                where = x[int(outward.argmax())].tolist()
-                raise InputError(
-                    f"boundary[{axis}][{side}]",
-                    f"'natural' with drift {outward.max():.3g} pointing out at {where}",
-                    "a drift that does not point out of a natural face",
-                    "use 'open' where the state space goes on",
-                )
 
 
 def _mean(rule: TerminalRule, problem: KolmogorovProblem, name: str, t: float, x: Array) -> Array:

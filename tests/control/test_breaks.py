@@ -5,9 +5,10 @@ import pytest
 
 import kolmo
 from kolmo import control
-from kolmo.control.bellman import Act, iterate
+from kolmo.control.bellman import Act
 from kolmo.control.breaks import Breaks, terminal_breaks, together
 from kolmo.control.frame import frame
+from kolmo.control.policy_steps import iterate
 from kolmo.grid import Grid
 
 

@@ -8,7 +8,7 @@ import kolmo
 from kolmo import catalog, control
 from kolmo.control.coefficients import Coefficients
 from kolmo.errors import InputError
-from kolmo.schemes.monotone import fitted_rates
+from kolmo.schemes.fitting import fitted_rates
 
 
 @pytest.mark.parametrize(

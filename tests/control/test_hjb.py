@@ -11,7 +11,8 @@ from scipy.stats import norm
 
 import kolmo
 from kolmo import control
-from kolmo.control.bellman import Bellman, solve_stationary
+from kolmo.control.bellman import Bellman
+from kolmo.control.policy_steps import solve_stationary
 from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
 
