@@ -130,6 +130,16 @@ def test_every_module_has_a_room():
     assert not homeless, f"give {homeless} a room in ROOMS"
 
 
+def test_the_root_shows_the_architecture():
+    files = [path.name for path in PACKAGE.glob("*.py")]
+    assert len(files) <= 18, sorted(files)
+
+
+def test_files_are_short():
+    long = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}
+    assert not {name: n for name, n in long.items() if n > 500 and name != "catalog"}
+
+
 def test_imports_go_up_only():
     wrong = [
         f"kolmo.{name} imports kolmo.{target}"
