@@ -144,7 +144,9 @@ class NoisyPathLikelihood(Likelihood):
 
     def _where(self) -> torch.Tensor:
         """Points (p, d) about which the process is, as far as the first law and what was seen tell."""
-        m, C = self._seen(self.mean.detach(), self.covariance.detach(), self.observations[0])[:2]
+        m, C = self._seen(self.mean.detach(), self.covariance.detach(), self.observations[0], self.deviations.detach())[
+            :2
+        ]
         spread = SPREADS * torch.sqrt(torch.diagonal(C))
         points = [m - spread, m, m + spread]
         seen = self.observations[~torch.isnan(self.observations).any(1)]
@@ -167,28 +169,33 @@ class NoisyPathLikelihood(Likelihood):
         size = torch.maximum(high - low, torch.full_like(low, 1e-300))
         spacing, which = np.unique(np.diff(self.times), return_inverse=True)
         moved = moves(self.sde, 0.5 * (low + high), size, torch.as_tensor(spacing)) if len(spacing) else None
-        m, C = self.mean, self.covariance
+        m, C, spread = self.mean, self.covariance, self.deviations
         terms = []
         for k, y in enumerate(self.observations):
             if k and moved is not None:
                 j = int(which[k - 1])
                 M = moved.matrix[j]
                 m, C = M @ m + moved.shift[j], M @ C @ M.T + moved.covariance[j]
-            m, C, term = self._seen(m, C, y)
+            m, C, term = self._seen(m, C, y, spread)
             terms.append(term)
         return torch.stack(terms)
 
     def _seen(
-        self, m: torch.Tensor, C: torch.Tensor, y: torch.Tensor
+        self, m: torch.Tensor, C: torch.Tensor, y: torch.Tensor, spread: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Mean and covariance of a Gaussian law after an observation, and the logarithm of the density of that."""
-        there = torch.nonzero(~torch.isnan(y))[:, 0]
-        H, R = self.H[there], torch.diag(self.deviations[there] ** 2)
-        expected, S = H @ m, H @ C @ H.T + R
-        gain = torch.linalg.solve(S, H @ C).T
+        H = self.H
+        if bool(torch.isnan(y).any()):
+            there = torch.nonzero(~torch.isnan(y))[:, 0]
+            H, y, spread = H[there], y[there], spread[there]
+        seen = H @ C
+        L = torch.linalg.cholesky(seen @ H.T + torch.diag(spread**2))
+        off = y - H @ m
+        gain = torch.cholesky_solve(seen, L).T
         rest = torch.eye(len(m), dtype=torch.float64) - gain @ H
-        term = log_normal(y[there][None], expected[None], S[None])[0]
-        return m + gain @ (y[there] - expected), rest @ C @ rest.T + gain @ R @ gain.T, term
+        z = torch.linalg.solve_triangular(L, off[:, None], upper=False)[:, 0]
+        term = -0.5 * z @ z - torch.log(torch.diagonal(L)).sum() - 0.5 * len(y) * math.log(2.0 * math.pi)
+        return m + gain @ off, rest @ C @ rest.T + (gain * spread**2) @ gain.T, term
 
     def _by_modes(self, n: int) -> tuple[torch.Tensor, float]:
         """The filter in one dimension: the law is g/Σ times a sum of eigenfunctions."""
