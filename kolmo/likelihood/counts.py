@@ -23,21 +23,21 @@ from numpy.polynomial import legendre
 from scipy.special import gammaln
 
 from kolmo.arrays import as_numpy, as_points
-from kolmo.box import Box, Open
 from kolmo.control.densities import GivenDensity
 from kolmo.control.law import Law, law
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.forward.exits import in_time
-from kolmo.grading import Grading, Sinh, Uniform
-from kolmo.grid import Axis, Grid
+from kolmo.grid.grading import Grading, Sinh, Uniform
+from kolmo.grid.grid import Axis, Grid
 from kolmo.likelihood.base import Level, Likelihood, log_of
 from kolmo.likelihood.paths import in_torch
 from kolmo.march import time_nodes
-from kolmo.problem import KolmogorovProblem
-from kolmo.rest import at_rest
+from kolmo.problem.box import Box, Open
+from kolmo.problem.problem import KolmogorovProblem
+from kolmo.problem.rest import at_rest
+from kolmo.problem.sde import SDE
 from kolmo.schemes.generator import discretize
-from kolmo.sde import SDE
 
 # Nodes per axis of the first level and of the finest one, by dimension.
 FIRST, MOST = {1: 48.0, 2: 32.0, 3: 20.0}, {1: 1700.0, 2: 260.0, 3: 52.0}
