@@ -209,7 +209,7 @@ class NoisyPathLikelihood(Likelihood):
         return log_normal(y, (H @ mean[..., None])[..., 0], S) + 0.5 * math.log(2.0 * math.pi) * missing
 
     def _masked(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """H (n, m, d), y and deviations (n, m), with zero, zero and one where nothing was seen; how many of these (n,)."""
+        """H (n, m, d), y and deviations (n, m), with zero, zero and one where nothing was seen; how often (n,)."""
         seen = ~torch.isnan(self.observations)
         y = torch.where(seen, self.observations, 0.0)
         spread = torch.where(seen, self.deviations, torch.ones((), dtype=torch.float64))

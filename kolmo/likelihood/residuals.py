@@ -76,9 +76,10 @@ class Residuals:
             n = len(u)
             ax.step(np.r_[0.0, u, 1.0], np.r_[0.0, np.arange(1, n + 1) / n - u, 0.0], where="post", label=name)
             widest = max(widest, BAND / np.sqrt(n))
-        ax.axhspan(-widest, widest, color="0.9", zorder=0, label="95 % band")
+        ax.axhspan(-widest, widest, color="0.88", zorder=0, label="95 % band")
         ax.axhline(0.0, color="0.5", lw=0.8)
-        ax.set(xlabel="uniform residual", ylabel="distribution less uniform", xlim=(0.0, 1.0))
+        high = max(1.5 * widest, *np.abs(ax.get_ylim()))
+        ax.set(xlabel="uniform residual", ylabel="distribution less uniform", xlim=(0.0, 1.0), ylim=(-high, high))
         ax.legend(frameon=False)
         return ax
 
