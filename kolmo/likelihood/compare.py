@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +12,6 @@ from kolmo.errors import InputError
 from kolmo.likelihood.base import Likelihood
 from kolmo.likelihood.fit import Fit
 from kolmo.likelihood.passage import PassageLikelihood
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 # Points on which a fitted density is drawn, and the error that the sum of their logarithms may have.
 POINTS, TOL = 120, 0.1
@@ -131,7 +128,7 @@ def compare(fits: Mapping[str, Fit], held_out: Mapping[str, Likelihood] | None =
         raise InputError("held_out", {k: len(v) for k, v in outside.items()}, "likelihoods of the same data")
     rows = []
     for name in order:
-        fit, more = fits[name], ()
+        fit, more = fits[name], tuple[float, ...]()
         if outside:
             against = outside[name] - outside[order[0]] if name != order[0] else outside[name]
             more = (float(outside[name].sum()), float(np.sqrt(len(against) * against.var())))
@@ -148,7 +145,7 @@ def _terms(likelihood: Likelihood) -> np.ndarray:
 @at_home
 def plot_choices(
     likelihood: PassageLikelihood, condition: Mapping[str, float] | None = None, *, bins: int = 25, ax: Any = None
-) -> "Axes":
+) -> Any:
     """Draw observed response times as histograms and the fitted densities over them; of two choices, one is mirrored.
 
     Parameters

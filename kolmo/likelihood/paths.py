@@ -300,7 +300,8 @@ class PathLikelihood(Likelihood):
         if self._linear():
             mean, C = self._moved()
             z = torch.linalg.solve_triangular(torch.linalg.cholesky(C), (self.steps.y - mean)[..., None], upper=False)
-            return torch.special.ndtr(z[..., 0])
+            u: torch.Tensor = torch.special.ndtr(z[..., 0])
+            return u
         if self.dim > 1:
             raise InputError("sde", f"{self.dim} dimensions", "one, or a linear process")
         low, high = self._range()

@@ -139,7 +139,7 @@ def residuals(likelihood: Likelihood, *, rng: Any = None) -> Residuals:
 
 
 def _inside(u: np.ndarray) -> np.ndarray:
-    return np.clip(u, INSIDE, 1.0 - INSIDE)
+    return np.asarray(np.clip(u, INSIDE, 1.0 - INSIDE))
 
 
 def _of_trials(likelihood: PassageLikelihood, draws: np.random.Generator) -> Residuals:
@@ -151,7 +151,8 @@ def _of_trials(likelihood: PassageLikelihood, draws: np.random.Generator) -> Res
 
     def logs(choices: np.ndarray, censored: bool) -> np.ndarray:
         given = Trials(mine.times, choices, mine.covariates, np.full(len(mine), censored))
-        return np.asarray(model.likelihood(given, tol=TOL).terms().numpy())
+        found: Likelihood = model.likelihood(given, tol=TOL)
+        return np.asarray(found.terms())
 
     late = np.exp(logs(nobody, True))
     late = np.where(mine.censored, late * draws.uniform(size=len(mine)), late)
