@@ -22,9 +22,11 @@ from kolmo.problem.sde import SDE
 
 # Degrees of the local expansion: of the first level, from level to level, and the largest, per dimension.
 FIRST_DEGREE, NEXT_DEGREE, MOST_DEGREE = {1: 6, 2: 4, 3: 4}, 2, {1: 12, 2: 10, 3: 8}
-# Two degrees at which transitions are tried in one dimension, and the part of the tolerance by which they may differ in
-# all.
-TRIED, AGREE = (8, 10), 0.1
+# Degrees at which transitions are tried in one dimension. The first two differ by more than the last ones: of that this
+# part counts. Of hundreds of transitions there is one at which two degrees agree by accident, but seldom all four.
+TRIED, REMAINS = (6, 8, 10, 12), 0.1
+# Part of the tolerance by which the degrees may differ in all.
+AGREE = 0.1
 # What may be gone beyond a cut, the part of the way there at which it is first, the factor by which one is moved, and
 # the part of the way to a natural end that is left.
 TAIL, NARROW, WIDER, NEAR = 1e-10, 0.4, 1.3, 0.05
@@ -203,10 +205,12 @@ class PathLikelihood(Likelihood):
         self._differ = float(off[self._short].sum())
 
     def _off(self) -> torch.Tensor:
-        """By how much two degrees of the expansion differ, per transition; infinite where it is not to be had."""
+        """By how much degrees of the expansion differ, per transition; infinite where it is not to be had."""
         with torch.no_grad():
-            coarse, fine = (log_densities(self.sde, *self._parts(self.steps), degree) for degree in TRIED)
-        return torch.nan_to_num(torch.where(self._far(), (fine - coarse).abs(), torch.nan), nan=torch.inf)
+            found = torch.stack([log_densities(self.sde, *self._parts(self.steps), degree) for degree in TRIED])
+        differ = torch.diff(found, dim=0).abs()
+        off = torch.maximum(differ[1:].amax(0), REMAINS * differ[0])
+        return torch.nan_to_num(torch.where(self._far(), off, torch.nan), nan=torch.inf)
 
     def holds(self) -> bool:
         """Whether the resolution, and the choice of ways, meet the tolerance at the present parameters too."""
