@@ -25,10 +25,14 @@ BLUE, ORANGE = "#0072b2", "#d55e00"
 # Steps in which decisions are simulated; crossings between them by the Brownian bridge.
 FINE = 5e-4
 LONGEST = 20.0
+# Leak and rivalry of the accumulators (Usher and McClelland 2001), and where they start.
+LEAK, RIVALRY, BEGIN = 0.5, 0.8, 0.2
 # Variances of the pair when it is first seen.
 FIRST_LAW = (0.5, 0.3)
 # Between which factors of the truth a fit may go.
-ROOM = 8.0
+ROOM = 3.0
+# A delay beyond the fastest response is hopeless: fits end at this part of it.
+FASTEST = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +95,11 @@ def _one(config: Config, model: Model, which: int, i: int) -> dict[str, Any]:
     data, truth = model.draw(config, rng), np.log(model.truth)
     begin = time.perf_counter()
     theta = torch.tensor(truth + rng.uniform(-0.4, 0.4, len(truth)), requires_grad=True)
-    spread = np.log(ROOM)
-    fit = likelihood.fit(model.likelihood(config, data, theta), theta, bounds=[(truth - spread, truth + spread)])
+    low, high = truth - np.log(ROOM), truth + np.log(ROOM)
+    if isinstance(data, likelihood.Trials):  # the delay is the last of the parameters
+        high[-1] = np.log(FASTEST * data.times.min())
+    theta.data.clamp_(max=torch.as_tensor(high))
+    fit = likelihood.fit(model.likelihood(config, data, theta), theta, bounds=[(low, high)])
     try:
         errors = fit.uncertainty().standard_errors
     except NotConvergedError:
@@ -174,4 +181,92 @@ PAIR = Model(
     _pair,
     _pair_likelihood,
 )
-MODELS = {"pair": PAIR}
+
+# --- decisions --------------------------------------------------------------------------------------------------------
+
+
+def _crossed(before: np.ndarray, after: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Whether a bound was met in a step, by the distances before and after (exact for bounds that are straight)."""
+    met = np.exp(-2.0 * np.maximum(before, 0.0) * np.maximum(after, 0.0) / FINE)
+    return np.asarray((after <= 0.0) | (rng.uniform(size=before.shape) < met))
+
+
+def _collapsing(config: Config, rng: np.random.Generator) -> likelihood.Trials:
+    """Choices and times of a decision whose bounds fall exponentially, by small steps with bridges."""
+    speed, height, life, delay = COLLAPSING.truth
+    n = config.trials
+    strength = rng.choice([0.0, 0.5, 1.0], n)
+    x, t, choice = np.zeros(n), np.zeros(n), np.full(n, -1)
+    k = 0
+    while (going := choice < 0).any() and k * FINE < LONGEST:
+        y = x + speed * strength * FINE + np.sqrt(FINE) * rng.standard_normal(n)
+        old, new = (height * np.exp(-(k + m) * FINE / life) for m in (0, 1))
+        high, low = _crossed(old - x, new - y, rng), _crossed(old + x, new + y, rng)
+        # both in one step: only where the bounds have all but met
+        choice = np.where(going & high & ~(low & (y < 0)), 1, np.where(going & low, 0, choice))
+        t += FINE * (going - 0.5 * (going & (choice >= 0)))
+        x, k = y, k + 1
+    return likelihood.Trials(t + delay, choice, {"strength": strength})
+
+
+def _collapsing_likelihood(config: Config, data: Any, theta: torch.Tensor) -> likelihood.Likelihood:
+    def bound(t: Any) -> torch.Tensor:
+        return torch.exp(theta[1] - torch.as_tensor(t, dtype=torch.float64) / torch.exp(theta[2]))
+
+    model = likelihood.FirstPassage(
+        lambda t, x, c: torch.exp(theta[0]) * c["strength"] + 0.0 * x,
+        lower=lambda t, c: -bound(t),
+        upper=lambda t, c: bound(t),
+        delay=lambda c: torch.exp(theta[3]),
+    )
+    return model.likelihood(data, tol=config.tol)
+
+
+COLLAPSING = Model(
+    "A decision with bounds that collapse",
+    ("speed", "bound", "life of the bound", "delay"),
+    (1.5, 1.2, 1.5, 0.3),
+    _collapsing,
+    _collapsing_likelihood,
+)
+
+
+def _race(config: Config, rng: np.random.Generator) -> likelihood.Trials:
+    """Choices and times of two leaky competing accumulators above zero, by small steps with bridges and reflection."""
+    first, second, bound, delay = RACE.truth
+    n = config.trials
+    x, t, choice = np.full((n, 2), BEGIN), np.zeros(n), np.full(n, -1)
+    k = 0
+    while (going := choice < 0).any() and k * FINE < LONGEST:
+        pull = np.array([first, second]) - LEAK * x - RIVALRY * x[:, ::-1]
+        y = np.abs(x + pull * FINE + np.sqrt(FINE) * rng.standard_normal((n, 2)))
+        met = _crossed(bound - x, bound - y, rng)
+        winner = np.where(met.all(1), np.argmax(y, 1), np.argmax(met, 1))
+        choice = np.where(going & met.any(1), winner, choice)
+        t += FINE * (going - 0.5 * (going & (choice >= 0)))
+        x, k = y, k + 1
+    return likelihood.Trials(t + delay, choice)
+
+
+def _race_likelihood(config: Config, data: Any, theta: torch.Tensor) -> likelihood.Likelihood:
+    def drift(t: float, x: torch.Tensor, c: Any) -> torch.Tensor:
+        return torch.exp(theta[:2]) - LEAK * x - RIVALRY * x.flip(-1)
+
+    model = likelihood.Race(
+        drift,
+        upper=[lambda c: torch.exp(theta[2])] * 2,
+        lower=0.0,
+        start=BEGIN,
+        delay=lambda c: torch.exp(theta[3]),
+    )
+    return model.likelihood(data, tol=config.tol)
+
+
+RACE = Model(
+    "A race of two leaky competing accumulators",
+    ("input 1", "input 2", "bound", "delay"),
+    (2.5, 1.8, 1.2, 0.25),
+    _race,
+    _race_likelihood,
+)
+MODELS = {"pair": PAIR, "collapsing": COLLAPSING, "race": RACE}

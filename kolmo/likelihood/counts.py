@@ -33,7 +33,8 @@ from kolmo.grid.grid import Axis, Grid
 from kolmo.likelihood.base import Level, Likelihood, log_of
 from kolmo.likelihood.paths import in_torch
 from kolmo.march import time_nodes
-from kolmo.problem.box import Box, Open
+from kolmo.problem.box import Box
+from kolmo.problem.faces import Open
 from kolmo.problem.problem import KolmogorovProblem
 from kolmo.problem.rest import at_rest
 from kolmo.problem.sde import SDE
