@@ -44,7 +44,7 @@ MAY = {
     "refine": "kernels problem grid schemes steppers march",
     "solve": "kernels problem grid schemes steppers march refine",
     "control": "kernels problem grid schemes steppers march refine solve",
-    "likelihood": "problem refine control",
+    "likelihood": "problem grid schemes march refine solve control",
     "bridge": "kernels problem refine solve control",
     "landscape": "problem bridge",
     "fipy": "problem schemes",
@@ -52,12 +52,12 @@ MAY = {
     "catalog": "problem control",
     "testing": "problem grid schemes refine solve catalog",
     "images": "",
-    "equations": "problem control",
+    "equations": "problem control likelihood",
     "runs": "",
     "report": "runs",
     "experiments": "runs",
     "sweep": "runs experiments",
-    "cli": "solve control landscape equations runs report experiments sweep",
+    "cli": "solve control likelihood landscape equations runs report experiments sweep",
 }
 HEAVY = ["torch", "fipy", "matplotlib", "sklearn"]
 

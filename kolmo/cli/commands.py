@@ -11,6 +11,7 @@ import kolmo as package
 from kolmo import experiments
 from kolmo.cli import equation, landscape
 from kolmo.cli import experiment as of_experiment
+from kolmo.cli import fit as of_fit
 from kolmo.cli import sweep as of_sweep
 from kolmo.cli.perform import rewrite
 from kolmo.cli.text import readable
@@ -190,6 +191,66 @@ def control(file: Path, assignments: tuple[str, ...], out: Path | None, quiet: b
       kolmo control fit.toml --set kappa=0.3 --json
     """  # noqa: D301 - \b keeps click from wrapping a paragraph
     return equation.control(file, assignments, out, quiet, as_json)
+
+
+@kolmo.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.argument("data", required=False, type=click.Path(path_type=Path))
+@_SET
+@_OUT
+@click.option("--resume", type=click.Path(path_type=Path), help="Continue the fit in this folder.")
+@_TAKE_OVER
+@_QUIET
+@_JSON
+def fit(
+    file: Path | None,
+    data: Path | None,
+    assignments: tuple[str, ...],
+    out: Path | None,
+    resume: Path | None,
+    take_over: bool,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Estimate the parameters of the model in FILE from the table DATA, with intervals, by maximum likelihood.
+
+    FILE is a TOML file as for kolmo solve, with the columns of DATA (CSV) in [data]; estimates, standard errors,
+    residuals, pictures and a report go to a run folder.
+
+    \b
+    For example, choices and response times:
+        [parameters]
+        bound = 1.0
+        delay = 0.3
+        speed = 5.0
+        [equation]
+        drift = "speed * coherence"
+        diffusion = 1.0
+        [decision]
+        lower = "-bound"
+        upper = "bound"
+        delay = "delay"
+        [data]
+        times = "rt"
+        choices = "choice"
+        covariates = ["coherence"]
+        [fit]
+        bounds = { bound = [0.1, 5.0], delay = [0.0, 1.0], speed = [0.0, 50.0] }
+    or a sampled path: model = "ou", "cir" or "gbm" in [equation] (or formulas), times and states in [data].
+
+    \b
+    Examples:
+      kolmo fit decisions.toml trials.csv
+      kolmo fit decisions.toml trials.csv --set speed=8 --json
+      kolmo fit --resume runs/fit-20260101-120000
+    """  # noqa: D301 - \b keeps click from wrapping a paragraph
+    if resume is not None:
+        if file is not None or assignments or out is not None:
+            raise InputError("resume", "files or options beside it", "none but --take-over, --quiet and --json")
+        return of_fit.resume(resume, take_over, quiet, as_json)
+    if file is None or data is None:
+        raise InputError("file, data", "nothing" if file is None else f"{file} alone", "a TOML file and a CSV file")
+    return of_fit.fit(file, data, assignments, out, quiet, as_json)
 
 
 @kolmo.command()

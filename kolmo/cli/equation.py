@@ -19,7 +19,7 @@ from kolmo.files import plain
 if TYPE_CHECKING:
     from kolmo.control import ControlSolution
 
-__all__ = ["control", "solve"]
+__all__ = ["control", "numbers", "solve", "spoken"]
 
 # What a status means for the exit code; everything else is 1.
 _DONE = ("converged", "fixed")
@@ -31,8 +31,8 @@ def solve(
     """Solve the equation; return the exit code."""
     from kolmo.solve import solve as solve_equation
 
-    equation = read(file, _numbers(assignments))
-    with kept("solve", equation, out) as run, _spoken(equation):
+    equation = read(file, numbers(assignments))
+    with kept("solve", equation, out) as run, spoken(equation):
         problem = equation.problem()
         solution = solve_equation(problem, at=equation.at, rtol=equation.rtol, atol=equation.atol, progress=not quiet)
         if solution.status == "interrupted" and 0.0 not in solution.times:
@@ -57,10 +57,10 @@ def solve(
 
 def control(file: Path, assignments: tuple[str, ...], out: Path | None, quiet: bool, as_json: bool) -> int:
     """Solve the control problem, or fit the parameters; return the exit code."""
-    equation = read(file, _numbers(assignments))
+    equation = read(file, numbers(assignments))
     if not equation.controlled and equation.fit is None:
         raise InputError(str(file), "neither [controls] nor [fit]", "one of them", f"kolmo solve {file}")
-    with kept("control", equation, out) as run, _spoken(equation):
+    with kept("control", equation, out) as run, spoken(equation):
         best = _optimum(equation) if equation.controlled else None
         answer = _fitted(equation, quiet) if best is None else _described(equation, best)
         if run is not None:
@@ -129,7 +129,7 @@ def _fitted(equation: Equation, quiet: bool) -> dict[str, Any]:
     }
 
 
-def _numbers(assignments: tuple[str, ...]) -> dict[str, float]:
+def numbers(assignments: tuple[str, ...]) -> dict[str, float]:
     """Parameters from NAME=VALUE."""
     numbers = {}
     for assignment in assignments:
@@ -144,7 +144,7 @@ def _numbers(assignments: tuple[str, ...]) -> dict[str, float]:
 
 
 @contextmanager
-def _spoken(equation: Equation) -> Iterator[None]:
+def spoken(equation: Equation) -> Iterator[None]:
     """Place errors in the file; of warnings only those of kolmo are shown: formulas may overflow on the way."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore")

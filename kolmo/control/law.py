@@ -70,12 +70,16 @@ class Law(Passages):
     def __call__(self, x: Any, t: float | None = None) -> torch.Tensor:
         """Density ρ(t, x) at points (..., d), shape (...); t a kept time (None: the horizon)."""
         which, points = self._kept(t), torch.as_tensor(as_points(x, self.grid.dim))
-        rho = read(self.weights[which][:, None], self.grid, self._readings)[:, 0]
+        rho = self.nodal_density(t)
         if self.motion is not None:
             time = float(self.times[which])
             points, rho = self.motion.inwards(time, points), rho / self.motion.stretch(time, rho)
         values: torch.Tensor = self.grid.interpolate(rho, points, self.discretization.width)
         return values
+
+    def nodal_density(self, t: float | None = None) -> torch.Tensor:
+        """Density at the nodes, shape (size,); of faces that move, in the coordinates in which they stand still."""
+        return read(self.weights[self._kept(t)][:, None], self.grid, self._readings)[:, 0]
 
     @at_home
     def expectation(self, function: Callable[[torch.Tensor], torch.Tensor], t: float | None = None) -> torch.Tensor:

@@ -166,7 +166,7 @@ def uncertainty(
         loop = fitted.loop(plans)
         try:
             loop.evaluate(x)
-            hessian = _hessian(loop, x)
+            hessian = _hessian(loop, x, np.minimum(x - fitted.low, fitted.high - x))
             covariance = np.zeros((len(x), len(x)))
             covariance[np.ix_(free, free)] = _inverse(hessian[np.ix_(free, free)], fitted.components(free)) * a
             ends = None
@@ -179,23 +179,27 @@ def uncertainty(
     return Uncertainty(fitted.components(), x, covariance, hessian, level, ends)
 
 
-def _hessian(loop: Any, x: np.ndarray) -> np.ndarray:
-    """Second derivatives of the objective, symmetrised: exact products, if differences of gradients bear them out."""
-    steps = STEP * (1.0 + np.abs(x))
+def _hessian(loop: Any, x: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """Second derivatives of the objective, symmetrised: exact products, if differences of gradients bear them out.
+
+    Differences stay within the bounds, which are ``room`` away: beyond them there may be no objective. At a bound there
+    are none, and what is not exact is zero.
+    """
+    steps = np.minimum(STEP * (1.0 + np.abs(x)), np.maximum(room, 0.0))
 
     def difference(v: np.ndarray) -> np.ndarray:
-        h = float((steps * np.abs(v)).sum() / np.abs(v).sum())
-        return np.asarray((loop.evaluate(x + h * v)[1] - loop.evaluate(x - h * v)[1]) / (2.0 * h))
+        return np.asarray(0.5 * (loop.evaluate(x + v)[1] - loop.evaluate(x - v)[1]))
 
-    eye, mixed = np.eye(len(x)), np.random.default_rng(0).choice([-1.0, 1.0], len(x))
+    eye, mixed = np.eye(len(x)), steps * np.random.default_rng(0).choice([-1.0, 1.0], len(x))
     about = difference(mixed)
     try:
         H = np.stack([loop.hessian_product(x, v) for v in eye], -1)
-        exact = bool((np.abs(H @ mixed - about) <= AGREE * np.abs(H).sum(1) + 1e-300).all() and H.any())
+        exact = bool((np.abs(H @ mixed - about) <= AGREE * np.abs(H) @ steps + 1e-300).all() and H.any())
     except (KolmoError, RuntimeError):
         exact = False
     if not exact:  # some functions can be differentiated once only
-        H = np.stack([difference(v) for v in eye], -1)
+        columns = [difference(h * v) / h if h > 0 else 0.0 * v for h, v in zip(steps, eye, strict=True)]
+        H = np.stack(columns, -1)
     return np.asarray(0.5 * (H + H.T))
 
 

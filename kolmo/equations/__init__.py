@@ -31,8 +31,49 @@ A file has these tables; only ``[equation]`` and ``[solve]`` are always needed::
 ``[controls]`` (``lower`` and ``upper``, ``values``, or ``unbounded = m``) makes a control problem of it: formulas of
 ``[equation]`` may then use a[0].., and ``running_cost``, ``obstacle`` and ``sense`` join them. ``[fit]`` names
 ``parameters`` to be fitted, with ``targets``, ``weights``, ``bounds`` and ``maxiter``.
+
+``model = "ou"``, ``"cir"``, ``"gbm"`` or ``"ddm"`` in ``[equation]`` stands for formulas (``kolmo.equations.models``).
+
+Parameters are estimated from a table of data, in CSV, where there is ``[data]`` (:class:`Observed`). Decisions::
+
+    [data]                            # names of columns
+    times = "rt"
+    choices = "choice"                # 1 or upper, 0 or lower
+    covariates = ["coherence"]        # columns that formulas of drift, noise and [decision] may use
+    censored = "late"                 # 1 where there was no response up to the time
+
+    [decision]                        # numbers, or formulas of parameters and covariates
+    lower = "-bound"                  # one of the bounds may be left out
+    upper = "bound"                   # a formula of t is a bound that moves
+    start = 0.0                       # or two formulas, of the ends of an interval; so also delay
+    delay = 0.3                       # or two formulas
+    lapse = 0.01                      # probability of a guess, at any time until span
+    span = 5.0
+
+Sampled paths::
+
+    [data]
+    times = "t"
+    states = ["x"]
+    path = "animal"                   # column that tells paths apart, if there are several
+    noise = "s"                       # seen with an error of this deviation; then also
+    mean = [0.0]                      # mean and variance of the state when it is first seen, and
+    variance = [1.0]
+    observe = [[1.0, 0.0]]            # what is seen of the coordinates, if not they themselves
+
+and in both::
+
+    [fit]
+    parameters = ["bound", "v"]       # left out: all; they start from the values in [parameters]
+    bounds = { bound = [0.1, 5.0] }
+    starts = 4                        # places to start from, the others drawn within the bounds
+    profile = true                    # intervals by the profile likelihood
+    tol = 1e-2                        # error that the log-likelihood may have
+    maxiter = 200
 """
 
 from kolmo.equations.equation import Equation, Fit, read
+from kolmo.equations.observed import Estimation, Observed
+from kolmo.equations.table import Sheet
 
-__all__ = ["Equation", "Fit", "read"]
+__all__ = ["Equation", "Estimation", "Fit", "Observed", "Sheet", "read"]

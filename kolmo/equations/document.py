@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from kolmo.equations.expressions import CONSTANTS, FUNCTIONS
+from kolmo.equations.models import MODELS
 from kolmo.errors import InputError, did_you_mean
 from kolmo.files import FileError, read_bytes
 
@@ -20,14 +21,30 @@ MAX_DOTS = 1000
 """The time to read a dotted key grows with the square of their number."""
 KEYS = {
     "equation": (
-        *("dim", "drift", "diffusion", "covariance", "terminal", "horizon", "breakpoints", "killing", "source"),
+        *(
+            "model",
+            "dim",
+            "drift",
+            "diffusion",
+            "covariance",
+            "terminal",
+            "horizon",
+            "breakpoints",
+            "killing",
+            "source",
+        ),
         *("running_cost", "obstacle", "sense"),
     ),
     "box": ("lower", "upper", "boundary"),
     "events": ("times", "pay", "move"),
     "solve": ("at", "rtol", "atol"),
     "controls": ("lower", "upper", "values", "unbounded"),
-    "fit": ("parameters", "targets", "weights", "bounds", "maxiter"),
+    "fit": ("parameters", "targets", "weights", "bounds", "maxiter", "starts", "tol", "profile"),
+    "data": (
+        *("times", "choices", "censored", "covariates", "states", "path"),
+        *("noise", "observe", "mean", "variance"),
+    ),
+    "decision": ("lower", "upper", "start", "delay", "lapse", "span"),
 }
 
 
@@ -56,6 +73,17 @@ class Document:
         self.table("equation")
         if "equation" not in self.tables:
             self.refuse("equation", "", "nothing", "a table [equation]")
+        if "model" in self.tables["equation"]:
+            self._stand_in()
+
+    def _stand_in(self) -> None:
+        """Put in what the model that is named stands for, where the file does not say something else."""
+        name = self.tables["equation"]["model"]
+        if not isinstance(name, str) or name not in MODELS:
+            fix = did_you_mean(name, list(MODELS)) if isinstance(name, str) else ""
+            self.refuse("equation", "model", repr(name), f"one of {', '.join(MODELS)}", fix)
+        for table, content in MODELS[name].items():
+            self.tables[table] = content | self.tables.get(table, {})
 
     def has(self, table: str) -> bool:
         """Whether a table is there."""

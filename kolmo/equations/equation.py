@@ -1,6 +1,6 @@
 """The equation that a file describes: its tables turned into a problem, a control problem or a fit."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +83,7 @@ class Equation:
         self.parameters = self._document.parameters() | self._overriding(parameters or {})
         self.dim = self._dimension()
         solve = self._document.table("solve")
-        self.at = self._points(solve)
+        self.at = np.empty((0, self.dim)) if self._document.has("data") and not solve else self._points(solve)
         self.rtol, self.atol = (self._document.number("solve", key, v) for key, v in (("rtol", 1e-3), ("atol", 1e-6)))
         self.controlled = self._document.has("controls")
         self._actions = {"a": len(self._controls().samples[0])} if self.controlled else {}
@@ -92,7 +92,7 @@ class Equation:
                 self._document.refuse(
                     "equation", key, "no table [controls]", "[controls]: this belongs to a control problem"
                 )
-        self.fit = self._fit() if self._document.has("fit") else None
+        self.fit = self._fit() if self._document.has("fit") and not self._document.has("data") else None
 
     @property
     def text(self) -> str:
@@ -103,28 +103,30 @@ class Equation:
         """The problem; ``values`` (numbers or tensors) stand for the parameters of these names."""
         if self.controlled:
             self._document.refuse("controls", "", "a control problem", "none here", "kolmo control FILE")
-        known = self.parameters | dict(values or {})
-        d, number = self.dim, self._document.number
-        equation = self._document.table("equation")
+        known, number = self.parameters | dict(values or {}), self._document.number
         terminal = self._function("terminal", known, columns=True)
-        times = equation.get("breakpoints", [])
-        breakpoints = self._document.numbers("equation", "breakpoints", (None,), MAX_POINTS) if times else None
         with self._document:
-            sde = SDE(
-                self._function("drift", known, shape=(d,)) or 0.0,
-                self._function("diffusion", known, shape=(d, None)),
-                covariance=self._function("covariance", known, shape=(d, d)),
-                dim=d,
-                breakpoints=None if breakpoints is None else breakpoints.tolist(),
-            )
             return KolmogorovProblem(
-                sde,
+                self.process(known),
                 None if terminal is None else lambda x: terminal(horizon or 0.0, x),
                 horizon := number("equation", "horizon", None),
                 self._box(known),
                 killing=self._function("killing", known),
                 source=self._function("source", known, columns=True),
                 events=self._events(known),
+            )
+
+    def process(self, known: Mapping[str, Any]) -> SDE:
+        """The process, with values for all parameters."""
+        d, times = self.dim, self._document.table("equation").get("breakpoints", [])
+        breakpoints = self._document.numbers("equation", "breakpoints", (None,), MAX_POINTS) if times else None
+        with self._document:
+            return SDE(
+                self._function("drift", known, shape=(d,)) or 0.0,
+                self._function("diffusion", known, shape=(d, None)),
+                covariance=self._function("covariance", known, shape=(d, d)),
+                dim=d,
+                breakpoints=None if breakpoints is None else breakpoints.tolist(),
             )
 
     def control_problem(self) -> "ControlProblem":
@@ -285,17 +287,12 @@ class Equation:
 
     def _fit(self) -> Fit:
         document, given = self._document, self._document.table("fit")
+        for key in ("starts", "tol", "profile"):
+            if key in given:
+                document.refuse("fit", key, "a value", "none without [data]")
         names = given.get("parameters", [])
-        known_names = isinstance(names, list) and all(
-            isinstance(name, str) and name in self.parameters for name in names
-        )
-        if not known_names or not names:
-            known = ", ".join(self.parameters) or "there is none"
-            document.refuse("fit", "parameters", repr(names), f"a list of names in [parameters]: {known}")
+        self._check_fitted(names)
         n = len(self.at)
-        bounds = given.get("bounds", {})
-        if not isinstance(bounds, dict) or not bounds.keys() <= set(names):
-            document.refuse("fit", "bounds", repr(bounds), "a table with a pair for some of the fitted parameters")
         maxiter = given.get("maxiter", 200)
         if type(maxiter) is not int or not 1 <= maxiter <= 100_000:
             document.refuse("fit", "maxiter", repr(maxiter), "a positive whole number")
@@ -303,9 +300,26 @@ class Equation:
             tuple(names),
             document.numbers("fit", "targets", (n,)) if "targets" in given else None,
             document.numbers("fit", "weights", (n,)) if "weights" in given else np.ones(n),
-            tuple(self._bound(name, bounds.get(name, [-np.inf, np.inf])) for name in names),
+            self._bounds(given, names),
             maxiter,
         )
+
+    def _check_fitted(self, names: Any) -> None:
+        """Whether these are names of parameters."""
+        known_names = isinstance(names, list) and all(
+            isinstance(name, str) and name in self.parameters for name in names
+        )
+        if not known_names or not names:
+            known = ", ".join(self.parameters) or "there is none"
+            self._document.refuse("fit", "parameters", repr(names), f"a list of names in [parameters]: {known}")
+
+    def _bounds(self, given: Mapping[str, Any], names: Sequence[str]) -> tuple[tuple[float, float], ...]:
+        """A pair for each of the fitted parameters."""
+        bounds = given.get("bounds", {})
+        if not isinstance(bounds, dict) or not bounds.keys() <= set(names):
+            needed = "a table with a pair for some of the fitted parameters"
+            self._document.refuse("fit", "bounds", repr(bounds), needed)
+        return tuple(self._bound(name, bounds.get(name, [-np.inf, np.inf])) for name in names)
 
     def _bound(self, name: str, pair: Any) -> tuple[float, float]:
         if not isinstance(pair, list) or len(pair) != 2 or not all(is_number(end) for end in pair):

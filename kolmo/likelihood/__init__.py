@@ -1,23 +1,46 @@
 """Likelihood: from data to parameters of a process, to a tolerance on the logarithm, with exact gradients."""
 
 from kolmo.likelihood.base import Likelihood, as_numpy
+from kolmo.likelihood.compare import Comparison, compare, plot_choices
+from kolmo.likelihood.counts import (
+    ExitLikelihood,
+    HistogramLikelihood,
+    MomentLikelihood,
+    exit_counts,
+    histogram,
+    moments,
+    survival_counts,
+)
 from kolmo.likelihood.filtering import NoisyPathLikelihood, noisy_paths
 from kolmo.likelihood.fit import Fit, fit
 from kolmo.likelihood.passage import Between, FirstPassage, PassageLikelihood
 from kolmo.likelihood.paths import PathLikelihood, paths
+from kolmo.likelihood.residuals import Residuals, residuals
 from kolmo.likelihood.trials import Trials
 
 __all__ = [
     "Between",
+    "Comparison",
+    "ExitLikelihood",
     "FirstPassage",
     "Fit",
+    "HistogramLikelihood",
     "Likelihood",
+    "MomentLikelihood",
     "NoisyPathLikelihood",
     "PassageLikelihood",
     "PathLikelihood",
+    "Residuals",
     "Trials",
     "as_numpy",
+    "compare",
+    "exit_counts",
     "fit",
+    "histogram",
+    "moments",
     "noisy_paths",
     "paths",
+    "plot_choices",
+    "residuals",
+    "survival_counts",
 ]

@@ -253,7 +253,7 @@ def as_numpy(
     sizes = [p.numel() for p in tensors]
 
     def function(x: Any) -> tuple[float, np.ndarray]:
-        flat = np.asarray(x, dtype=float).reshape(-1)
+        flat = np.array(x, dtype=float).reshape(-1)
         if len(flat) != sum(sizes):
             raise InputError("x", f"{len(flat)} numbers", f"{sum(sizes)}, all parameters one after another")
         with torch.no_grad():

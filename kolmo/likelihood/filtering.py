@@ -10,7 +10,8 @@ multiplying needs values at quadrature points alone.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +27,12 @@ from kolmo.problem.sde import SDE
 
 # Standard deviations of the first law, once the first observation is seen, that count as where the process is.
 SPREADS = 6.0
+
+Watch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Any]
+
+
+def _nobody(*_: torch.Tensor) -> None:
+    """Nobody watches."""
 
 
 def noisy_paths(
@@ -144,7 +151,9 @@ class NoisyPathLikelihood(Likelihood):
 
     def _where(self) -> torch.Tensor:
         """Points (p, d) about which the process is, as far as the first law and what was seen tell."""
-        m, C = self._seen(self.mean.detach(), self.covariance.detach(), self.observations[0])[:2]
+        H, y, noise, _ = self._masked()
+        law = _Passage.first(self.mean.detach()[None], self.covariance.detach()[None], H[:1], y[:1], noise[:1].detach())
+        m, C = law.b[0], law.C[0]
         spread = SPREADS * torch.sqrt(torch.diagonal(C))
         points = [m - spread, m, m + spread]
         seen = self.observations[~torch.isnan(self.observations).any(1)]
@@ -161,37 +170,70 @@ class NoisyPathLikelihood(Likelihood):
     def _terms(self, n: float) -> tuple[torch.Tensor, float]:
         return (self._kalman(), 0.0) if self._linear else self._by_modes(int(n))
 
+    def transformed(self) -> torch.Tensor:
+        """Every observation through its distribution function given those before it, shape (n, m); NaN if not seen."""
+        if self.resolution is None:
+            self.renew()
+        assert self.resolution is not None
+        found: list[torch.Tensor] = []
+        if self._linear:
+            found += [self._gaussian(*law) for law in zip(*self._predicted(), self.observations, strict=True)]
+        else:
+            self._by_modes(int(self.resolution), lambda x, masses, y: found.append(self._summed(x, masses, y)))
+        return torch.stack(found)
+
+    def _gaussian(self, m: torch.Tensor, C: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Distribution functions (m,) of what is seen of a Gaussian law, each given those before it."""
+        there = torch.nonzero(~torch.isnan(y))[:, 0]
+        H = self.H[there]
+        L = torch.linalg.cholesky(H @ C @ H.T + torch.diag(self.deviations[there] ** 2))
+        z = torch.linalg.solve_triangular(L, (y[there] - H @ m)[:, None], upper=False)[:, 0]
+        return torch.full_like(y, torch.nan).index_copy(0, there, torch.special.ndtr(z))
+
+    def _summed(self, x: torch.Tensor, masses: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Distribution functions (m,) of what is seen of masses at places (Q,), each given those before it."""
+        found = torch.full_like(y, torch.nan)
+        for k, (value, h, s) in enumerate(zip(y, self.H[:, 0], self.deviations, strict=True)):
+            if not bool(torch.isnan(value)):
+                z = (value - h * x) / s
+                found[k] = (masses * torch.special.ndtr(z)).sum() / masses.sum()
+                masses = masses * torch.exp(-0.5 * z**2)
+        return found
+
     def _kalman(self) -> torch.Tensor:
-        """The Gaussian filter."""
+        """Logarithms (n,) of what the Gaussian filter expects of each observation."""
+        H, y, spread, missing = self._masked()
+        mean, C = self._predicted()
+        S = H @ C @ H.mT + torch.diag_embed(spread**2)
+        # of a component that was not seen, a standard normal number that is zero stands in its place
+        return log_normal(y, (H @ mean[..., None])[..., 0], S) + 0.5 * math.log(2.0 * math.pi) * missing
+
+    def _masked(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """H (n, m, d), y and deviations (n, m), with zero, zero and one where nothing was seen; how often (n,)."""
+        seen = ~torch.isnan(self.observations)
+        y = torch.where(seen, self.observations, 0.0)
+        spread = torch.where(seen, self.deviations, torch.ones((), dtype=torch.float64))
+        return self.H * seen[..., None], y, spread, (~seen).double().sum(1)
+
+    def _predicted(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Means (n, d) and covariances (n, d, d) of the state before each observation, given those before it."""
+        first = self.mean[None], self.covariance[None]
+        if len(self.times) == 1:
+            return first
         low, high = self._places.amin(0), self._places.amax(0)
         size = torch.maximum(high - low, torch.full_like(low, 1e-300))
         spacing, which = np.unique(np.diff(self.times), return_inverse=True)
-        moved = moves(self.sde, 0.5 * (low + high), size, torch.as_tensor(spacing)) if len(spacing) else None
-        m, C = self.mean, self.covariance
-        terms = []
-        for k, y in enumerate(self.observations):
-            if k and moved is not None:
-                j = int(which[k - 1])
-                M = moved.matrix[j]
-                m, C = M @ m + moved.shift[j], M @ C @ M.T + moved.covariance[j]
-            m, C, term = self._seen(m, C, y)
-            terms.append(term)
-        return torch.stack(terms)
+        moved = moves(self.sde, 0.5 * (low + high), size, torch.as_tensor(spacing))
+        F, u, Q = (v[torch.as_tensor(which)] for v in moved)
+        H, y, spread, _ = self._masked()
+        begin = _Passage.first(*first, H[:1], y[:1], spread[:1])
+        passed = begin.followed(_Passage.step(F, u, Q, H[1:], y[1:], spread[1:])).through()
+        mean = (F @ passed.b[:-1, :, None])[..., 0] + u
+        C = F @ passed.C[:-1] @ F.mT + Q
+        return torch.cat([first[0], mean]), torch.cat([first[1], 0.5 * (C + C.mT)])
 
-    def _seen(
-        self, m: torch.Tensor, C: torch.Tensor, y: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Mean and covariance of a Gaussian law after an observation, and the logarithm of the density of that."""
-        there = torch.nonzero(~torch.isnan(y))[:, 0]
-        H, R = self.H[there], torch.diag(self.deviations[there] ** 2)
-        expected, S = H @ m, H @ C @ H.T + R
-        gain = torch.linalg.solve(S, H @ C).T
-        rest = torch.eye(len(m), dtype=torch.float64) - gain @ H
-        term = log_normal(y[there][None], expected[None], S[None])[0]
-        return m + gain @ (y[there] - expected), rest @ C @ rest.T + gain @ R @ gain.T, term
-
-    def _by_modes(self, n: int) -> tuple[torch.Tensor, float]:
-        """The filter in one dimension: the law is g/Σ times a sum of eigenfunctions."""
+    def _by_modes(self, n: int, watch: Watch = _nobody) -> tuple[torch.Tensor, float]:
+        """The filter in one dimension, of laws g/Σ times a sum of eigenfunctions; ``watch(x, masses, y)`` sees them."""
         if self._chart is None:
             self._chart = Chart(self.sde, self._interval())
         modes = modes_on(self.sde, self._chart, n, (False, False))
@@ -206,11 +248,14 @@ class NoisyPathLikelihood(Likelihood):
         for k, (h, y) in enumerate(zip(steps, self.observations, strict=True)):
             likely = _likely(x, y, self.H[:, 0], spread)
             if k == 0:
+                watch(x, weights * start, y)
                 first = weights * start * likely / g
                 a = first @ psi
             else:
                 a = a * torch.exp(-modes.rates[0].clamp(min=0.0) * h)
-                a = (weights / S * (psi @ a) * likely) @ psi
+                law = weights / S * (psi @ a)
+                watch(x, g * law, y)
+                a = (law * likely) @ psi
             total = a @ modes.mass[0]
             terms.append(log_of(total))
             a = a / total
@@ -237,6 +282,79 @@ class NoisyPathLikelihood(Likelihood):
     def _widen(self) -> bool:
         self._wider, self._chart = WIDER * self._wider, None
         return True
+
+
+class _Passage(NamedTuple):
+    r"""Gaussian filters over stretches of observations, which can be put together in any order.
+
+    Of the state x at the end given z before the stretch,
+
+    .. math:: p(x \mid z, y) = N(x; Az + b, C), \qquad
+        p(y \mid z) \propto \exp(z^{\mathsf T}\eta - \tfrac12 z^{\mathsf T}Jz)
+
+    so that n observations take log n rounds (Särkkä and García-Fernández 2021). Shapes (n, d, d), (n, d), (n, d, d),
+    (n, d), (n, d, d).
+    """
+
+    A: torch.Tensor
+    b: torch.Tensor
+    C: torch.Tensor
+    eta: torch.Tensor
+    J: torch.Tensor
+
+    @classmethod
+    def first(
+        cls, m: torch.Tensor, P: torch.Tensor, H: torch.Tensor, y: torch.Tensor, spread: torch.Tensor
+    ) -> "_Passage":
+        """The law at the first time, and what is seen then."""
+        none = torch.zeros_like(P)
+        return cls.step(none, m, P, H, y, spread)
+
+    @classmethod
+    def step(
+        cls, F: torch.Tensor, u: torch.Tensor, Q: torch.Tensor, H: torch.Tensor, y: torch.Tensor, spread: torch.Tensor
+    ) -> "_Passage":
+        """A move x = Fz + u + noise of covariance Q, and what is seen after it."""
+        L = torch.linalg.cholesky(H @ Q @ H.mT + torch.diag_embed(spread**2))
+        weighted = torch.cholesky_solve(H, L)
+        off = (y - (H @ u[..., None])[..., 0])[..., None]
+        gain = Q @ weighted.mT
+        rest = torch.eye(Q.shape[-1], dtype=torch.float64) - gain @ H
+        C = rest @ Q @ rest.mT + (gain * spread[:, None, :] ** 2) @ gain.mT
+        eta = F.mT @ weighted.mT @ off
+        return cls(rest @ F, u + (gain @ off)[..., 0], C, eta[..., 0], F.mT @ H.mT @ weighted @ F)
+
+    def followed(self, other: "_Passage") -> "_Passage":
+        """Others behind these, one after another."""
+        return _Passage(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
+
+    def then(self, later: "_Passage") -> "_Passage":
+        """Each together with a later one."""
+        eye = torch.eye(self.C.shape[-1], dtype=torch.float64)
+        between = torch.linalg.solve(eye + self.C @ later.J, torch.cat([self.A, self.C, self._held(later)], -1))
+        d = self.C.shape[-1]
+        A, C, b = later.A @ between[..., :d], between[..., d : 2 * d], later.A @ between[..., 2 * d :]
+        back = torch.linalg.solve(eye + later.J @ self.C, torch.cat([later.J @ self.A, self._told(later)], -1))
+        eta = (self.A.mT @ back[..., d:])[..., 0] + self.eta
+        covariance = later.A @ C @ later.A.mT + later.C
+        J = self.A.mT @ back[..., :d] + self.J
+        return _Passage(A, b[..., 0] + later.b, 0.5 * (covariance + covariance.mT), eta, 0.5 * (J + J.mT))
+
+    def _held(self, later: "_Passage") -> torch.Tensor:
+        return (self.b + (self.C @ later.eta[..., None])[..., 0])[..., None]
+
+    def _told(self, later: "_Passage") -> torch.Tensor:
+        return (later.eta - (later.J @ self.b[..., None])[..., 0])[..., None]
+
+    def through(self) -> "_Passage":
+        """Of a row of them, each together with all before it."""
+        found, reach = self, 1
+        while reach < len(found.b):
+            earlier = _Passage(*(v[:-reach] for v in found))
+            joined = earlier.then(_Passage(*(v[reach:] for v in found)))
+            found = _Passage(*(v[:reach] for v in found)).followed(joined)
+            reach *= 2
+        return found
 
 
 def _likely(x: torch.Tensor, y: torch.Tensor, H: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:

@@ -52,3 +52,18 @@ def test_a_resolution_that_will_not_do_is_renewed(rng):
 def test_only_likelihoods_are_fitted():
     with pytest.raises(kolmo.InputError, match="likelihood"):
         likelihood.fit(lambda: torch.zeros(()), parameter(1.0))
+
+
+def test_errors_are_found_beside_a_bound_of_the_domain():
+    # no guesses in the data: their probability ends at zero, or so close to it that a difference would be beyond
+    rng = np.random.default_rng(2)
+    times = rng.wald(1.0 / 1.2, 1.0, 300)
+    v, lapse = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.8, 0.01))
+    model = likelihood.FirstPassage(lambda t, x, c: v, upper=1.0, lapse=lambda c: lapse)
+    fit = likelihood.fit(
+        model.likelihood(likelihood.Trials(times, np.ones(300))), [v, lapse], bounds=[(0, 5), (0, 0.5)]
+    )
+    for place in (0.0, 1e-7):
+        fit.result.x[1] = place
+        errors = fit.uncertainty().standard_errors
+        assert 0.9 < errors[0] * np.sqrt(times.sum()) < 2.0  # exactly one where the lapses are known

@@ -209,3 +209,19 @@ def test_the_expansion_says_where_it_ends():
 def test_what_is_refused(named, make):
     with pytest.raises(kolmo.InputError, match=named):
         make(kolmo.SDE(lambda t, x: -(x**3), 1.0, dim=1))
+
+
+def test_degrees_that_agree_by_accident_are_not_believed():
+    # of 400 transitions of middling length the expansion is fooled in some, unless more than two degrees are asked
+    rng, sde = np.random.default_rng(0), kolmo.SDE(lambda t, x: x - x**3, 0.6, dim=1, arrays="torch")
+    x = [1.0]
+    for _ in range(400):
+        y = x[-1]
+        for z in rng.standard_normal(40):
+            y += (y - y**3) * 0.005 + 0.6 * np.sqrt(0.005) * z
+        x.append(y)
+    t = 0.2 * np.arange(401)
+    sharp = float(likelihood.paths(sde, t, x, tol=1e-7)())
+    for tol in (1e-1, 1e-2, 1e-3, 1e-4):
+        found = likelihood.paths(sde, t, x, tol=tol)
+        assert abs(float(found()) - sharp) <= found.error_estimate <= tol
