@@ -2,8 +2,8 @@
 
 Flows in the plane, every layer with weights of its own, are trained on two moons without noise, at several depths and
 with branches of size 1, 1/√L and 1/L. Then layers, or coordinates of layers, are dropped. What that does to the loss of
-every input is sampled, with the first and second order of the noise as control variates, and compared with four
-readings:
+every input is sampled, with its first and second order and the effects of single layers as control variates, and
+compared with four readings:
 
 - the diffusion: Gaussian steps of the same mean and covariance, what a backward equation of second order describes;
 - jumps: a Poisson number of the law's own steps in each layer, one in the mean, what its equation with jumps describes;
@@ -215,7 +215,7 @@ def readings(config: Config, layers: Layers, law: bridge.NoiseLaw, terms: Terms,
         "diffusion": sampled["diffusion"][0],
         "jumps": sampled["jumps"][0],
         "first order, diffusion": terms.second / 2,
-        "first order, layers": alone(layers, law),
+        "first order, layers": Singles(layers, law).mean.sum(0),
     }
     exact, error = sampled["law"]
     size = float((exact.square().mean() - error.square().mean()).clamp_min(0).sqrt())
@@ -257,31 +257,31 @@ def cumulants(layers: Layers, law: bridge.NoiseLaw) -> Terms:
     return Terms(second, third, fourth, squared)
 
 
-Draw = Callable[[tuple[int, ...], torch.Generator], Tensor]
-"""Shape, generator -> ζ of a layer."""
+Step = tuple[Tensor, Tensor]
+"""Which paths take a step ``(paths, n, 1)``, and its ζ ``(paths, n, columns)``."""
+Draw = Callable[[tuple[int, ...], torch.Generator], list[Step]]
+"""Shape, generator -> steps of a layer."""
 
 
 def own(law: bridge.NoiseLaw) -> Draw:
     """The law's own variable."""
     like = torch.zeros(0, dtype=torch.float64)
-    return lambda shape, rng: law.draw(shape, like, rng)
+    return lambda shape, rng: [(torch.ones((*shape[:-1], 1), dtype=torch.bool), law.draw(shape, like, rng))]
 
 
-def gaussian(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+def gaussian(shape: tuple[int, ...], rng: torch.Generator) -> list[Step]:
     """A Gaussian step."""
-    return torch.randn(shape, generator=rng, dtype=torch.float64)
+    step = torch.randn(shape, generator=rng, dtype=torch.float64)
+    return [(torch.ones((*shape[:-1], 1), dtype=torch.bool), step)]
 
 
 def poisson(law: bridge.NoiseLaw) -> Draw:
     """A Poisson number of the law's own steps, one in the mean; of all coordinates together, as a jump is."""
     draw = own(law)
 
-    def drawn(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
+    def drawn(shape: tuple[int, ...], rng: torch.Generator) -> list[Step]:
         counts = torch.poisson(torch.ones((*shape[:-1], 1), dtype=torch.float64), generator=rng)
-        total = torch.zeros(shape, dtype=torch.float64)
-        for n in range(1, int(counts.max()) + 1):
-            total += (counts >= n) * draw(shape, rng)
-        return total
+        return [(counts >= n, draw(shape, rng)[0][1]) for n in range(1, int(counts.max()) + 1)]
 
     return drawn
 
@@ -289,19 +289,51 @@ def poisson(law: bridge.NoiseLaw) -> Draw:
 def effect(layers: Layers, law: bridge.NoiseLaw, draw: Draw, paths: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Expected loss minus noise-free loss of every input, with standard errors.
 
-    Along each path a multiple of g·ζ and of ½ ζᵀHζ − ½ tr H is subtracted, the noise's first and second order, whose
-    means are zero; the multiples are those of least variance for each input.
+    Along each path multiples of three sums of mean zero are subtracted: g·ζ and ½ ζᵀHζ − ½ tr H, the first and second
+    order of the noise, and what each of its steps does alone, exactly, which tells most where steps are rare. The
+    multiples are those of least variance for each input.
     """
-    n, noise = len(layers.x), Noise(layers, law)
+    n, noise, singles = len(layers.x), Noise(layers, law), Singles(layers, law)
     slope, curve = noise.slope(), noise.curve()
     values, controls = [], []
     for some in _blocks(paths, max(1, _BLOCK // n)):
-        zeta = torch.stack([draw((some, n, noise.columns), rng) for _ in range(layers.depth)], 2)
+        steps = [draw((some, n, noise.columns), rng) for _ in range(layers.depth)]
+        zeta = torch.stack([sum(taken * step for taken, step in of_layer) for of_layer in steps], 2)
         flat = zeta.flatten(2)
         values.append(noise.loss(zeta) - layers.noise_free)
         second = (torch.einsum("pni,nij->pnj", flat, curve) * flat).sum(-1)
-        controls.append(torch.stack([(flat * slope).sum(-1), 0.5 * (second - curve.diagonal(0, 1, 2).sum(-1))], -1))
+        alone = torch.zeros_like(second) if draw is gaussian else singles.of(steps) - singles.mean.sum(0)
+        controls.append(
+            torch.stack([(flat * slope).sum(-1), 0.5 * (second - curve.diagonal(0, 1, 2).sum(-1)), alone], -1)
+        )
     return _regressed(torch.cat(values), torch.cat(controls))
+
+
+class Singles:
+    """What every outcome of the noise of one layer does alone: a table ``(L, n, outcomes)`` of exact differences."""
+
+    def __init__(self, layers: Layers, law: bridge.NoiseLaw) -> None:
+        m = torch.stack([layers.increment(k, z) for k, z in enumerate(layers.path[:-1])])
+        columns = law.noise_shape(m, 1)[-1]
+        values, chances = (torch.as_tensor(v) for v in law.variable.nodes(2))  # off, on
+        after, table, weights = torch.stack(layers.path[1:]), [], []
+        for outcome in itertools.product((0, 1), repeat=columns):  # the first column is the highest bit
+            zeta = values[list(outcome)].expand(*m.shape[:-1], -1)
+            moved = after + law.fluctuation(m, zeta, layers.net.h)
+            table.append(layers.behind(moved) - layers.noise_free)
+            weights.append(chances[list(outcome)].prod())
+        self._table = torch.stack(table, -1)
+        self._bits = 2 ** torch.arange(columns - 1, -1, -1)
+        self.mean = self._table @ torch.stack(weights)
+
+    def of(self, steps: list[list[Step]]) -> Tensor:
+        """Sum over the steps of every path."""
+        total = torch.zeros(steps[0][0][1].shape[:-1], dtype=self._table.dtype)
+        for table, of_layer in zip(self._table, steps, strict=True):
+            for taken, zeta in of_layer:
+                outcome = ((zeta > 0) * self._bits).sum(-1)
+                total += taken[..., 0] * table.expand(*outcome.shape, -1).gather(-1, outcome[..., None])[..., 0]
+        return total
 
 
 def _blocks(total: int, most: int) -> list[int]:
@@ -354,20 +386,6 @@ class Noise:
 
     def _zero(self) -> Tensor:
         return torch.zeros((len(self._layers.x), self._layers.depth, self.columns), dtype=self._layers.x.dtype)
-
-
-def alone(layers: Layers, law: bridge.NoiseLaw) -> Tensor:
-    """Σ over layers of the exact effect of the noise of that layer alone."""
-    m = torch.stack([layers.increment(k, z) for k, z in enumerate(layers.path[:-1])])
-    values, chances = law.variable.nodes(2)
-    outcomes = list(zip(chances.tolist(), values.tolist(), strict=True))
-    total = torch.zeros_like(layers.noise_free)
-    for outcome in itertools.product(outcomes, repeat=law.noise_shape(m, 1)[-1]):
-        zeta = torch.tensor([value for _, value in outcome], dtype=m.dtype).expand(*m.shape[:-1], -1)
-        moved = torch.stack(layers.path[1:]) + law.fluctuation(m, zeta, layers.net.h)
-        chance = math.prod(p for p, _ in outcome)
-        total = total + chance * (layers.behind(moved) - layers.noise_free).sum(0)
-    return total
 
 
 # ----------------------------------------------------------------------------------------------------------- results
@@ -464,6 +482,8 @@ def draw_map(config: Config, numbers: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(2.1 * len(READINGS) + 1.0, 2.0 * len(SCALINGS) + 0.4), layout="constrained")
     panels = figure.subplots(len(SCALINGS), len(READINGS), sharex=True, sharey=True, squeeze=False)
     keeps = [f"{keep:g}" for keep in sorted(config.keeps)]
+    for ax, name in zip(panels[0], READINGS, strict=True):
+        ax.set_title(name, fontsize=10)
     for row, scaling in zip(panels, SCALINGS, strict=True):
         for ax, name in zip(row, READINGS, strict=True):
             errors = np.array(
@@ -480,8 +500,6 @@ def draw_map(config: Config, numbers: dict[str, Any]) -> Figure:
                 ax.text(j, i, _percent(error), ha="center", va="center", color=colour, fontsize=8, weight=weight)
             ax.set_xticks(range(len(config.depths)), [str(depth) for depth in config.depths])
             ax.set_yticks(range(len(keeps)), keeps)
-            if row is panels[0]:
-                ax.set_title(name, fontsize=10)
         row[0].set_ylabel(f"branches {scaling}\nkeep", fontsize=9)
     figure.supxlabel("layers", fontsize=10)
     bar = figure.colorbar(image, ax=panels, shrink=0.7, label="relative error of the effect of the noise")
