@@ -33,6 +33,7 @@ from kolmo.report import Section, Table
 from kolmo.runs import Run
 
 NONE = "none"
+EARLY_REPORT = True
 STRENGTHS = {
     "weight-decay": ("0.0002", "0.0006", "0.002", "0.006", "0.02"),
     "dropout": ("0.95", "0.9", "0.8", "0.6", "0.4"),
@@ -193,9 +194,10 @@ def objective(config: Config, law: str, model: nets.ResNet, x: torch.Tensor) -> 
         return nets.cross_entropy
     # The sites of all stages are one list, in which a step has the h of a stage.
     horizon = config.horizon * config.stages
-    term = bridge.Regulariser(model, bridge.Additive(_strength(law)), inputs=x[:2], horizon=horizon)
+    term = bridge.Regulariser(model.eval(), bridge.Additive(_strength(law)), inputs=x[:2], horizon=horizon)
 
     def regularised(f: torch.nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        f.eval()  # the same function without noise, whose only additions are those of the branches
         return nets.cross_entropy(f, inputs, labels) + term(lambda g: nets.cross_entropy(g, inputs, labels))
 
     return regularised
