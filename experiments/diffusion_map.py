@@ -472,8 +472,8 @@ def report(run: Run) -> list[Section]:
 
 
 _THEORY = (
-    "Every network and keep probability is a dot; on the dashed line the leading terms of theory are exact. Predictions "
-    "beyond the right edge stand at it; errors that sampling noise hides are left out."
+    "Every network and keep probability is a dot; on the dashed line the leading terms of theory are exact. "
+    "Predictions beyond the right edge stand at it; errors that sampling noise hides are left out."
 )
 
 
