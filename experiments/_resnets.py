@@ -114,7 +114,8 @@ class Recipe:
     weight_decay: float = 5e-4
     device: str = "cpu"
     mixed: bool = False  # bfloat16 where it is safe
-    augment: bool = False  # shifts by up to two pixels and, for CIFAR-10, reflections
+    augment: bool = False  # shifts by up to two pixels and, for CIFAR-10 or if asked, reflections
+    reflect: bool = False
     parts: int = 1  # of a batch, each with noise of its own: one for each process, or one after the other
 
 
@@ -130,6 +131,11 @@ def standardised(images: Images) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return train_x, torch.as_tensor(images.train_y), test_x, torch.as_tensor(images.test_y)
 
 
+def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Mean loss of a batch."""
+    return functional.cross_entropy(model(x).float(), y)
+
+
 def train(
     model: nn.Module,
     x: Tensor,
@@ -137,6 +143,7 @@ def train(
     recipe: Recipe,
     seed: int,
     *,
+    objective: Callable[[nn.Module, Tensor, Tensor], Tensor] = cross_entropy,
     checkpoint: Path | None = None,
     after_epoch: Callable[[int], Any] | None = None,
 ) -> list[float]:
@@ -174,8 +181,8 @@ def train(
                 inputs, labels = x[chosen], y[chosen]
                 with stream, seeded_apart(), torch.autocast(device.type, torch.bfloat16, enabled=recipe.mixed):
                     if recipe.augment:
-                        inputs = shifted(inputs, reflect=inputs.shape[1] == 3)
-                    loss = functional.cross_entropy(parallel(inputs).float(), labels) / recipe.parts
+                        inputs = shifted(inputs, reflect=recipe.reflect or inputs.shape[1] == 3)
+                    loss = objective(parallel, inputs, labels) / recipe.parts
                 loss.backward()
                 totals[part] += loss.detach()
             optimizer.step()
@@ -341,7 +348,7 @@ def probabilities(model: nn.Module, x: Tensor, device: str, batch: int = 1000) -
 
 
 def scores(p: Tensor, y: Tensor) -> dict[str, float]:
-    """Error rate, loss, and expected calibration error over 15 equal bins of confidence (Guo et al., 2017)."""
+    """Error rate, loss, Brier score, and expected calibration error over 15 equal bins (Guo et al., 2017)."""
     confidence, chosen = p.max(-1)
     hit = (chosen == y).double()
     bins = (confidence * 15).long().clamp(max=14)
@@ -353,4 +360,5 @@ def scores(p: Tensor, y: Tensor) -> dict[str, float]:
         "error": float(1 - hit.mean()),
         "loss": float(functional.nll_loss(p.clamp_min(1e-12).log(), y)),
         "calibration_error": float(sum(gaps)),
+        "brier": float((p - functional.one_hot(y, p.shape[-1])).double().square().sum(-1).mean()),
     }

@@ -75,7 +75,8 @@ class Config:
     stride: int = 2  # of the stem
     horizon: float = 2.0  # time of a stage: the same flow at every depth
     depths: tuple[int, ...] = ()  # blocks of the depth sweep; none by default
-    augment: bool = False
+    augment: bool = False  # shifts and, for CIFAR-10, reflections
+    reflect: bool = False  # with augment: reflections of other images too
     device: str = "cpu"
     mixed: bool = False  # bfloat16
     measured_images: int = 500  # training images that landscapes are over
@@ -193,6 +194,7 @@ def _trained(
         device=config.device,
         mixed=config.mixed,
         augment=config.augment,
+        reflect=config.reflect,
         parts=config.parts,
     )
     return model, nets.train(model, x[:count], y[:count], recipe, seed, checkpoint=_checkpoint(folder, job))

@@ -40,7 +40,10 @@ __all__ = ["Experiment", "configure", "describe", "folder", "load", "names", "ne
 
 
 class Experiment(Protocol):
-    """What an experiment's file has; ``report`` and ``networks`` are optional."""
+    """What an experiment's file has; ``report`` and ``networks`` are optional.
+
+    ``EARLY_REPORT = True`` in the file says that its report can be written of a run that has no results yet.
+    """
 
     Config: type[Any]
 

@@ -221,9 +221,12 @@ class Regulariser:
                 self._eta = _common_step(probe)
             step = ColumnSteps(self.rows, set(probe.units), self._eta)
             values = []
+            after = state
             for change in (step.up, step.down(), None):
                 torch.set_rng_state(state)  # the model's own dropout is the same in all three
                 values.append(probe.loss(change))
+                after = torch.get_rng_state() if change == step.up else after
+            torch.set_rng_state(after)  # the next call takes other columns
             return (values[0] + values[1] - 2 * values[2]) / (2 * self._eta**2)
         finally:
             injection.remove()

@@ -114,5 +114,6 @@ KINDS.add(
         again=lambda run: f"kolmo experiment {run.name} --resume {shlex.quote(str(run.folder))}",
         report=report,
         results=schema.mapping(schema.anything),
+        early=lambda run: getattr(experiments.load(run.name), "EARLY_REPORT", False),
     ),
 )

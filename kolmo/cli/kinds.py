@@ -32,12 +32,15 @@ class Kind:
         What its results hold.
     shown : callable
         ``shown(results)``: what of them is shown in a terminal; by default all.
+    early : callable
+        ``early(run)``: whether its report can be written before it has results; by default not.
     """
 
     again: Callable[[Run], str]
     report: Callable[[Run], Path]
     results: Check
     shown: Callable[[dict[str, Any]], Mapping[str, Any]] = dict
+    early: Callable[[Run], bool] = lambda _: False
 
 
 KINDS = Registry[Kind]("kind of run")

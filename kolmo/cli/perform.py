@@ -56,14 +56,14 @@ def rewrite(run: Run) -> Path:
     Raises
     ------
     InputError
-        When the run has no results yet.
+        When the run has no results yet, and its report needs them.
     FileError
         When a file is damaged, or does not hold what the report needs.
     """
-    path = run.folder / "results.json"
-    if not path.exists():
+    path, kind = run.folder / "results.json", kind_of(run)
+    if path.exists():
+        with damage(path):
+            kind.results(run.results, "results")
+    elif not kind.early(run):
         raise InputError("run", f"{run.folder}, which is {run.status}", "a run that has results", going_on(run))
-    kind = kind_of(run)
-    with damage(path):
-        kind.results(run.results, "results")
     return kind.report(run)

@@ -111,6 +111,7 @@ def test_regulariser_is_the_sum_and_differentiable(law):
     draws = torch.stack([regulariser(loss).detach() for _ in range(40)])
     error = math.hypot(float(draws.std()) / math.sqrt(40), exact.standard_error)
     assert abs(float(draws.mean()) - exact.value) < 4.5 * error + 0.01 * abs(exact.value)
+    assert len(draws.unique()) == len(draws)  # every call takes columns of its own
     parameters = list(model.parameters())
     torch.manual_seed(3)
     gradients = torch.autograd.grad(regulariser(loss), parameters)

@@ -1,0 +1,538 @@
+"""Does noise generalise better where networks overfit? Laws and strengths, each with a learning rate of its own.
+
+A small residual network is trained to a training error near zero on a few thousand images: with nothing, with weight
+decay, with noise of four laws, and with the explicit regulariser ½ Σ C:∇² of the Gaussian law in place of its noise,
+each at five strengths. "none" has no weight decay, and the others none beside their own. The learning rate of every
+law and strength is the one with the least error on held-out images, over networks that are not used otherwise; so is
+the strength of each law that the first comparison is made with. Every seed has training images, initial weights and
+batches of its own, the same for all laws; networks are compared seed by seed, at the last epoch.
+
+After any time the most that can be told by then is done: first all laws at their middle strength, seed after seed, then
+the other strengths, then the seeds past the fifth. `kolmo report` shows what is there so far. The run folder keeps the
+weights of every network.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from kolmo.experiments._crew import Crew
+from kolmo.experiments._pairs import Gap, holm, paired
+from matplotlib.figure import Figure
+
+from kolmo import bridge, experiments, images, landscape
+from kolmo.errors import InputError
+from kolmo.experiments import _laws as laws
+from kolmo.experiments import _resnets as nets
+from kolmo.report import Figure as Shown
+from kolmo.report import Section, Table
+from kolmo.runs import Run
+
+NONE = "none"
+EARLY_REPORT = True
+STRENGTHS = {
+    "weight-decay": ("0.0002", "0.0006", "0.002", "0.006", "0.02"),
+    "dropout": ("0.95", "0.9", "0.8", "0.6", "0.4"),
+    "stochastic-depth": ("0.9", "0.8", "0.6", "0.4", "0.2"),
+    "gaussian": ("0.1", "0.2", "0.3", "0.5", "0.8"),
+    "bernoulli": ("0.1", "0.25", "0.5", "0.75", "1.0"),
+    "regulariser": ("0.1", "0.2", "0.3", "0.5", "0.8"),
+}
+"""From weak to strong. The regulariser's are those of the Gaussian noise that it stands for."""
+SCORES = {"error": ("test error, %", 100.0), "loss": ("test loss", 1.0), "calibration_error": ("ECE, %", 100.0)}
+SCORES["brier"] = ("Brier score", 1.0)
+# Parts of the training after which a network is looked at: closer where its loss falls fast.
+_LOOKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
+_FIRST_SEEDS = 5
+# Added to the seeds of the networks that choose rates and strengths: others than all that are reported.
+_CHOOSING = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    data: str = "data/fashion-mnist"  # folder with the official files
+    dataset: Literal["fashion-mnist", "mnist", "cifar10"] = "fashion-mnist"
+    train_images: int = 2000
+    seeds: int = 10
+    seed: int = 0
+    laws: tuple[str, ...] = (NONE, *(f"{kind}-{s}" for kind, strengths in STRENGTHS.items() for s in strengths))
+    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
+    choosing_seeds: int = 1  # networks that rates and strengths are chosen by, for each of them
+    held_out: int = 10_000  # images that choose
+    test_images: int | None = None  # None: all
+    path_images: int = 2000  # of them that are looked at on the way
+    epochs: int = 100
+    batch: int = 100
+    width: int = 16
+    blocks: int = 2  # in each stage
+    stages: int = 2
+    stride: int = 2  # of the stem
+    horizon: float = 2.0  # time of a stage
+    workers: int = 2
+
+
+def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
+    check(config)
+    total = len(config.laws) * (config.seeds + len(config.rates) * config.choosing_seeds)
+    with Crew(run, config.workers, units=total, progress=progress) as crew:
+        for names, seeds in waves(config):
+            crew.do({_tuning(*one): (chosen_by, (config, *one)) for one in trials(config, names)})
+            best = {name: rate(config, run, name) for name in names}
+            crew.do({_key(name, seed): (network, (config, name, seed, best[name])) for seed in seeds for name in names})
+    return results(config, run)
+
+
+def check(config: Config) -> None:
+    """Say what is wrong with options or files before anything is trained."""
+    count = len(images.load(config.dataset, config.data).train_x)
+    for name, value, most in (
+        ("train_images", config.train_images, count - config.held_out),
+        ("held_out", config.held_out, count - 1),
+        ("batch", config.batch, config.train_images),
+        ("epochs", config.epochs, None),
+        ("choosing_seeds", config.choosing_seeds, None),
+    ):
+        if value < 1 or (most is not None and value > most):
+            raise InputError(name, value, "at least 1" + ("" if most is None else f", and at most {most}"))
+    if NONE not in config.laws:
+        raise InputError("laws", config.laws, f"{NONE!r} among them, which the others are compared with")
+    for law in config.laws:
+        built(config, law)
+
+
+def waves(config: Config) -> Iterator[tuple[list[str], list[int]]]:
+    """Laws and seeds that are trained together, the most telling first; the regulariser takes four times as long."""
+    kinds: dict[str, list[str]] = {}
+    for law in config.laws:
+        kinds.setdefault(kind(law), []).append(law)
+    middle = [ones[(len(ones) - 1) // 2] for ones in kinds.values()]
+    others = [law for law in config.laws if law not in middle]
+    seeds = list(range(config.seed, config.seed + config.seeds))
+    for names in (middle, others):
+        yield [law for law in names if kind(law) != "regulariser"], seeds[:_FIRST_SEEDS]
+        yield [law for law in names if kind(law) == "regulariser"], seeds[:_FIRST_SEEDS]
+    yield list(config.laws), seeds[_FIRST_SEEDS:]
+
+
+def kind(law: str) -> str:
+    """Name of a law without its strength."""
+    return law.rpartition("-")[0] or law
+
+
+def trials(config: Config, names: Sequence[str]) -> list[tuple[str, float, int]]:
+    """Law, rate and seed of the networks that choose."""
+    seeds = range(config.choosing_seeds)
+    return [(name, one, _CHOOSING + config.seed + k) for k in seeds for name in names for one in config.rates]
+
+
+def _key(law: str, seed: int) -> str:
+    return f"{law}-{seed}"
+
+
+def _tuning(law: str, one: float, seed: int) -> str:
+    return f"tune-{law}-{one:g}-{seed}"
+
+
+@functools.lru_cache(maxsize=1)
+def standardised(dataset: str, folder: str) -> tuple[torch.Tensor, ...]:
+    """Standardised images; a process reads them once."""
+    return nets.standardised(images.load(dataset, folder))
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Images of one seed; `held_out` are among the official training images too, `test` is the same for all seeds."""
+
+    train: tuple[torch.Tensor, torch.Tensor]
+    held_out: tuple[torch.Tensor, torch.Tensor]
+    test: tuple[torch.Tensor, torch.Tensor]
+
+
+def split(config: Config, seed: int) -> Split:
+    """Draw the images of a seed."""
+    x, y, test_x, test_y = standardised(config.dataset, config.data)
+    order = torch.as_tensor(np.random.default_rng(seed).permutation(len(x)))
+    own, other = order[: config.train_images], order[config.train_images :][: config.held_out]
+    last = config.test_images
+    return Split((x[own], y[own]), (x[other], y[other]), (test_x[:last], test_y[:last]))
+
+
+def built(config: Config, law: str) -> nets.ResNet:
+    """Untrained network with a law; weight decay and the regulariser are no noise."""
+    quiet = kind(law) in ("weight-decay", "regulariser")
+    if quiet:
+        _strength(law)
+    return nets.ResNet(
+        laws.of_stage(NONE if quiet else law),
+        channels=3 if config.dataset == "cifar10" else 1,
+        width=config.width,
+        blocks=config.blocks,
+        stages=config.stages,
+        stride=config.stride,
+        horizon=config.horizon,
+    )
+
+
+def _strength(law: str) -> float:
+    text = law.rpartition("-")[2]
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError("laws", repr(law), f"a number at its end, not {text!r}", f"{kind(law)}-0.1") from None
+
+
+Objective = Callable[[torch.nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def objective(config: Config, law: str, model: nets.ResNet, x: torch.Tensor) -> Objective:
+    """What is minimised: the loss, with the explicit regulariser where the law is that."""
+    if kind(law) != "regulariser":
+        return nets.cross_entropy
+    # The sites of all stages are one list, in which a step has the h of a stage.
+    horizon = config.horizon * config.stages
+    term = bridge.Regulariser(model.eval(), bridge.Additive(_strength(law)), inputs=x[:2], horizon=horizon)
+
+    def regularised(f: torch.nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        f.eval()  # the same function without noise, whose only additions are those of the branches
+        return nets.cross_entropy(f, inputs, labels) + term(lambda g: nets.cross_entropy(g, inputs, labels))
+
+    return regularised
+
+
+def trained(
+    config: Config, law: str, seed: int, learning_rate: float, looked: Callable[[nets.ResNet], Any] | None = None
+) -> tuple[nets.ResNet, list[float], list[Any]]:
+    """A trained network, its losses of the epochs, and what is seen of it on the way."""
+    x, y = split(config, seed).train
+    torch.manual_seed(seed)
+    model = built(config, law)
+    decay = _strength(law) if kind(law) == "weight-decay" else 0.0
+    recipe = nets.Recipe(config.epochs, config.batch, learning_rate, weight_decay=decay)
+    looks = {max(1, round(part * config.epochs)) for part in _LOOKS}
+    seen: list[Any] = []
+
+    def after(epoch: int) -> None:
+        if looked is not None and epoch + 1 in looks:
+            seen.append({"epoch": epoch + 1, **looked(model)})
+            model.train()
+
+    history = nets.train(model, x, y, recipe, seed, objective=objective(config, law, model, x), after_epoch=after)
+    return model, history, seen
+
+
+def chosen_by(config: Config, law: str, learning_rate: float, seed: int) -> dict[str, Any]:
+    """Scores of one of the networks that choose, on held-out images."""
+    started = time.process_time()
+    model, history, _ = trained(config, law, seed, learning_rate)
+    return {
+        "held_out": scored(model, split(config, seed).held_out),
+        "history": history,
+        "seconds": time.process_time() - started,
+    }
+
+
+def network(config: Config, law: str, seed: int, learning_rate: float) -> dict[str, Any]:
+    """Train and measure one network."""
+    data, started = split(config, seed), time.process_time()
+    some = data.test[0][: config.path_images], data.test[1][: config.path_images]
+
+    def looked(model: nets.ResNet) -> dict[str, Any]:
+        return {"train": scored(model, data.train), "test": scored(model, some)}
+
+    model, history, seen = trained(config, law, seed, learning_rate, looked)
+    return {
+        "state": nets.weights(model),
+        "rate": learning_rate,
+        "history": history,
+        "path": seen,
+        "train": seen[-1]["train"],
+        "test": scored(model, data.test),
+        "seconds": time.process_time() - started,
+    }
+
+
+def scored(model: nets.ResNet, data: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
+    """Scores of the mean network; weights that are not finite have those of a guess."""
+    p = nets.probabilities(model, data[0], "cpu")
+    return nets.scores(torch.where(p.isfinite(), p, torch.full_like(p, 1 / nets.CLASSES)), data[1])
+
+
+def rate(config: Config, run: Run, law: str) -> float:
+    """Rate of a law: least error on held-out images, least loss among equals."""
+    return min(config.rates, key=lambda one: _held_out(config, run, law, one))
+
+
+def _held_out(config: Config, run: Run, law: str, one: float) -> tuple[float, float]:
+    """Mean error and loss of a law at a rate."""
+    found = [run.load_unit(_tuning(*trial))["held_out"] for trial in trials(config, [law]) if trial[1] == one]
+    error, loss = (float(np.mean([each[key] for each in found])) for key in ("error", "loss"))
+    return error, loss
+
+
+# ----------------------------------------------------------------------------------------------------------- results
+
+
+Found = dict[str, dict[int, dict[str, Any]]]
+
+
+def found_so_far(config: Config, run: Run) -> Found:
+    """Networks that are there, by law and seed."""
+    seeds = range(config.seed, config.seed + config.seeds)
+    return {
+        law: {seed: run.load_unit(_key(law, seed)) for seed in seeds if run.finished(_key(law, seed))}
+        for law in config.laws
+    }
+
+
+def chosen(config: Config, run: Run) -> dict[str, str]:
+    """The strength of every law that does best on held-out images, by law; of those that were tried so far."""
+    tried: dict[str, list[str]] = {}
+    for law in config.laws:
+        if law != NONE and all(run.finished(_tuning(*one)) for one in trials(config, [law])):
+            tried.setdefault(kind(law), []).append(law)
+
+    def least(law: str) -> tuple[float, float]:
+        return _held_out(config, run, law, rate(config, run, law))
+
+    return {name: min(ones, key=least) for name, ones in tried.items()}
+
+
+def column(networks: dict[int, dict[str, Any]], data: str, score: str, seeds: Sequence[int]) -> np.ndarray:
+    """A score of the last epoch over seeds."""
+    return np.array([networks[seed][data][score] for seed in seeds])
+
+
+def gap(found: Found, law: str, score: str) -> Gap:
+    """Paired differences to none of a test score."""
+    seeds = _common(found, law)
+    return paired(*(column(found[name], "test", score, seeds) for name in (law, NONE)))
+
+
+def _common(found: Found, law: str) -> list[int]:
+    return [seed for seed in found[law] if seed in found[NONE]]
+
+
+def at_equal_loss(found: Found, law: str) -> Gap:
+    """Test error of a law minus that of none where, on its way, none had the training loss that the law ends with.
+
+    Both on the test images that are looked at on the way.
+    """
+    seeds, gaps = _common(found, law), []
+    for seed in seeds:
+        last = found[law][seed]["path"][-1]
+        gaps.append(last["test"]["error"] - error_at(found[NONE][seed]["path"], last["train"]["loss"]))
+    return paired(gaps)
+
+
+def error_at(path: list[dict[str, Any]], loss: float) -> float:
+    """Test error at a training loss on the way, linear in its logarithm; beyond the ends that of the end."""
+    losses = np.log([max(look["train"]["loss"], 1e-12) for look in path])
+    least = np.minimum.accumulate(losses)
+    first = np.flatnonzero(np.concatenate([[True], least[1:] < least[:-1]]))  # looks at which it was never lower before
+    errors = np.array([look["test"]["error"] for look in path])[first]
+    return float(np.interp(-np.log(max(loss, 1e-12)), -losses[first], errors))
+
+
+def results(config: Config, run: Run) -> dict[str, Any]:
+    """All numbers of the networks that are there."""
+    found = found_so_far(config, run)
+    noisy = [law for law in config.laws if law != NONE and len(_common(found, law)) > 1]
+    gaps = {score: {law: gap(found, law, score) for law in noisy} for score in SCORES}
+    corrected = {score: holm({law: one.p for law, one in by.items()}) for score, by in gaps.items()}
+    first = {name: law for name, law in chosen(config, run).items() if law in noisy}
+    return {
+        "laws": {
+            law: {
+                "rate": next(iter(ones.values()))["rate"],
+                "seeds": list(ones),
+                **{f"test_{score}": column(ones, "test", score, list(ones)).tolist() for score in SCORES},
+                **{f"train_{score}": column(ones, "train", score, list(ones)).tolist() for score in ("error", "loss")},
+                "seconds": [one["seconds"] for one in ones.values()],
+            }
+            for law, ones in found.items()
+            if ones
+        },
+        "differences": {
+            law: {score: {**gaps[score][law]._asdict(), "holm": corrected[score][law]} for score in SCORES}
+            for law in noisy
+        },
+        "chosen": {
+            name: {
+                "law": law,
+                "holm": {score: holm({n: gaps[score][one].p for n, one in first.items()})[name] for score in SCORES},
+                "at_equal_loss": at_equal_loss(found, law)._asdict(),
+            }
+            for name, law in first.items()
+        },
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ report
+
+
+def report(run: Run) -> list[Section]:
+    """Tables and figures of what is there, of a run that is under way too."""
+    config = experiments.configure(Config, run.config)
+    numbers, found = results(config, run), found_so_far(config, run)
+    if not numbers["differences"]:
+        return [Section("So far", [Table(["units"], [[len(run.units)]], "Too few networks to compare yet.")])]
+    for name, figure in {
+        "strengths": draw_strengths(numbers),
+        "chosen": draw_chosen(numbers),
+        "paths": draw_paths(found, [NONE, *(one["law"] for one in numbers["chosen"].values())]),
+    }.items():
+        run.save_figure(name, figure)
+    return [_of_chosen(config, run, numbers), _of_strengths(run, numbers)]
+
+
+def _of_chosen(config: Config, run: Run, numbers: dict[str, Any]) -> Section:
+    rows = [
+        [
+            one["law"],
+            *(str(_gap(numbers, one["law"], score)) for score in SCORES),
+            *(one["holm"][score] for score in ("error", "loss")),
+            _percent(Gap(**one["at_equal_loss"])),
+        ]
+        for one in numbers["chosen"].values()
+    ]
+    head = [f"{label} − {NONE}" for label, _ in SCORES.values()]
+    caption = (
+        f"{config.train_images} {config.dataset} images, {config.epochs} epochs. Strength and rate of each law were "
+        "chosen on held-out images with other networks. Paired differences, mean ± half of the 95 % interval over the "
+        "seeds (Student); p values are of paired t-tests, corrected for the laws of this table (Holm). Last column: "
+        f"difference of test error (%) to {NONE} where it had, on its way, the same training loss."
+    )
+    return Section(
+        "The chosen strengths",
+        [
+            Table(["law", *head, "p, error", "p, loss", "at equal training loss"], rows, caption),
+            Shown(run.figure("chosen"), "differences to no noise", "Bars: 95 % intervals; grey: zero."),
+            Shown(
+                run.figure("paths"),
+                "test error against training loss along the trainings",
+                "Means over the seeds, from the second to the last epoch; dots: the last.",
+            ),
+        ],
+    )
+
+
+def _of_strengths(run: Run, numbers: dict[str, Any]) -> Section:
+    rows = []
+    for law, one in numbers["laws"].items():
+        gaps = [None, None]
+        if law in numbers["differences"]:
+            gaps = [str(_gap(numbers, law, "error")), numbers["differences"][law]["error"]["holm"]]
+        means = [100 * np.mean(one["test_error"]), 100 * np.mean(one["train_error"])]
+        scores = [np.mean(one[key]) for key in ("train_loss", "test_loss")]
+        ece = 100 * np.mean(one["test_calibration_error"])
+        rows.append([law, one["rate"], len(one["seeds"]), *means, *gaps, *scores, ece, np.mean(one["seconds"])])
+    head = ["law", "rate", "seeds", "test error %", "training error %", f"error − {NONE}", "p"]
+    caption = "Means over the seeds; p corrected for all rows (Holm). Seconds: of one core, with what is measured."
+    return Section(
+        "All strengths",
+        [
+            Shown(run.figure("strengths"), "differences against strength", "Means and 95 % intervals; dots: seeds."),
+            Table([*head, "training loss", "test loss", "ECE %", "CPU s"], rows, caption),
+        ],
+    )
+
+
+def _gap(numbers: dict[str, Any], law: str, score: str) -> Gap:
+    one = numbers["differences"][law][score]
+    factor = SCORES[score][1]
+    return Gap(factor * one["mean"], factor * one["half"], one["p"], one["pairs"])
+
+
+def _percent(one: Gap) -> str:
+    return str(one._replace(mean=100 * one.mean, half=100 * one.half))
+
+
+def _seedwise(numbers: dict[str, Any], law: str, score: str) -> np.ndarray:
+    """Paired differences of the seeds."""
+    by_seed = [
+        dict(zip(numbers["laws"][name]["seeds"], numbers["laws"][name][f"test_{score}"], strict=True))
+        for name in (law, NONE)
+    ]
+    return SCORES[score][1] * np.array(
+        [by_seed[0][seed] - by_seed[1][seed] for seed in by_seed[0] if seed in by_seed[1]]
+    )
+
+
+def draw_strengths(numbers: dict[str, Any]) -> Figure:
+    """Differences to none against strength, law by law: where noise helps, this is a U."""
+    kinds: dict[str, list[str]] = {}
+    for law in numbers["differences"]:
+        kinds.setdefault(kind(law), []).append(law)
+    scores = ("error", "loss", "calibration_error")
+    figure = Figure(figsize=(1.2 + 1.9 * len(kinds), 6.4), layout="constrained")
+    panels = figure.subplots(len(scores), len(kinds), sharey="row", squeeze=False)
+    for row, score in zip(panels, scores, strict=True):
+        for ax, (name, ones) in zip(row, kinds.items(), strict=True):
+            gaps = [_gap(numbers, law, score) for law in ones]
+            ax.axhline(0.0, color="0.5", lw=0.8)
+            for k, law in enumerate(ones):
+                seeds = _seedwise(numbers, law, score)
+                ax.plot([k] * len(seeds), seeds, ".", color="0.7", ms=4)
+            halves = [one.half for one in gaps]
+            ax.errorbar(range(len(ones)), [one.mean for one in gaps], halves, fmt="o-", capsize=3, ms=4)
+            ax.set_xticks(range(len(ones)), [law.rpartition("-")[2] for law in ones], fontsize=8)
+            ax.set_xlim(-0.5, len(ones) - 0.5)
+            ax.grid(alpha=0.3)
+            if score == scores[0]:
+                ax.set_title(name, fontsize=10)
+        _clip(row, [_gap(numbers, law, score) for law in numbers["differences"]])
+        row[0].set_ylabel(f"{SCORES[score][0]} − {NONE}")
+    figure.supxlabel("strength, weak to strong")
+    return figure
+
+
+def _clip(row: Sequence[Any], gaps: Sequence[Gap]) -> None:
+    """Keep a strength that ruins the network from squeezing all others: the axis shows up to twice what helps most."""
+    low = min(min(one.mean - min(one.half, abs(one.mean)) for one in gaps), 0.0)
+    size = max(-low, float(np.median([abs(one.mean) for one in gaps])), 1e-6)
+    row[0].set_ylim(-1.6 * size, 2.4 * size)
+
+
+def draw_chosen(numbers: dict[str, Any]) -> Figure:
+    """Differences of the strengths that held-out images chose, with intervals."""
+    names = {one["law"]: one for one in numbers["chosen"].values()}
+    figure = Figure(figsize=(11.0, 1.2 + 0.42 * len(names)), layout="constrained")
+    for ax, score in zip(figure.subplots(1, len(SCORES), sharey=True), SCORES, strict=True):
+        ax.axvline(0.0, color="0.5", lw=0.8)
+        for k, law in enumerate(names):
+            one = _gap(numbers, law, score)
+            seeds = _seedwise(numbers, law, score)
+            ax.plot(seeds, [k] * len(seeds), ".", color="0.7", ms=4)
+            ax.errorbar(one.mean, k, xerr=one.half, fmt="D", color=landscape.plots.COLOURS[0], capsize=4, ms=5)
+        ax.set_yticks(range(len(names)), list(names))
+        ax.set_xlabel(f"{SCORES[score][0]} − {NONE}")
+        ax.grid(alpha=0.3)
+    ax.invert_yaxis()
+    return figure
+
+
+def draw_paths(found: Found, names: Sequence[str]) -> Figure:
+    """Test error and test loss against training loss, from look to look."""
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for k, law in enumerate(names):
+        looks = range(min(len(one["path"]) for one in found[law].values()))
+        means = {
+            (data, score): [np.mean([one["path"][look][data][score] for one in found[law].values()]) for look in looks]
+            for data, score in (("train", "loss"), ("test", "error"), ("test", "loss"))
+        }
+        for ax, score, factor in zip(panels, ("error", "loss"), (100.0, 1.0), strict=True):
+            y = factor * np.array(means["test", score])
+            colour = "black" if law == NONE else landscape.plots.COLOURS[(k - 1) % len(landscape.plots.COLOURS)]
+            ax.plot(means["train", "loss"], y, "-", color=colour, lw=1.4, label=law)
+            ax.plot(means["train", "loss"][-1], y[-1], "o", color=colour, ms=6)
+    for ax, score in zip(panels, ("error", "loss"), strict=True):
+        ax.set(xlabel="training loss (mean network)", ylabel=SCORES[score][0], xscale="log")
+        ax.invert_xaxis()
+        ax.grid(alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    return figure
