@@ -2,17 +2,10 @@
 
 from kolmo.likelihood.base import Likelihood, as_numpy
 from kolmo.likelihood.compare import Comparison, compare, plot_choices
-from kolmo.likelihood.counts import (
-    ExitLikelihood,
-    HistogramLikelihood,
-    MomentLikelihood,
-    exit_counts,
-    histogram,
-    moments,
-    survival_counts,
-)
+from kolmo.likelihood.counts import ExitLikelihood, exit_counts, survival_counts
 from kolmo.likelihood.filtering import NoisyPathLikelihood, noisy_paths
 from kolmo.likelihood.fit import Fit, fit
+from kolmo.likelihood.histograms import HistogramLikelihood, MomentLikelihood, histogram, moments
 from kolmo.likelihood.passage import Between, FirstPassage, PassageLikelihood
 from kolmo.likelihood.paths import PathLikelihood, paths
 from kolmo.likelihood.residuals import Residuals, residuals

@@ -1,0 +1,259 @@
+"""Likelihoods under a law: what is counted, and not followed one by one, by the law of the process on a grid."""
+
+import math
+from abc import abstractmethod
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.polynomial import legendre
+from scipy.special import gammaln
+
+from kolmo.arrays import as_numpy, as_points
+from kolmo.control.densities import GivenDensity
+from kolmo.control.law import Law, law
+from kolmo.discretization import Discretization
+from kolmo.errors import InputError
+from kolmo.grid.grading import Grading, Sinh, Uniform
+from kolmo.grid.grid import Axis, Grid
+from kolmo.likelihood.base import Level, Likelihood, log_of
+from kolmo.likelihood.paths import in_torch
+from kolmo.march import time_nodes
+from kolmo.problem.box import Box
+from kolmo.problem.faces import Open
+from kolmo.problem.problem import KolmogorovProblem
+from kolmo.problem.rest import at_rest
+from kolmo.problem.sde import SDE
+from kolmo.schemes.generator import discretize
+
+# Nodes per axis of the first level and of the finest one, by dimension.
+FIRST, MOST = {1: 48.0, 2: 32.0, 3: 20.0}, {1: 1700.0, 2: 260.0, 3: 52.0}
+# Order that levels show: of the steps, beside which space has six.
+ORDER = {1: 5.0, 2: 3.0, 3: 3.0}
+STEPPER = {1: "radau5", 2: "mcs3", 3: "mcs3"}
+# Steps in each doubling of time, per node of an axis, and doublings before the first time that is looked at.
+STEPS, BEFORE = {1: 1.0 / 8.0, 2: 1.0 / 8.0, 3: 1.0 / 6.0}, 3
+# Nodes lie about the start: evenly within so many standard deviations that it has at the first time.
+WIDE = 4.0
+# What may be gone beyond a cut, and the factor by which one is moved.
+TAIL, WIDER = 1e-9, 1.25
+# Points of Gauss on a stretch between nodes: exact for the interpolant in time; in space for the widest one.
+IN_TIME, IN_SPACE = 3, 5
+# Edges of bins that are infinite.
+FAR = 1e300
+
+
+class LawLikelihood(Likelihood):
+    """Likelihood of data that are functionals of the law of a process at given times.
+
+    Attributes
+    ----------
+    sde : SDE
+        The process.
+    initial : callable, array_like or tensor
+        Where it starts.
+    box : Box or None
+        The state space.
+    times : ndarray
+        When something was seen, increasing.
+
+    Examples
+    --------
+    >>> found = moments(SDE(0.0, 1.0, dim=1), [0.0], [1.0], [0.5], [0.1])
+    >>> isinstance(found, LawLikelihood), found.times.tolist()
+    (True, [1.0])
+    """
+
+    def __init__(self, sde: SDE, initial: Any, times: Any, box: Box | None, killing: Any, tol: float) -> None:
+        super().__init__(tol)
+        dim = sde.dim if sde.dim is not None else (None if box is None else box.dim)
+        if dim is None or not 1 <= dim <= 3:
+            raise InputError("sde", f"{dim} dimensions", "1 to 3", "SDE(..., dim=)")
+        self.sde, self.initial, self.box, self.killing, self.dim = in_torch(sde), initial, box, killing, dim
+        self.first, self.most, self.order = FIRST[dim], MOST[dim], ORDER[dim]
+        self.times = np.unique(np.asarray(as_numpy(times), dtype=float).reshape(-1))
+        if not np.isfinite(self.times).all() or len(self.times) == 0 or (self.times < 0).any() or self.times[-1] <= 0:
+            raise InputError("times", as_numpy(times), "finite times, not negative, the last of them positive")
+        self.problem = KolmogorovProblem(
+            self.sde, lambda x: 0.0 * x[..., 0], float(self.times[-1]), box, killing=killing
+        ).handing("torch")
+        self._ends: tuple[np.ndarray, np.ndarray] | None = None
+        self._wider = 1.0
+
+    def renew(self) -> float:
+        """Decide anew on the state space and on a resolution; the estimated error."""
+        self._ends, self._wider = None, 1.0
+        return super().renew()
+
+    @abstractmethod
+    def _logs(self, law: Law) -> torch.Tensor:
+        """Logarithms of what every observation adds, shape (N,)."""
+
+    def _terms(self, n: float) -> tuple[torch.Tensor, float]:
+        kept = [t for t in self._seen() if t > 0.0]
+        return self._logs(law(self.problem, self.initial, discretization=self._recipe(int(n)), save=kept)), 0.0
+
+    def _next(self, n: float) -> float:
+        return float(round(1.35 * n)) if self.dim == 3 else super()._next(n)
+
+    # ------------------------------------------------------------------------------------------- where and when
+    def _seen(self) -> np.ndarray:
+        """Times that are kept: none after faces have met."""
+        end = at_rest(self.problem).horizon or float(self.times[-1])
+        return np.unique(np.minimum(self.times, end))
+
+    def _kept(self, law: Law, t: float) -> float:
+        """The time at which the law is asked what it is at a time."""
+        return min(t, float(law.times[-1]))
+
+    def _begin(self) -> np.ndarray:
+        """Points (n, d) about which the process starts, at t = 0."""
+        if not callable(self.initial):
+            found = torch.as_tensor(as_points(self.initial, self.dim, "initial"))
+            return np.asarray(as_numpy(found.detach()), dtype=float).reshape(-1, self.dim)
+        low, high = (np.asarray(v, dtype=float) for v in (self.problem.box.lower, self.problem.box.upper))
+        return np.stack(GivenDensity(self.initial, "initial", low, high).found()[1])
+
+    def _recipe(self, n: int) -> Discretization:
+        """Grid and steps of a resolution, on the state space that is kept."""
+        rest, begin = at_rest(self.problem), self._begin()
+        if rest.motion is not None:
+            begin = np.asarray(rest.motion.inwards(0.0, begin))
+        if self._ends is None:
+            self._ends = self._cover(rest, begin)
+        middle, seen = begin.mean(0), self._seen()
+        first, last = float(seen[seen > 0][0]), float(seen[-1])
+        noise = as_numpy(rest.sde.covariance(0.0, torch.as_tensor(middle[None])).detach())[0]
+        spread = np.sqrt(begin.var(0) + first * np.maximum(np.diag(noise), 0.0))
+        maps = [_about(*given) for given in zip(*self._ends, middle, WIDE * spread, strict=True)]
+        grid = Grid([Axis(n, g, p) for g, p in zip(maps, rest.box.periodic, strict=True)])
+        generator = discretize(self.problem, grid)
+        steps = max(2, round(STEPS[self.dim] * n))
+        edges = [0.0, *(first * 2.0**k for k in range(-BEFORE, math.ceil(math.log2(last / first)) + 1))]
+        short = [(a, min(b, last), (b - a) / steps) for a, b in pairwise(edges) if a < last]
+        times = time_nodes(generator.intervals(), 1, seen[seen > 0].tolist(), short)
+        return Discretization(grid, tuple(times.tolist()), generator.scheme.name, STEPPER[self.dim])
+
+    def _cover(self, rest: KolmogorovProblem, begin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ends of the grid: those of the state space, and where it is open, cuts."""
+        opened = np.array([[isinstance(face, Open) for face in pair] for pair in rest.box.faces])
+        real = [np.array(v, dtype=float) for v in (rest.box.lower, rest.box.upper)]
+        if not opened.any():
+            return real[0], real[1]
+        free = [np.where(opened[:, side], (-np.inf, np.inf)[side], real[side]) for side in (0, 1)]
+        within = rest.box.replace(*free)
+        covering = Box.covering(rest.sde, begin, float(self.times[-1]), within=within, tail=TAIL)
+        middle, cuts = begin.mean(0), (np.asarray(covering.lower), np.asarray(covering.upper))
+        low, high = (
+            np.where(opened[:, side], middle + self._wider * (cuts[side] - middle), real[side]) for side in (0, 1)
+        )
+        return low, high
+
+    def _opened(self) -> bool:
+        return any(isinstance(face, Open) for pair in self.problem.box.faces for face in pair)
+
+    def _cut(self, level: Level) -> float:
+        if not self._opened():
+            return 0.0
+        kept, wider = self._ends, self._wider
+        self._wider, self._ends = WIDER * wider, None
+        other = self._level(round(WIDER * level.n))
+        self._wider, self._ends = wider, kept
+        return other.distance(level)
+
+    def _widen(self) -> bool:
+        self._wider, self._ends = WIDER * self._wider, None
+        return True
+
+
+def _about(low: float, high: float, middle: float, width: float) -> Grading:
+    """Nodes about the start, unless it is as wide as the axis."""
+    return Sinh(low, high, middle, width) if 0.0 < width < 0.25 * (high - low) else Uniform(low, high)
+
+
+class GroupLikelihood(LawLikelihood):
+    """Likelihood of survivors in groups that are looked at once; see :func:`survival_counts`.
+
+    Examples
+    --------
+    >>> sde, box = SDE(0.0, 1.0, dim=1), Box(-1.0, 1.0, "absorbing")
+    >>> survival_counts(sde, [0.0], [0.5, 1.0], [68, 37], [100, 100], box=box).count
+    200
+    """
+
+    def __init__(
+        self,
+        sde: SDE,
+        initial: Any,
+        at: np.ndarray,
+        alive: np.ndarray,
+        total: np.ndarray,
+        box: Box,
+        killing: Any,
+        tol: float,
+    ) -> None:
+        if not (np.diff(at) > 0).all() or (at <= 0).any():
+            raise InputError("times", at.tolist()[:6], "increasing positive times")
+        if (alive > total).any():
+            raise InputError("alive", alive.tolist()[:6], f"at most the totals {total.tolist()[:6]}")
+        super().__init__(sde, initial, at, box, killing, tol)
+        self.at, self.alive, self.total = at, alive, total
+
+    @property
+    def count(self) -> int:
+        """How many there were in all groups."""
+        return int(self.total.sum())
+
+    def _logs(self, law: Law) -> torch.Tensor:
+        left = torch.stack([under_way(law, t) for t in self.at])
+        pairs = zip(self.alive, self.total, left, strict=True)
+        return torch.cat([multinomial(np.array([a, n - a]), torch.stack([p, 1.0 - p])) for a, n, p in pairs])
+
+
+def checked_counts(given: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """Numbers of a shape, checked."""
+    found = np.asarray(as_numpy(given), dtype=float)
+    if found.shape != shape:
+        raise InputError(name, f"shape {found.shape}", f"shape {shape}")
+    if not np.isfinite(found).all() or (found < 0).any():
+        raise InputError(name, found.reshape(-1).tolist()[:6], "finite numbers that are not negative")
+    return found
+
+
+def multinomial(counts: np.ndarray, chance: torch.Tensor) -> torch.Tensor:
+    """Terms of the logarithm of a multinomial probability, shape (m,): its coefficient is shared among them."""
+    total = counts.sum()
+    shares = counts / total if total else counts
+    constant = torch.as_tensor(shares * gammaln(total + 1.0) - gammaln(counts + 1.0))
+    some = torch.as_tensor(counts > 0)
+    return torch.as_tensor(counts) * log_of(torch.where(some, chance, 1.0)) + constant
+
+
+def under_way(law: Law, t: float) -> torch.Tensor:
+    """Probability of being under way at a time."""
+    if t == 0.0:
+        return torch.ones((), dtype=torch.float64)
+    return law.mass(t) if t <= law.times[-1] else 0.0 * law.mass()
+
+
+def sums_over(law: Law, axis: int, edges: np.ndarray, t: float) -> torch.Tensor:
+    """Matrix (m, n) that sums values at the nodes of an axis, interpolated, over bins between edges."""
+    nodes = law.grid.axes[axis].nodes
+    ends = torch.as_tensor(np.clip(edges, -FAR, FAR))
+    if law.motion is not None:
+        places = torch.zeros(len(ends), law.grid.dim, dtype=torch.float64)
+        ends = law.motion.inwards(t, places.index_copy(1, torch.tensor([axis]), ends[:, None]))[:, axis]
+    ends = ends.clamp(float(nodes[0]), float(nodes[-1]))
+    z, w = (torch.as_tensor(v) for v in legendre.leggauss(IN_SPACE))
+    rows = []
+    for a, b in pairwise(ends):
+        inner = torch.as_tensor(nodes[(nodes > float(a.detach())) & (nodes < float(b.detach()))])
+        cuts = torch.cat([a[None], inner, b[None]])
+        half = 0.5 * (cuts[1:] - cuts[:-1])
+        at = (cuts[:-1, None] + half[:, None] * (1.0 + z)).reshape(-1)
+        index, weight = law.grid.axes[axis].weights(at, law.discretization.width)
+        whole = (half[:, None] * w).reshape(-1, 1) * weight
+        row = torch.zeros(len(nodes), dtype=torch.float64)
+        rows.append(row.index_add(0, torch.as_tensor(index).reshape(-1), whole.reshape(-1)))
+    return torch.stack(rows)
