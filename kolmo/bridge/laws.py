@@ -143,6 +143,11 @@ class NoiseLaw(nn.Module, ABC):
         return self.variable.excess_kurtosis
 
     @property
+    def silent(self) -> bool:
+        """Whether it has no noise, and none that could be learnt."""
+        return self.noiseless and not any(isinstance(p, nn.Parameter) for p in self.parameters())
+
+    @property
     def noiseless(self) -> bool:
         """Whether this law adds no noise at all."""
         return self.variable.bound == 0.0

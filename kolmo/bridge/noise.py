@@ -158,10 +158,11 @@ class NoisyForward:
     def __init__(self, module: nn.Module) -> None:
         self.module, self.before = module, module.__dict__.get("forward")
         self.noises: dict[int, tuple[int, Noise]] = {}
+        self.trained: dict[int, tuple[int, Noise]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the pass."""
-        with _Additions(self.noises):
+        with _Additions(self.trained if self.module.training else self.noises):
             if self.before is not None:
                 return self.before(*args, **kwargs)
             return type(self.module).forward(self.module, *args, **kwargs)
@@ -336,7 +337,8 @@ def place(model: nn.Module, site: Site, law: NoiseLaw, h: float) -> Noise:
     if not isinstance(forward, NoisyForward):
         forward = NoisyForward(module)
         module.__dict__["forward"] = forward
-    forward.noises[site.end.addition] = (site.end.operand, noise)
+    where = site.end.addition if site.end.trained is None else site.end.trained
+    forward.noises[site.end.addition] = forward.trained[where] = (site.end.operand, noise)
     return noise
 
 

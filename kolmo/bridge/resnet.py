@@ -258,7 +258,7 @@ class NoisyResNet(nn.Module):
         law, output = self.law(k), self.output(k, x)
         mean = law.mean(output)
         check_shape(mean, x, k)
-        if draw is None:
+        if draw is None or law.silent:
             return x + mean
         zeta = draw(k, law.variable, law.noise_shape(output, self.state_ndim), mean)
         return x + law.increment(output, zeta, self.h)

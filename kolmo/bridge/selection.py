@@ -42,6 +42,10 @@ def select(model: nn.Module, where: Where, inputs: Sequence[Any] | None) -> Sele
     if names is not None:
         chosen = Sites(sorted(chosen, key=lambda site: site.order))
     refuse_broken(followed, chosen)
+    reasons = [why for name, why in followed.unlike.items() if name in chosen.names]
+    if reasons:
+        fix = "let its code add the same tensors in both modes, or give the branch a module of its own"
+        raise InputError("model", reasons[0], "branches that are found again in training mode", fix)
     if followed.dropping in chosen.names:
         raise InputError(
             "model",

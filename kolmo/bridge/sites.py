@@ -180,7 +180,7 @@ class Followed(NamedTuple):
     """What one pass tells.
 
     Sites; why some cannot be chosen alone, or in pairs; whether tensors are concatenated; which modules were called;
-    the first site that drops samples in the code of a model in training mode.
+    the first site that drops samples in the code of a model in training mode; why sites are not found again there.
     """
 
     sites: Sites
@@ -189,6 +189,7 @@ class Followed(NamedTuple):
     concatenates: bool
     called: frozenset[str]
     dropping: str | None
+    unlike: dict[str, str]
 
 
 def refuse_broken(found: Followed, chosen: Sequence[Site]) -> None:
@@ -223,8 +224,10 @@ def follow(model: nn.Module, inputs: Sequence[Any], batch_axis: int | None = Non
     steps = _steps(graph, watch)
     axes = _batch_axes(model, inputs, steps, batch_axis)
     alone, pairs = _breaks(graph, steps)
-    dropping = _dropping(model, inputs, steps, axes)
-    return Followed(_gathered(steps, axes), alone, pairs, graph.concatenates, frozenset(watch.calls), dropping)
+    trained, unlike = _in_training(model, inputs, steps, watch)
+    dropping = _dropping(model, inputs, steps, trained, axes)
+    steps = [_with_ordinal(step, other) for step, other in zip(steps, trained, strict=True)]
+    return Followed(_gathered(steps, axes), alone, pairs, graph.concatenates, frozenset(watch.calls), dropping, unlike)
 
 
 class _Step(NamedTuple):
@@ -363,13 +366,58 @@ def _batch_axes(
     return best
 
 
+def _in_training(
+    model: nn.Module, inputs: Sequence[Any], steps: list[_Step], seen: Watch
+) -> tuple[list[_Step], dict[str, str]]:
+    """The same steps in a pass in training mode, and why some sites cannot be told there.
+
+    Code that adds something in training mode alone, such as noise of its own, moves the numbers of its additions, or
+    adds branches elsewhere. Fewer additions are branches that were skipped. Where nothing can be seen, because
+    training mode wants other inputs, the steps are taken to be the same.
+    """
+    with contextlib.suppress(Exception):
+        watch = Watch(model)
+        with undisturbed(model):
+            _train_own_code(model)
+            with watch.watching():
+                output = model(*_differentiable(inputs))
+                graph = Graph([t.grad_fn for t in tensors(output) if t.grad_fn is not None], model)
+        found, unlike = _steps(graph, watch), dict[str, str]()
+        same = list(steps)
+        for owner in {step.seen.owner for step in steps}:
+            here = [k for k, step in enumerate(steps) if step.seen.owner == owner]
+            there = [step for step in found if step.seen.owner == owner]
+            if len(here) == len(there):
+                for k, step in zip(here, there, strict=True):
+                    same[k] = step
+            elif watch.number_in(owner) > seen.number_in(owner) or len(found) >= len(steps):
+                why = f"in training mode {owner or 'the model'!r} adds more, and not what it adds in evaluation mode"
+                unlike |= {steps[k].name: why for k in here if isinstance(steps[k].end, Operand)}
+        return same, unlike
+    return steps, {}
+
+
+def _with_ordinal(step: _Step, trained: _Step) -> _Step:
+    """The step, with the number of its addition in training mode."""
+    if not isinstance(step.end, Operand) or trained.seen.ordinal == step.seen.ordinal:
+        return step
+    return step._replace(end=step.end._replace(trained=trained.seen.ordinal))
+
+
+def _train_own_code(model: nn.Module) -> None:
+    """Training mode for the model's own code, not for layers of torch."""
+    for module in model.modules():
+        module.training = _own(module) and not drops_samples(module)
+
+
 def _operands(model: nn.Module, inputs: Sequence[Any], steps: list[_Step], *, training: bool = False) -> list[Tensor]:
-    """Branch of every step in another pass; "training" is for the model's own code, not for layers of torch."""
+    """Branch of every step in another pass; "training" is for the model's own code."""
     watch = Watch(model, {(step.seen.number, step.operand) for step in steps})
-    with undisturbed(model), torch.no_grad(), watch.watching():
-        for module in model.modules():
-            module.training = training and _own(module) and not drops_samples(module)
-        model(*inputs)
+    with undisturbed(model), torch.no_grad():
+        if training:
+            _train_own_code(model)
+        with watch.watching():
+            model(*inputs)
     return [watch.seen[step.seen.number, step.operand] for step in steps]
 
 
@@ -399,13 +447,15 @@ def awake(model: nn.Module) -> Iterator[None]:
             zeros.zero_()
 
 
-def _dropping(model: nn.Module, inputs: Sequence[Any], steps: list[_Step], axes: list[int | None]) -> str | None:
+def _dropping(
+    model: nn.Module, inputs: Sequence[Any], steps: list[_Step], trained: list[_Step], axes: list[int | None]
+) -> str | None:
     """First site whose branch is multiplied by one number for each sample in training mode, by code and not a module.
 
     Where that number is 1, nothing was seen; rescaled stochastic depth multiplies by 1/keep, which is never 1.
     """
     with contextlib.suppress(Exception):  # training mode may want other inputs
-        quiet, noisy = (_operands(model, inputs, steps, training=training) for training in (False, True))
+        quiet, noisy = _operands(model, inputs, steps), _operands(model, inputs, trained, training=True)
         for step, axis, a, b in zip(steps, axes, quiet, noisy, strict=True):
             if torch.equal(a, b):
                 continue

@@ -27,10 +27,14 @@ class Output(NamedTuple):
 
 
 class Operand(NamedTuple):
-    """A branch that ends in the code of a module: which addition of its forward pass, and which operand of it."""
+    """A branch that ends in the code of a module: which addition of its forward pass, and which operand of it.
+
+    ``trained``: which addition in training mode, where that code may add other things too; None: the same.
+    """
 
     addition: int
     operand: int
+    trained: int | None = None
 
 
 WHOLE = Output()
@@ -76,6 +80,10 @@ class Watch(TorchFunctionMode):
         finally:
             for handle in handles:
                 handle.remove()
+
+    def number_in(self, owner: str) -> int:
+        """Number of additions seen in the code of a module."""
+        return sum(addition.owner == owner for addition in self.additions.values())
 
     def _enter(self, name: str) -> None:
         self._stack.append((name, [0]))
