@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import kolmo
-from kolmo import files, landscape, runs
+from kolmo import files, landscape
 from kolmo.cli import main
 from kolmo.errors import KolmoError
 from kolmo.report import Section, write_html
@@ -28,7 +28,7 @@ def full(request, monkeypatch):
         raise OSError(request.param, os.strerror(request.param))
 
     def fill():
-        monkeypatch.setattr(files.os, "fsync", refuse)
+        monkeypatch.setattr(os, "fsync", refuse)
         return os.strerror(request.param)
 
     return fill
@@ -112,7 +112,7 @@ def test_a_log_that_cannot_be_written_ends_nothing(tmp_path, capsys, monkeypatch
     if not os.path.exists("/dev/full"):  # noqa: PTH110
         pytest.skip("needs /dev/full")
     run = Run.create("toy", {}, out=tmp_path / "run")
-    monkeypatch.setattr(runs, "appending", lambda _: os.open("/dev/full", os.O_WRONLY))
+    monkeypatch.setattr("kolmo.runs.run.appending", lambda _: os.open("/dev/full", os.O_WRONLY))
     with run:
         run.log("lost")
     assert run.status == "done"

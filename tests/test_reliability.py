@@ -903,6 +903,7 @@ def test_a_mount_that_is_read_only_is_told_and_read(tmp_path, finished):
     program = textwrap.dedent(f"""
         import sys, warnings
         sys.path[:] = {sys.path!r}
+        from pathlib import Path
         import kolmo
         from kolmo import files
         from kolmo.cli import main
@@ -916,7 +917,7 @@ def test_a_mount_that_is_read_only_is_told_and_read(tmp_path, finished):
         told(lambda: kolmo.load("u.npz").status)
         told(lambda: Run.resume("run"))
         told(lambda: Run.create("toy", {{}}, out="new"))
-        told(lambda: files.write_json(files.Path("run/results.json"), {{}}))
+        told(lambda: files.write_json(Path("run/results.json"), {{}}))
         told(lambda: main(["report", "run"]))
     """)
     mount = f"mount --bind '{tmp_path}' '{tmp_path}' && mount -o remount,bind,ro '{tmp_path}' && cd '{tmp_path}' && "

@@ -60,6 +60,8 @@ class LawLikelihood(Likelihood):
 
     Examples
     --------
+    >>> from kolmo import SDE
+    >>> from kolmo.likelihood import moments
     >>> found = moments(SDE(0.0, 1.0, dim=1), [0.0], [1.0], [0.5], [0.1])
     >>> isinstance(found, LawLikelihood), found.times.tolist()
     (True, [1.0])
@@ -177,6 +179,8 @@ class GroupLikelihood(LawLikelihood):
 
     Examples
     --------
+    >>> from kolmo import SDE, Box
+    >>> from kolmo.likelihood import survival_counts
     >>> sde, box = SDE(0.0, 1.0, dim=1), Box(-1.0, 1.0, "absorbing")
     >>> survival_counts(sde, [0.0], [0.5, 1.0], [68, 37], [100, 100], box=box).count
     200

@@ -2,12 +2,12 @@
 
 import contextlib
 import datetime
-import json
 import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
 from kolmo.errors import InputError, KolmoError
 from kolmo.files import FileError, synced
 
@@ -19,11 +19,13 @@ class RunError(KolmoError, RuntimeError):
 
 
 def check_name(argument: str, name: str) -> None:
+    """Refuse names that are no plain names of folders."""
     if not _NAME.fullmatch(name):
         raise InputError(argument, repr(name), "letters, digits and . _ = + -, a letter or digit first")
 
 
 def fresh_names(root: Path, name: str) -> Iterator[Path]:
+    """Folders that are not there yet: name, time, and a number where needed."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     for attempt in range(1, 1000):
         yield root / (f"{name}-{stamp}" if attempt == 1 else f"{name}-{stamp}-{attempt}")
@@ -69,6 +71,7 @@ def check_folder(folder: Path) -> None:
 
 
 def known_runs(folder: Path) -> str:
+    """What is beside a folder that is not there."""
     inside: list[str] = []
     with contextlib.suppress(OSError):
         inside = sorted(path.parent.name for path in folder.glob("*/config.json"))

@@ -1,6 +1,5 @@
 """What the records in a run folder must hold."""
 
-import platform
 from kolmo.files import schema
 
 _STATES = ("running", "done", "failed", "interrupted")

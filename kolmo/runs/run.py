@@ -24,21 +24,40 @@ import datetime
 import json
 import logging
 import os
-import platform
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TextIO, cast
+from typing import TYPE_CHECKING, Any, Self, TextIO, cast
+
 import numpy as np
-from kolmo.files import claims, schema
+
 from kolmo.errors import InputError, KolmoWarning
-from kolmo.files import FileError, append, appending, damage, is_file, opened, parsed, plain, read_json, read_npz, read_tree, replacing, write_bytes, write_json, write_npz, write_tree, writing
+from kolmo.files import (
+    FileError,
+    append,
+    appending,
+    claims,
+    damage,
+    is_file,
+    opened,
+    parsed,
+    plain,
+    read_json,
+    read_npz,
+    read_tree,
+    replacing,
+    schema,
+    write_bytes,
+    write_json,
+    write_npz,
+    write_tree,
+    writing,
+)
 from kolmo.files.locks import FolderLock, Owner
 from kolmo.runs.environment import environment
 from kolmo.runs.folders import RunError, check_folder, check_name, fresh_names, known_runs, moved
 from kolmo.runs.records import CONFIG, ENVIRONMENT, LINE, STATUS
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

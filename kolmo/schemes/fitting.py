@@ -14,6 +14,7 @@ def fitted_rates(alpha: Array, A: Array) -> tuple[Array, Array]:
 
     Examples
     --------
+    >>> import numpy as np
     >>> up, down = fitted_rates(np.array([0.0, 1.0]), np.array([-2.0, 0.0]))
     >>> up.tolist(), down.tolist()
     ([0.0, 0.5], [2.0, 0.5])

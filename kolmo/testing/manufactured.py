@@ -42,6 +42,7 @@ def manufactured(
 
     Examples
     --------
+    >>> from kolmo.testing import order_of_accuracy
     >>> case = manufactured([("robin", "absorbing"), ("periodic", "periodic")])
     >>> table = order_of_accuracy(case.problem, case.exact, case.points, nodes=[12, 24], steps=16, scheme="central4")
     >>> bool(table.rows[-1][-1] > 3.0)

@@ -501,7 +501,7 @@ def test_processes_that_train_together_draw_different_noise(monkeypatch):
     """Ranks with one seed: each has the law, and no two have common or opposite numbers."""
     m, n, found = torch.ones(20_000, 1), 20_000, {}
     for rank in (0, 1, 2, 3):
-        for module in ("kolmo.bridge.variables.rank", "kolmo.bridge.laws.rank"):
+        for module in ("kolmo.bridge.variables.rank", "kolmo.bridge.branch_laws.rank"):
             monkeypatch.setattr(module, lambda rank=rank: rank)
         for law in (bridge.Additive(1.0), bridge.StochasticDepth(0.7), bridge.Additive(1.0, "uniform")):
             torch.manual_seed(0)

@@ -127,7 +127,7 @@ def test_policy_iteration_ends_where_its_convergence_says_that_the_next_change_i
 def test_what_policy_iteration_leaves_counts_in_the_estimate(monkeypatch):
     import sys
 
-    hjb = sys.modules["kolmo.control.hjb"]
+    hjb = sys.modules["kolmo.control.policy_search"]
     solve_on = hjb.Search._solve_on
 
     def unsettled(self, grid, steps, scheme):

@@ -1,7 +1,6 @@
 """solve_hjb against closed forms, Riccati equations, trees and roll-outs of its own policy."""
 
 import dataclasses
-import sys
 
 import numpy as np
 import pytest
@@ -11,12 +10,11 @@ from scipy.stats import norm
 
 import kolmo
 from kolmo import control
+from kolmo.control import policy_search as hjb
 from kolmo.control.bellman import Bellman
 from kolmo.control.policy_steps import solve_stationary
 from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
-
-hjb = sys.modules["kolmo.control.hjb"]  # the function of that name hides it
 
 
 def linear_quadratic(alpha, sigma=0.6, q=1.0, r=0.5, h=2.0, T=1.0, delta=0.0):
@@ -482,11 +480,9 @@ def test_single_precision_and_a_missing_time_are_named(drift, fix):
 
 
 def test_time_that_ends_while_a_level_is_confirmed_loses_nothing(monkeypatch):
-    import sys
 
+    from kolmo.control import policy_search as hjb
     from kolmo.limits import OutOfTimeError
-
-    hjb = sys.modules["kolmo.control.hjb"]
 
     def late(self, layout, scheme):
         raise OutOfTimeError
