@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -203,13 +204,12 @@ class Process:
 
     def ends(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Both ends (P,) at times (P,)."""
-        found = [self._bound(s, t) if s in self.model.sides else None for s in (0, 1)]
-        low, high = found
-        if self.reach is not None:
-            low = low if low is not None else found[1] - self.reach  # type: ignore[operator]
-            high = high if high is not None else found[0] + self.reach  # type: ignore[operator]
-        assert low is not None
-        assert high is not None
+        found = {s: self._bound(s, t) for s in self.model.sides}
+        if len(found) == 1:
+            assert self.reach is not None
+            ((side, bound),) = found.items()
+            found[1 - side] = bound + (1 - 2 * side) * self.reach
+        low, high = found[0], found[1]
         return low, high
 
     def _bound(self, side: int, t: torch.Tensor) -> torch.Tensor:
@@ -258,14 +258,14 @@ class Process:
             low, high = (float(v) for v in self.ends(torch.zeros(1, dtype=torch.float64)))
             for side in self.model.sides:
                 if moves(self.model.bounds[side]):
-                    curve = self._broken(lambda t, side=side: self.model.places(side, t, self.c))
+                    curve = self._broken(partial(self._bound, side))
                     found |= set(curve.breaks)
                     for t in curve.breaks:
                         if abs(float(curve(t)) - float(curve(t, before=True))) > JUMP * (high - low):
                             named = ("lower", "upper")[side]
                             raise InputError(named, f"a bound that jumps at t = {t:g}", "a bound without jumps")
             for name, form in self.forms.items():
-                if form != "steady":
+                if form not in ("steady", "constant"):
                     f, x = getattr(self, f"_{name}"), torch.tensor([[low + INSIDE * (high - low)]], dtype=torch.float64)
                     at = lambda t, f=f, x=x, form=form: at_times(f, form, t, x.expand(len(t), 1))[:, 0]  # noqa: E731
                     found |= set(self._broken(at).breaks)
@@ -529,8 +529,7 @@ class Timed:
         self.start = Start(z, weights, stretches[0])
         self.record = march(stretches, self.start, n)
         self.sides = processes[0].model.sides
-        times = self.record.tau[:, 1:]
-        self._at_nodes = {s: self.start.log_first(s, times) for s in self.sides}
+        self._at_nodes = {s: self.start.log_first(s, self.record.tau[:, 1:]) for s in self.sides}
         self.width = torch.stack([course.width[-1] for course in courses])
         self._believe(n)
 
@@ -549,7 +548,9 @@ class Timed:
         for count in (EARLY - 1, EARLY):
             self._rates.append((known[..., :count], rates[..., :count]))
         early = torch.arange(tau.shape[1]) < first[..., None]
-        poly = record.tau[:, None] * _newton(*self._rates[1], record.tau[:, None].expand(excess.shape))
+        poly = record.tau[:, None] * _through(
+            *(v[..., None, :] for v in self._rates[1]), record.tau[:, None].expand(excess.shape)
+        )
         self.excess = torch.where(early, poly, excess)
 
     def log_density(self, side: int, t: torch.Tensor, group: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -586,8 +587,8 @@ class Timed:
             near = torch.searchsorted(record.t[group], s.detach()).clamp(max=record.t.shape[1] - 1)
             noise = record.noise[:, side][group].gather(1, torch.maximum(near, first[:, None])).clamp(max=1.0)
             fine, coarse = (
-                _newton(*(v[:, side][group][:, None, :].expand(*tau.shape, -1) for v in pair), tau)
-                for pair in self._rates[::-1]
+                _through(known[:, side][group][:, None, :], rates[:, side][group][:, None, :], tau)
+                for known, rates in self._rates[::-1]
             )
             return noise + torch.where(tau < begun, tau * (fine - coarse).abs(), torch.zeros_like(tau))
 
@@ -646,11 +647,8 @@ class CrossedError(Exception):
     """Bounds have met before the clock says so."""
 
 
-def _newton(known: torch.Tensor, values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """The polynomial through values at points (..., m), at x (...[, P])."""
-    wide = x.ndim == known.ndim and x.shape[:-1] == known.shape[:-1] and x.shape != known.shape[:-1]
-    if wide:
-        known, values = known[..., None, :], values[..., None, :]
+def _through(known: torch.Tensor, values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The polynomial through values at points (..., m), at x (...)."""
     m = known.shape[-1]
     total = torch.zeros_like(x)
     for i in range(m):

@@ -124,8 +124,8 @@ def log_first(tau: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
 
     Examples
     --------
-    >>> t = torch.tensor([0.349999, 0.350001], dtype=torch.float64)  # two formulas
-    >>> bool(log_first(t, torch.tensor(0.3).double()).diff().abs() < 1e-5)
+    >>> t = torch.tensor([0.35 - 1e-9, 0.35 + 1e-9], dtype=torch.float64)  # two formulas
+    >>> bool(log_first(t, torch.tensor(0.3).double()).diff().abs() < 1e-7)
     True
     """
     soon, late = tau.clamp(max=LATE), tau.clamp(min=LATE)
@@ -134,10 +134,10 @@ def log_first(tau: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
         for far in (d + 2.0 * k, d - 2.0 * k):
             images = images + far / d * torch.exp(-(far**2 - d**2) / (2.0 * soon))
     early = torch.log(d) - 0.5 * math.log(2.0 * math.pi) - 1.5 * torch.log(soon) - d**2 / (2.0 * soon) + log_of(images)
-    k = torch.arange(1, SINES + 1, dtype=torch.float64) * math.pi
-    decay = torch.exp(-0.5 * (k**2 - k[0] ** 2) * late[..., None])
-    sums = (k * torch.sin(k * d[..., None]) * decay).sum(-1)
-    return torch.where(tau < LATE, early, log_of(sums) - 0.5 * k[0] ** 2 * late)
+    rates = torch.arange(1, SINES + 1, dtype=torch.float64) * math.pi
+    decay = torch.exp(-0.5 * (rates**2 - rates[0] ** 2) * late[..., None])
+    sums = (rates * torch.sin(rates * d[..., None]) * decay).sum(-1)
+    return torch.where(tau < LATE, early, log_of(sums) - 0.5 * rates[0] ** 2 * late)
 
 
 @dataclass(frozen=True)
