@@ -300,7 +300,7 @@ class PassageLikelihood(Likelihood):
 
     def _ends(self, c: Covariates) -> tuple[float, float]:
         """Bounds at first as numbers, and where there is none something beyond the start."""
-        low, high = (float(self.model.places(s, [0.0], c)) if s in self.model.sides else None for s in (0, 1))
+        low, high = (float(self.model.places(s, [0.0], c).detach()) if s in self.model.sides else None for s in (0, 1))
         if low is not None and high is not None:
             return low, high
         starts = _law(self.model.start, c, NODES, "start")[0].detach()
