@@ -548,9 +548,8 @@ class Timed:
         for count in (EARLY - 1, EARLY):
             self._rates.append((known[..., :count], rates[..., :count]))
         early = torch.arange(tau.shape[1]) < first[..., None]
-        poly = record.tau[:, None] * _through(
-            *(v[..., None, :] for v in self._rates[1]), record.tau[:, None].expand(excess.shape)
-        )
+        own, (nodes, slopes) = record.tau[:, None].expand(excess.shape), self._rates[1]
+        poly = own * _through(nodes[..., None, :], slopes[..., None, :], own)
         self.excess = torch.where(early, poly, excess)
 
     def log_density(self, side: int, t: torch.Tensor, group: torch.Tensor) -> tuple[torch.Tensor, float]:
