@@ -9,9 +9,10 @@ import torch
 from numpy.polynomial import legendre
 
 from kolmo.arrays import as_numpy, at_home
-from kolmo.errors import InputError
+from kolmo.errors import InputError, NotConvergedError
 from kolmo.likelihood.base import HOPELESS, LEAST, Level, Likelihood, log_of
 from kolmo.likelihood.modes import Modes, rule
+from kolmo.likelihood.moving import Clock, CrossedError, Process, Timed, at_once, bound_at, moves
 from kolmo.likelihood.onset import Way
 from kolmo.likelihood.trials import CENSORED, SEEN, UNSIDED, UNTIMED, Trials
 from kolmo.problem.box import Box
@@ -33,6 +34,9 @@ SOONEST = 1e-6
 ROUNDING = 1e-15
 # What may be gone beyond a cut, and the factor by which one is moved.
 TAIL, WIDER = 1e-8, 1.3
+# Where something depends on time: resolutions, and the order counted on; and the longest time, in units of that in the
+# data, for which a choice without a time is followed.
+FIRST_TIMED, MOST_TIMED, ORDER_TIMED, LONGEST = 16.0, 260.0, 4.0, 64.0
 # Times and points at which coefficients are compared to see whether they depend on time.
 COMPARED, PLACES = 32, 9
 
@@ -81,11 +85,14 @@ class FirstPassage:
     ----------
     drift : number, tensor or callable
         ``drift(t, x, c)`` -> ``(..., 1)`` or ``(...)`` for points x of shape ``(..., 1)``, in torch; c holds the
-        covariates of a condition by name.
+        covariates of a condition by name. The time counts from the start of the process and is a tensor, of shape ()
+        or, where that gives the same, one that broadcasts against x.
     diffusion : number, tensor or callable, default 1
         σ, likewise.
     lower, upper : number, tensor or callable, optional
-        Bounds; ``lower(c)``. None: there is none. At least one.
+        Bounds; ``lower(c)``, or ``lower(t, c)`` where one moves: t counts from the start of the process, and is a
+        tensor, of shape (n,) where the function takes many times at once, else (). Bounds that meet end the problem.
+        None: there is none. At least one.
     start : number, tensor, Between or callable, default 0
         Where it starts, or a law on an interval between the bounds; ``start(c)``.
     delay : number, tensor, Between or callable, default 0
@@ -114,6 +121,13 @@ class FirstPassage:
     (-1.517, True)
     >>> torch.autograd.grad(likelihood(), v)[0].round(decimals=4)
     tensor([-1.4000,  0.6500], dtype=torch.float64)
+
+    Bounds that collapse:
+
+    >>> low, high = (lambda t, c, s=s: s * torch.exp(-t) for s in (-1.0, 1.0))
+    >>> collapsing = FirstPassage(lambda t, x, c: v[0], lower=low, upper=high, delay=0.3)
+    >>> collapsing.likelihood(trials)().item().__round__(3)
+    -1.665
     """
 
     def __init__(
@@ -140,17 +154,36 @@ class FirstPassage:
         """Choices that there are: 0 for the lower bound, 1 for the upper one."""
         return tuple(s for s in (0, 1) if self.bounds[s] is not None)
 
+    @property
+    def moves(self) -> bool:
+        """Whether a bound moves."""
+        return any(moves(bound) for bound in self.bounds)
+
+    def places(self, side: int, times: Any, c: Covariates) -> torch.Tensor:
+        """Where a bound is at times (n,) since the start, under a condition: a tensor (n,).
+
+        Examples
+        --------
+        >>> FirstPassage(0.0, upper=lambda t, c: 1.0 - 0.5 * t).places(1, [0.0, 1.0], {})
+        tensor([1.0000, 0.5000], dtype=torch.float64)
+        """
+        bound, name = self.bounds[side], ("lower", "upper")[side]
+        t = torch.as_tensor(np.asarray(as_numpy(times), dtype=float).reshape(-1))
+        if moves(bound):
+            return bound_at(bound, t, c, name, at_once(bound, float(t.max()), c))
+        return _number(bound, c, name).expand(t.shape)
+
     def sde(self, c: Covariates) -> SDE:
         """The process under a condition."""
         drift, diffusion = (_under(f, c) for f in (self.drift, self.diffusion))
         return SDE(drift, diffusion, dim=1, arrays="torch")
 
-    def killed(self, x: torch.Tensor, c: Covariates) -> torch.Tensor | None:
+    def killed(self, x: torch.Tensor, c: Covariates, t: Any = 0.0) -> torch.Tensor | None:
         """Killing rate at points (..., 1), shape (...)."""
         if self.killing is None:
             return None
         rate = _under(self.killing, c)
-        found = torch.as_tensor(rate(0.0, x) if callable(rate) else rate, dtype=torch.float64)
+        found = torch.as_tensor(rate(t, x) if callable(rate) else rate, dtype=torch.float64)
         return (found[..., 0] if found.ndim == x.ndim and found.shape[-1] == 1 else found).expand(x.shape[:-1])
 
     def likelihood(self, trials: Trials, *, tol: float = 1e-3) -> "PassageLikelihood":
@@ -175,7 +208,7 @@ class FirstPassage:
         Raises
         ------
         InputError
-            For choices that the model has not, coefficients that depend on time, or bad values.
+            For choices that the model has not, bounds that jump, or bad values.
         """
         return PassageLikelihood(self, trials, tol)
 
@@ -230,6 +263,11 @@ class PassageLikelihood(Likelihood):
         self._conditions, self._group = trials.conditions, torch.as_tensor(trials.group)
         self._times = torch.as_tensor(np.where(np.isnan(trials.times), 1.0, trials.times))
         self._span = float(np.nanmax(trials.times)) if model.span is None else float(model.span)
+        self._timed = model.moves or any(self._changes(c) for c in trials_first(self._conditions))
+        if self._timed:
+            self.first, self.most, self.order = FIRST_TIMED, MOST_TIMED, ORDER_TIMED
+        # processes of the conditions, and their clocks
+        self._clocks: dict[float | None, tuple[list[Process], list[Clock]]] = {}
         self._reach = None if len(model.sides) == 2 else self._distance(TAIL)
 
     @property
@@ -247,27 +285,22 @@ class PassageLikelihood(Likelihood):
             raise InputError("trials", "a time that is missing, with one bound", "the time, or a censored trial")
         if np.isnan(trials.times).all() and model.span is None:
             raise InputError("span", None, "a number, where no time is known")
-        self._check_steady(float(np.nanmax(trials.times)) if model.span is None else float(model.span))
 
-    def _check_steady(self, horizon: float) -> None:
-        for c in trials_first(self.trials.conditions):
-            sde, low, high = self.model.sde(c), *self._ends(c)
-            x = torch.linspace(low, high, PLACES, dtype=torch.float64)[1:-1, None]
-            for name in ("drift", "covariance"):
-                f, given = getattr(sde, name), sde.given[name]
-                steady = lambda t, y, f=f: as_numpy(f(t, torch.as_tensor(y)).detach())  # noqa: E731
-                if depends_on_time(given, f, x) and not constant(steady, 0.0, horizon, x.numpy(), COMPARED):
-                    raise InputError(
-                        name,
-                        "a function that depends on time",
-                        "one that does not",
-                        "control.law(problem, start).first_passage(times, face) has densities of such processes",
-                    )
+    def _changes(self, c: Covariates) -> bool:
+        """Whether a coefficient depends on time."""
+        sde, (low, high) = self.model.sde(c), self._ends(c)
+        x = torch.linspace(low, high, PLACES, dtype=torch.float64)[1:-1, None]
+        rate = lambda t, y: torch.zeros(()) if (r := self.model.killed(y, c, t)) is None else r  # noqa: E731
+        parts = [(sde.drift, sde.given["drift"]), (sde.covariance, sde.given["covariance"]), (rate, self.model.killing)]
+        for f, given in parts:
+            steady = lambda t, y, f=f: as_numpy(f(t, torch.as_tensor(y)).detach())  # noqa: E731
+            if depends_on_time(given, f, x) and not constant(steady, 0.0, self._span, x.numpy(), COMPARED):
+                return True
+        return False
 
     def _ends(self, c: Covariates) -> tuple[float, float]:
-        """Bounds as numbers, and where there is none something beyond the start."""
-        found = [None if b is None else float(_number(b, c, "lower, upper").detach()) for b in self.model.bounds]
-        low, high = found
+        """Bounds at first as numbers, and where there is none something beyond the start."""
+        low, high = (float(self.model.places(s, [0.0], c).detach()) if s in self.model.sides else None for s in (0, 1))
         if low is not None and high is not None:
             return low, high
         starts = _law(self.model.start, c, NODES, "start")[0].detach()
@@ -280,13 +313,14 @@ class PassageLikelihood(Likelihood):
         """How far from its one bound the process goes."""
         side, farthest = self.model.sides[0], 0.0
         for c in self._conditions:
-            bound = self._ends(c)[side]
+            course = self.model.places(side, np.linspace(0.0, self._span, COMPARED), c).detach()
+            bound, other = (float(v) for v in (course.min(), course.max())[:: 1 - 2 * side])
             ends = [-np.inf, np.inf]
             ends[side] = bound
             pair = ("absorbing", "open") if side == 0 else ("open", "absorbing")
             starts = _law(self.model.start, c, NODES, "start")[0].detach().numpy()
             box = Box.covering(self.model.sde(c), starts, self._span, within=Box(ends[0], ends[1], [pair]), tail=tail)
-            farthest = max(farthest, float(box.upper[0] - box.lower[0]))
+            farthest = max(farthest, abs(float((box.upper, box.lower)[side][0]) - other))
         return farthest
 
     def _cut(self, level: Level) -> float:
@@ -302,8 +336,40 @@ class PassageLikelihood(Likelihood):
         self._reach = WIDER * self._reach
         return True
 
+    def renew(self) -> float:
+        """Decide anew on a resolution, and on the times of the steps where there are some; the estimated error."""
+        self._clocks.clear()
+        return super().renew()
+
+    def _passages(self, n: int) -> "_Passages | Timed":
+        model, conditions = self.model, self._conditions
+        if not self._timed:
+            return _Passages(model, conditions, n, self._reach)
+        count = NODES + int(PART * n)
+        starts, delays = (_laws(getattr(model, name), conditions, count, name) for name in ("start", "delay"))
+        for _ in range(2):
+            known = self._clocks.get(self._reach)
+            if known is None:
+                known = self._clocks[self._reach] = self._wound(starts[0].detach())
+            try:
+                return Timed(*known, (starts, delays), n)
+            except CrossedError:
+                self._clocks.pop(self._reach)
+        raise NotConvergedError("bounds that cross where they were followed to where they meet")
+
+    def _wound(self, starts: torch.Tensor) -> tuple[list[Process], list[Clock]]:
+        """Processes of the conditions, and a clock for each, with equal numbers of stretches."""
+        horizon, untimed = self._span, bool((self.trials.known == UNTIMED).any())
+        while True:
+            processes = [Process(self.model, c, self._reach, horizon) for c in self._conditions]
+            clocks = [Clock.of(p, x, p.breaks()) for p, x in zip(processes, starts, strict=True)]
+            if not untimed or horizon > LONGEST * self._span or all(clock.gone for clock in clocks):
+                count = max(len(clock.series) for clock in clocks)
+                return processes, [clock.divided(count) for clock in clocks]
+            horizon *= 2.0
+
     def _terms(self, n: float) -> tuple[torch.Tensor, float]:
-        found = _Passages(self.model, self._conditions, int(n), self._reach)
+        found = self._passages(int(n))
         known, group = self.trials.known, self._group
         lapse = torch.stack([_number(self.model.lapse, c, "lapse") for c in self._conditions])
         if bool(((lapse < 0) | (lapse > 1)).any()):
@@ -321,6 +387,7 @@ class PassageLikelihood(Likelihood):
             elif kind == UNTIMED:
                 choices = torch.as_tensor(self.trials.choices)[which].long()
                 part, chance = log_of(torch.stack([found.chosen(s) for s in sides])[choices, g]), 0.0 * t + 1.0 / K
+                error += float((found.undecided[g] / torch.exp(part.detach())).sum())
             elif kind == UNSIDED:
                 both = [found.log_density(s, t, g) for s in sides]
                 part, error = torch.logsumexp(torch.stack([q for q, _ in both]), 0), error + sum(e for _, e in both)
@@ -391,6 +458,11 @@ class _Passages:
         if not bool((S > 0).all()) or not bool(torch.isfinite(b).all()):
             raise InputError("drift, diffusion", "no noise, or a drift that is not finite", "noise between the bounds")
         return b, S, None if kills[0] is None else torch.stack(kills)  # type: ignore[arg-type]
+
+    @property
+    def undecided(self) -> torch.Tensor:
+        """What may be off in these probabilities, shape (C,)."""
+        return torch.zeros(len(self.conditions), dtype=torch.float64)
 
     def chosen(self, side: int) -> torch.Tensor:
         """Probability of leaving through a bound, shape (C,)."""
@@ -472,8 +544,9 @@ def _under(f: Any, c: Covariates) -> Any:
     if not callable(f):
         return f
 
-    def of(t: float, x: torch.Tensor) -> Any:
-        found = torch.as_tensor(f(t, x, c), dtype=torch.float64)
+    def of(t: Any, x: torch.Tensor) -> Any:
+        time = torch.tensor(t, dtype=torch.float64) if isinstance(t, float | int) else t
+        found = torch.as_tensor(f(time, x, c), dtype=torch.float64)
         return found.expand(x.shape[:-1]) if found.ndim == 0 else found
 
     return of

@@ -201,7 +201,6 @@ def model(drift=1.0, noise=1.0, lower=-1.0, upper=1.0, **more):
         ("trials", lambda: model(upper=None).likelihood(likelihood.Trials([np.nan, 1.0], [0, 0]))),
         ("start", lambda: model(lower=0.0).likelihood(ONE)()),
         ("lower, upper", lambda: model(lower=2.0).likelihood(ONE)()),
-        ("drift", lambda: model(lambda t, x, c: t + x).likelihood(ONE)),
         ("diffusion", lambda: model(noise=0.0).likelihood(ONE)()),
         ("lapse", lambda: model(lapse=1.5).likelihood(ONE)()),
         ("tol", lambda: model().likelihood(ONE, tol=0.0)),
