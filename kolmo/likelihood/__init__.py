@@ -6,10 +6,12 @@ from kolmo.likelihood.counts import ExitLikelihood, exit_counts, survival_counts
 from kolmo.likelihood.filtering import NoisyPathLikelihood, noisy_paths
 from kolmo.likelihood.fit import Fit, fit
 from kolmo.likelihood.histograms import HistogramLikelihood, MomentLikelihood, histogram, moments
-from kolmo.likelihood.passage import Between, FirstPassage, PassageLikelihood
+from kolmo.likelihood.laws import Between
+from kolmo.likelihood.passage import FirstPassage
 from kolmo.likelihood.paths import PathLikelihood, paths
 from kolmo.likelihood.residuals import Residuals, residuals
 from kolmo.likelihood.trials import Trials
+from kolmo.likelihood.trials_likelihood import PassageLikelihood
 
 __all__ = [
     "Between",

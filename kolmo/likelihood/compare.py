@@ -11,7 +11,7 @@ from kolmo.arrays import at_home
 from kolmo.errors import InputError
 from kolmo.likelihood.base import Likelihood
 from kolmo.likelihood.fit import Fit
-from kolmo.likelihood.passage import PassageLikelihood
+from kolmo.likelihood.trials_likelihood import PassageLikelihood
 
 # Points on which a fitted density is drawn, and the error that the sum of their logarithms may have.
 POINTS, TOL = 120, 0.1

@@ -15,9 +15,9 @@ from kolmo.arrays import at_home
 from kolmo.errors import InputError
 from kolmo.likelihood.base import Likelihood
 from kolmo.likelihood.filtering import NoisyPathLikelihood
-from kolmo.likelihood.passage import PassageLikelihood
 from kolmo.likelihood.paths import PathLikelihood
 from kolmo.likelihood.trials import Trials
+from kolmo.likelihood.trials_likelihood import PassageLikelihood
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

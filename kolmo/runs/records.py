@@ -1,6 +1,11 @@
 """What the records in a run folder must hold."""
 
+import datetime
+
 from kolmo.files import schema
+
+# Bytes of a line of metrics.jsonl.
+MAX_LINE = 2**20
 
 _STATES = ("running", "done", "failed", "interrupted")
 CONFIG = schema.table({"name": schema.text(), "config": schema.mapping(schema.anything)})
@@ -25,3 +30,8 @@ ENVIRONMENT = schema.table(
     absent=["resumed"],
 )
 LINE = schema.mapping(schema.anything)
+
+
+def moment() -> str:
+    """The present time, as records state it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -20,7 +20,6 @@ left behind. A folder that holds anything but ordinary files and folders, such a
 """
 
 import contextlib
-import datetime
 import json
 import logging
 import os
@@ -28,7 +27,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TextIO, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 
@@ -36,7 +35,6 @@ from kolmo.errors import InputError, KolmoWarning
 from kolmo.files import (
     FileError,
     append,
-    appending,
     claims,
     damage,
     is_file,
@@ -57,14 +55,11 @@ from kolmo.files import (
 from kolmo.files.locks import FolderLock, Owner
 from kolmo.runs.environment import environment
 from kolmo.runs.folders import RunError, check_folder, check_name, fresh_names, known_runs, moved
-from kolmo.runs.records import CONFIG, ENVIRONMENT, LINE, STATUS
+from kolmo.runs.log import LOGGER, LogFile
+from kolmo.runs.records import CONFIG, ENVIRONMENT, LINE, MAX_LINE, STATUS, moment
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_LOGGER = logging.getLogger("kolmo")
-# Bytes of a line of metrics.jsonl.
-_MAX_LINE = 2**20
 
 
 class Run:
@@ -217,9 +212,9 @@ class Run:
     def __enter__(self) -> Self:
         self._acquire()
         with writing(self.folder / "log.txt"):
-            self._log = _LogFile(self.folder / "log.txt", encoding="utf-8")
+            self._log = LogFile(self.folder / "log.txt", encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        _LOGGER.addHandler(self._log)
+        LOGGER.addHandler(self._log)
         self._ending = "done", ""
         try:
             self._set_status("running")
@@ -254,7 +249,7 @@ class Run:
 
     def _close(self) -> None:
         if self._log is not None:
-            _LOGGER.removeHandler(self._log)
+            LOGGER.removeHandler(self._log)
             with contextlib.suppress(OSError):  # what it still holds does not fit on the disk
                 self._log.close()
             self._log = None
@@ -309,10 +304,10 @@ class Run:
 
     def record(self, **values: Any) -> None:
         """Append one line to ``metrics.jsonl``: the values, the unit of work they belong to, and the time."""
-        line = {"unit": self._unit, "time": _now(), **plain(values)}
+        line = {"unit": self._unit, "time": moment(), **plain(values)}
         content = (json.dumps(line, allow_nan=False) + "\n").encode()
-        if len(content) > _MAX_LINE:
-            needed = f"at most {_MAX_LINE} bytes a line"
+        if len(content) > MAX_LINE:
+            needed = f"at most {MAX_LINE} bytes a line"
             raise InputError("values", f"{len(content)} bytes", needed, "save_arrays takes more")
         with self._appending:
             append(self.folder / "metrics.jsonl", content)
@@ -343,7 +338,7 @@ class Run:
         if self._log is not None:
             level = logging.INFO if error is None else logging.ERROR
             trace = None if error is None else (type(error), error, error.__traceback__)
-            self._log.handle(_LOGGER.makeRecord(_LOGGER.name, level, __file__, 0, message, (), trace))
+            self._log.handle(LOGGER.makeRecord(LOGGER.name, level, __file__, 0, message, (), trace))
 
     # ------------------------------------------------------------------------------------------------- reading
 
@@ -398,7 +393,7 @@ class Run:
             return cast("dict[str, Any]", check(stored, name.removesuffix(".json")))
 
     def _set_status(self, state: str, message: str = "") -> None:
-        status: dict[str, Any] = {"state": state, "message": message, "time": _now()}
+        status: dict[str, Any] = {"state": state, "message": message, "time": moment()}
         if state == "running" and self._lock is not None:
             status["owner"] = self._lock.owner.record()
         write_json(self.folder / "status.json", status, in_run=True)
@@ -409,7 +404,7 @@ class Run:
         if not path.exists():
             return
         with opened(path, in_run=True) as file:
-            for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE + 1), b""), start=1):
+            for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), start=1):
                 if line == b"\n":
                     continue
                 try:
@@ -417,7 +412,7 @@ class Run:
                     if not isinstance(found.get("unit", 0), str | None):
                         raise schema.refuse("unit", found.get("unit", 0), "text or nothing")
                 except ValueError:
-                    if line.endswith(b"\n") or len(line) > _MAX_LINE:
+                    if line.endswith(b"\n") or len(line) > MAX_LINE:
                         raise FileError(f"{path} is damaged in line {number}.") from None
                     return  # the last line may have been cut short
                 yield found
@@ -441,7 +436,7 @@ class Run:
         earlier = begun.get("resumed", [])
         if not changes or (earlier and {k: list(v) for k, v in earlier[-1]["changes"].items()} == changes):
             return
-        resumed = [*earlier, {"time": _now(), "changes": changes}]
+        resumed = [*earlier, {"time": moment(), "changes": changes}]
         write_json(self.folder / "environment.json", begun | {"resumed": resumed}, in_run=True)
         told = "; ".join(f"{name} {old} -> {new}" for name, (old, new) in changes.items())
         self._tell(f"{self.folder} goes on with other versions than it was begun with ({told}): its results mix both.")
@@ -500,17 +495,3 @@ class Run:
                 raise busy
         if owner is not None:
             self._news.append(f"goes on with what {owner} left")
-
-
-class _LogFile(logging.FileHandler):
-    """A log that is left short where the disk is full: it must neither end the run nor show a trace."""
-
-    def _open(self) -> TextIO:  # type: ignore[override]
-        return os.fdopen(appending(Path(self.baseFilename)), "a", encoding="utf-8", errors="replace")
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name that logging calls
-        """Say nothing."""
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
