@@ -1,5 +1,6 @@
 """Limits of time and size: not overrun, and the best finished level is returned."""
 
+import dataclasses
 import math
 import time
 import warnings
@@ -196,6 +197,27 @@ def test_limits_say_which_is_broken():
     assert over.affords(0.05)
     assert not over.affords(0.5)
     assert Limits.of(7, math.inf, 100, 5.0).excess(7, 1e9) == ""
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_ctrl_c_in_any_solve_of_a_search_ends_it(monkeypatch, seed):
+    """Also in those that only look at the cut, at axes or at steps: a part of a march is compared with nothing."""
+    dim = 1 + seed % 2
+    sde = kolmo.SDE(lambda t, x: -x, diffusion=1.0, dim=dim)
+    problem = kolmo.KolmogorovProblem(sde, lambda x: np.cos(x).sum(-1), 1.0)
+    backward, calls, at = March.backward, [], np.inf
+
+    def interrupted(march, *args, **named):
+        calls.append(march)
+        run = backward(march, *args, **named)
+        return dataclasses.replace(run, interrupted=True, state=0.5 * run.state) if len(calls) == at else run
+
+    monkeypatch.setattr(March, "backward", interrupted)
+    assert kolmo.solve(problem, at=[[0.3] * dim], rtol=1e-5).status == "converged"
+    for at in {1, 2, *np.random.default_rng(seed).integers(1, len(calls) + 1, 3).tolist()}:
+        calls.clear()
+        assert kolmo.solve(problem, at=[[0.3] * dim], rtol=1e-5).status == "interrupted", at
+        assert len(calls) == at
 
 
 def test_a_method_that_runs_away_leaves_its_last_level_where_no_other_has_time(monkeypatch):

@@ -62,6 +62,7 @@ class LawLikelihood(Likelihood):
     --------
     >>> from kolmo import SDE
     >>> from kolmo.likelihood import moments
+    >>> from kolmo.likelihood.law_likelihood import LawLikelihood
     >>> found = moments(SDE(0.0, 1.0, dim=1), [0.0], [1.0], [0.5], [0.1])
     >>> isinstance(found, LawLikelihood), found.times.tolist()
     (True, [1.0])

@@ -166,9 +166,12 @@ class Levels:
         everywhere = np.concatenate([self.points, self._witnesses(grid)])
         witnessed = as_numpy(grid.interpolate(as_numpy(run.state), everywhere, recipe.width))
         witnessed = witnessed.reshape(len(everywhere), -1)
-        return Level(
-            recipe, run, witnessed[: len(self.points)], witnessed, clock() - begun, n, steps, count, generator.columns
-        )
+        seconds, columns = clock() - begun, generator.columns
+        level = Level(recipe, run, witnessed[: len(self.points)], witnessed, seconds, n, steps, count, columns)
+        if run.interrupted:  # whatever it was solved for: a part of a march is compared with nothing
+            self.levels = self.levels or [level]
+            raise KeyboardInterrupt
+        return level
 
     def _check_growth(self, recipe: Discretization, march: March, first: np.ndarray, last: np.ndarray) -> None:
         """Values do not grow tenfold beyond what the data and the level before allow, unless steps are unstable."""

@@ -112,7 +112,11 @@ def _with_rest(problem: KolmogorovProblem, points: np.ndarray, rtol: float, atol
     remaining.box = Box(problem.box.lower, problem.box.upper, pairs)
     recipe = outcome.level.discretization
     march = recipe.march(remaining)
-    alive = np.asarray(march.backward(recipe.initial(march)).state)[:, 0]
+    run = march.backward(recipe.initial(march))
+    if run.interrupted:
+        told = "interrupted while it was asked what is left where the faces meet"
+        return replace(outcome, estimate=np.full_like(outcome.estimate, np.inf), status="interrupted", message=told)
+    alive = np.asarray(run.state)[:, 0]
     shares = np.abs(recipe.grid.interpolate(alive, points, recipe.width))
     left = differs * float(shares.max())
     estimate = outcome.estimate + left

@@ -112,6 +112,15 @@ class Search(Levels):
         raise AssertionError("the last way is not guarded")
 
     def _refine(self) -> Outcome:
+        """Levels until one will do, or a limit, Ctrl-C or the callback ends them."""
+        try:
+            return self._from_level_to_level()
+        except KeyboardInterrupt:
+            if not self.levels:
+                raise
+            return self._outcome("interrupted", "interrupted by the callback or Ctrl-C; the finest level is returned")
+
+    def _from_level_to_level(self) -> Outcome:
         """From the first level on, and then see to the cut."""
         d = self.problem.dim
         layout = self._layout
@@ -129,9 +138,6 @@ class Search(Levels):
         try:
             while True:
                 level = self._solve(layout, n)
-                if level.run.interrupted:
-                    self.levels = self.levels or [level]
-                    return self._outcome("interrupted", "interrupted by the callback or Ctrl-C")
                 self.levels = sorted([*self.levels, level], key=lambda level: level.n)
                 if self.sight.exploded > 0.0:
                     return self._outcome("tolerance_not_met", self._explosion())
@@ -162,10 +168,6 @@ class Search(Levels):
             raise NotConvergedError(
                 f"no level was finished within {self.limits.over}: allow more, or give grid= and steps="
             ) from None
-        except KeyboardInterrupt:
-            if not self.levels:
-                raise
-            return self._outcome("interrupted", "interrupted; the finest level finished is returned")
 
     def _without_estimate(self) -> Outcome:
         """The last level of a way that was left when it ran away, where no other one finished a level in time."""
