@@ -1,9 +1,9 @@
 """Do intervals hold what they promise? Data are simulated again and again, and fitted: 95 % intervals should cover.
 
-Three models whose likelihoods have no closed form, or a laborious one: a decision model with bounds that collapse
-(choices and times), a pair of coupled Ornstein–Uhlenbeck processes seen at irregular times through noise, and a race of
-two leaky competing accumulators. Every data set is a unit of work; of intervals that cover with probability 0.95, 90 to
-99 of a hundred hold the value that the data were made with.
+Two models whose likelihoods have no closed form, or a laborious one: a decision model with bounds that collapse
+(choices and times), and a pair of coupled Ornstein–Uhlenbeck processes seen at irregular times through noise. Every
+data set is a unit of work; of intervals that cover with probability 0.95, 90 to 99 of a hundred hold the value that the
+data were made with.
 """
 
 import dataclasses
@@ -25,8 +25,6 @@ BLUE, ORANGE = "#0072b2", "#d55e00"
 # Steps in which decisions are simulated; crossings between them by the Brownian bridge.
 FINE = 5e-4
 LONGEST = 20.0
-# Leak and rivalry of the accumulators (Usher and McClelland 2001), and where they start.
-LEAK, RIVALRY, BEGIN = 0.5, 0.8, 0.2
 # Variances of the pair when it is first seen.
 FIRST_LAW = (0.5, 0.3)
 # Between which factors of the truth a fit may go.
@@ -38,7 +36,7 @@ FASTEST = 0.95
 @dataclasses.dataclass(frozen=True)
 class Config:
     seed: int = 0
-    models: tuple[str, ...] = ("pair",)  # of: pair, collapsing, race
+    models: tuple[str, ...] = ("pair",)  # of: pair, collapsing
     datasets: int = 100
     observations: int = 120  # of the pair, on average 0.4 apart
     trials: int = 300  # of the decision models
@@ -231,42 +229,4 @@ COLLAPSING = Model(
 )
 
 
-def _race(config: Config, rng: np.random.Generator) -> likelihood.Trials:
-    """Choices and times of two leaky competing accumulators above zero, by small steps with bridges and reflection."""
-    first, second, bound, delay = RACE.truth
-    n = config.trials
-    x, t, choice = np.full((n, 2), BEGIN), np.zeros(n), np.full(n, -1)
-    k = 0
-    while (going := choice < 0).any() and k * FINE < LONGEST:
-        pull = np.array([first, second]) - LEAK * x - RIVALRY * x[:, ::-1]
-        y = np.abs(x + pull * FINE + np.sqrt(FINE) * rng.standard_normal((n, 2)))
-        met = _crossed(bound - x, bound - y, rng)
-        winner = np.where(met.all(1), np.argmax(y, 1), np.argmax(met, 1))
-        choice = np.where(going & met.any(1), winner, choice)
-        t += FINE * (going - 0.5 * (going & (choice >= 0)))
-        x, k = y, k + 1
-    return likelihood.Trials(t + delay, choice)
-
-
-def _race_likelihood(config: Config, data: Any, theta: torch.Tensor) -> likelihood.Likelihood:
-    def drift(t: float, x: torch.Tensor, c: Any) -> torch.Tensor:
-        return torch.exp(theta[:2]) - LEAK * x - RIVALRY * x.flip(-1)
-
-    model = likelihood.Race(
-        drift,
-        upper=[lambda c: torch.exp(theta[2])] * 2,
-        lower=0.0,
-        start=BEGIN,
-        delay=lambda c: torch.exp(theta[3]),
-    )
-    return model.likelihood(data, tol=config.tol)
-
-
-RACE = Model(
-    "A race of two leaky competing accumulators",
-    ("input 1", "input 2", "bound", "delay"),
-    (2.5, 1.8, 1.2, 0.25),
-    _race,
-    _race_likelihood,
-)
-MODELS = {"pair": PAIR, "collapsing": COLLAPSING, "race": RACE}
+MODELS = {"pair": PAIR, "collapsing": COLLAPSING}
