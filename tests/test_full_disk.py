@@ -112,7 +112,7 @@ def test_a_log_that_cannot_be_written_ends_nothing(tmp_path, capsys, monkeypatch
     if not os.path.exists("/dev/full"):  # noqa: PTH110
         pytest.skip("needs /dev/full")
     run = Run.create("toy", {}, out=tmp_path / "run")
-    monkeypatch.setattr("kolmo.runs.run.appending", lambda _: os.open("/dev/full", os.O_WRONLY))
+    monkeypatch.setattr("kolmo.runs.log.appending", lambda _: os.open("/dev/full", os.O_WRONLY))
     with run:
         run.log("lost")
     assert run.status == "done"
