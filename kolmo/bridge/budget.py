@@ -19,7 +19,6 @@ from kolmo.bridge.effects import (
     Probe,
     Slopes,
     Unit,
-    as_inputs,
     jumps,
     probing,
     sampled,
@@ -192,7 +191,7 @@ class Regulariser:
         inputs: Any = None,
         horizon: float = 1.0,
     ) -> None:
-        injection = inject(model, law, where, inputs=as_inputs(inputs), horizon=horizon, batchnorm="train")
+        injection = inject(model, law, where, inputs=inputs, horizon=horizon, batchnorm="train")
         self.rows, self._laws = injection.rows, [noise.law for noise in injection.noises]
         injection.remove()
         if any(not torch.equal(one.mean(torch.ones(1, 1)), torch.ones(1, 1)) for one in self._laws):

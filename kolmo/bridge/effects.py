@@ -156,17 +156,12 @@ def probing(
     batches: Sequence[Any] | None = None,
 ) -> Iterator[Probe]:
     """Noise in place for the block, in evaluation mode and silent; everything is put back afterwards."""
-    injection = injected(model, law, where, as_inputs(inputs), horizon, "train")
+    injection = injected(model, law, where, inputs, horizon, "train")
     try:
         with injection.noisy(0):
             yield Probe(model, loss, None if batches is None else list(batches), injection.noises, injection.rows)
     finally:
         injection.remove()
-
-
-def as_inputs(inputs: Any) -> Sequence[Any] | None:
-    """Inputs of one pass as a sequence: one tensor is one input."""
-    return [inputs] if isinstance(inputs, Tensor) else inputs
 
 
 def moved(m: Tensor, axis: int, change: Callable[[Tensor], Tensor]) -> Tensor:

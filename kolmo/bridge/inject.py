@@ -31,7 +31,7 @@ def inject(
     law: NoiseLaw | WeightNoise | Sequence[NoiseLaw] | Sequence[WeightNoise],
     where: Where = None,
     *,
-    inputs: Sequence[Any] | None = None,
+    inputs: Tensor | Sequence[Any] | None = None,
     horizon: float = 1.0,
     batchnorm: str = "refuse",
 ) -> "Injection":
@@ -56,10 +56,10 @@ def inject(
         them, in which ``*`` does not cross dots and ``**`` does; ``where(name, module) -> bool``. None: all. For
         `WeightNoise`: the modules, by names, patterns or a function; None: all whose weights are matrices or filters,
         but for those inside ``nn.MultiheadAttention``, which does not call them.
-    inputs : sequence, optional
-        Inputs of the pass that `sites` follows, ``model(*inputs)``. By default they are guessed from the first layer;
-        where no guess fits, names are taken as they are, on trust: the whole output (the first tensor of it) is a
-        branch, samples are along axis 0, and each module is called once in a pass.
+    inputs : Tensor or sequence, optional
+        Inputs of the pass that `sites` follows, ``model(*inputs)``; one tensor is one input. By default they are
+        guessed from the first layer; where no guess fits, names are taken as they are, on trust: the whole output (the
+        first tensor of it) is a branch, samples are along axis 0, and each module is called once in a pass.
     horizon : float
         T, so that diffusive laws know h.
     batchnorm : {"refuse", "train", "freeze"}
@@ -121,7 +121,7 @@ def injected(
     model: nn.Module,
     law: NoiseLaw | Sequence[NoiseLaw],
     where: Where,
-    inputs: Sequence[Any] | None,
+    inputs: Tensor | Sequence[Any] | None,
     horizon: float,
     batchnorm: str,
 ) -> "Injection":
@@ -131,6 +131,7 @@ def injected(
     if not horizon > 0:
         raise InputError("horizon", horizon, "a positive number")
     _refuse_second(model)
+    inputs = [inputs] if isinstance(inputs, Tensor) else inputs
     rows, called = select(model, where, inputs)
     _check_own_noise(model, rows, called if where is None else None)
     if batchnorm == "freeze":

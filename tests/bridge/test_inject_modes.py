@@ -32,7 +32,7 @@ class Chain(nn.Module):
 
 def sampled(model, x, law):
     """What injected noise adds in training mode, with its draws fixed."""
-    noise = bridge.inject(model, law, inputs=(x[:4],))
+    noise = bridge.inject(model, law, inputs=x[:4])
     with torch.no_grad():
         mean = model.eval()(x)
         torch.manual_seed(0)
