@@ -89,6 +89,7 @@ class Likelihood(ABC):
     first: float = 16.0
     most: float = 400.0
     order: float = 6.0
+    fastest: float = 0.0
 
     def __init__(self, tol: float) -> None:
         if not (np.isfinite(tol) and tol > 0):
@@ -177,7 +178,7 @@ class Likelihood(ABC):
 
     def _levels(self) -> tuple[list[Level], float]:
         """Levels until the last of them meets the tolerance, and its error."""
-        policy, n, levels = Convergence(self.order), self.first, list[Level]()
+        policy, n, levels = Convergence(self.order, fastest=self.fastest), self.first, list[Level]()
         while True:
             if levels and levels[-1].known > NONSENSE:
                 levels.clear()

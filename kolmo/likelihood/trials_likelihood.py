@@ -31,9 +31,10 @@ SOONEST = 1e-6
 ROUNDING = 1e-15
 # What may be gone beyond a cut, and the factor by which one is moved.
 TAIL, WIDER = 1e-8, 1.3
-# Where something depends on time: resolutions, and the order counted on; and the longest time, in units of that in the
-# data, for which a choice without a time is followed.
-FIRST_TIMED, MOST_TIMED, ORDER_TIMED, LONGEST = 16.0, 260.0, 4.0, 64.0
+# Where something depends on time: resolutions; the order counted on, which is what is left where a passage is early
+# (measured: 2.5), and that of the steps; the longest time, in units of that in the data, for which a choice without a
+# time is followed.
+FIRST_TIMED, MOST_TIMED, ORDER_TIMED, FASTEST_TIMED, LONGEST = 16.0, 260.0, 2.5, 4.0, 64.0
 
 
 class PassageLikelihood(Likelihood):
@@ -64,7 +65,8 @@ class PassageLikelihood(Likelihood):
         self._span = float(np.nanmax(trials.times)) if model.span is None else float(model.span)
         self._timed = model.moves or any(self._changes(c) for c in trials_first(self._conditions))
         if self._timed:
-            self.first, self.most, self.order = FIRST_TIMED, MOST_TIMED, ORDER_TIMED
+            self.first, self.most = FIRST_TIMED, MOST_TIMED
+            self.order, self.fastest = ORDER_TIMED, FASTEST_TIMED
         # processes of the conditions, and their clocks
         self._clocks: dict[float | None, tuple[list[Process], list[Clock]]] = {}
         self._reach = None if len(model.sides) == 2 else self._distance(TAIL)
