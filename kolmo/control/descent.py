@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy import optimize
 
-from kolmo.control.value import Plans
+from kolmo.control.plans import Plans
 from kolmo.errors import InputError, KolmoError, KolmoWarning, ToleranceWarning
 
 Objective = Callable[[], torch.Tensor]

@@ -9,7 +9,7 @@ import torch
 
 from kolmo.arrays import as_points, at_home
 from kolmo.control.adjoint import Steps, Taken, differentiable_march, own, pieces
-from kolmo.control.value import planned
+from kolmo.control.plans import planned
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.forward import Exit, WaysOut, initial_at_rest, initial_masses, readings

@@ -10,7 +10,7 @@ from scipy import optimize
 
 from kolmo.arrays import at_home
 from kolmo.control.descent import METHODS, Callback, Fitted, Loop, Objective, checked_bounds, flattened
-from kolmo.control.value import keeping_plans
+from kolmo.control.plans import keeping_plans
 from kolmo.errors import InputError
 
 

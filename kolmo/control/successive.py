@@ -13,7 +13,8 @@ from scipy import optimize
 from kolmo.arrays import as_points, at_home
 from kolmo.control.adjoint import Steps, Taken, apply, differentiable_march
 from kolmo.control.minimize import collect, minimize
-from kolmo.control.value import expected_value, planned
+from kolmo.control.plans import planned
+from kolmo.control.value import expected_value
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.march import March

@@ -9,7 +9,7 @@ from scipy.stats import chi2, norm
 
 from kolmo.arrays import at_home
 from kolmo.control.descent import Fitted, Stopped
-from kolmo.control.value import keeping_plans
+from kolmo.control.plans import keeping_plans
 from kolmo.errors import InputError, KolmoError, NotConvergedError
 
 KINDS = ("likelihood", "squares")

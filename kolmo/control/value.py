@@ -1,9 +1,5 @@
 """The differentiable primitive: u(0, x) with the exact gradient of the number returned."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +7,7 @@ import torch
 from kolmo.arrays import as_like, as_points, at_home
 from kolmo.control.adjoint import Still, Sweep, Taken, apply, differentiable_march, tensor_like
 from kolmo.control.checkpoints import GradientMemory
+from kolmo.control.plans import Asked, on_plan
 from kolmo.control.switches import warn_of_jumps
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
@@ -18,7 +15,6 @@ from kolmo.limits import part_of
 from kolmo.march import March
 from kolmo.problem import KolmogorovProblem
 from kolmo.problem.rest import at_rest
-from kolmo.refine.plan import plan
 from kolmo.schemes.base import SCHEMES
 
 
@@ -51,10 +47,11 @@ def value(
     x : array_like or tensor, shape (..., d)
         Points. On a device other than the CPU, everything is computed there (coefficients are handed tensors on it).
     rtol, atol : float
-        Tolerance by which a discretisation is planned, unless one is given; inside ``control.minimize`` once per
-        problem object.
+        Tolerance by which a discretisation is planned, unless one is given. The plan is kept for calls with problems
+        of the same structure (the same functions, with other parameters), while the levels that it was found by agree
+        within the tolerance; inside ``control.minimize`` for all of it.
     discretization : Discretization, optional
-        A frozen recipe from ``kolmo.plan``; use one inside an optimisation, so that the objective does not jump.
+        A frozen recipe from ``kolmo.plan``: the value is that on it, whatever its error.
     checkpoints : int, optional
         States kept for the gradient, at least 2; the others are computed again. None: all. The gradient is the same to
         rounding; ``gradient_memory`` states the peak beforehand.
@@ -91,145 +88,34 @@ def value(
     -0.3679
     """
     points = torch.as_tensor(as_points(x, problem.dim))
-    if discretization is None:
-        discretization = planned(problem, points.detach(), rtol, atol, max_seconds, max_cells)
-    if discretization.grid.dim != problem.dim:
-        raise InputError("discretization", f"{discretization.grid.dim} dimensions", f"{problem.dim} dimensions")
-    problem = at_rest(problem.handing("torch", points.device), discretization.grid.box)
-    points = points if problem.motion is None else problem.motion.inwards(0.0, points)
-    if memory is not None and not problem.stationary:
-        checkpoints = gradient_memory(problem, discretization, checkpoints=checkpoints, memory=memory).checkpoints
-    u = grid_value(problem, discretization, checkpoints)
-    columns = u if discretization.march(problem).generator.columns is not None else u[:, 0]
-    values: torch.Tensor = discretization.grid.interpolate(columns, points, discretization.width)
-    return values
+
+    def evaluate(recipe: Discretization) -> tuple[torch.Tensor, torch.Tensor]:
+        return _on(problem, points, recipe, checkpoints, memory)
+
+    if discretization is not None:
+        return evaluate(discretization)[0]
+    asked = Asked(rtol, atol, part_of(max_seconds), max_cells)
+    return on_plan(problem, points.detach(), asked, evaluate)
 
 
-def planned(
+def _on(
     problem: KolmogorovProblem,
     points: torch.Tensor,
-    rtol: float,
-    atol: float,
-    max_seconds: float | None = None,
-    max_cells: int | None = None,
-) -> Discretization:
-    """A plan for points (..., d): the one kept, where plans are being kept, else a fresh one."""
-    kept = _PLANS.get()
-    asked = Asked(rtol, atol, part_of(max_seconds), max_cells)
-    return _planned(problem, points, asked) if kept is None else kept.find(problem, points, asked)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Tolerances and limits that a plan is made for."""
-
-    rtol: float
-    atol: float
-    max_seconds: float | None = None
-    max_cells: int | None = None
-
-    def serves(self, other: "Asked") -> bool:
-        """Whether a plan made for this is good enough for the other."""
-        return self.rtol <= other.rtol and self.atol <= other.atol
-
-
-def _planned(problem: KolmogorovProblem, points: torch.Tensor, asked: Asked) -> Discretization:
-    """A fresh plan at the present parameters."""
-    return plan(problem.handing("torch", points.device), at=points, **vars(asked))
-
-
-@dataclass
-class _Kept:
-    """A plan kept for one problem object, and what it was made for."""
-
-    problem: KolmogorovProblem
-    points: torch.Tensor
-    asked: Asked
-    recipe: Discretization
-
-
-class Plans:
-    """Plans made once per problem object and kept, so that an objective does not jump while it is minimised.
-
-    Attributes
-    ----------
-    rebuilt : bool
-        Whether an evaluation after the first met a problem object not seen before.
-    message : str
-        What ``hold`` found.
-    """
-
-    def __init__(self) -> None:
-        self._kept: dict[int, _Kept] = {}
-        self._evaluations = 0
-        self._fresh: dict[int, Discretization] = {}
-        self.rebuilt = False
-        self.message = ""
-
-    def begin(self) -> None:
-        """Note that an evaluation of the objective begins."""
-        self._evaluations += 1
-
-    def find(self, problem: KolmogorovProblem, points: torch.Tensor, asked: Asked) -> Discretization:
-        """The plan kept for the problem; a fresh one for a new problem, a finer tolerance or points outside."""
-        kept = self._kept.get(id(problem))
-        if kept is not None and kept.asked.serves(asked) and _covers(kept.recipe, points):
-            return kept.recipe
-        if kept is None and self._evaluations > 1:
-            # a problem made for one evaluation is not kept: it would never be met again
-            self.rebuilt = True
-            return _planned(problem, points, asked)
-        flat = points.reshape(-1, problem.dim)
-        if kept is not None:
-            flat = torch.cat([kept.points, flat])
-            rtol, atol = min(asked.rtol, kept.asked.rtol), min(asked.atol, kept.asked.atol)
-            asked = replace(asked, rtol=rtol, atol=atol)
-        self._kept[id(problem)] = _Kept(problem, flat, asked, _planned(problem, flat, asked))
-        return self._kept[id(problem)].recipe
-
-    def hold(self) -> bool:
-        """Whether every kept plan still meets its tolerance at the present parameters, against a fresh plan."""
-        self._fresh.clear()
-        for key, kept in self._kept.items():
-            fresh = _planned(kept.problem, kept.points, kept.asked)
-            with torch.no_grad():
-                old, new = (value(kept.problem, kept.points, discretization=r) for r in (kept.recipe, fresh))
-            change, scale = (v.abs().reshape(len(kept.points), -1).amax(0) for v in (old - new, new))
-            # both are allowed an error of one tolerance
-            if not bool((change <= 2.0 * (kept.asked.atol + kept.asked.rtol * scale)).all()):
-                self._fresh[key] = fresh
-                self.message = (
-                    f"the plan made at the first parameters is off by {float(change.max()):.2e} at those found "
-                    f"(rtol = {kept.asked.rtol:g})"
-                )
-        return not self._fresh
-
-    def renew(self) -> None:
-        """Put fresh plans in the place of those that ``hold`` found wanting."""
-        for key, recipe in self._fresh.items():
-            self._kept[key].recipe = recipe
-
-
-_PLANS: ContextVar[Plans | None] = ContextVar("plans", default=None)
-
-
-@contextmanager
-def keeping_plans() -> Iterator[Plans]:
-    """Within this context ``value`` plans once per problem object and keeps the plan."""
-    plans = Plans()
-    token = _PLANS.set(plans)
-    try:
-        yield plans
-    finally:
-        _PLANS.reset(token)
-
-
-def _covers(recipe: Discretization, points: torch.Tensor) -> bool:
-    """Whether points lie inside the grid of a recipe (periodic axes contain everything)."""
-    low, high = (as_like(end, points) for end in recipe.grid.box)
-    periodic = torch.tensor([axis.periodic for axis in recipe.grid.axes], device=points.device)
-    slack = 1e-9 * (high - low)
-    return bool((((points >= low - slack) & (points <= high + slack)) | periodic).all())
+    recipe: Discretization,
+    checkpoints: int | None,
+    memory: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values at the points (...[, k]) and the state on the grid (size, k), by a recipe."""
+    if recipe.grid.dim != problem.dim:
+        raise InputError("discretization", f"{recipe.grid.dim} dimensions", f"{problem.dim} dimensions")
+    problem = at_rest(problem.handing("torch", points.device), recipe.grid.box)
+    points = points if problem.motion is None else problem.motion.inwards(0.0, points)
+    if memory is not None and not problem.stationary:
+        checkpoints = gradient_memory(problem, recipe, checkpoints=checkpoints, memory=memory).checkpoints
+    u = grid_value(problem, recipe, checkpoints)
+    columns = u if recipe.march(problem).generator.columns is not None else u[:, 0]
+    values: torch.Tensor = recipe.grid.interpolate(columns, points, recipe.width)
+    return values, u
 
 
 def grid_value(

@@ -1,7 +1,8 @@
 """Levels: solves of a problem on grids of one family, with the scheme, the stepper and the number of steps of each."""
 
 import math
-from dataclasses import dataclass
+from collections import OrderedDict
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,8 @@ EXPLICIT_PER_CARRIED = 5
 # Growth of the values from level to level at which steps are taken to be unstable.
 RUNAWAY = 10.0
 TINY = 1e-300
+# Levels of a search that are remembered, for another question to the same grid, and their cells at most.
+KEPT_LEVELS, KEPT_CELLS = 8, 200_000
 # Cells of a grid, and processor time, at most.
 MAX_CELLS = {1: 40_000, 2: 700_000, 3: 4_000_000}
 MAX_SECONDS = 25.0
@@ -116,6 +119,7 @@ class Levels:
         self.like, self.callback, self.progress = like, callback, progress
         self.free, self.guarded, self.order = scheme == "auto", False, SCHEMES[self.scheme].order
         self.levels: list[Level] = []
+        self._solved: OrderedDict[tuple[Any, ...], Level] = OrderedDict()
         self._beside: np.ndarray | None = None
         self._carried: bool | None = None
         self._pace, self._slowest, self._closing = 1.0, 0.0, False
@@ -130,6 +134,20 @@ class Levels:
         return self._solve_on(layout.grid(n, SCHEMES[self.scheme].minimum_nodes), steps, n)
 
     def _solve_on(self, grid: Grid, steps: int, n: float, stepper: str = "") -> Level:
+        """The level on a grid, solved once."""
+        first = self.levels[0].count if self.levels else 0
+        asked = (grid.axes, steps, stepper, self.scheme, self.stepper, self._carried, self._pace, first)
+        known = self._solved.get(asked)
+        if known is not None:
+            return replace(known, n=n)
+        level = self._solved_anew(grid, steps, n, stepper)
+        if grid.size <= KEPT_CELLS:
+            self._solved[asked] = level
+            while len(self._solved) > KEPT_LEVELS:
+                self._solved.popitem(last=False)
+        return level
+
+    def _solved_anew(self, grid: Grid, steps: int, n: float, stepper: str) -> Level:
         if self.levels and not self._closing:
             self.limits.check()
         begun = clock()

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 
 from kolmo.arrays import as_numpy
+from kolmo.discretization import Discretization
 from kolmo.errors import NotConvergedError
 from kolmo.limits import Limits, OutOfTimeError
 from kolmo.problem.problem import KolmogorovProblem
 from kolmo.refine.estimate import Convergence, Verdict
+from kolmo.refine.family import Family, rounding_of
 from kolmo.refine.layout import FIRST_NODES, Layout
 from kolmo.refine.levels import (
     EXPLICIT,
@@ -48,15 +50,14 @@ SILENT = (
 )
 # Ranges of the data by which an answer may lie outside of them on the way; at the end it may not at all.
 RUNAWAY_RANGE = 1.0
-# Rounding of a march: a few units in the last place of the largest value, as random as the number of nodes; of one
-# large system, which is as ill-conditioned as there are nodes, not so random.
-ROUNDING = 4e-15
 # Part of the tolerance that the next level aims at.
 AIM = 0.7
 # Change of an axis' share of the nodes from which on the first level is solved again.
 RESHAPED = 0.1
 # Least proportion between the axes' numbers of nodes.
 LEAST_SHARE = 0.4
+# Levels that are solved again to see whether a plan still holds.
+JUDGED = 4
 # Share of the tolerance left to the effect of the cut.
 CUT_SHARE = 0.2
 CUT_TRIES, CUT_PATIENCE = 12, 3
@@ -74,12 +75,13 @@ UNSEEN = 0.03
 
 @dataclass
 class Outcome:
-    """Result of a search: the finest level with its estimate."""
+    """Result of a search: the finest level with its estimate, and the levels that it was judged by."""
 
     level: Level
     estimate: np.ndarray
     status: str
     message: str
+    family: Family
     stats: dict[str, Any] = field(default_factory=dict)
 
 
@@ -91,6 +93,7 @@ class Search(Levels):
         self._abandoned: list[Level] = []
         self.cut = np.zeros(1)
         self._measured: Level | None = None
+        self._cut_seen: tuple[Discretization, ...] = ()
         self._judged: tuple[list[Level], Verdict] | None = None
         self._growth, self._hurried = GROWTH[problem.dim], False
 
@@ -106,6 +109,7 @@ class Search(Levels):
             self.order, self.guarded = SCHEMES[self.scheme].order, (self.scheme, self.stepper) != ways[-1]
             self._abandoned = self.levels or self._abandoned
             self.levels, self.cut, self._measured, self._pace = [], np.zeros(1), None, 1.0
+            self._cut_seen = ()
             self._growth = GROWTH[self.problem.dim]
             with contextlib.suppress(RanAwayError):
                 return self._refine()
@@ -251,11 +255,17 @@ class Search(Levels):
             except RanAwayError:
                 break  # it is the distance that this grid does not bear: a finer one has to show what is there
             if self._cut_fits():
+                self._follow(layout)
                 return layout, True
             effects.append(float(np.max(self.cut)))
             if len(effects) > CUT_PATIENCE and effects[-1] > 0.5 * effects[-1 - CUT_PATIENCE]:
                 break  # it does not get smaller with the distance: a finer level has to show what it is
         return layout, False
+
+    def _follow(self, layout: Layout) -> None:
+        """The levels below the last one on its wider box: else they differ by what the narrower one has cut off."""
+        *below, last = self.levels
+        self.levels = [*(self._solve(layout, level.n) for level in below[-2:]), last]
 
     def _cut_fits(self) -> bool:
         return bool((self.cut <= CUT_SHARE * self._tolerance()).all())
@@ -268,6 +278,7 @@ class Search(Levels):
         wider, grid = layout.widened(level.discretization.grid)
         wide = self._solve_on(grid, level.effort, level.n, level.discretization.stepper)
         self.cut, self._measured = CUT_SAFETY * np.abs(wide.values - level.values).max(0), level
+        self._cut_seen = level.discretization, wide.discretization
         return wider, wide
 
     def _outcome(self, status: str, message: str) -> Outcome:
@@ -286,7 +297,19 @@ class Search(Levels):
             "seconds": self.limits.spent,
             "estimate": dict(recipe.estimate),
         }
-        return Outcome(best, estimate, status, message, stats)
+        return Outcome(best, estimate, status, message, self._family(), stats)
+
+    def _family(self) -> Family:
+        """The last levels as recipes."""
+        levels = self.levels[-JUDGED:]
+        return Family(
+            recipes=tuple(level.discretization for level in levels),
+            resolutions=tuple(level.n for level in levels),
+            convergence=self._convergence,
+            cut=self._cut_seen,
+            safety=CUT_SAFETY,
+            unseen=0.0 if self.sight.proved else UNSEEN,
+        )
 
     def _tolerance(self) -> np.ndarray:
         """atol + rtol max |u_j| per column, at the points asked for."""
@@ -306,13 +329,11 @@ class Search(Levels):
 
     def _judge(self) -> Verdict:
         """Judge them."""
-        last = as_numpy(self.levels[-1].run.state)
-        rounding = ROUNDING * np.abs(last).max(0) * (len(last) if self.problem.stationary else math.sqrt(len(last)))
         return self._convergence.judge(
             [level.n for level in self.levels],
             [level.witnessed for level in self.levels],
             groups=groups(len(self.points), self.problem.dim),
-            rounding=rounding,
+            rounding=rounding_of(as_numpy(self.levels[-1].run.state), system=self.problem.stationary),
         )
 
     @property

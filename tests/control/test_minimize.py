@@ -152,11 +152,11 @@ def drifting(theta):
 
 
 def counted(monkeypatch):
-    module = importlib.import_module("kolmo.control.value")
+    module = importlib.import_module("kolmo.control.plans")
 
     planned = []
-    original = module.plan
-    monkeypatch.setattr(module, "plan", lambda *args, **kw: planned.append(1) or original(*args, **kw))
+    original = module.search
+    monkeypatch.setattr(module, "search", lambda *args, **kw: planned.append(1) or original(*args, **kw))
     return planned
 
 
@@ -172,10 +172,25 @@ def test_within_a_run_a_problem_is_planned_once_and_checked_once(monkeypatch):
     assert len(planned) == 3
 
 
-def test_a_problem_built_in_the_objective_is_told(monkeypatch):
-    theta = leaf(0.0)
+def test_a_problem_built_in_the_objective_keeps_its_plan(monkeypatch):
+    planned = counted(monkeypatch)
+    theta = leaf(1.2)
+    fit = control.minimize(lambda: control.value(drifting(theta), [-0.5], rtol=1e-3).sum(), theta)
+    assert fit.nfev > 2
+    assert len(planned) == 2
+    assert theta.item() == pytest.approx(1.5, abs=1e-3)
+
+
+def test_another_problem_at_every_evaluation_is_told():
+    theta, targets = leaf(0.0), iter(np.linspace(1.0, 1.1, 100))
+
+    def objective():
+        sde, target = kolmo.SDE(lambda t, x: theta + 0 * x, diffusion=0.5, dim=1), next(targets)
+        problem = kolmo.KolmogorovProblem(sde, lambda x: (x[..., 0] - target) ** 2, 1.0)
+        return control.value(problem, [-0.5], rtol=1e-3).sum()
+
     with pytest.warns(KolmoWarning, match="build the problem once"):
-        control.minimize(lambda: control.value(drifting(theta), [-0.5], rtol=1e-3).sum(), theta, maxiter=3)
+        control.minimize(objective, theta, maxiter=3)
 
 
 def test_a_plan_outgrown_by_the_parameters_is_renewed(monkeypatch):
