@@ -20,7 +20,7 @@ def expression(rng, depth):
     if depth == 0:
         which, number = int(rng.integers(4)), float(rng.normal())
         return lambda xp, t, x, y: (t, x, y, number)[which] if which < 3 else number + 0.0 * x
-    kind = rng.choice(["+", "-", "*", "power", "scaled", "function", "inverse", "root", "log", "base"])
+    kind = rng.choice(["+", "-", "*", "power", "scaled", "function", "inverse", "root", "log", "bump", "base"])
     f, g = expression(rng, depth - 1), expression(rng, depth - int(rng.integers(1, depth + 1)))
     c, n, name = float(rng.normal()), int(rng.integers(2, 4)), str(rng.choice(FUNCTIONS))
     return {
@@ -33,6 +33,7 @@ def expression(rng, depth):
         "inverse": lambda xp, *v: 1.0 / (3.0 + xp.sin(f(xp, *v))),
         "root": lambda xp, *v: xp.sqrt(2.0 + xp.cos(f(xp, *v))),
         "log": lambda xp, *v: xp.log(1.5 + xp.tanh(f(xp, *v))),
+        "bump": lambda xp, *v: xp.exp(0.1 - f(xp, *v) ** 2 - 0.3 * g(xp, *v) ** 2),
         "base": lambda xp, *v: 1.3 ** (0.2 * f(xp, *v)) + 0.0 * v[1],
     }[kind]
 
@@ -64,6 +65,27 @@ def test_bounds_of_products_hold(name, other):
     rng = np.random.default_rng(1)
     check_bounds(lambda xp, t, x, y: getattr(xp, name)(2.0 * x) * getattr(xp, other)(0.0 * t - 2.0 * x), rng)
     check_bounds(lambda xp, t, x, y: getattr(xp, name)(y) ** 3 * getattr(xp, other)(-y), rng)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_bounds_of_bumps_hold_and_are_close(seed):
+    """exp of a quadratic that bends down: not far from the truth, wherever its top lies."""
+    rng = np.random.default_rng([7, seed])
+    weights, places = np.exp(rng.uniform(-1.0, 2.0, 2)), rng.uniform(-3.0, 5.0, 2)
+    factor, tilt = rng.normal(size=2)
+
+    def bump(xp, t, x, y):
+        q = weights[0] * (x - places[0]) ** 2 + (y - places[1]) * (y - places[1]) * weights[1]
+        return factor * xp.exp(0.3 * tilt - 0.5 * q)
+
+    check_bounds(bump, rng)
+    t, x = variables(LOW, HIGH, SPREAD, HORIZON)
+    assert bump(np, t, x[0, 0], x[0, 1]).rates[1:] == pytest.approx(1.74 * np.sqrt(weights) * SPREAD)
+    saddle = lambda xp, t, x, y: xp.exp(0.1 * (x - 1.0) ** 2 - y**2)  # noqa: E731
+    tilted = lambda xp, t, x, y: xp.exp(-((x + t) ** 2) - (y - x) ** 2 + 0.0 * t)  # noqa: E731
+    sloping = lambda xp, t, x, y: xp.exp(0.3 * x - y**2)  # noqa: E731
+    for f in (saddle, tilted, sloping, lambda xp, *v: bump(xp, *v) * tilted(xp, *v) + sloping(xp, *v)):
+        check_bounds(f, rng)
 
 
 def check_bounds(f, rng):

@@ -11,7 +11,9 @@ and sums, products and functions of such f have such bounds again:
 - f g: :math:`\max(S_f, \sup|f|) \max(S_g, \sup|g|)`, :math:`r_f + r_g` (Leibniz);
 - h(f) with :math:`|h^{(k)}| \le H \kappa^k` there: H and :math:`r_f (\kappa S_f + 3)`, since the Touchard polynomials
   of Faà di Bruno's formula are at most :math:`(\kappa S + 3)^k` up to k = 6; and :math:`\kappa |a_j|` for an affine f
-  with slopes :math:`a_j`.
+  with slopes :math:`a_j`;
+- exp(f) of a quadratic f that bends down by :math:`a_j^2` along every axis it depends on, and has a largest value:
+  Gaussian bumps, with :math:`1.09\,e^{\max f}` and :math:`720^{1/12} a_j` (Cramér's bound of Hermite functions).
 
 Comparisons are answered where intervals decide them (``np.maximum(v, 0)`` where v is not negative). Whatever else is
 done with such a number, as a conversion or a comparison that is not decided, raises an error: then nothing is known of
@@ -29,6 +31,8 @@ import numpy as np
 # Derivatives of h up to the sixth on an interval: |h^(k)| ≤ H κ^k. Sine and cosine: 1, 1; tanh: its sixth derivative is
 # at most 52 < 2⁶; arctan: 120 < (π/2) 2.22⁶; 1/u: k!/uᵏ⁺¹, 6! < 3⁶; √u: 945/64 < 1.6⁶; log u: 5! < 2.3⁶.
 TANH, ARCTAN, INVERSE, ROOT, LOG = 2.0, 2.22, 3.0, 1.6, 2.3
+# Cramér's bound of Hermite functions (Abramowitz & Stegun 1964, 22.14.17): |dᵏ exp(−½x²)| ≤ 1.09 √k!; √6! < 1.74⁶.
+CRAMER, HERMITE = 1.09, 1.74
 # Added to κS in the rate of a function of something that is not affine.
 TOUCHARD = 3.0
 
@@ -50,14 +54,29 @@ class Bounds:
         r: of time, and of each axis.
     slopes : ndarray or None
         Derivatives of an affine function.
+    bends : ndarray or None
+        Second derivatives of a quadratic function along the axes.
+    least, most_anywhere : float
+        Bounds of a quadratic function wherever it is taken, not in the box alone.
     """
 
-    __slots__ = ("high", "low", "rates", "size", "slopes")
+    __slots__ = ("bends", "high", "least", "low", "most_anywhere", "rates", "size", "slopes")
 
-    def __init__(self, low: float, high: float, size: float, rates: np.ndarray, slopes: np.ndarray | None) -> None:
+    def __init__(
+        self,
+        low: float,
+        high: float,
+        size: float,
+        rates: np.ndarray,
+        slopes: np.ndarray | None,
+        bends: np.ndarray | None = None,
+        anywhere: tuple[float, float] = (-math.inf, math.inf),
+    ) -> None:
         if not (math.isfinite(low) and math.isfinite(high) and math.isfinite(size)):
             raise UndecidedError("bounds that are not finite")
         self.low, self.high, self.size, self.rates, self.slopes = low, high, size, rates, slopes
+        self.bends = np.zeros_like(rates) if bends is None and slopes is not None else bends
+        self.least, self.most_anywhere = (low, high) if self.constant else anywhere
 
     @classmethod
     def affine(cls, low: float, high: float, slopes: np.ndarray) -> "Bounds":
@@ -87,7 +106,9 @@ class Bounds:
         return self.low == self.high and self.slopes is not None and not self.slopes.any()
 
     def __neg__(self) -> "Bounds":
-        return Bounds(-self.high, -self.low, self.size, self.rates, None if self.slopes is None else -self.slopes)
+        slopes, bends = (None if v is None else -v for v in (self.slopes, self.bends))
+        anywhere = -self.most_anywhere, -self.least
+        return Bounds(-self.high, -self.low, self.size, self.rates, slopes, bends, anywhere)
 
     def __pos__(self) -> "Bounds":
         return self
@@ -99,7 +120,9 @@ class Bounds:
         low, high = self.low + other.low, self.high + other.high
         if self.slopes is not None and other.slopes is not None:
             return Bounds.affine(low, high, self.slopes + other.slopes)
-        return Bounds(low, high, self.size + other.size, np.maximum(self.rates, other.rates), None)
+        bends = None if self.bends is None or other.bends is None else self.bends + other.bends
+        anywhere = self.least + other.least, self.most_anywhere + other.most_anywhere
+        return Bounds(low, high, self.size + other.size, np.maximum(self.rates, other.rates), None, bends, anywhere)
 
     __radd__ = __add__
 
@@ -114,15 +137,21 @@ class Bounds:
         other = self._like(value)
         if other is None:
             return NotImplemented
-        if other is self:
+        if other is self or _equal(self, other):
             return self**2
         if self.constant:
             self, other = other, self
         ends = [a * b for a in (self.low, self.high) for b in (other.low, other.high)]
         if other.constant:
-            slopes = None if self.slopes is None else other.low * self.slopes
-            return Bounds(min(ends), max(ends), abs(other.low) * self.size, self.rates * (other.low != 0.0), slopes)
-        return Bounds(min(ends), max(ends), self.most * other.most, self.rates + other.rates, None)
+            c = other.low
+            slopes, bends = (None if v is None else c * v for v in (self.slopes, self.bends))
+            anywhere = (
+                (c * self.least, c * self.most_anywhere) if c >= 0.0 else (c * self.most_anywhere, c * self.least)
+            )
+            rates = self.rates * (c != 0.0)
+            return Bounds(min(ends), max(ends), abs(c) * self.size, rates, slopes, bends, anywhere if c else (0.0, 0.0))
+        bends = None if self.slopes is None or other.slopes is None else 2.0 * self.slopes * other.slopes
+        return Bounds(min(ends), max(ends), self.most * other.most, self.rates + other.rates, None, bends)
 
     __rmul__ = __mul__
 
@@ -148,7 +177,8 @@ class Bounds:
             return self if n == 1 else self._number(1.0 if n == 0 else self.low**n)
         ends = self.low**n, self.high**n
         low = 0.0 if n % 2 == 0 and self.low < 0.0 < self.high else min(ends)
-        return Bounds(low, max(ends), self.most**n, n * self.rates, None)
+        bends = 2.0 * self.slopes**2 if n == 2 and self.slopes is not None else None
+        return Bounds(low, max(ends), self.most**n, n * self.rates, None, bends, (0.0, math.inf))
 
     def __rpow__(self, base: Any) -> Any:
         if not isinstance(base, numbers.Real) or base <= 0:
@@ -179,7 +209,13 @@ class Bounds:
         """exp u."""
         if self.high > 700.0:
             raise UndecidedError("values that are not finite")
-        return self._composed(math.exp(self.low), math.exp(self.high), math.exp(self.high), 1.0)
+        low, high = math.exp(self.low), math.exp(self.high)
+        if self.slopes is None and self.bends is not None and self.most_anywhere < 700.0:
+            down = self.bends < 0.0
+            if (down | (self.rates == 0.0)).all():
+                size = CRAMER * math.exp(self.most_anywhere)
+                return Bounds(low, high, size, HERMITE * np.sqrt(np.where(down, -self.bends, 0.0)), None)
+        return self._composed(low, high, high, 1.0)
 
     def expm1(self) -> "Bounds":
         """exp u − 1."""
@@ -280,6 +316,13 @@ class _Points(np.ndarray):
             return np.linalg.inv(args[0]) @ args[1]
         result = super().__array_function__(func, types, args, kwargs)
         return result.view(_Points) if isinstance(result, np.ndarray) and result.dtype == object else result
+
+
+def _equal(a: Bounds, b: Bounds) -> bool:
+    """Whether two functions are the same affine one."""
+    if a.slopes is None or b.slopes is None:
+        return False
+    return (a.low, a.high) == (b.low, b.high) and np.array_equal(a.slopes, b.slopes)
 
 
 def _apart(a: Bounds, b: Bounds) -> bool:

@@ -164,7 +164,7 @@ class Levels:
             short = [(p.start, p.end, p.step * closer) for p in self.sight.pulses]
             growth = count / self.levels[0].count if self.levels else 1.0
             times = time_nodes(generator.intervals(), count, self.save, short, growth)
-            rule = plan_terminal(self.problem, grid, generator.box, self.order)
+            rule = self._terminal(generator, stepper)
             seen = self.sight.breakpoints
             recipe = Discretization(grid, tuple(times.tolist()), self.scheme, stepper, rule, seen, averages)
             march = March(generator, STEPPERS[stepper], times, self.like)
@@ -173,7 +173,6 @@ class Levels:
             run = march.backward(first, save=self.save, callback=self.callback, progress=self.progress, stop=stop)
             if run.late:
                 raise OutOfTimeError
-            self._check_growth(recipe, march, as_numpy(first), as_numpy(run.state))
         if not np.isfinite(as_numpy(run.state)).all():
             if self.guarded:
                 raise RanAwayError
@@ -184,6 +183,8 @@ class Levels:
         everywhere = np.concatenate([self.points, self._witnesses(grid)])
         witnessed = as_numpy(grid.interpolate(as_numpy(run.state), everywhere, recipe.width))
         witnessed = witnessed.reshape(len(everywhere), -1)
+        if self.levels and self.guarded and recipe.stepper in (SPLIT, EXPLICIT):
+            self._check_growth(march, as_numpy(first), witnessed[: len(self.points)])
         seconds, columns = clock() - begun, generator.columns
         level = Level(recipe, run, witnessed[: len(self.points)], witnessed, seconds, n, steps, count, columns)
         if run.interrupted:  # whatever it was solved for: a part of a march is compared with nothing
@@ -191,22 +192,23 @@ class Levels:
             raise KeyboardInterrupt
         return level
 
-    def _check_growth(self, recipe: Discretization, march: March, first: np.ndarray, last: np.ndarray) -> None:
+    def _check_growth(self, march: March, first: np.ndarray, values: np.ndarray) -> None:
         """Values do not grow tenfold beyond what the data and the level before allow, unless steps are unstable."""
-        if not self.guarded or recipe.stepper not in (SPLIT, EXPLICIT):
-            return
-        if not np.isfinite(last).all():
+        load = (self.problem.horizon or 0.0) * as_numpy(march.ingredients(march.plans[-1].instants[-1])[0].load)
+        allowed = max(float(np.abs(v).max()) for v in (as_numpy(self.levels[-1].run.state), first, load))
+        if np.abs(values).max() > RUNAWAY * allowed:
             raise RanAwayError
-        if self.levels:
-            load = (self.problem.horizon or 0.0) * as_numpy(march.ingredients(march.plans[-1].instants[-1])[0].load)
-            allowed = max(float(np.abs(v).max()) for v in (as_numpy(self.levels[-1].run.state), first, load))
-            if np.abs(recipe.grid.interpolate(last, self.points, recipe.width)).max() > RUNAWAY * allowed:
-                raise RanAwayError
 
     def _averages(self, grid: Grid) -> dict[str, TerminalRule]:
         """How functions are averaged whose breaks lie between the nodes."""
         box = self.problem.box.replace(*grid.box)
         return plan_averages(self.problem, grid, box, self.order, self.sight.unresolved)
+
+    def _terminal(self, generator: Generator, stepper: str) -> TerminalRule:
+        """How φ is put on the grid: what proves to be smooth needs no look at its cells, and no averages."""
+        if "terminal" in self.sight.smooth and stepper != TRANSPORT:
+            return TerminalRule.point_values(generator.grid, self.order)
+        return plan_terminal(self.problem, generator.grid, generator.box, self.order)
 
     def _generator(self, grid: Grid, averages: dict[str, TerminalRule] | None = None) -> Generator:
         """The problem on a grid; whether it depends on time was seen."""

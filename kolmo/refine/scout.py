@@ -79,8 +79,10 @@ class Sight:
         Least and largest value per column that the answer can have, where the equation bounds it (g = 0, c ≥ 0).
     steady : bool
         Whether nothing changes in time but at breakpoints, told or seen.
+    smooth : tuple of str
+        Functions that prove to be smooth.
     proved : bool
-        Whether all functions prove to be smooth: else there may be more than was looked for.
+        Whether all functions do: else there may be more than was looked for.
     exploded : float
         Part of the paths that run away to infinity before the horizon.
     """
@@ -94,6 +96,7 @@ class Sight:
     size: float = 0.0
     bounds: tuple[np.ndarray, np.ndarray] | None = None
     steady: bool = True
+    smooth: tuple[str, ...] = ()
     proved: bool = True
     exploded: float = 0.0
 
@@ -133,6 +136,7 @@ def scout(problem: KolmogorovProblem, room: Room, rtol: float, atol: float = 0.0
         size=size,
         bounds=_bounds(problem, room, fields),
         steady=not course.changing and all(_alike(problem, course, f) for f in fields),
+        smooth=tuple(d.name for d in data if d.smooth),
         proved=all(d.smooth for d in data),
     )
 
