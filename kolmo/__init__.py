@@ -36,7 +36,7 @@ if _TYPE_CHECKING:
     from kolmo import likelihood as likelihood
     from kolmo import testing as testing
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "SDE",
