@@ -5,7 +5,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 CLOCK = os.environ.get("BENCHMARK_CLOCK", "cpu")
@@ -17,7 +17,8 @@ class Record:
     """One setting of one solver: errors and seconds.
 
     ``first`` is the first call in the process (compilation and caches included), ``whole`` the median warm call, of
-    which ``march`` is the time stepping alone where the solver lets it be told apart.
+    which ``march`` is the time stepping alone where the solver lets it be told apart. ``found`` is ``whole`` and what
+    it costs to know the error besides, where that was asked for; ``finding_out`` measures the latter.
     """
 
     problem: str
@@ -28,9 +29,11 @@ class Record:
     first: float
     march: float | None = None
     note: str = ""
+    found: float | None = None
+    finding_out: Callable[[], float] | None = field(default=None, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {key: v for key, v in vars(self).items() if key != "finding_out"}
 
 
 def measure(work: Callable[[], Any], repeats: int = 5, slow: float = 2.0) -> tuple[Any, float, float]:

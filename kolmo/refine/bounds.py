@@ -22,6 +22,7 @@ the function, and it is sampled.
 
 import math
 import numbers
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -388,7 +389,9 @@ def proof(
     """
     t, x = variables(low, high, spread, horizon)
     try:
-        values = np.asarray(f(t, x), dtype=object).reshape(-1)
+        with warnings.catch_warnings():  # what is said of bounds is not about the function
+            warnings.simplefilter("ignore")
+            values = np.asarray(f(t, x), dtype=object).reshape(-1)
         found = [x[0, 0]._like(value) for value in values]
     except Exception:
         return None
