@@ -106,10 +106,11 @@ def lagrange_coefficients(w: int) -> np.ndarray:
 
 def _powers(s: Array, w: int, derivative: int, xp: Any) -> Array:
     """Monomials s^j (or their derivative), shape (P, w)."""
-    columns = []
-    for j in range(w):
-        factor = float(np.prod([j - m for m in range(derivative)])) if derivative else 1.0
-        columns.append(factor * s ** max(j - derivative, 0) if j >= derivative else 0.0 * s)
+    powers = [xp.ones_like(s)]  # one from the other: a power of its own costs as much as all of them
+    for _ in range(w - 1 - derivative):
+        powers.append(powers[-1] * s)
+    falling = [math.perm(j, derivative) for j in range(derivative, w)]
+    columns = [xp.zeros_like(s)] * derivative + [f * p if f != 1 else p for f, p in zip(falling, powers, strict=True)]
     return xp.stack(columns, -1)
 
 

@@ -201,6 +201,8 @@ class Levels:
 
     def _averages(self, grid: Grid) -> dict[str, TerminalRule]:
         """How functions are averaged whose breaks lie between the nodes."""
+        if not self.sight.unresolved:
+            return {}
         box = self.problem.box.replace(*grid.box)
         return plan_averages(self.problem, grid, box, self.order, self.sight.unresolved)
 
