@@ -9,13 +9,17 @@ largest multiplier, from which a caller sees where that was not safe.
 
 from typing import Any
 
+import numpy as np
+
 from kolmo.kernels.cache import compiled
 
 _jit: Any = compiled(fastmath={"contract"})
 
 
 @_jit
-def factor(D: Any, first: Any, last: Any, ends: Any, left: int, a: Any, scale: Any, R: Any, C: Any, growth: Any) -> None:
+def factor(
+    D: Any, first: Any, last: Any, ends: Any, left: int, a: Any, scale: Any, R: Any, C: Any, growth: Any
+) -> None:
     """Factors of I − s Q for a real s (in R) and a complex one (in C: real part, imaginary part) of every lane.
 
     D, shape (2, n, width): differences in band storage, entry (i, j) at ``[i, left + j - i]``, columns first[i] to
@@ -171,6 +175,38 @@ def pullback(
 
 
 @_jit
+def missed(
+    index: Any,
+    weights: Any,
+    nodes: Any,
+    values: Any,
+    x: Any,
+    lengths: Any,
+    middles: Any,
+    spreads: Any,
+    means: Any,
+) -> None:
+    """Differences between functions and their interpolation, in the mean over where each process goes.
+
+    index, weights, shape (m, w): of the interpolation at places x (m,), which stand for some lengths; nodes,
+    shape (P, n), values, shape (P, m): each function at the nodes and at the places. A process is within a hull,
+    middles (P, 2), and some spreads (P,) around it, less likely than :math:`1 / (1 + a + a^2/2 + a^3/6)` with
+    :math:`a = z^2/2`, at least :math:`e^{-a}`; the mean over P of that, times lengths, is returned in means (P,).
+    """
+    m, w = weights.shape
+    for q in range(nodes.shape[0]):
+        total, low, high, scale = 0.0, middles[q, 0], middles[q, 1], 1.0 / spreads[q]
+        for i in range(m):
+            error = values[q, i]
+            for j in range(w):
+                error -= weights[i, j] * nodes[q, index[i, j]]
+            z = max(low - x[i], x[i] - high, 0.0) * scale
+            a = 0.5 * z * z
+            total += abs(error) * lengths[i] / (1.0 + a * (1.0 + 0.5 * a * (1.0 + a / 3.0)))
+        means[q] = total
+
+
+@_jit
 def paths(
     x: Any, drift: Any, noise: Any, starts: Any, normals: Any, horizon: Any, hard: Any, middles: Any, spreads: Any
 ) -> None:
@@ -188,17 +224,16 @@ def paths(
         low, high, widest, lost = starts[0], starts[0], 0.0, 0
         for s in range(starts.shape[0]):
             low, high = min(low, starts[s]), max(high, starts[s])
-            y = normals[0] * 0.0 + starts[s]
+            y, cell = np.full(count, starts[s]), np.full(count, m // 2)
             for step in range(steps):
                 total, squares = 0.0, 0.0
                 for k in range(count):
-                    a, b = 0, m - 1
-                    while b - a > 1:
-                        c = (a + b) // 2
-                        if x[c] <= y[k]:
-                            a = c
-                        else:
-                            b = c
+                    a = cell[k]
+                    while a > 0 and x[a] > y[k]:
+                        a -= 1
+                    while a < m - 2 and x[a + 1] <= y[k]:
+                        a += 1
+                    cell[k], b = a, a + 1
                     f = (y[k] - x[a]) / (x[b] - x[a])
                     move = dt * (drift[q, a] + f * (drift[q, b] - drift[q, a]))
                     move += root * normals[step, k] * (noise[q, a] + f * (noise[q, b] - noise[q, a]))

@@ -135,7 +135,8 @@ class Lines:
 
     def states(self, given: Coefficients, horizons: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """u(0, ·) of every problem, shape (P, n), and whether its factors can be trusted."""
-        march = Marched(self, *(as_numpy(v) for v in self.numbers(given)), horizons)
+        first, second, killing, load = (as_numpy(v) for v in self.numbers(given))
+        march = Marched(self, first, second, killing, load, horizons)
         u = march.run(self.begun(given), keep=False)
         return self.ended(u, given), march.trusted
 

@@ -14,9 +14,9 @@ from kolmo.problem import KolmogorovProblem
 from kolmo.problem.faces import Absorbing, Natural, Open, Reflecting
 from kolmo.problem.instants import depends_on_time, reads_time
 
-# Paths and steps by which it is seen where a process goes: spreads to 5 %. Spreads that have to lie in the box: what
+# Paths and steps by which it is seen where a process goes: spreads to 10 %. Spreads that have to lie in the box: what
 # is farther out, its cut shows.
-PATHS, PATH_STEPS, SPREADS = 64, 48, 4.0
+PATHS, PATH_STEPS, SPREADS = 32, 32, 4.0
 # Noise at an absorbing end over that beside it from which on it is no end where noise dies.
 ALIVE = 0.1
 # Noise across a natural end, and drift out of it, as a part of the largest, up to which they are rounding.
@@ -34,11 +34,14 @@ class Sampled:
     ----------
     values : dict
         By name; a number where it is the same everywhere.
+    ranges : dict
+        By name, the least and the largest.
     faces : ndarray, shape (2,)
         Values of absorbing ends.
     """
 
     values: dict[str, Any]
+    ranges: dict[str, tuple[float, float]]
     faces: np.ndarray
 
 
@@ -61,8 +64,8 @@ def _steady(problem: KolmogorovProblem) -> bool:
     given += [(f, getattr(problem.sde, name)) for name, f in problem.sde.given.items() if not problem.sde.autonomous]
     timed = [(f, call) for f, call in given if callable(f) and reads_time(f)]
     faces = [f.value for f in problem.box.faces[0] if isinstance(f, Absorbing) and callable(f.value)]
-    if faces:  # of numbers it is known
-        return False
+    if faces or not timed:  # only of numbers it is known that a face does not move
+        return not faces
     low, high = problem.box.lower[0], problem.box.upper[0]
     inside = np.nan_to_num(np.array([[0.75 * low + 0.25 * high], [0.25 * low + 0.75 * high]]), posinf=1.0, neginf=-1.0)
     return not any(depends_on_time(f, call, inside) for f, call in timed)
@@ -71,6 +74,7 @@ def _steady(problem: KolmogorovProblem) -> bool:
 def sampled(problem: KolmogorovProblem, x: np.ndarray) -> Sampled | None:
     """Coefficients and data at points (m, 1); None where they are not finite, or have several columns."""
     t, sde = 0.5 * (problem.horizon or 0.0), problem.sde
+    ranges: dict[str, tuple[float, float]] = {}
     try:
         values = {
             "drift": _values(sde.given["drift"], lambda: sde.drift(t, x)[:, 0]),
@@ -81,12 +85,18 @@ def sampled(problem: KolmogorovProblem, x: np.ndarray) -> Sampled | None:
         }
     except InputError:
         return None  # it says so when it is solved alone
-    if any(np.ndim(v) > 1 or not np.isfinite(v).all() for v in values.values()):
-        return None
-    if np.min(values["covariance"]) < 0.0:
+    for name, v in values.items():
+        if isinstance(v, np.ndarray):
+            low, high = float(v.min()), float(v.max())
+        else:
+            low = high = float(v)
+        if np.ndim(v) > 1 or not low > -np.inf or not high < np.inf:
+            return None
+        ranges[name] = low, high
+    if ranges["covariance"][0] < 0.0:
         return None
     ends = [float(as_numpy(f.value)) if isinstance(f, Absorbing) else 0.0 for f in problem.box.faces[0]]
-    return Sampled(values, np.array(ends))
+    return Sampled(values, ranges, np.array(ends))
 
 
 def _values(given: Any, call: Any, *, rooted: bool = False) -> Any:
@@ -159,16 +169,9 @@ class Whereabouts:
         up = hard[1] | (self.middles[:, 1] + far <= high)
         return np.asarray(np.isfinite(self.spreads) & down & up)
 
-    def density(self, x: np.ndarray) -> np.ndarray:
-        """How likely each process comes to places (m,), about, shape (P, m)."""
-        below, above = self.middles[:, :1] - x, x - self.middles[:, 1:]
-        spread = np.where(np.isfinite(self.spreads), self.spreads, 1.0)[:, None]
-        away = np.maximum(np.maximum(below, above), 0.0) / np.maximum(spread, 1e-300)
-        return np.asarray(np.exp(-0.5 * away**2))
-
 
 def extremes(points: np.ndarray) -> np.ndarray:
-    """Least, middle and largest of the points (n, 1)."""
+    """Least and largest of the points (n, 1)."""
     low, high = float(points.min()), float(points.max())
     return np.array([low, high] if low < high else [low])
 
@@ -178,5 +181,5 @@ def rows(parts: Sequence[Sampled], name: str, where: slice) -> np.ndarray:
     result = np.empty((len(parts), where.stop - where.start))
     for row, part in zip(result, parts, strict=True):
         value = part.values[name]
-        row[...] = value if np.ndim(value) == 0 else value[where]
+        row[...] = value[where] if isinstance(value, np.ndarray) else value
     return result
