@@ -19,6 +19,7 @@ from kolmo.errors import (
 )
 from kolmo.forward import Density, solve_forward, stationary_density
 from kolmo.grid import Grid
+from kolmo.many import Solutions, solve_many
 from kolmo.montecarlo import Certificate, certify, monte_carlo
 from kolmo.problem import SDE, Absorbing, Box, KolmogorovProblem, Payment, Robin
 from kolmo.refine.plan import plan
@@ -56,6 +57,7 @@ __all__ = [
     "Payment",
     "Robin",
     "Solution",
+    "Solutions",
     "Spectrum",
     "ToleranceWarning",
     "certify",
@@ -65,6 +67,7 @@ __all__ = [
     "plan",
     "solve",
     "solve_forward",
+    "solve_many",
     "spectrum",
     "stationary_density",
 ]

@@ -22,7 +22,7 @@ ROOMS = [
     ["steppers"],
     ["march", "stationary", "limits"],
     ["discretization", "refine"],
-    ["solve", "forward", "spectrum", "montecarlo", "solution"],
+    ["solve", "forward", "spectrum", "montecarlo", "solution", "many"],
     ["control"],
     ["likelihood"],
     ["bridge"],

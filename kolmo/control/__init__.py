@@ -7,6 +7,7 @@ from kolmo.control.game import Game
 from kolmo.control.hjb import solve_hjb
 from kolmo.control.hopf_cole import HopfColeSolution, hopf_cole
 from kolmo.control.law import Law, law, transition_density
+from kolmo.control.many import values
 from kolmo.control.minimize import hessian_product, minimize
 from kolmo.control.optimum import ControlSolution
 from kolmo.control.problem import ControlProblem
@@ -31,6 +32,7 @@ __all__ = [
     "uncertainty",
     "Uncertainty",
     "value",
+    "values",
     "ControlProblem",
     "ControlSolution",
     "solve_hjb",
