@@ -198,6 +198,20 @@ def test_what_lies_between_the_nodes_is_seen_where_all_levels_agree():
     assert np.allclose(judged.values[0], judged.values[1], atol=1e-8)  # no level has met it
 
 
+def test_where_the_process_goes_is_seen_where_all_levels_agree():
+    """Carried out of the box to data of which no level knows: all of them say next to nothing, and agree."""
+    p = (1.0, 0.8, 0.1, 4.0, 1.0)
+    ensemble = Ensemble(bump(*p), search(bump(*p), at=AT, rtol=0.0, atol=TOL).family, AT[:, None])
+    sde = kolmo.SDE(lambda t, x: 60.0 + 0.0 * x, diffusion=0.8, dim=1)
+    data = kolmo.KolmogorovProblem(
+        sde, lambda x: np.exp(-2.0 * (x[..., 0] - 60.0) ** 2) + 1e-3 * np.exp(-2.0 * x[..., 0] ** 2), 1.0
+    )
+    judged = ensemble.judge([data], 0.0, TOL)
+    assert judged.estimate[0] < TOL
+    assert not judged.good[0]
+    assert kolmo.solve(data, at=AT, rtol=0.0, atol=TOL)(0.0) > 0.4
+
+
 def test_other_dimensions_columns_and_stationary_problems_are_solved_alone():
     plane = kolmo.KolmogorovProblem(kolmo.SDE(lambda t, x: -x, 1.0, dim=2), lambda x: np.cos(x[..., 0]), 0.5)
     found = kolmo.solve_many([plane, plane], at=[[0.1, 0.2]], rtol=1e-3)

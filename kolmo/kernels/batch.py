@@ -176,7 +176,7 @@ def pullback(
 
 @_jit
 def missed(
-    index: Any,
+    begin: Any,
     weights: Any,
     nodes: Any,
     values: Any,
@@ -188,7 +188,7 @@ def missed(
 ) -> None:
     """Differences between functions and their interpolation, in the mean over where each process goes.
 
-    index, weights, shape (m, w): of the interpolation at places x (m,), which stand for some lengths; nodes,
+    begin (m,), weights (m, w): of the interpolation at places x (m,), which stand for some lengths; nodes,
     shape (P, n), values, shape (P, m): each function at the nodes and at the places. A process is within a hull,
     middles (P, 2), and some spreads (P,) around it, less likely than :math:`1 / (1 + a + a^2/2 + a^3/6)` with
     :math:`a = z^2/2`, at least :math:`e^{-a}`; the mean over P of that, times lengths, is returned in means (P,).
@@ -197,9 +197,9 @@ def missed(
     for q in range(nodes.shape[0]):
         total, low, high, scale = 0.0, middles[q, 0], middles[q, 1], 1.0 / spreads[q]
         for i in range(m):
-            error = values[q, i]
+            error, k = values[q, i], begin[i]
             for j in range(w):
-                error -= weights[i, j] * nodes[q, index[i, j]]
+                error -= weights[i, j] * nodes[q, k + j]
             z = max(low - x[i], x[i] - high, 0.0) * scale
             a = 0.5 * z * z
             total += abs(error) * lengths[i] / (1.0 + a * (1.0 + 0.5 * a * (1.0 + a / 3.0)))

@@ -116,12 +116,12 @@ class Ensemble:
 
     @cached_property
     def _between(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Places between the nodes of the last level, their lengths, and the interpolation there: nodes and weights."""
+        """Places between the nodes of the last level, their lengths; of the interpolation, first nodes and weights."""
         recipe, xi = self.levels[-1].recipe, offset(BETWEEN)
         axis = recipe.grid.axes[0]
         x = np.asarray(axis.grading(xi))
         index, weights = axis.weights(x, recipe.width)
-        return x, np.asarray(axis.grading.slope(xi)) / BETWEEN, index, np.asarray(weights)
+        return x, np.asarray(axis.grading.slope(xi)) / BETWEEN, index[:, 0].copy(), np.asarray(weights)
 
     @cached_property
     def places(self) -> np.ndarray:
@@ -230,7 +230,7 @@ class Ensemble:
 
         That is the difference from its interpolation, where the process goes, times what a unit of the function does.
         """
-        x, lengths, index, interpolation = self._between
+        x, lengths, begin, interpolation = self._between
         spread = np.maximum(np.where(np.isfinite(going.spreads), going.spreads, 1.0), TINY)
         weights = {
             "drift": horizons * size / spread,
@@ -244,7 +244,7 @@ class Ensemble:
             varies = np.flatnonzero([part.ranges[name][0] < part.ranges[name][1] for part in parts])
             some, means = [parts[i] for i in varies], np.empty(len(varies))
             seen, told = rows(some, name, between), rows(some, name, nodes)
-            batch.missed(index, interpolation, told, seen, x, lengths, going.middles[varies], spread[varies], means)
+            batch.missed(begin, interpolation, told, seen, x, lengths, going.middles[varies], spread[varies], means)
             total[varies] += weight[varies] * means / (GAUSSIAN * spread[varies])
         return total
 

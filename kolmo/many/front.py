@@ -18,11 +18,12 @@ from kolmo.solve import solve
 
 # Part of the tolerance that a plan aims at, so that it serves problems that are somewhat harder.
 AIM = 0.5
-# Plans that are made for problems of one structure at most; fewer problems than this are solved one by one, and a plan
-# that serves a smaller part of those left is the last.
+# Plans that are made for problems of one structure at most; so many problems are solved one by one, and a plan after
+# the first that serves a smaller part of those left is the last.
 PLANS, FEW, WORTH = 4, 3, 0.2
-# Problems among which the first one to plan for is chosen, by how far the process goes.
-COMPARED = 32
+# Problems among which the first one to plan for is chosen, by how far the process goes: that with this quantile, so
+# that it is not the odd one out.
+COMPARED, FAR = 32, 0.9
 # Of those that a plan does not serve the next one is made for that with this quantile of the estimate.
 HARD = 0.75
 
@@ -193,7 +194,7 @@ def _together(
     """Serve problems of one structure by some plans; those that are left."""
     rest: list[int] = []
     chosen = _farthest(problems, left, points) if len(left) > FEW else -1
-    for _ in range(PLANS):
+    for made in range(PLANS):
         if len(left) <= FEW:
             break
         ensemble = _planned(problems[chosen], points, tolerance)
@@ -204,7 +205,7 @@ def _together(
             continue
         before = len(left)
         left, excess = _served(ensemble, problems, left, points, tolerance, members)
-        if before - len(left) < WORTH * before:
+        if made > 0 and before - len(left) < WORTH * before:
             break
         if left:
             chosen = left[int(np.argsort(excess)[int(HARD * (len(left) - 1))])]
@@ -244,7 +245,7 @@ def _planned(problem: KolmogorovProblem, points: np.ndarray, tolerance: tuple[fl
 
 
 def _farthest(problems: list[KolmogorovProblem], left: list[int], points: np.ndarray) -> int:
-    """The one of some problems whose process goes farthest."""
+    """The one of some problems whose process goes far."""
     some = left[:: max(1, len(left) // COMPARED)]
     starts = extremes(points)[:, None]
 
@@ -255,7 +256,8 @@ def _farthest(problems: list[KolmogorovProblem], left: list[int], points: np.nda
         drift, noise = (float(np.max(np.abs(seen.values[name]))) for name in ("drift", "covariance"))
         return T * drift + 4.0 * float(np.sqrt(T * noise))
 
-    return max(some, key=lambda i: distance(problems[i]))
+    ordered = sorted(some, key=lambda i: distance(problems[i]))
+    return ordered[int(FAR * (len(ordered) - 1))]
 
 
 def _packed(

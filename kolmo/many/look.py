@@ -73,6 +73,7 @@ def _steady(problem: KolmogorovProblem) -> bool:
 
 def sampled(problem: KolmogorovProblem, x: np.ndarray) -> Sampled | None:
     """Coefficients and data at points (m, 1); None where they are not finite, or have several columns."""
+    problem = problem.handing(problem.arrays or "numpy")  # what it is handed need not be asked for at every call
     t, sde = 0.5 * (problem.horizon or 0.0), problem.sde
     ranges: dict[str, tuple[float, float]] = {}
     try:
