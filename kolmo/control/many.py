@@ -65,7 +65,7 @@ def values(
     >>> u = control.values([problem(rate) for rate in rates], [0.5], rtol=1e-5)
     >>> u.sum().backward()
     >>> tuple(u.shape), bool((rates.grad < 0).all())
-    ((6, 1), True)
+    ((6,), True)
     """
     problems = list(problems)
     if not problems or not all(isinstance(p, KolmogorovProblem) for p in problems):

@@ -156,7 +156,7 @@ def solve_many(
     ...     sde = kolmo.SDE(lambda t, x: -rate * x, diffusion=1.0, dim=1)
     ...     return kolmo.KolmogorovProblem(sde, lambda x: x[..., 0] ** 2, 1.0)
     >>> rates = np.linspace(0.5, 1.5, 5)
-    >>> u = kolmo.solve_many([problem(rate) for rate in rates], at=[0.5], rtol=1e-5).values[:, 0]
+    >>> u = kolmo.solve_many([problem(rate) for rate in rates], at=[0.5], rtol=1e-5).values
     >>> exact = 0.25 * np.exp(-2 * rates) + (1 - np.exp(-2 * rates)) / (2 * rates)
     >>> bool((abs(u - exact) < 1e-5).all())
     True
