@@ -1,7 +1,6 @@
 """Sampled paths: the likelihood of observations of a process, at any spacing, by whichever way is accurate."""
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +129,34 @@ def paths(sde: SDE, times: Any, states: Any, *, box: Box | None = None, tol: flo
     return PathLikelihood(sde, times, states, box, tol)
 
 
-class PathLikelihood(Likelihood):
+class OnChart(Likelihood):
+    """Likelihood on a chart of the state space; where its ends are cuts, they are moved outwards until they do nothing."""
+
+    def __init__(self, tol: float) -> None:
+        super().__init__(tol)
+        self._chart: Chart | None = None
+        self._wider = NARROW
+
+    @property
+    def _real(self) -> bool:
+        """Whether both ends are those of the process, and not cuts."""
+        return False
+
+    def _cut(self, level: Level) -> float:
+        if self._chart is None or self._real:
+            return 0.0
+        kept, wider = self._chart, self._wider
+        self._wider, self._chart = WIDER * wider, None
+        other = self._level(2 * round(0.5 * WIDER * level.n))
+        self._wider, self._chart = wider, kept
+        return other.distance(level)
+
+    def _widen(self) -> bool:
+        self._wider, self._chart = WIDER * self._wider, None
+        return True
+
+
+class PathLikelihood(OnChart):
     """Likelihood of sampled paths; see :func:`paths`.
 
     Attributes
@@ -162,10 +188,9 @@ class PathLikelihood(Likelihood):
         self._places = torch.cat([self.steps.x, self.steps.y])
         self._check()
         self._short = torch.ones(len(self.steps), dtype=torch.bool)
-        self._chart: Chart | None = None
         # what is known of the data at a resolution, on a chart
         self._tables: tuple[tuple[int, Chart], tuple[torch.Tensor, ...]] | None = None
-        self._wider, self._differ = NARROW, 0.0
+        self._differ = 0.0
 
     @property
     def count(self) -> int:
@@ -357,20 +382,9 @@ class PathLikelihood(Likelihood):
         opened = [self.box is None or isinstance(self.box.faces[0][side], Open) for side in (0, 1)]
         return cut[0] if opened[0] else ends[0], cut[1] if opened[1] else ends[1]
 
-    def _cut(self, level: Level) -> float:
-        faces: Sequence[Any] = (Open(), Open()) if self.box is None else self.box.faces[0]
-        real = all(isinstance(face, Reflecting | Absorbing) for face in faces)
-        if self._chart is None or real:
-            return 0.0
-        kept, wider = self._chart, self._wider
-        self._wider, self._chart = WIDER * wider, None
-        other = self._level(2 * round(0.5 * WIDER * level.n))
-        self._wider, self._chart = wider, kept
-        return other.distance(level)
-
-    def _widen(self) -> bool:
-        self._wider, self._chart = WIDER * self._wider, None
-        return True
+    @property
+    def _real(self) -> bool:
+        return self.box is not None and all(isinstance(face, Reflecting | Absorbing) for face in self.box.faces[0])
 
 
 # A state within so many standard deviations of an end of the state space may see it.
