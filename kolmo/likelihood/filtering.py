@@ -19,9 +19,10 @@ import torch
 from kolmo.arrays import as_numpy
 from kolmo.errors import InputError
 from kolmo.likelihood.base import HOPELESS, log_of
+from kolmo.likelihood.chart import TAIL, Chart, OnChart, confined, modes_on
 from kolmo.likelihood.gaussian import is_linear, log_normal, moves
 from kolmo.likelihood.modes import rule
-from kolmo.likelihood.paths import ROUNDING, TAIL, Chart, OnChart, check_steady, confined, in_torch, modes_on
+from kolmo.likelihood.paths import ROUNDING, check_steady, in_torch
 from kolmo.problem.box import Box
 from kolmo.problem.sde import SDE
 
