@@ -18,10 +18,11 @@ import torch
 
 from kolmo.arrays import as_numpy
 from kolmo.errors import InputError
-from kolmo.likelihood.base import HOPELESS, Level, Likelihood, log_of
+from kolmo.likelihood.base import HOPELESS, log_of
+from kolmo.likelihood.chart import TAIL, Chart, OnChart, confined, modes_on
 from kolmo.likelihood.gaussian import is_linear, log_normal, moves
 from kolmo.likelihood.modes import rule
-from kolmo.likelihood.paths import NARROW, ROUNDING, TAIL, WIDER, Chart, check_steady, confined, in_torch, modes_on
+from kolmo.likelihood.paths import ROUNDING, check_steady, in_torch
 from kolmo.problem.box import Box
 from kolmo.problem.sde import SDE
 
@@ -90,7 +91,7 @@ def noisy_paths(
     return NoisyPathLikelihood(sde, times, observations, noise, initial, observe, tol)
 
 
-class NoisyPathLikelihood(Likelihood):
+class NoisyPathLikelihood(OnChart):
     """Likelihood of a path seen through noise; see :func:`noisy_paths`.
 
     Attributes
@@ -133,8 +134,6 @@ class NoisyPathLikelihood(Likelihood):
         self._linear = is_linear(self.sde, self._places.numpy(), float(np.diff(self.times).max(initial=1.0)))
         if not self._linear and d > 1:
             raise InputError("sde", f"a process in {d} dimensions that is not linear", "a linear one, or one dimension")
-        self._chart: Chart | None = None
-        self._wider = NARROW
 
     @property
     def count(self) -> int:
@@ -269,19 +268,6 @@ class NoisyPathLikelihood(Likelihood):
         low, high = float(self._places.min()), float(self._places.max())
         ends = low - self._wider * (low - covering.lower[0]), high + self._wider * (covering.upper[0] - high)
         return confined(self.sde, (low, high), (float(ends[0]), float(ends[1])))
-
-    def _cut(self, level: Level) -> float:
-        if self._linear:
-            return 0.0
-        kept, wider = self._chart, self._wider
-        self._wider, self._chart = WIDER * wider, None
-        other = self._level(2 * round(0.5 * WIDER * level.n))
-        self._wider, self._chart = wider, kept
-        return other.distance(level)
-
-    def _widen(self) -> bool:
-        self._wider, self._chart = WIDER * self._wider, None
-        return True
 
 
 class _Passage(NamedTuple):

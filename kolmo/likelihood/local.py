@@ -26,22 +26,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.polynomial import chebyshev, hermite_e, legendre
 from torch.utils.checkpoint import checkpoint
 
+from kolmo.kernels.hermite import solutions
 from kolmo.likelihood.base import LEAST
 from kolmo.problem.sde import SDE
 
-# Points per axis of the expectations beyond the degree; steps of the moments' equation; points in ρ beyond half of it.
-MORE_POINTS, STEPS, MORE_TIMES = 3, 2, 2
+# Points per axis of the expectations beyond the degree; steps of the moments' equation, and the degree whose points it
+# takes: polynomials correct what it finds; points in ρ beyond half of the degree.
+MORE_POINTS, STEPS, MOMENTS, MORE_TIMES = 3, 2, 2, 2
+# Rounds of the iteration at most, and the change of coefficients, as a part of the largest, at which it ends.
+ROUNDS, SETTLED = 200, 1e-12
 # In one dimension: Chebyshev nodes for the drift around a point beyond the degree, Gauss points on the way from x to y,
 # how far the drift is followed, in standard deviations: at least, and beyond y; Runge–Kutta steps between nodes.
 NODES, WAY, WIDE, ASIDE, BETWEEN = 11, 24, 7.0, 3.0, 2
-# Numbers held at once; beyond it transitions are taken in turn, and made again for the gradient.
-AT_ONCE = 4_000_000
+# Numbers held at once, about what a processor keeps near; beyond it transitions are taken in turn, and made again for
+# the gradient.
+AT_ONCE = 500_000
 
 Coefficients = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """(b, Σ) at points (M, K, P, d)."""
@@ -59,10 +65,8 @@ class Basis:
         |α|.
     values : tensor, shape (P, n)
         he_α there.
-    firsts : tensor, shape (d, P, n)
-        Its first derivatives, times the weights.
-    seconds : tensor, shape (d, d, P, n)
-        Its second derivatives, times the weights.
+    slopes : tensor, shape (P, s, n)
+        Its first derivatives, then the second ones of each pair of axes once, times the weights.
     indices : ndarray, shape (n, d)
         α.
     times : tensor, shape (K,)
@@ -75,8 +79,7 @@ class Basis:
     weights: torch.Tensor
     degrees: torch.Tensor
     values: torch.Tensor
-    firsts: torch.Tensor
-    seconds: torch.Tensor
+    slopes: torch.Tensor
     indices: np.ndarray
     times: torch.Tensor
     solve: torch.Tensor
@@ -107,20 +110,23 @@ def basis(dim: int, degree: int) -> Basis:
         return np.asarray(np.prod(parts, axis=0))
 
     unit = np.eye(dim, dtype=int)
-    firsts = np.stack([of(tuple(unit[i])) for i in range(dim)])
-    seconds = np.stack([[of(tuple(unit[i] + unit[j])) for j in range(dim)] for i in range(dim)])
+    slopes = [of(tuple(unit[i])) for i in range(dim)] + [of(tuple(unit[i] + unit[j])) for i, j in _pairs(dim)]
     times, solve = _volterra(degree // 2 + MORE_TIMES, degree)
     return Basis(
         torch.as_tensor(points),
         torch.as_tensor(weights),
         torch.as_tensor(indices.sum(1)),
         torch.as_tensor(of((0,) * dim)),
-        torch.as_tensor(weights[:, None] * firsts),
-        torch.as_tensor(weights[:, None] * seconds),
+        torch.as_tensor(weights[:, None, None] * np.stack(slopes, 1)),
         indices,
         torch.as_tensor(times),
         torch.as_tensor(solve[indices.sum(1)]),
     )
+
+
+def _pairs(dim: int) -> list[tuple[int, int]]:
+    """Pairs of axes."""
+    return [(i, j) for i in range(dim) for j in range(i, dim)]
 
 
 def _derivative(z: np.ndarray, k: int, order: int) -> np.ndarray:
@@ -158,8 +164,7 @@ def log_densities(sde: SDE, x: torch.Tensor, y: torch.Tensor, spacing: torch.Ten
         Of the polynomials.
     """
     found = basis(x.shape[1], degree)
-    numbers = len(found.points) * len(found.times) * (2 + x.shape[1] + x.shape[1] ** 2)
-    step = max(1, AT_ONCE // numbers)
+    step = max(1, AT_ONCE // (len(found.times) * len(found.slopes) * found.slopes.shape[1]))
     parts = []
     for k in range(0, len(x), step):
         chunk = (x[k : k + step], y[k : k + step], spacing[k : k + step])
@@ -180,33 +185,115 @@ def _log_density(sde: SDE, B: Basis, x: torch.Tensor, y: torch.Tensor, h: torch.
 
 def _expanded(f: Coefficients, B: Basis, x: torch.Tensor, y: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
     d = x.shape[1]
-    mean, covariance = _moments(f, B, x, h)
+    mean, covariance = _moments(f, basis(d, MOMENTS), x, h)
     v, L = (mean - x) / h[:, None], _root(covariance / h[:, None, None])
-    root, rho = torch.sqrt(h), B.times
-    places = (
-        x[:, None, None]
-        + (rho**2)[:, None, None] * (h[:, None] * v)[:, None, None]
-        + (rho[:, None, None] * root[:, None, None, None]) * (B.points @ L.mT)[:, None]
-    )
-    b, S = f(places)
-    inverse = torch.linalg.inv(L)[:, None, None]
-    pull = (2.0 * rho[:, None, None] * root[:, None, None, None]) * (inverse @ (b - v[:, None, None])[..., None])[
-        ..., 0
-    ]
-    excess = inverse @ S @ inverse.mT - torch.eye(d, dtype=torch.float64)
-    first = torch.zeros(len(x), len(rho), len(B.degrees), dtype=torch.float64)
-    first[..., 0] = 1.0
-    c = first
-    for _ in range(int(B.degrees[-1])):
-        q = c @ B.values.T
-        moved = sum((q * pull[..., i]) @ B.firsts[i] for i in range(d))
-        moved = moved + sum((q * excess[..., i, j]) @ B.seconds[i, j] for i in range(d) for j in range(d))
-        c = first + torch.einsum("nab,mbn->man", B.solve, moved)
-    z = (inverse[:, 0, 0] @ (y - mean)[..., None])[..., 0] / root[:, None]
-    ratio = (c[:, -1] * _hermite(z, B)).sum(-1)
+    inverse, root = torch.linalg.inv(L), torch.sqrt(h)
+    z = (inverse @ (y - mean)[..., None])[..., 0] / root[:, None]
+    ratio = _Ratio.apply(_rates(f, B, x, v, L, inverse, root), _hermite(z, B), B)  # type: ignore[no-untyped-call]
     size = torch.log(torch.diagonal(L, dim1=-2, dim2=-1)).sum(-1) + 0.5 * d * torch.log(2.0 * math.pi * h)
     logs = torch.log(ratio.clamp(min=LEAST)) - 0.5 * (z**2).sum(-1) - size
     return torch.where(ratio > 0, logs, torch.full_like(logs, torch.nan))
+
+
+def _rates(
+    f: Coefficients,
+    B: Basis,
+    x: torch.Tensor,
+    v: torch.Tensor,
+    L: torch.Tensor,
+    inverse: torch.Tensor,
+    root: torch.Tensor,
+) -> torch.Tensor:
+    """What stands before the derivatives of he_α in R, in the order of ``slopes``: shape (M, K, P, s)."""
+    d, rho, scale = x.shape[1], B.times[:, None], root[:, None, None]
+    offsets = (B.points @ L.mT)[:, None]
+    places = x[:, None, None] + (rho**2)[..., None] * (root[:, None] ** 2 * v)[:, None, None]
+    b, S = f(places + rho[..., None] * scale[..., None] * offsets)
+    b = b - v[:, None, None]
+    to = inverse[:, :, :, None, None]
+    parts = [
+        2.0 * rho * scale * _dot([to[:, i, j] for j in range(i + 1)], [b[..., j] for j in range(i + 1)])
+        for i in range(d)
+    ]
+    for i, j in _pairs(d):
+        several = [(k, m) for k in range(i + 1) for m in range(j + 1)]
+        found = _dot([to[:, i, k] * to[:, j, m] for k, m in several], [S[..., k, m] for k, m in several])
+        parts.append(found - 1.0 if i == j else 2.0 * found)
+    return torch.stack(parts, -1)
+
+
+def _dot(factors: list[torch.Tensor], others: list[torch.Tensor]) -> torch.Tensor:
+    total = factors[0] * others[0]
+    for a, b in zip(factors[1:], others[1:], strict=True):
+        total = total + a * b
+    return total
+
+
+class _Ratio(torch.autograd.Function):
+    """Σ_α c_α w_α at the end, shape (M,), for coefficients c = e + Ac: e is one for α = 0, and A is in the rates.
+
+    The gradient needs the solution of the transposed equation besides, whatever the number of rounds was.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rates: torch.Tensor, w: torch.Tensor, B: Basis) -> torch.Tensor:
+        sides = _sides(w, B)
+        c, other = _solutions(rates, sides[0], sides[1] if any(ctx.needs_input_grad) else None, B)
+        ctx.save_for_backward(rates, w, c, other)
+        ctx.basis = B
+        return (c[:, -1] * w).sum(-1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        rates, w, c, other = ctx.saved_tensors
+        if torch.is_grad_enabled():  # it will be differentiated itself
+            one, two = _sides(w, ctx.basis)
+            c = _Solution.apply(rates, one, ctx.basis, False)  # type: ignore[no-untyped-call]
+            other = _Solution.apply(rates, two, ctx.basis, True)  # type: ignore[no-untyped-call]
+        g = gradients[0]
+        return g[:, None, None, None] * _outer(c, other, rates, ctx.basis), g[:, None] * c[:, -1], None
+
+
+class _Solution(torch.autograd.Function):
+    """The solution of one of the two equations, shape (M, K, n), for gradients of gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, rates: torch.Tensor, right: torch.Tensor, B: Basis, transposed: bool) -> torch.Tensor:
+        found = _solutions(rates, None, right, B)[1] if transposed else _solutions(rates, right, None, B)[0]
+        ctx.save_for_backward(rates, found)
+        ctx.basis, ctx.transposed = B, transposed
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        rates, found = ctx.saved_tensors
+        back = _Solution.apply(rates, gradients[0], ctx.basis, not ctx.transposed)  # type: ignore[no-untyped-call]
+        c, other = (back, found) if ctx.transposed else (found, back)
+        return _outer(c, other, rates, ctx.basis), back, None, None
+
+
+def _sides(w: torch.Tensor, B: Basis) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right sides of both equations, shapes (M, K, n)."""
+    shape = (len(w), len(B.times), len(B.degrees))
+    last = torch.zeros(shape[1], dtype=torch.float64)
+    last[-1] = 1.0
+    return torch.eye(1, shape[2], dtype=torch.float64).expand(shape), last[:, None] * w[:, None]
+
+
+def _solutions(
+    rates: torch.Tensor, right: torch.Tensor | None, back: torch.Tensor | None, B: Basis
+) -> tuple[torch.Tensor, torch.Tensor]:
+    none = torch.empty(0, len(B.times), len(B.degrees), dtype=torch.float64)
+    parts = (rates, none if right is None else right, none if back is None else back, B.values, B.slopes, B.solve)
+    found = solutions(*(np.ascontiguousarray(v.detach().numpy()) for v in parts), ROUNDS, SETTLED)
+    return torch.as_tensor(found[0]), torch.as_tensor(found[1])
+
+
+def _outer(c: torch.Tensor, other: torch.Tensor, rates: torch.Tensor, B: Basis) -> torch.Tensor:
+    """Derivative with respect to the rates, shape (M, K, P, s)."""
+    moved = torch.einsum("nab,man->mbn", B.solve, other)
+    slopes = (moved @ B.slopes.flatten(0, 1).T).reshape(rates.shape)
+    return slopes * (c @ B.values.T)[..., None]
 
 
 def _moments(f: Coefficients, B: Basis, x: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,42 +1,34 @@
 """Sampled paths: the likelihood of observations of a process, at any spacing, by whichever way is accurate."""
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.polynomial import chebyshev, legendre
+from numpy.polynomial import legendre
 
 from kolmo.arrays import as_numpy, as_points
 from kolmo.errors import InputError
-from kolmo.likelihood.base import LEAST, Level, Likelihood, log_of
+from kolmo.likelihood.base import HOPELESS, LEAST, PARTS, Level, log_of
+from kolmo.likelihood.chart import NARROW, NEAR, TAIL, Chart, OnChart, confined, modes_on
 from kolmo.likelihood.gaussian import is_linear, log_normal, moves
 from kolmo.likelihood.local import log_densities
-from kolmo.likelihood.modes import Modes, integrals, rule, trial
+from kolmo.likelihood.modes import integrals, trial
 from kolmo.problem.box import Box
 from kolmo.problem.faces import Absorbing, Natural, Open, Reflecting
 from kolmo.problem.instants import constant, depends_on_time
 from kolmo.problem.sde import SDE
 
-# Degrees of the local expansion: of the first level, from level to level, and the largest, per dimension.
-FIRST_DEGREE, NEXT_DEGREE, MOST_DEGREE = {1: 6, 2: 4, 3: 4}, 2, {1: 12, 2: 10, 3: 8}
-# Degrees at which transitions are tried in one dimension. The first two differ by more than the last ones: of that this
-# part counts. Of hundreds of transitions there is one at which two degrees agree by accident, but seldom all four.
-TRIED, REMAINS = (6, 8, 10, 12), 0.1
-# Part of the tolerance by which the degrees may differ in all.
+# Degrees of the local expansion, per dimension. Each transition takes the least that will do; the next one says by how
+# much it errs. Of hundreds of transitions there is one at which two degrees agree by accident: of what lower degrees
+# differed by this part counts, for each degree between, and they seldom agree all.
+DEGREES, REMAINS = {1: (4, 6, 8, 10, 12), 2: (2, 4, 6, 8, 10), 3: (2, 4, 6, 8)}, 0.1
+# Part of the tolerance by which the degrees may differ in all transitions that take the same.
 AGREE = 0.1
-# What may be gone beyond a cut, the part of the way there at which it is first, the factor by which one is moved, and
-# the part of the way to a natural end that is left.
-TAIL, NARROW, WIDER, NEAR = 1e-10, 0.4, 1.3, 0.05
-# Points on the way outwards to a cut, and the logarithm of what is left of a stationary law where it is as good as one.
-OUTWARDS, DEEP = 401, -50.0
 # Relative accuracy of sums of modes, and of Gaussian means.
 ROUNDING, LINEAR = 1e-15, 1e-14
-# Polynomials of the chart; panels on which its length is summed, points in each, and rounds in which they are placed;
-# steps of Newton's method.
-CHART, PANELS, GAUSS, ROUNDS, NEWTON = 64, 400, 8, 8, 4
 # Points of Gauss on each side of a state, for distribution functions.
 QUADRATURE = 64
 # Instants and points at which coefficients are compared to see whether they depend on time.
@@ -130,7 +122,7 @@ def paths(sde: SDE, times: Any, states: Any, *, box: Box | None = None, tol: flo
     return PathLikelihood(sde, times, states, box, tol)
 
 
-class PathLikelihood(Likelihood):
+class PathLikelihood(OnChart):
     """Likelihood of sampled paths; see :func:`paths`.
 
     Attributes
@@ -161,11 +153,11 @@ class PathLikelihood(Likelihood):
         self.steps = transitions(times, states, dim)
         self._places = torch.cat([self.steps.x, self.steps.y])
         self._check()
-        self._short = torch.ones(len(self.steps), dtype=torch.bool)
-        self._chart: Chart | None = None
+        # of the expansion, for every transition; zero: eigenfunctions
+        self._degrees = torch.zeros(len(self.steps), dtype=torch.long)
         # what is known of the data at a resolution, on a chart
         self._tables: tuple[tuple[int, Chart], tuple[torch.Tensor, ...]] | None = None
-        self._wider, self._differ = NARROW, 0.0
+        self._differ = 0.0
 
     @property
     def count(self) -> int:
@@ -195,29 +187,62 @@ class PathLikelihood(Likelihood):
         return not ends and is_linear(self.sde, self._places.numpy(), float(self.steps.h.max()))
 
     def _sort(self) -> None:
-        """See which transitions are short enough for the local expansion; beyond one dimension all have to be."""
+        """Choose for every transition the least degree that will do; for what is left modes, or the largest degree."""
+        tried = DEGREES[self.dim]
+        self._degrees = torch.zeros(len(self.steps), dtype=torch.long)
+        left = torch.nonzero(self._far())[:, 0]
+        before, off, self._differ = self._logs(left, tried[0]), torch.zeros(len(left), dtype=torch.float64), 0.0
+        for k in range(1, len(tried)):
+            found = self._logs(left, tried[k])
+            off, last = _apart(before, found, off), found - before
+            if k > 1:
+                # the most accurate of them, as long as their errors are a part of the tolerance together
+                errors, order = torch.sort(off)
+                good = order[torch.cumsum(errors, 0) <= AGREE * self.tol]
+                self._degrees[left[good]] = tried[k - 1]
+                self._differ += float(off[good].sum())
+                stay = torch.ones(len(left), dtype=torch.bool).index_fill(0, good, False)
+                left, found, off, last = left[stay], found[stay], off[stay], last[stay]
+            before = found
         if self.dim > 1:
-            return
-        off = self._off()
-        # the most accurate of them, as long as their errors are a part of the tolerance together
-        total, order = torch.cumsum(torch.sort(off)[0], 0), torch.argsort(off)
-        self._short = torch.zeros_like(self._short).index_fill(0, order[total <= AGREE * self.tol], True)
-        self._differ = float(off[self._short].sum())
+            self._degrees[left] = tried[-1]
+            self._differ += _in_sums(last)
 
-    def _off(self) -> torch.Tensor:
-        """By how much degrees of the expansion differ, per transition; infinite where it is not to be had."""
+    def _logs(self, which: torch.Tensor, degree: int) -> torch.Tensor:
+        """Logarithms of transition densities by the expansion, without gradient."""
         with torch.no_grad():
-            found = torch.stack([log_densities(self.sde, *self._parts(self.steps), degree) for degree in TRIED])
-        differ = torch.diff(found, dim=0).abs()
-        off = torch.maximum(differ[1:].amax(0), REMAINS * differ[0])
-        return torch.nan_to_num(torch.where(self._far(), off, torch.nan), nan=torch.inf)
+            return log_densities(self.sde, *self._parts(self.steps[which]), degree)
+
+    def _apart(self) -> float:
+        """By how much degrees differ at those that were chosen, in all."""
+        tried, total = DEGREES[self.dim], 0.0
+        far = self._far()
+        for degree in torch.unique(self._degrees).tolist():
+            if degree > 0:
+                which = torch.nonzero(self._degrees == degree)[:, 0]
+                k = min(tried.index(degree), len(tried) - 2)
+                off = torch.zeros(len(which), dtype=torch.float64)
+                found = [self._logs(which, d) for d in tried[: k + 2]]
+                for pair in pairwise(found):
+                    off = _apart(*pair, off)
+                if degree == tried[-1]:
+                    total += _in_sums(found[-1] - found[-2])
+                else:
+                    total += float(torch.where(far[which], off, torch.inf).sum())
+        return total
+
+    def _levels(self) -> tuple[list[Level], float]:
+        if self._linear() or not bool((self._degrees > 0).all()):
+            return super()._levels()
+        # no resolution enters: what is uncertain is the expansion
+        return [self._level(self.first)], self._differ
 
     def holds(self) -> bool:
         """Whether the resolution, and the choice of ways, meet the tolerance at the present parameters too."""
         if self.resolution is None:
             return False
-        if self.dim == 1 and not self._linear():
-            self._differ = float(self._off()[self._short].sum())
+        if not self._linear():
+            self._differ = self._apart()
         return self._differ <= self.tol and super().holds()
 
     def _far(self) -> torch.Tensor:
@@ -240,20 +265,20 @@ class PathLikelihood(Likelihood):
     def _terms(self, n: float) -> tuple[torch.Tensor, float]:
         if self._linear():
             return self._gaussian()
-        level = round(np.log(n / self.first) / np.log(1.5))
-        degree = min(FIRST_DEGREE[self.dim] + NEXT_DEGREE * level, MOST_DEGREE[self.dim])
-        short, error = torch.nonzero(self._short)[:, 0], self._differ
-        logs = log_densities(self.sde, *self._parts(self.steps[short]), degree)
-        found = torch.full((len(self.steps),), float(np.log(LEAST)), dtype=torch.float64)
-        if bool(torch.isnan(logs).any()):
-            # what is not to be had counts as next to nothing, and leaves no trace in the gradients of the others
-            short = short[~torch.isnan(logs.detach())]
-            logs = log_densities(self.sde, *self._parts(self.steps[short]), degree)
-        found = found.index_copy(0, short, logs)
-        if not bool(self._short.all()):
-            longer = torch.nonzero(~self._short)[:, 0]
-            logs, noise = self._by_modes(self.steps[longer], int(n))
-            found, error = found.index_copy(0, longer, logs), error + noise
+        found, error = torch.full((len(self.steps),), float(np.log(LEAST)), dtype=torch.float64), self._differ
+        for degree in torch.unique(self._degrees).tolist():
+            which = torch.nonzero(self._degrees == degree)[:, 0]
+            if degree == 0:
+                logs, noise = self._by_modes(self.steps[which], int(n))
+                error += noise
+            else:
+                logs = log_densities(self.sde, *self._parts(self.steps[which]), degree)
+                good = ~torch.isnan(logs.detach())
+                if not bool(good.all()):
+                    # what is not to be had counts as next to nothing, and leaves no trace in the others' gradients
+                    which = which[good]
+                    logs = log_densities(self.sde, *self._parts(self.steps[which]), degree)
+            found = found.index_copy(0, which, logs)
         return found, error
 
     def _gaussian(self) -> tuple[torch.Tensor, float]:
@@ -329,7 +354,7 @@ class PathLikelihood(Likelihood):
         many = [v.repeat_interleave(QUADRATURE, 0) for v in (self.steps.x, self.steps.h)]
         other.steps = Transitions(many[0], at.reshape(-1, 1), many[1])
         other._places = torch.cat([other.steps.x, other.steps.y])
-        other._short, other._tables = self._short.repeat_interleave(QUADRATURE), None
+        other._degrees, other._tables = self._degrees.repeat_interleave(QUADRATURE), None
         assert self.resolution is not None
         density = torch.exp(other._terms(self.resolution)[0]).reshape(len(half), QUADRATURE)
         return half * (density @ w)
@@ -357,103 +382,25 @@ class PathLikelihood(Likelihood):
         opened = [self.box is None or isinstance(self.box.faces[0][side], Open) for side in (0, 1)]
         return cut[0] if opened[0] else ends[0], cut[1] if opened[1] else ends[1]
 
-    def _cut(self, level: Level) -> float:
-        faces: Sequence[Any] = (Open(), Open()) if self.box is None else self.box.faces[0]
-        real = all(isinstance(face, Reflecting | Absorbing) for face in faces)
-        if self._chart is None or real:
-            return 0.0
-        kept, wider = self._chart, self._wider
-        self._wider, self._chart = WIDER * wider, None
-        other = self._level(2 * round(0.5 * WIDER * level.n))
-        self._wider, self._chart = wider, kept
-        return other.distance(level)
+    @property
+    def _real(self) -> bool:
+        return self.box is not None and all(isinstance(face, Reflecting | Absorbing) for face in self.box.faces[0])
 
-    def _widen(self) -> bool:
-        self._wider, self._chart = WIDER * self._wider, None
-        return True
+
+def _apart(before: torch.Tensor, after: torch.Tensor, off: torch.Tensor) -> torch.Tensor:
+    """By how much two degrees differ, and those before them did; infinite without an answer."""
+    return torch.nan_to_num(torch.maximum((after - before).abs(), REMAINS * off), nan=torch.inf)
+
+
+def _in_sums(differences: torch.Tensor) -> float:
+    """By how much the sum of logarithms differs, or that of a part of them (M,), as levels are compared."""
+    # without an answer, what is returned in its place is off by more than anything allows
+    known = torch.nan_to_num(differences, nan=HOPELESS)
+    return max(abs(float(v.sum())) for v in (known, *(known[k::PARTS] for k in range(PARTS))))
 
 
 # A state within so many standard deviations of an end of the state space may see it.
 FAR = 9.0
-
-
-class Chart:
-    """A coordinate z in [−1, 1] on an interval, in which the noise is the same everywhere as the parameters are.
-
-    The logarithm of dx/dz is a polynomial, so that the chart keeps its digits where x goes over many powers of ten.
-
-    Parameters
-    ----------
-    sde : SDE
-        The process, as it is at the moment.
-    ends : (float, float)
-        Ends of the interval.
-    """
-
-    def __init__(self, sde: SDE, ends: tuple[float, float]) -> None:
-        self.ends = low, high = ends
-        self._gauss, self._weights = legendre.leggauss(GAUSS)
-
-        def noise(x: np.ndarray) -> np.ndarray:
-            at = torch.as_tensor(np.clip(x, low, high).reshape(-1, 1))
-            sigma = np.sqrt(as_numpy(sde.covariance(0.0, at).detach())[:, 0, 0]).reshape(x.shape)
-            if not (sigma > 0).all():
-                raise InputError("diffusion", "no noise inside the state space", "noise between the states")
-            return np.asarray(sigma)
-
-        edges, even = np.linspace(low, high, PANELS + 1), np.linspace(-1.0, 1.0, PANELS + 1)
-        for _ in range(ROUNDS):  # panels of one length in z
-            grown = np.append(0.0, np.cumsum(self._over(edges[:-1], edges[1:], lambda x: 1.0 / noise(x))))
-            edges = np.interp(even, 2.0 * grown / grown[-1] - 1.0, edges)
-        z = np.cos(np.pi * np.arange(CHART, -1, -1) / CHART)
-        self._series = chebyshev.chebfit(z, np.log(noise(np.interp(z, even, edges))), CHART)
-        self._edges = even
-        grown = np.append(0.0, np.cumsum(self._over(even[:-1], even[1:], self._slope)))
-        self._scale = (high - low) / grown[-1]
-        self._grown = self._scale * grown
-
-    def _over(self, begin: np.ndarray, end: np.ndarray, f: Any) -> np.ndarray:
-        """Integrals of a function over intervals."""
-        half = 0.5 * (end - begin)
-        return np.asarray(half * (self._weights @ f(begin + (1.0 + self._gauss[:, None]) * half)))
-
-    def _slope(self, z: np.ndarray) -> np.ndarray:
-        return np.asarray(np.exp(chebyshev.chebval(z, self._series)))
-
-    def _place(self, z: np.ndarray) -> np.ndarray:
-        k = np.clip(np.searchsorted(self._edges, z) - 1, 0, PANELS - 1)
-        return np.asarray(self.ends[0] + self._grown[k] + self._scale * self._over(self._edges[k], z, self._slope))
-
-    def at(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x and dx/dz."""
-        return torch.as_tensor(self._place(z.numpy())), torch.as_tensor(self._scale * self._slope(z.numpy()))
-
-    def inverse(self, x: np.ndarray) -> np.ndarray:
-        """Where x is: by interpolation, and Newton's method."""
-        z = np.interp(x - self.ends[0], self._grown, self._edges)
-        for _ in range(NEWTON):
-            z = np.clip(z - (self._place(z) - x) / (self._scale * self._slope(z)), -1.0, 1.0)
-        return np.asarray(z)
-
-
-def modes_on(sde: SDE, chart: Chart, n: int, absorbing: tuple[bool, bool]) -> Modes:
-    """Eigenfunctions of a process on a chart."""
-    x, stretch = chart.at(rule(n).points)
-    b, S = sde.drift(0.0, x[:, None])[:, 0], sde.covariance(0.0, x[:, None])[:, 0, 0]
-    return Modes.of(n, (b / S)[None], (1.0 / S)[None], None, stretch[None], absorbing)
-
-
-def confined(sde: SDE, inner: tuple[float, float], ends: tuple[float, float]) -> tuple[float, float]:
-    """Ends of a cut, moved inwards to where next to nothing is left of a stationary law beyond an inner part."""
-    found = []
-    for begin, end in zip(inner, ends, strict=True):
-        x = np.linspace(begin, end, OUTWARDS)
-        at = torch.as_tensor(0.5 * (x[1:] + x[:-1]))[:, None]
-        b, S = sde.drift(0.0, at).detach()[:, 0], sde.covariance(0.0, at).detach()[:, 0, 0]
-        fallen = np.cumsum(as_numpy(2.0 * b / S) * np.diff(x))
-        beyond = np.flatnonzero(fallen < DEEP)
-        found.append(float(x[beyond[0] + 1]) if len(beyond) else end)
-    return found[0], found[1]
 
 
 def check_steady(sde: SDE, places: torch.Tensor, longest: float) -> None:

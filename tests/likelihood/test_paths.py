@@ -113,7 +113,7 @@ def test_gradients_in_one_dimension():
     found, parameters = wells()
     assert np.abs(taylor_test(found, parameters, step=1e-3).column("order")[1:] - 2.0).max() < 0.05
     assert found.status == "converged"
-    assert 0 < int(found._short.sum()) < found.count  # both ways were taken
+    assert 0 < int((found._degrees > 0).sum()) < found.count  # both ways were taken
 
 
 def rotating(noise):
@@ -225,3 +225,58 @@ def test_degrees_that_agree_by_accident_are_not_believed():
     for tol in (1e-1, 1e-2, 1e-3, 1e-4):
         found = likelihood.paths(sde, t, x, tol=tol)
         assert abs(float(found()) - sharp) <= found.error_estimate <= tol
+
+
+def pair(seed, longest=0.1, count=10):
+    """Two processes with noise that depends on the state and nothing in common; alone, and together; parameters."""
+    rng = np.random.default_rng(seed)
+    p = [parameter(v) for v in np.exp(rng.normal(0.0, 0.3, 2)) * [1.0, 0.5]]
+
+    def drift(t, x):
+        return p[0] * (x - x**3)
+
+    def noise(t, x):
+        return p[1] * torch.sqrt(1.0 + 0.3 * x**2)
+
+    h, x = spacings(rng, 1e-3, longest, count), [np.array([1.0, -0.5])]
+    for dt in h:
+        y = torch.as_tensor(x[-1])
+        for z in torch.as_tensor(rng.normal(size=(10, 2))):
+            y = y + (drift(0, y) * dt / 10 + noise(0, y) * math.sqrt(dt / 10) * z).detach()
+        x.append(y.numpy())
+    both = kolmo.SDE(drift, lambda t, x: torch.diag_embed(noise(t, x)), dim=2, arrays="torch")
+    return kolmo.SDE(drift, noise, dim=1, arrays="torch"), both, times_of(h), np.array(x), p
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_two_dimensions_err_no_more_than_they_say(seed):
+    alone, both, times, x, _ = pair(seed)
+    exact = sum(likelihood.paths(alone, times, x[:, i], tol=1e-6)().item() for i in range(2))
+    found = likelihood.paths(both, times, x, tol=1e-2)
+    assert abs(found().item() - exact) <= found.error_estimate <= 1e-2
+    assert len(torch.unique(found._degrees)) > 1
+
+
+def test_what_does_not_converge_is_not_said_to():
+    # with spacings of half a relaxation time the largest degree is not enough, and says so
+    alone, both, times, x, _ = pair(1, longest=0.5)
+    exact = sum(likelihood.paths(alone, times, x[:, i], tol=1e-6)().item() for i in range(2))
+    found = likelihood.paths(both, times, x)
+    with pytest.warns(kolmo.ToleranceWarning):
+        value = found().item()
+    assert abs(value - exact) <= found.error_estimate
+    assert found.status == "tolerance_not_met"
+
+
+def test_second_derivatives_in_two_dimensions():
+    _, both, times, x, p = pair(2, longest=0.05, count=4)
+    found, step = likelihood.paths(both, times, x, tol=1e-2), 1e-4
+    exact = [v.item() for v in kolmo.control.hessian_product(found, p, [torch.tensor(1.0), torch.tensor(0.0)])]
+    slopes = []
+    for sign in (1.0, -1.0):
+        with torch.no_grad():
+            p[0] += sign * step
+        slopes.append(torch.stack(torch.autograd.grad(found(), p)))
+        with torch.no_grad():
+            p[0] -= sign * step
+    assert np.allclose(exact, (slopes[0] - slopes[1]) / (2 * step), rtol=1e-5)

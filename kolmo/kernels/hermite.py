@@ -1,0 +1,124 @@
+"""Integral equations for the coefficients of densities in Hermite polynomials: c = e + Ac, and the transposed one."""
+
+from typing import Any
+
+import numpy as np
+
+from kolmo.kernels.cache import compiled
+
+_fast: Any = compiled(fastmath={"reassoc", "contract"})
+
+
+@_fast
+def _products(r: np.ndarray, values: np.ndarray, slopes: np.ndarray, W: np.ndarray, R: np.ndarray) -> None:
+    """R of one member at all times; W (P, n) is room to work."""
+    K, P, s = r.shape
+    n = values.shape[1]
+    for k in range(K):
+        for p in range(P):
+            for a in range(n):
+                W[p, a] = r[k, p, 0] * slopes[p, 0, a]
+            for i in range(1, s):
+                for a in range(n):
+                    W[p, a] += r[k, p, i] * slopes[p, i, a]
+        R[k] = np.dot(W.T, values)
+
+
+@_fast
+def _forward(
+    R: np.ndarray, e: np.ndarray, solve: np.ndarray, rounds: int, settled: float, moved: np.ndarray, x: np.ndarray
+) -> None:
+    """x = e + S(Rx)."""
+    K, n = e.shape
+    x[:] = e
+    for _ in range(rounds):
+        for b in range(K):
+            for a in range(n):
+                total = 0.0
+                for j in range(n):
+                    total += R[b, a, j] * x[b, j]
+                moved[b, a] = total
+        change, size = 0.0, 0.0
+        for a in range(n):
+            for b in range(K):
+                total = e[b, a]
+                for j in range(K):
+                    total += solve[a, b, j] * moved[j, a]
+                change, size = max(change, abs(total - x[b, a])), max(size, abs(total))
+                x[b, a] = total
+        if change <= settled * size:
+            return
+    x[:] = np.nan
+
+
+@_fast
+def _transposed(
+    R: np.ndarray, e: np.ndarray, solve: np.ndarray, rounds: int, settled: float, moved: np.ndarray, x: np.ndarray
+) -> None:
+    """x = e + Rᵀ(Sᵀx)."""
+    K, n = e.shape
+    x[:] = e
+    row = np.empty(n)
+    for _ in range(rounds):
+        for a in range(n):
+            for b in range(K):
+                total = 0.0
+                for j in range(K):
+                    total += solve[a, j, b] * x[j, a]
+                moved[b, a] = total
+        change, size = 0.0, 0.0
+        for b in range(K):
+            row[:] = e[b]
+            for a in range(n):
+                for j in range(n):
+                    row[j] += R[b, a, j] * moved[b, a]
+            for j in range(n):
+                change, size = max(change, abs(row[j] - x[b, j])), max(size, abs(row[j]))
+                x[b, j] = row[j]
+        if change <= settled * size:
+            return
+    x[:] = np.nan
+
+
+@_fast
+def solutions(
+    rates: np.ndarray,
+    right: np.ndarray,
+    back: np.ndarray,
+    values: np.ndarray,
+    slopes: np.ndarray,
+    solve: np.ndarray,
+    rounds: int,
+    settled: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""Solve :math:`c_{a\alpha} = e_{a\alpha} + \sum_{b\beta}S_{\alpha ab}R_{b\alpha\beta}c_{b\beta}` by iteration.
+
+    Parameters
+    ----------
+    rates : ndarray, shape (M, K, P, s)
+        Factors of the derivatives at points: :math:`R_{b\alpha\beta} = \sum_{pi}r_{bpi}G_{pi\alpha}V_{p\beta}`.
+    right, back : ndarray, shape (M or 0, K, n)
+        e, and the right side of the transposed equation; without members: it is not solved.
+    values, slopes : ndarray, shape (P, n) and (P, s, n)
+        V and G.
+    solve : ndarray, shape (n, K, K)
+        S.
+    rounds, settled : int, float
+        Rounds at most, and the change, as a part of the largest number, at which they end.
+
+    Returns
+    -------
+    c, transposed : ndarray, shape (M or 0, K, n)
+        NaN where a solution does not settle.
+    """
+    M, K, P, _ = rates.shape
+    n = values.shape[1]
+    c, transposed = np.empty_like(right), np.empty_like(back)
+    R, W, moved = np.empty((K, n, n)), np.empty((P, n)), np.empty((K, n))
+    for m in range(M):
+        _products(rates[m], values, slopes, W, R)
+        if len(right):
+            _forward(R, right[m], solve, rounds, settled, moved, c[m])
+        if len(back):
+            _transposed(R, back[m], solve, rounds, settled, moved, transposed[m])
+    return c, transposed
