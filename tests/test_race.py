@@ -72,6 +72,8 @@ def test_a_choice_without_a_time():
 def test_what_is_refused():
     with pytest.raises(InputError, match="upper"):
         Race(0.0, upper=[1.0])
+    with pytest.raises(InputError, match="upper"):
+        Race(0.0, upper=[1.0, 1.0, 1.0])
     with pytest.raises(InputError, match="moves"):
         Race(0.0, upper=[lambda t, c: 1.0 - t, 1.0])
     with pytest.raises(InputError, match="start"):

@@ -1,4 +1,4 @@
-"""Races: accumulators in two or three dimensions, and the first of them that reaches its bound."""
+"""Races: two accumulators, and the first of them that reaches its bound."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from kolmo.problem.sde import SDE
 
 
 class Race:
-    r"""Two or three accumulators that race: the first to reach its bound is the choice, and ends the trial.
+    r"""Two accumulators that race: the first to reach its bound is the choice, and ends the trial.
 
     .. math::
         dX = b(t, X)\,dt + \sigma(t, X)\,dW, \qquad X_0 = \text{start}, \qquad
@@ -33,7 +33,7 @@ class Race:
     diffusion : number, array_like or callable, default 1
         σ, likewise: a number, ``(d,)`` or ``(d, d)``.
     upper : sequence of d numbers, tensors or callables
-        The bounds, d = 2 or 3; ``upper[k](c)``.
+        The bounds, d = 2; ``upper[k](c)``.
     lower : number, tensor, callable or sequence of d of these, optional
         Floors; None: there is none.
     start : number, tensor, sequence of d numbers, or callable, default 0
@@ -81,8 +81,8 @@ class Race:
     ) -> None:
         self.upper: tuple[Given, ...] = tuple(upper)
         self.dim = len(self.upper)
-        if self.dim not in (2, 3):
-            raise InputError("upper", f"{self.dim} bounds", "2 or 3, one for each accumulator", "FirstPassage for one")
+        if self.dim != 2:
+            raise InputError("upper", f"{self.dim} bounds", "two, one for each accumulator", "FirstPassage for one")
         floors = lower if isinstance(lower, list | tuple) else [lower] * self.dim
         if len(floors) != self.dim:
             raise InputError("lower", f"{len(floors)} floors", f"{self.dim}, or one for all")

@@ -59,9 +59,6 @@ class RaceLikelihood(PassageLikelihood):
         self._wider = 1.0
         return super().renew()
 
-    def _next(self, n: float) -> float:
-        return float(round(1.35 * n)) if self.model.dim == 3 else super()._next(n)
-
     def _passages(self, n: int) -> "_Exits":
         if not self._courses:
             self._courses += [self._course(c) for c in self._conditions]
