@@ -61,7 +61,7 @@ class Race:
     >>> race = Race(lambda t, x, c: speed - inhibition * x.flip(-1), upper=[1.0, 1.0], lower=0.0, delay=0.2)
     >>> likelihood = race.likelihood(Trials([0.6, 0.8, 1.1], [0, 1, 0]), tol=1e-2)
     >>> likelihood().item().__round__(1), likelihood.status
-    (-1.4, 'converged')
+    (-4.3, 'converged')
     >>> bool(torch.isfinite(torch.autograd.grad(likelihood(), inhibition)[0]))
     True
     """
