@@ -9,6 +9,8 @@ from kolmo.likelihood.histograms import HistogramLikelihood, MomentLikelihood, h
 from kolmo.likelihood.laws import Between
 from kolmo.likelihood.passage import FirstPassage
 from kolmo.likelihood.paths import PathLikelihood, paths
+from kolmo.likelihood.race import Race
+from kolmo.likelihood.race_likelihood import RaceLikelihood
 from kolmo.likelihood.residuals import Residuals, residuals
 from kolmo.likelihood.trials import Trials
 from kolmo.likelihood.trials_likelihood import PassageLikelihood
@@ -25,6 +27,8 @@ __all__ = [
     "NoisyPathLikelihood",
     "PassageLikelihood",
     "PathLikelihood",
+    "Race",
+    "RaceLikelihood",
     "Residuals",
     "Trials",
     "as_numpy",

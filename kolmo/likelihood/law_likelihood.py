@@ -126,17 +126,10 @@ class LawLikelihood(Likelihood):
         if self._ends is None:
             self._ends = self._cover(rest, begin)
         middle, seen = begin.mean(0), self._seen()
-        first, last = float(seen[seen > 0][0]), float(seen[-1])
+        first = float(seen[seen > 0][0])
         noise = as_numpy(rest.sde.covariance(0.0, torch.as_tensor(middle[None])).detach())[0]
         spread = np.sqrt(begin.var(0) + first * np.maximum(np.diag(noise), 0.0))
-        maps = [_about(*given) for given in zip(*self._ends, middle, WIDE * spread, strict=True)]
-        grid = Grid([Axis(n, g, p) for g, p in zip(maps, rest.box.periodic, strict=True)])
-        generator = discretize(self.problem, grid)
-        steps = max(2, round(STEPS[self.dim] * n))
-        edges = [0.0, *(first * 2.0**k for k in range(-BEFORE, math.ceil(math.log2(last / first)) + 1))]
-        short = [(a, min(b, last), (b - a) / steps) for a, b in pairwise(edges) if a < last]
-        times = time_nodes(generator.intervals(), 1, seen[seen > 0].tolist(), short)
-        return Discretization(grid, tuple(times.tolist()), generator.scheme.name, STEPPER[self.dim])
+        return recipe_about(self.problem, self._ends, (middle, spread), seen[seen > 0], n)
 
     def _cover(self, rest: KolmogorovProblem, begin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ends of the grid: those of the state space, and where it is open, cuts."""
@@ -168,6 +161,25 @@ class LawLikelihood(Likelihood):
     def _widen(self) -> bool:
         self._wider, self._ends = WIDER * self._wider, None
         return True
+
+
+def recipe_about(
+    problem: KolmogorovProblem,
+    ends: tuple[np.ndarray, np.ndarray],
+    start: tuple[np.ndarray, np.ndarray],
+    seen: np.ndarray,
+    n: int,
+) -> Discretization:
+    """A grid of n nodes per axis about a start of a spread (d,), and steps graded from the first time seen on."""
+    rest, dim, (middle, spread) = at_rest(problem), problem.dim or len(ends[0]), start
+    maps = [_about(*given) for given in zip(*ends, middle, WIDE * spread, strict=True)]
+    grid = Grid([Axis(n, g, p) for g, p in zip(maps, rest.box.periodic, strict=True)])
+    generator = discretize(problem, grid)
+    steps, first, last = max(2, round(STEPS[dim] * n)), float(seen[0]), float(seen[-1])
+    edges = [0.0, *(first * 2.0**k for k in range(-BEFORE, math.ceil(math.log2(last / first)) + 1))]
+    short = [(a, min(b, last), (b - a) / steps) for a, b in pairwise(edges) if a < last]
+    times = time_nodes(generator.intervals(), 1, seen.tolist(), short)
+    return Discretization(grid, tuple(times.tolist()), generator.scheme.name, STEPPER[dim])
 
 
 def _about(low: float, high: float, middle: float, width: float) -> Grading:

@@ -117,16 +117,12 @@ class FirstPassage:
 
     def sde(self, c: Covariates) -> SDE:
         """The process under a condition."""
-        drift, diffusion = (_under(f, c) for f in (self.drift, self.diffusion))
+        drift, diffusion = (under(f, c) for f in (self.drift, self.diffusion))
         return SDE(drift, diffusion, dim=1, arrays="torch")
 
     def killed(self, x: torch.Tensor, c: Covariates, t: Any = 0.0) -> torch.Tensor | None:
         """Killing rate at points (..., 1), shape (...)."""
-        if self.killing is None:
-            return None
-        rate = _under(self.killing, c)
-        found = torch.as_tensor(rate(t, x) if callable(rate) else rate, dtype=torch.float64)
-        return (found[..., 0] if found.ndim == x.ndim and found.shape[-1] == 1 else found).expand(x.shape[:-1])
+        return killing_rate(self.killing, x, c, t)
 
     def likelihood(self, trials: Trials, *, tol: float = 1e-3) -> "PassageLikelihood":
         r"""The likelihood of trials as a function of the parameters in the model.
@@ -175,12 +171,26 @@ class FirstPassage:
         >>> model.density([1.0]).round(decimals=6)  # (2π)^(−½), Schrödinger 1915
         tensor([0.3989], dtype=torch.float64)
         """
-        t = np.asarray(as_numpy(times), dtype=float).reshape(-1)
-        c = {name: np.full(len(t), v) for name, v in (covariates or {}).items()}
-        return torch.exp(self.likelihood(Trials(t, np.full(len(t), float(choice)), c), tol=tol).terms())
+        return density_of(self, times, choice, covariates, tol)
 
 
-def _under(f: Any, c: Covariates) -> Any:
+def density_of(model: Any, times: Any, choice: int, covariates: Covariates | None, tol: float) -> torch.Tensor:
+    """Density of response time and choice under a model at times (N,), from its likelihood."""
+    t = np.asarray(as_numpy(times), dtype=float).reshape(-1)
+    c = {name: np.full(len(t), v) for name, v in (covariates or {}).items()}
+    return torch.exp(model.likelihood(Trials(t, np.full(len(t), float(choice)), c), tol=tol).terms())
+
+
+def killing_rate(killing: Any, x: torch.Tensor, c: Covariates, t: Any) -> torch.Tensor | None:
+    """Killing rate at points (..., d), shape (...)."""
+    if killing is None:
+        return None
+    rate = under(killing, c)
+    found = torch.as_tensor(rate(t, x) if callable(rate) else rate, dtype=torch.float64)
+    return (found[..., 0] if found.ndim == x.ndim and found.shape[-1] == 1 else found).expand(x.shape[:-1])
+
+
+def under(f: Any, c: Covariates) -> Any:
     """A function of (t, x, c) as one of (t, x); constants as they are."""
     if not callable(f):
         return f

@@ -63,12 +63,18 @@ class PassageLikelihood(Likelihood):
         self._conditions, self._group = trials.conditions, torch.as_tensor(trials.group)
         self._times = torch.as_tensor(np.where(np.isnan(trials.times), 1.0, trials.times))
         self._span = float(np.nanmax(trials.times)) if model.span is None else float(model.span)
+        # processes of the conditions, and their clocks
+        self._clocks: dict[float | None, tuple[list[Process], list[Clock]]] = {}
+        self._reach: float | None = None
+        self._settle()
+
+    def _settle(self) -> None:
+        """Decide on the way in which densities are found, and on how far from one bound alone the process goes."""
+        model = self.model
         self._timed = model.moves or any(self._changes(c) for c in trials_first(self._conditions))
         if self._timed:
             self.first, self.most = FIRST_TIMED, MOST_TIMED
             self.order, self.fastest = ORDER_TIMED, FASTEST_TIMED
-        # processes of the conditions, and their clocks
-        self._clocks: dict[float | None, tuple[list[Process], list[Clock]]] = {}
         self._reach = None if len(model.sides) == 2 else self._distance(TAIL)
 
     @property
@@ -142,7 +148,7 @@ class PassageLikelihood(Likelihood):
         self._clocks.clear()
         return super().renew()
 
-    def _passages(self, n: int) -> "_Passages | Timed":
+    def _passages(self, n: int) -> Any:
         model, conditions = self.model, self._conditions
         if not self._timed:
             return _Passages(model, conditions, n, self._reach)

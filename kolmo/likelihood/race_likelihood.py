@@ -1,0 +1,274 @@
+"""The likelihood of races: one march of the law of the process serves all trials of a condition."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.polynomial import legendre
+
+from kolmo.arrays import as_numpy
+from kolmo.control.law import law
+from kolmo.discretization import Discretization
+from kolmo.errors import InputError
+from kolmo.forward.exits import TIME_NODES, in_time
+from kolmo.likelihood.base import Level, log_of
+from kolmo.likelihood.law_likelihood import FIRST, IN_TIME, MOST, ORDER, TAIL, WIDER, recipe_about
+from kolmo.likelihood.laws import NODES, Covariates, laws_of
+from kolmo.likelihood.trials import UNTIMED, Trials
+from kolmo.likelihood.trials_likelihood import LONGEST, SOONEST, PassageLikelihood
+from kolmo.problem.box import Box
+from kolmo.problem.problem import KolmogorovProblem
+from kolmo.problem.sde import SDE
+
+if TYPE_CHECKING:
+    from kolmo.likelihood.race import Race
+
+# Up to this part of d², with the distance d in units of noise, a passage is early: of a driftless process exp(−10) has
+# arrived, and what the grid says is no more than its own error.
+SOON = 1.0 / 20.0
+# A choice without a time is followed until no more than this is undecided.
+UNDECIDED = 1e-6
+
+
+class RaceLikelihood(PassageLikelihood):
+    """Likelihood of trials under a race; see :meth:`Race.likelihood`.
+
+    Examples
+    --------
+    >>> from kolmo.likelihood import Race, Trials
+    >>> Race([1.0, 0.5], upper=[1.0, 1.0]).likelihood(Trials([0.5], [1]))
+    RaceLikelihood(1 observations, unplanned)
+    """
+
+    model: Any
+
+    def __init__(self, model: "Race", trials: Trials, tol: float) -> None:
+        self._courses: list[_Course] = []
+        super().__init__(model, trials, tol)  # type: ignore[arg-type]
+
+    def _settle(self) -> None:
+        dim = self.model.dim
+        self.first, self.most, self.order = FIRST[dim], MOST[dim], ORDER[dim]
+        self._wider = 1.0
+
+    def renew(self) -> float:
+        """Decide anew on the state space, the steps and the resolution; the estimated error."""
+        self._courses.clear()
+        self._wider = 1.0
+        return super().renew()
+
+    def _passages(self, n: int) -> "_Exits":
+        if not self._courses:
+            self._courses += [self._course(c) for c in self._conditions]
+        delays = laws_of(self.model.delay, self._conditions, NODES, "delay")
+        if bool((delays[0] < 0).any()):
+            raise InputError("delay", delays[0].detach().tolist(), "a delay that is not negative")
+        return _Exits([_Exit.of(course, n) for course in self._courses], delays)
+
+    def _course(self, c: Covariates) -> "_Course":
+        horizon = max(self._span, float(self._times.max()))
+        untimed = bool((self.trials.known == UNTIMED).any())
+        while True:
+            course = _Course(self.model, c, horizon, self._wider)
+            if not untimed or horizon > LONGEST * self._span:
+                return course
+            with torch.no_grad():
+                left = float(_Exit.of(course, int(self.first)).left[-1])
+            if left < UNDECIDED:
+                return course
+            horizon *= 2.0
+
+    def _cut(self, level: Level) -> float:
+        if all(course.closed for course in self._courses):
+            return 0.0
+        kept, wider = list(self._courses), self._wider
+        self._courses.clear()
+        self._wider = WIDER * wider
+        other = self._level(round(WIDER * level.n))
+        self._wider, self._courses = wider, kept
+        return other.distance(level)
+
+    def _widen(self) -> bool:
+        self._wider *= WIDER
+        self._courses.clear()
+        return True
+
+
+class _Course:
+    """A condition in coordinates in which bounds are at one, and floors, or else the start, at zero."""
+
+    def __init__(self, model: "Race", c: Covariates, horizon: float, wider: float) -> None:
+        self.model, self.c, self.sde = model, c, model.sde(c)
+        floors = model.lower or (None,) * model.dim
+        self.floored = np.array([floor is not None for floor in floors])
+        killing = None if model.killing is None else self._killing
+        # the cut of an open axis stands at -1 until it is known
+        pairs = [("reflecting" if f else "open", "absorbing") for f in self.floored]
+        low, high = np.where(self.floored, 0.0, -1.0), np.ones(model.dim)
+        sde = SDE(self._drift, covariance=self._covariance, dim=model.dim, arrays="torch")
+        with torch.no_grad():
+            begin = as_numpy(self.begin())
+            noise = torch.diagonal(self._covariance(0.0, self.begin()[None])[0]).numpy()
+        if not (noise > 0).all():
+            raise InputError("diffusion", noise.tolist(), "noise on every axis, at the start")
+        self.first = min(SOON * float(((1.0 - begin) ** 2 / noise).min()), 0.5 * horizon)
+        self.start = (begin, np.sqrt(self.first * noise))
+        if not self.floored.all():
+            within = Box(np.where(self.floored, 0.0, -np.inf), high, pairs)
+            found = np.asarray(Box.covering(sde, begin[None], horizon, within=within, tail=TAIL).lower)
+            low = np.where(self.floored, 0.0, wider * found)
+        self.ends = (low, high)
+        self.problem = KolmogorovProblem(
+            sde, lambda x: 0.0 * x[..., 0], horizon, Box(low, high, pairs), killing=killing
+        ).handing("torch")
+        self.horizon = horizon
+        self._recipes: dict[int, Discretization] = {}
+
+    @property
+    def closed(self) -> bool:
+        """Whether there is no cut."""
+        return bool(self.floored.all())
+
+    def begin(self) -> torch.Tensor:
+        """The start in these coordinates, shape (d,)."""
+        begin, low, unit = self.model.ends(self.c)
+        return (begin - low) / unit
+
+    def recipe(self, n: int) -> Discretization:
+        """Grid and steps of a resolution: the same ones until the resolution is looked for anew."""
+        if n not in self._recipes:
+            seen = np.array([self.first, self.horizon])
+            self._recipes[n] = recipe_about(self.problem, self.ends, self.start, seen, n)
+        return self._recipes[n]
+
+    def alone(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What an accumulator is by itself, in units of its noise: ways to the bound (2, d), and its drift (d,).
+
+        The second way is that of the image behind the floor; infinite where there is none.
+        """
+        begin = self.begin()
+        noise = torch.diagonal(self._covariance(0.0, begin[None])[0]).sqrt()
+        ways = torch.stack([1.0 - begin, torch.where(torch.as_tensor(self.floored), 1.0 + begin, 1.0)]) / noise
+        return ways, self._drift(0.0, begin[None])[0] / noise, torch.as_tensor(self.floored)
+
+    def _outwards(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        _, low, unit = self.model.ends(self.c)
+        return low + unit * y, unit
+
+    def _drift(self, t: Any, y: torch.Tensor) -> torch.Tensor:
+        x, unit = self._outwards(y)
+        return torch.as_tensor(self.sde.drift(t, x)).expand(x.shape) / unit
+
+    def _covariance(self, t: Any, y: torch.Tensor) -> torch.Tensor:
+        x, unit = self._outwards(y)
+        return torch.as_tensor(self.sde.covariance(t, x)) / (unit[:, None] * unit)
+
+    def _killing(self, t: Any, y: torch.Tensor) -> torch.Tensor:
+        found = self.model.killed(self._outwards(y)[0], self.c, t)
+        assert found is not None
+        return found
+
+
+@dataclass(frozen=True)
+class _Exit:
+    """What goes out under a condition: at the times of the clock through every bound (n, d), and what is left (n,)."""
+
+    course: _Course
+    clock: np.ndarray
+    flux: torch.Tensor
+    left: torch.Tensor
+
+    @classmethod
+    def of(cls, course: _Course, n: int) -> "_Exit":
+        recipe = course.recipe(n)
+        found = law(course.problem, course.begin(), discretization=recipe, save=recipe.times)
+        flux = torch.stack([found.flux((k, 1)) for k in course.model.sides], -1)
+        return cls(course, np.asarray(recipe.times), flux, found.weights.sum(1))
+
+    def chosen(self, side: int) -> torch.Tensor:
+        """Probability of a choice: the outflow, interpolated between the times of the clock, summed."""
+        z, w = legendre.leggauss(IN_TIME)
+        half = 0.5 * np.diff(self.clock)
+        at = self.clock[:-1, None] + half[:, None] * (1.0 + z)
+        matrix = in_time(self.clock, at.reshape(-1)).reshape(len(half), IN_TIME, -1)
+        return torch.as_tensor(np.einsum("kqn,q,k->n", matrix, w, half)) @ self.flux[:, side]
+
+    def between(self, values: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        """Values at the clock (n,), interpolated to times of any shape, with the derivative in time."""
+        clock, m = torch.as_tensor(self.clock), min(TIME_NODES, len(self.clock))
+        begin = torch.searchsorted(clock, s.detach().contiguous(), right=True) - 1 - (m - 1) // 2
+        index = begin.clamp(0, len(clock) - m)[..., None] + torch.arange(m)
+        nodes = clock[index]
+        total = torch.zeros_like(s)
+        for j in range(m):
+            others = torch.cat([nodes[..., :j], nodes[..., j + 1 :]], -1)
+            share = ((s[..., None] - others) / (nodes[..., j, None] - others)).prod(-1)
+            total = total + share * values[index[..., j]]
+        return total
+
+    def early(self, side: int, s: torch.Tensor) -> torch.Tensor:
+        """Logarithm of the density of early passages at times: of the accumulator alone, and its image."""
+        ways, drift, floored = self.course.alone()
+        logs = [
+            torch.log(d / math.sqrt(2.0 * math.pi)) - 1.5 * torch.log(s) - (d - drift[side] * s) ** 2 / (2.0 * s)
+            for d in ways[:, side]
+        ]
+        return torch.logaddexp(*logs) if bool(floored[side]) else logs[0]
+
+
+class _Exits:
+    """Exits of all conditions at one resolution."""
+
+    def __init__(self, exits: list[_Exit], delays: tuple[torch.Tensor, torch.Tensor]) -> None:
+        self.exits, (self.delays, self.shares) = exits, delays
+
+    @property
+    def undecided(self) -> torch.Tensor:
+        """What may be off in the probabilities of choices, shape (C,)."""
+        return torch.stack([found.left[-1].detach() for found in self.exits])
+
+    def chosen(self, side: int) -> torch.Tensor:
+        """Probability of a choice, shape (C,)."""
+        return torch.stack([found.chosen(side) for found in self.exits])
+
+    def survival(self, t: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
+        """Probability of no response up to times (N,)."""
+        total = torch.zeros(len(t), dtype=torch.float64)
+        for k, found in enumerate(self.exits):
+            which = torch.nonzero(group == k)[:, 0]
+            s = t[which, None] - self.delays[k]
+            left = found.between(found.left, s.clamp(min=0.0)).clamp(0.0, 1.0)
+            soon = s < float(found.clock[1])  # next to nothing is gone
+            total = total.index_copy(0, which, torch.where(soon, torch.ones_like(s), left) @ self.shares[k])
+        return total
+
+    def log_density(self, side: int, t: torch.Tensor, group: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Logarithm of the density of the response time at times (N,), and what is known of its error in all."""
+        logs, error = torch.zeros(len(t), dtype=torch.float64), 0.0
+        for k, found in enumerate(self.exits):
+            which = torch.nonzero(group == k)[:, 0]
+            if len(which):
+                part, off = self._of(found, side, t[which, None] - self.delays[k], log_of(self.shares[k]))
+                logs, error = logs.index_copy(0, which, part), error + off
+        return logs, error
+
+    @staticmethod
+    def _of(found: _Exit, side: int, s: torch.Tensor, shares: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Logarithms under a condition at times (m, J) since the start, summed over delays."""
+        way = float(found.course.alone()[0][0, side].detach())
+        soon = SOON * way**2
+        s = torch.maximum(s, torch.tensor(SOONEST * way**2, dtype=torch.float64))
+        late = log_of(found.between(found.flux[:, side], s))
+        early = s.detach() < soon
+        logs = torch.where(early, found.early(side, s), late)
+        total = torch.logsumexp(logs + shares, 1)
+        if not bool(early.any()):
+            return total, 0.0
+        with torch.no_grad():
+            # where both are right they show by how much the formula is off; it is less so the earlier it is
+            at = torch.tensor(soon, dtype=torch.float64)
+            off = float((found.early(side, at) - log_of(found.between(found.flux[:, side], at))).abs())
+            parts = torch.exp(logs + shares - total[:, None])
+            return total, float((parts * early * off * s / soon).sum())
