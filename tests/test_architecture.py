@@ -162,8 +162,8 @@ def exported() -> set[str]:
     return names
 
 
-# Functions outside the kernels that are longer, or are handed more, and why. A kernel is compiled as one: what it does for
-# every line costs up to a third more in a function of its own.
+# Functions outside the kernels that are longer, or are handed more, and why. A kernel is compiled as one: what it does
+# for every line costs up to a third more in a function of its own.
 LARGE = {
     "bridge.budget.site_effects": "has the options of a public function",
     "catalog._linear": "a family of cases by its numbers",
