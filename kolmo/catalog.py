@@ -13,7 +13,6 @@ forms, series or one-dimensional spectral solutions that share no code with the 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, ParamSpec
 
 import numpy as np
@@ -22,53 +21,17 @@ from numpy.polynomial.legendre import leggauss
 from scipy.linalg import expm
 from scipy.special import erf, erfcx, ive, ndtr
 
-from kolmo.arrays import Array, as_like, as_points, einsum, namespace
+from kolmo.arrays import Array, as_like, einsum, namespace
 from kolmo.errors import InputError
 from kolmo.problem import KolmogorovProblem
 from kolmo.problem.box import Box
+from kolmo.problem.case import Case as Case
+from kolmo.problem.case import line
 from kolmo.problem.faces import Absorbing, Robin
 from kolmo.problem.sde import SDE
 from kolmo.registry import Registry
 
 P = ParamSpec("P")
-Exact = Callable[[float, np.ndarray], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A problem, its exact answer, and where it comes from.
-
-    Attributes
-    ----------
-    name : str
-        Name of the function that made it.
-    problem : KolmogorovProblem
-        The question.
-    points : ndarray, shape (P, d)
-        A few points of interest.
-    source : str
-        Author and year.
-    solution : callable
-        ``solution(t, x)`` for an array x of shape ``(..., d)``; :meth:`exact` is the comfortable form.
-    """
-
-    name: str
-    problem: KolmogorovProblem
-    points: np.ndarray
-    source: str
-    solution: Exact
-
-    def exact(self, t: float, x: Any) -> np.ndarray:
-        """Exact u(t, x) at points ``(..., d)`` (in one dimension ``(...)``): shape ``(...)`` or ``(..., k)``."""
-        return np.asarray(self.solution(t, np.asarray(as_points(x, self.problem.dim))))
-
-    @property
-    def values(self) -> np.ndarray:
-        """Exact answer at the case's points at t = 0."""
-        return self.exact(0.0, self.points)
-
-    def __repr__(self) -> str:
-        return f"Case({self.name}, {self.problem!r}, {self.source})"
 
 
 CASES: Registry[Callable[..., Case]] = Registry("case")
@@ -78,10 +41,6 @@ def _listed(make: Callable[P, Case]) -> Callable[P, Case]:
     """Put a function under its name into the list of cases."""
     CASES.add(make.__name__, make)
     return make
-
-
-def _line(*points: float) -> np.ndarray:
-    return np.array(points)[:, None]
 
 
 # ---------------------------------------------------------------------------------------------- Ornstein–Uhlenbeck
@@ -152,7 +111,7 @@ def ornstein_uhlenbeck(
     def exact(t: float, x: np.ndarray) -> np.ndarray:
         return np.asarray(expectation(*_ou_law(kappa, mu, sigma, x[..., 0], horizon - t)))
 
-    points = _line(-1.3, -0.4, 0.0, 0.55, 1.7)
+    points = line(-1.3, -0.4, 0.0, 0.55, 1.7)
     return Case("ornstein_uhlenbeck", problem, points, "Uhlenbeck and Ornstein (1930)", exact)
 
 
@@ -198,7 +157,7 @@ def layered_ornstein_uhlenbeck(
                 variance = variance * math.exp(-2.0 * kappa[k] * tau) + noise
         return np.asarray(expectation(mean, variance))
 
-    points = _line(-1.0, 0.0, 0.4, 1.5)
+    points = line(-1.0, 0.0, 0.4, 1.5)
     return Case(
         "layered_ornstein_uhlenbeck", KolmogorovProblem(sde, function, horizon), points, "composition of laws", exact
     )
@@ -225,7 +184,7 @@ def running_cost(kappa: float = 1.0, sigma: float = 0.7, horizon: float = 1.0) -
         decay = -math.expm1(-2.0 * kappa * tau) / (2.0 * kappa)
         return np.asarray(x[..., 0] ** 2 * decay + sigma**2 / (2.0 * kappa) * (tau - decay))
 
-    points = _line(-1.0, 0.0, 0.5, 1.5)
+    points = line(-1.0, 0.0, 0.5, 1.5)
     return Case("running_cost", problem, points, "moments of Uhlenbeck and Ornstein (1930)", exact)
 
 
@@ -251,7 +210,7 @@ def harmonic_killing(omega: float = 1.5, sigma: float = 1.0, horizon: float = 1.
             np.exp(-0.5 * omega / sigma * x[..., 0] ** 2 * math.tanh(angle)) / math.sqrt(math.cosh(angle))
         )
 
-    return Case("harmonic_killing", problem, _line(-1.2, 0.0, 0.6, 2.0), "Cameron and Martin (1945); Kac (1949)", exact)
+    return Case("harmonic_killing", problem, line(-1.2, 0.0, 0.6, 2.0), "Cameron and Martin (1945); Kac (1949)", exact)
 
 
 # ---------------------------------------------------------------------------------------------- finance
@@ -294,7 +253,7 @@ def geometric_brownian_motion(
         forward = x[..., 0] * math.exp(-dividend * (horizon - t)) - strike * discount
         return {"call": call, "put": call - forward, "digital": digital}[payoff]
 
-    points = strike * _line(0.6, 0.9, 1.0, 1.1, 1.5)
+    points = strike * line(0.6, 0.9, 1.0, 1.1, 1.5)
     return Case("geometric_brownian_motion", problem, points, "Black and Scholes (1973); Merton (1973)", exact)
 
 
@@ -337,7 +296,7 @@ def down_and_out_call(
         mirrored = _black_scholes(barrier**2 / S, strike, rate, sigma, 0.0, tau)[0]
         return np.asarray(direct - (S / barrier) ** (1.0 - 2.0 * rate / sigma**2) * mirrored)
 
-    points = _line(1.01 * barrier, 0.5 * (barrier + strike), strike, 1.2 * strike)
+    points = line(1.01 * barrier, 0.5 * (barrier + strike), strike, 1.2 * strike)
     return Case("down_and_out_call", problem, points, "Merton (1973); Reiner and Rubinstein (1991)", exact)
 
 
@@ -394,7 +353,7 @@ def vasicek_bond(kappa: float = 0.8, theta: float = 0.05, sigma: float = 0.06, h
         A = (theta - 0.5 * sigma**2 / kappa**2) * (B - tau) - 0.25 * sigma**2 * B**2 / kappa
         return np.asarray(np.exp(A - B * x[..., 0]))
 
-    return Case("vasicek_bond", problem, _line(-0.02, 0.01, 0.05, 0.12), "Vasicek (1977)", exact)
+    return Case("vasicek_bond", problem, line(-0.02, 0.01, 0.05, 0.12), "Vasicek (1977)", exact)
 
 
 @_listed
@@ -423,7 +382,7 @@ def cir_bond(kappa: float = 0.5, theta: float = 0.04, sigma: float = 0.3, horizo
         A = power * (math.log(2.0 * gamma / bottom) + 0.5 * (kappa + gamma) * tau)
         return np.asarray(np.exp(A - 2.0 * growth / bottom * x[..., 0]))
 
-    return Case("cir_bond", problem, _line(0.0, 0.01, 0.04, 0.1, 0.3), "Cox, Ingersoll and Ross (1985)", exact)
+    return Case("cir_bond", problem, line(0.0, 0.01, 0.04, 0.1, 0.3), "Cox, Ingersoll and Ross (1985)", exact)
 
 
 # ---------------------------------------------------------------------------------------------- linear, any dimension
@@ -587,7 +546,7 @@ def reflected_brownian_motion(
         modes = np.cos(n * wave * y[..., None]) * np.exp(-0.5 * (sigma * n * wave) ** 2 * tau) / n**2
         return np.asarray(0.5 * upper - 4.0 * upper / math.pi**2 * modes.sum(-1))
 
-    points = upper * _line(0.0, 0.2, 0.5, 0.9, 1.0)
+    points = upper * line(0.0, 0.2, 0.5, 0.9, 1.0)
     return Case("reflected_brownian_motion", problem, points, "method of images; Fourier series", exact)
 
 
@@ -630,7 +589,7 @@ def elastic_brownian_motion(kappa: float = 0.8, sigma: float = 1.0, horizon: flo
         z = x[..., 0] / spread
         return np.asarray(erf(z) + np.exp(-(z**2)) * erfcx(z + kappa / sigma**2 * spread))
 
-    return Case("elastic_brownian_motion", problem, _line(0.0, 0.2, 0.7, 2.0), "Carslaw and Jaeger (1959)", exact)
+    return Case("elastic_brownian_motion", problem, line(0.0, 0.2, 0.7, 2.0), "Carslaw and Jaeger (1959)", exact)
 
 
 def _killed(x: np.ndarray, tau: float, mu: float, sigma: float, length: float, rate: float) -> np.ndarray:
@@ -667,7 +626,7 @@ def survival(mu: float = 0.5, sigma: float = 1.0, length: float = 1.5, horizon: 
     def exact(t: float, x: np.ndarray) -> np.ndarray:
         return _killed(x[..., 0], horizon - t, mu, sigma, length, 0.0)
 
-    points = length * _line(0.1, 0.3, 0.5, 0.8)
+    points = length * line(0.1, 0.3, 0.5, 0.8)
     return Case("survival", problem, points, "Darling and Siegert (1953); method of images", exact)
 
 
@@ -697,7 +656,7 @@ def exit_right(mu: float = 0.4, sigma: float = 0.9, length: float = 1.0, horizon
         later = (_killed(y, tau, mu, sigma, length, 0.0) - _killed(y, tau, mu, sigma, length, rate)) / scale
         return np.asarray(ever - later)
 
-    points = length * _line(0.1, 0.35, 0.6, 0.95)
+    points = length * line(0.1, 0.35, 0.6, 0.95)
     return Case("exit_right", problem, points, "Darling and Siegert (1953); method of images", exact)
 
 
@@ -738,7 +697,7 @@ def mean_exit_time(kappa: float = 1.0, sigma: float = 0.8, lower: float = -1.0, 
         source=1.0,
     )
     _, time = _scale_and_time(lambda y: -0.5 * kappa * y**2, sigma, lower, upper)
-    points = lower + (upper - lower) * _line(0.2, 0.4, 0.68, 0.88)
+    points = lower + (upper - lower) * line(0.2, 0.4, 0.68, 0.88)
     source = "Pontryagin, Andronov and Vitt (1933)"
     return Case("mean_exit_time", problem, points, source, lambda t, x: np.asarray(time(x[..., 0])))
 
@@ -759,7 +718,7 @@ def committor(sigma: float = 0.5) -> Case:
         Box(-1.0, 1.0, boundary=[("absorbing", Absorbing(1.0))]),
     )
     probability, _ = _scale_and_time(lambda y: 0.5 * y**2 - 0.25 * y**4, sigma, -1.0, 1.0)
-    points = _line(-0.6, -0.1, 0.2, 0.8)
+    points = line(-0.6, -0.1, 0.2, 0.8)
     return Case("committor", problem, points, "Kramers (1940)", lambda t, x: np.asarray(probability(x[..., 0])))
 
 
@@ -819,7 +778,7 @@ def circle(concentration: float = 1.5, speed: float = 0.7, sigma: float = 0.8, h
         waves = np.cos(n * (x + speed * tau)) * ive(n, concentration) * np.exp(-0.5 * (sigma * n) ** 2 * tau)
         return np.asarray(math.exp(concentration) * (ive(0, concentration) + 2.0 * waves.sum(-1)))
 
-    return Case("circle", problem, _line(0.0, 1.2, 3.0, 4.4), "von Mises (1918)", exact)
+    return Case("circle", problem, line(0.0, 1.2, 3.0, 4.4), "von Mises (1918)", exact)
 
 
 @_listed
@@ -845,7 +804,7 @@ def wright_fisher(mutation: float = 0.3, target: float = 0.6, noise: float = 1.0
     def exact(t: float, x: np.ndarray) -> np.ndarray:
         return np.asarray((x**n @ expm(moments * (horizon - t)).T)[..., 1:])
 
-    points = _line(0.0, 0.1, 0.3, 0.5, 0.85, 1.0)
+    points = line(0.0, 0.1, 0.3, 0.5, 0.85, 1.0)
     return Case("wright_fisher", problem, points, "Fisher (1922); Wright (1931); Kimura (1955)", exact)
 
 
@@ -927,7 +886,7 @@ def double_well(terminal: str = "tanh", sigma: float = 0.5, horizon: float = 5.0
     spectral = _GradientDiffusion(
         lambda y: 0.5 * y**2 - 0.25 * y**4, sigma, -end, end, lambda y: np.asarray(phi(y[:, None]))
     )
-    points = _line(-1.2, -0.5, 0.0, 0.3, 1.0)
+    points = line(-1.2, -0.5, 0.0, 0.3, 1.0)
     return Case(
         "double_well", problem, points, "Kramers (1940)", lambda t, x: np.asarray(spectral(horizon - t, x[..., 0]))
     )
@@ -954,7 +913,7 @@ def reflected_ornstein_uhlenbeck(kappa: float = 1.0, mu: float = 0.8, sigma: flo
     return Case(
         "reflected_ornstein_uhlenbeck",
         problem,
-        _line(-1.0, -0.4, 0.3, 1.0),
+        line(-1.0, -0.4, 0.3, 1.0),
         "Linetsky (2005)",
         lambda t, x: np.asarray(spectral(horizon - t, x[..., 0])),
     )

@@ -14,6 +14,7 @@ from kolmo.discretization import Discretization
 from kolmo.errors import InputError, MissingExtraError
 from kolmo.files import schema
 from kolmo.grid import Grid
+from kolmo.grid.picture import drawn
 from kolmo.grid.times import find
 from kolmo.problem.motion import Motion, moved_nodes
 from kolmo.refine import stored
@@ -149,21 +150,11 @@ class Solution:
         -------
         matplotlib.axes.Axes
         """
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots(layout="constrained")[1] if ax is None else ax
         u = as_numpy(self._at_time(t))
         u = (u if u.ndim == 1 else u[:, column]).reshape(self.grid.shape)
-        if self.grid.dim == 1:
-            ax.plot(self.nodes(t)[0], u, **style)
-            ax.set(xlabel="$x$", ylabel=f"$u({t:g}, x)$")
-            return ax
         if self.grid.dim == 3:
             u = u[:, :, u.shape[2] // 2]
-        filled = ax.contourf(*self.nodes(t)[:2], u.T, **({"levels": 20, "cmap": "cividis"} | style))
-        ax.figure.colorbar(filled, ax=ax, label=f"$u({t:g}, x)$")
-        ax.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
-        return ax
+        return drawn(ax, self.nodes(t), u, f"$u({t:g}, x)$", style)
 
     def to_xarray(self) -> Any:
         """The values as a labelled array (needs the extra ``xarray``).

@@ -1022,10 +1022,10 @@ import numpy as np
 from kolmo.kernels import chains, compiled, splitting
 x = np.linspace(0.0, 1.0, 8)
 out = np.empty(8)
-kinds = [(np.ones((3, 8)), np.ones((3, 8, 1))), (np.ones((3, 8), np.float32), np.ones((3, 8, 1), np.float32))]
-for a, fields in kinds if {kind} else kinds[::-1]:
-    out = np.zeros((8, 1), a.dtype)
-    compiled.weighted_sum(a, fields, out)
+kinds = [np.ones((1, 8, 1)), np.ones((1, 8, 1), np.float32)]
+for field in kinds if {kind} else kinds[::-1]:
+    out = np.zeros((1, 8, 1), field.dtype)
+    compiled.lines(np.arange(9), np.arange(8), np.full(8, 3.0), np.zeros(0), 0, 8, 8, field, out)
     assert (out == 3.0).all(), out
 """
 

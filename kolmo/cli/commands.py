@@ -1,7 +1,9 @@
 """The commands themselves; each is thin, the work is done elsewhere."""
 
+import functools
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from kolmo.cli import equation, landscape
 from kolmo.cli import experiment as of_experiment
 from kolmo.cli import fit as of_fit
 from kolmo.cli import sweep as of_sweep
-from kolmo.cli.perform import rewrite
+from kolmo.cli.perform import Manner, rewrite
 from kolmo.cli.text import readable
 from kolmo.errors import InputError
 from kolmo.runs import Run, environment
@@ -21,10 +23,36 @@ from kolmo.runs import Run, environment
 __all__ = ["kolmo"]
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-_TAKE_OVER_HELP = "With --resume, also where it cannot be told whether another process still writes."
-_OUT_HELP = "A new folder for the run; default: a fresh one in ./runs."
-_OUT = click.option("--out", type=click.Path(path_type=Path), help=_OUT_HELP)
-_TAKE_OVER = click.option("--take-over", is_flag=True, help=_TAKE_OVER_HELP)
+_PATH = click.Path(path_type=Path)
+
+
+def _manners(what: str) -> list[click.Option]:
+    """Options of every command that makes a run."""
+    unsure = "With --resume, also where it cannot be told whether another process still writes."
+    return [
+        click.Option(["--out"], type=_PATH, help="A new folder for the run; default: a fresh one in ./runs."),
+        click.Option(["--resume"], type=_PATH, help=f"Continue the {what} in this folder."),
+        click.Option(["--take-over"], is_flag=True, help=unsure),
+        click.Option(["--quiet"], is_flag=True, help="Show no progress."),
+        click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."),
+    ]
+
+
+def _in_a_manner(call: Callable[..., int]) -> Callable[..., int]:
+    """The function with the options of ``_manners`` gathered to one argument, ``manner``."""
+
+    @functools.wraps(call)
+    def gathered(**given: Any) -> int:
+        return call(manner=Manner(**{name: given.pop(name) for name in Manner._fields}), **given)
+
+    return gathered
+
+
+class _Running(click.Command):
+    """A command that makes a run, named after the command."""
+
+    def __init__(self, name: str, *, params: list[click.Parameter], callback: Callable[..., int], **given: Any) -> None:
+        super().__init__(name, params=[*params, *_manners(name)], callback=_in_a_manner(callback), **given)
 
 
 class _ExperimentCommand(click.Command):
@@ -33,17 +61,13 @@ class _ExperimentCommand(click.Command):
     def __init__(self, experiment: str, name: str) -> None:
         super().__init__(
             name,
-            callback=lambda **given: of_experiment.experiment(experiment, **given),
+            callback=_in_a_manner(functools.partial(of_experiment.experiment, experiment)),
             help=experiments.describe(experiment),
             params=[
                 click.Option(["--set", "assignments"], multiple=True, metavar="KEY=VALUE", help="Set an option."),
                 click.Option(["--seeds"], metavar="N", help="How many seeds: the same as --set seeds=N."),
                 click.Option(["--seed"], metavar="S", help="The first seed: the same as --set seed=S."),
-                click.Option(["--out"], type=click.Path(path_type=Path), help=_OUT_HELP),
-                click.Option(["--resume"], type=click.Path(path_type=Path), help="Continue the run in this folder."),
-                click.Option(["--take-over"], is_flag=True, help=_TAKE_OVER_HELP),
-                click.Option(["--quiet"], is_flag=True, help="Show no progress."),
-                click.Option(["--json", "as_json"], is_flag=True, help="Print the results as JSON."),
+                *_manners("run"),
             ],
         )
         self.experiment = experiment
@@ -118,18 +142,16 @@ def experiment() -> None:
     """  # noqa: D301 - \b keeps click from wrapping a paragraph
 
 
-_FILE = click.argument("file", type=click.Path(path_type=Path))
+_FILE = click.argument("file", type=_PATH)
 _SET = click.option("--set", "assignments", multiple=True, metavar="NAME=VALUE", help="Set a parameter of the file.")
-_KEEP = click.option(
-    "--out", type=click.Path(path_type=Path), help="Keep it as a run in this new folder, with a report."
-)
+_KEEP = click.option("--out", type=_PATH, help="Keep it as a run in this new folder, with a report.")
 _QUIET = click.option("--quiet", is_flag=True, help="Show no progress.")
 
 
 @kolmo.command()
 @_FILE
 @_SET
-@click.option("--save", type=click.Path(path_type=Path), help="Write the solution here (npz; read it with kolmo.load).")
+@click.option("--save", type=_PATH, help="Write the solution here (npz; read it with kolmo.load).")
 @_KEEP
 @_QUIET
 @_JSON
@@ -193,25 +215,11 @@ def control(file: Path, assignments: tuple[str, ...], out: Path | None, quiet: b
     return equation.control(file, assignments, out, quiet, as_json)
 
 
-@kolmo.command()
-@click.argument("file", required=False, type=click.Path(path_type=Path))
-@click.argument("data", required=False, type=click.Path(path_type=Path))
+@kolmo.command(cls=_Running)
+@click.argument("file", required=False, type=_PATH)
+@click.argument("data", required=False, type=_PATH)
 @_SET
-@_OUT
-@click.option("--resume", type=click.Path(path_type=Path), help="Continue the fit in this folder.")
-@_TAKE_OVER
-@_QUIET
-@_JSON
-def fit(
-    file: Path | None,
-    data: Path | None,
-    assignments: tuple[str, ...],
-    out: Path | None,
-    resume: Path | None,
-    take_over: bool,
-    quiet: bool,
-    as_json: bool,
-) -> int:
+def fit(file: Path | None, data: Path | None, assignments: tuple[str, ...], manner: Manner) -> int:
     """Estimate the parameters of the model in FILE from the table DATA, with intervals, by maximum likelihood.
 
     FILE is a TOML file as for kolmo solve, with the columns of DATA (CSV) in [data]; estimates, standard errors,
@@ -244,27 +252,22 @@ def fit(
       kolmo fit decisions.toml trials.csv --set speed=8 --json
       kolmo fit --resume runs/fit-20260101-120000
     """  # noqa: D301 - \b keeps click from wrapping a paragraph
-    if resume is not None:
-        if file is not None or assignments or out is not None:
+    if manner.resume is not None:
+        if file is not None or assignments or manner.out is not None:
             raise InputError("resume", "files or options beside it", "none but --take-over, --quiet and --json")
-        return of_fit.resume(resume, take_over, quiet, as_json)
+        return of_fit.resume(manner.resume, manner)
     if file is None or data is None:
         raise InputError("file, data", "nothing" if file is None else f"{file} alone", "a TOML file and a CSV file")
-    return of_fit.fit(file, data, assignments, out, quiet, as_json)
+    return of_fit.fit(file, data, assignments, manner)
 
 
-@kolmo.command()
+@kolmo.command(cls=_Running)
 @click.argument("name")
 @click.option("--vary", multiple=True, metavar="KEY=VALUE", help="One value of a varied option; repeat it for more.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set an option for all tasks.")
 @click.option("--seeds", type=click.IntRange(1), help="This many seeds, each a task.")
 @click.option("--scheduler", metavar="ADDRESS", help="A Dask scheduler, tcp://host:8786; default: a local cluster.")
 @click.option("--workers", default=2, type=click.IntRange(0), help="Processes of the local cluster; 0: without Dask.")
-@_OUT
-@click.option("--resume", type=click.Path(path_type=Path), help="Continue the sweep in this folder.")
-@_TAKE_OVER
-@_QUIET
-@_JSON
 def sweep(name: str, vary: tuple[str, ...], assignments: tuple[str, ...], **options: Any) -> int:
     """Run the experiment NAME for every combination of settings and seeds, on Dask workers.
 
@@ -284,7 +287,7 @@ def sweep(name: str, vary: tuple[str, ...], assignments: tuple[str, ...], **opti
 
 
 @kolmo.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=_PATH)
 @click.option(
     "--network", "only", multiple=True, metavar="NAME", help="Only the network of this name; may be repeated."
 )
@@ -309,7 +312,7 @@ def compare(run: Path, **options: Any) -> int:
     return perform_compare(run, **options)
 
 
-@kolmo.command("landscape")
+@kolmo.command("landscape", cls=_Running)
 @click.argument("model", required=False)
 @click.option("--network", metavar="NAME", help="Which network of a run.")
 @click.option("--state", type=click.Path(), help="A state dict to load first (torch.save; read with weights_only).")
@@ -318,22 +321,8 @@ def compare(run: Path, **options: Any) -> int:
 @click.option("--seed", default=0, type=int, help="Seed of the plane and of the first draw.")
 @click.option("--span", default=1.0, type=click.FloatRange(0.0, min_open=True), help="Coordinates from -SPAN to SPAN.")
 @click.option("--noisy/--plain", default=None, help="Training or evaluation mode; default: as the factory leaves it.")
-@_OUT
-@click.option("--resume", type=click.Path(path_type=Path), help="Continue the landscape in this folder.")
-@_TAKE_OVER
-@_QUIET
-@_JSON
 @click.pass_context
-def measure_landscape(
-    context: click.Context,
-    /,
-    out: Path | None,
-    resume: Path | None,
-    take_over: bool,
-    quiet: bool,
-    as_json: bool,
-    **options: Any,
-) -> int:
+def measure_landscape(context: click.Context, /, manner: Manner, **options: Any) -> int:
     """Measure and draw the loss of a network over a random filter-normalised plane through its weights.
 
     MODEL is the folder of a run that holds networks, or package.module:factory, a function without arguments that
@@ -346,16 +335,16 @@ def measure_landscape(
       kolmo landscape runs/demo-20260101-120000 --network NAME
       kolmo landscape --resume runs/landscape-20260101-120000
     """  # noqa: D301 - \b keeps click from wrapping a paragraph
-    if resume is not None:
+    if manner.resume is not None:
         source = click.core.ParameterSource.DEFAULT
         given = [name for name in ("out", *options) if context.get_parameter_source(name) != source]
         if given:
             needed = "none but --quiet and --json: a run goes on as it was started"
             raise InputError("resume", f"options beside it ({', '.join(given)})", needed)
-        return landscape.resume(resume, take_over, quiet, as_json)
+        return landscape.resume(manner.resume, manner)
     if options["model"] is None:
         raise InputError("model", "none", "a run folder, or package.module:factory")
-    return landscape.landscape(landscape.Options(**options), out, quiet, as_json)
+    return landscape.landscape(landscape.Options(**options), manner)
 
 
 @kolmo.command("list")
@@ -370,7 +359,7 @@ def list_experiments(as_json: bool) -> None:
 
 
 @kolmo.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=_PATH)
 @_JSON
 def report(run: Path, as_json: bool) -> None:
     """Write the report of the run in folder RUN again, from what the folder holds.

@@ -7,7 +7,7 @@ from typing import Any
 
 from kolmo import experiments
 from kolmo.cli.kinds import EXPERIMENT, KINDS, Kind
-from kolmo.cli.perform import perform, reopened
+from kolmo.cli.perform import Manner, perform, reopened
 from kolmo.cli.text import readable
 from kolmo.errors import InputError, KolmoError
 from kolmo.experiments import Experiment
@@ -24,22 +24,19 @@ def experiment(
     assignments: tuple[str, ...],
     seeds: str | None,
     seed: str | None,
-    out: Path | None,
-    resume: Path | None,
-    take_over: bool,
-    quiet: bool,
-    as_json: bool,
+    manner: Manner,
 ) -> int:
     """Run an experiment and return the exit code."""
     chosen = experiments.load(name)
     values = dict(pairs(assignments, "--set")) | {
         key: value for key, value in (("seeds", seeds), ("seed", seed)) if value is not None
     }
-    if resume is None:
-        run, config = _start(name, chosen, values, out)
+    if manner.resume is None:
+        config = experiments.configure(chosen.Config, values)
+        run = Run.create(name, dataclasses.asdict(config), out=manner.out, seeds=experiments.seeds(config))
     else:
-        run, config = _again(name, chosen, values, out, resume, take_over)
-    return perform(run, lambda: chosen.run(config, run, not quiet), as_json)
+        run, config = _again(name, chosen, values, manner.resume, manner)
+    return perform(run, lambda: chosen.run(config, run, not manner.quiet), manner.as_json)
 
 
 def report(run: Run) -> Path:
@@ -57,21 +54,14 @@ def report(run: Run) -> Path:
         raise KolmoError(f"{told}: {causes}.") from error
 
 
-def _start(name: str, chosen: Experiment, values: dict[str, str], out: Path | None) -> tuple[Run, Any]:
-    config = experiments.configure(chosen.Config, values)
-    return Run.create(name, dataclasses.asdict(config), out=out, seeds=experiments.seeds(config)), config
-
-
-def _again(
-    name: str, chosen: Experiment, values: dict[str, str], out: Path | None, folder: Path, take_over: bool
-) -> tuple[Run, Any]:
-    if values or out is not None:
-        given = ", ".join([*values, *(["--out"] if out is not None else [])])
+def _again(name: str, chosen: Experiment, values: dict[str, str], folder: Path, manner: Manner) -> tuple[Run, Any]:
+    if values or manner.out is not None:
+        given = ", ".join([*values, *(["--out"] if manner.out is not None else [])])
         raise InputError("resume", f"options beside it ({given})", "no others: a run goes on as it was started")
     found = reopened(folder, name, f"one of {name!r}")
     with damage(folder / "config.json"):
         config = experiments.configure(chosen.Config, found.config)
-    return Run.resume(folder, take_over=take_over), config
+    return Run.resume(folder, take_over=manner.take_over), config
 
 
 def pairs(assignments: tuple[str, ...], option: str) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from kolmo.cli.equation import numbers, spoken
 from kolmo.cli.kinds import KINDS, Kind
-from kolmo.cli.perform import perform, reopened
+from kolmo.cli.perform import Manner, perform, reopened
 from kolmo.equations import Observed
 from kolmo.equations.document import MAX_BYTES
 from kolmo.errors import InputError, NotConvergedError
@@ -35,22 +35,22 @@ DRAWN = 6
 LEVEL = 0.95
 
 
-def fit(file: Path, data: Path, assignments: tuple[str, ...], out: Path | None, quiet: bool, as_json: bool) -> int:
+def fit(file: Path, data: Path, assignments: tuple[str, ...], manner: Manner) -> int:
     """Fit the parameters; return the exit code."""
     observed = Observed(file, data, numbers(assignments))
     with spoken(observed):
         observed.likelihood()  # what is wrong with the data is said before there is a run
     asked = {"parameters": observed.parameters, "data": str(data)}
     files = {_MODEL: observed.text.encode(), _DATA: observed.sheet.content}
-    run = Run.create(_KIND, asked, out=out, seeds=[SEED], files=files)
-    return _performed(run, observed, quiet, as_json)
+    run = Run.create(_KIND, asked, out=manner.out, seeds=[SEED], files=files)
+    return _performed(run, observed, manner)
 
 
-def resume(folder: Path, take_over: bool, quiet: bool, as_json: bool) -> int:
+def resume(folder: Path, manner: Manner) -> int:
     """Go on with a fit that was interrupted; starts that were finished are kept. Return the exit code."""
     config = _asked(reopened(folder, _KIND, "one of kolmo fit"))
     observed = Observed(folder / _MODEL, folder / _DATA, config["parameters"])
-    return _performed(Run.resume(folder, take_over=take_over), observed, quiet, as_json)
+    return _performed(Run.resume(folder, take_over=manner.take_over), observed, manner)
 
 
 _CONFIG = schema.table({"parameters": schema.mapping(schema.number()), "data": schema.text()})
@@ -62,12 +62,12 @@ def _asked(run: Run) -> dict[str, Any]:
     return found
 
 
-def _performed(run: Run, observed: Observed, quiet: bool, as_json: bool) -> int:
+def _performed(run: Run, observed: Observed, manner: Manner) -> int:
     def work() -> dict[str, Any]:
         with spoken(observed):
-            return _Work(run, observed, quiet).done()
+            return _Work(run, observed, manner.quiet).done()
 
-    return perform(run, work, as_json)
+    return perform(run, work, manner.as_json)
 
 
 class _Work:

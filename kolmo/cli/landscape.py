@@ -10,7 +10,7 @@ from typing import Any
 
 from kolmo import experiments
 from kolmo.cli.kinds import KINDS, Kind
-from kolmo.cli.perform import perform, reopened
+from kolmo.cli.perform import Manner, perform, reopened
 from kolmo.errors import InputError, KolmoError
 from kolmo.files import damage, is_file, opened, schema
 from kolmo.report import Figure, Measured, Relief, Section, Table, write_report
@@ -35,18 +35,18 @@ class Options:
     noisy: bool | None
 
 
-def landscape(options: Options, out: Path | None, quiet: bool, as_json: bool) -> int:
+def landscape(options: Options, manner: Manner) -> int:
     """Measure the surface, draw it, and write numbers and report into a run folder; return the exit code."""
     model, loss = _made(options)
-    run = Run.create(_KIND, dataclasses.asdict(options), out=out, seeds=[options.seed])
-    return _measured(run, options, model, loss, quiet, as_json)
+    run = Run.create(_KIND, dataclasses.asdict(options), out=manner.out, seeds=[options.seed])
+    return _measured(run, options, model, loss, manner)
 
 
-def resume(folder: Path, take_over: bool, quiet: bool, as_json: bool) -> int:
+def resume(folder: Path, manner: Manner) -> int:
     """Go on with a landscape that was interrupted; what was evaluated is kept. Return the exit code."""
     options = _asked(reopened(folder, _KIND, "one of kolmo landscape"))
     model, loss = _made(options)
-    return _measured(Run.resume(folder, take_over=take_over), options, model, loss, quiet, as_json)
+    return _measured(Run.resume(folder, take_over=manner.take_over), options, model, loss, manner)
 
 
 _CONFIG = schema.table(
@@ -69,7 +69,7 @@ def _asked(run: Run) -> Options:
         return Options(**_CONFIG(run.config, "config"))
 
 
-def _measured(run: Run, options: Options, model: Any, loss: Any, quiet: bool, as_json: bool) -> int:
+def _measured(run: Run, options: Options, model: Any, loss: Any, manner: Manner) -> int:
     def work() -> dict[str, Any]:
         from matplotlib.figure import Figure as Canvas
 
@@ -85,13 +85,13 @@ def _measured(run: Run, options: Options, model: Any, loss: Any, quiet: bool, as
             seed=options.seed,
             noisy=options.noisy,
             path=run.folder / "surface.npz",
-            progress=not quiet,
+            progress=not manner.quiet,
         )
         run.save_figure("contours", surface.plot(ax=Canvas(layout="constrained").subplots()).figure)
         found = rooms.summary(surface)
         return {name: dataclasses.asdict(found[name]) for name in found}
 
-    return perform(run, work, as_json)
+    return perform(run, work, manner.as_json)
 
 
 def report(run: Run) -> Path:

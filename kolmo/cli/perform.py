@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -13,7 +13,17 @@ from kolmo.errors import InputError, KolmoError
 from kolmo.files import damage
 from kolmo.runs import Run
 
-__all__ = ["perform", "reopened", "rewrite"]
+__all__ = ["Manner", "perform", "reopened", "rewrite"]
+
+
+class Manner(NamedTuple):
+    """How a run is kept and told of: what every command that makes one can be asked."""
+
+    out: Path | None
+    resume: Path | None
+    take_over: bool
+    quiet: bool
+    as_json: bool
 
 
 def perform(run: Run, work: Callable[[], Mapping[str, Any]], as_json: bool) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 from kolmo import experiments
 from kolmo import sweep as sweeps
 from kolmo.cli.kinds import KINDS, Kind
-from kolmo.cli.perform import perform, reopened
+from kolmo.cli.perform import Manner, perform, reopened
 from kolmo.cli.text import averaged
 from kolmo.errors import InputError, KolmoError
 from kolmo.files import damage, schema
@@ -27,45 +27,49 @@ def sweep(
     seeds: int | None,
     scheduler: str | None,
     workers: int,
-    out: Path | None,
-    resume: Path | None,
-    take_over: bool,
-    quiet: bool,
-    as_json: bool,
+    manner: Manner,
 ) -> int:
     """Run every combination of settings; return the exit code."""
-    if resume is not None:
-        if fixed or varied or seeds is not None or out is not None:
+    if manner.resume is not None:
+        if fixed or varied or seeds is not None or manner.out is not None:
             raise InputError("resume", "options beside it", "none but --scheduler and --workers")
-        fixed, varied = _asked(reopened(resume, f"{_KIND}-{name}", f"a sweep of {name!r}"))
-        with damage(resume / "config.json"):
+        fixed, varied = _asked(reopened(manner.resume, f"{_KIND}-{name}", f"a sweep of {name!r}"))
+        with damage(manner.resume / "config.json"):
             tasks = sweeps.settings(name, fixed, varied)
-        run = Run.resume(resume, take_over=take_over)
+        run = Run.resume(manner.resume, take_over=manner.take_over)
     else:
         if seeds is not None:
-            known = [option for option, _, _ in experiments.options(experiments.load(name).Config)]
-            if "seed" not in known or "seed" in varied:
-                raise InputError("seeds", seeds, "an experiment with an option 'seed' that is not varied already")
-            config = experiments.load(name).Config
-            first = experiments.configure(config, {key: fixed.pop(key) for key in ("seed",) if key in fixed}).seed
-            varied = {**varied, "seed": [str(first + i) for i in range(seeds)]}
-            fixed |= {"seeds": "1"} if "seeds" in known else {}
+            fixed, varied = _seeded(name, fixed, varied, seeds)
         tasks = sweeps.settings(name, fixed, varied)
         run = Run.create(
             f"{_KIND}-{name}",
             {"set": fixed, "vary": varied},
-            out=out,
+            out=manner.out,
             seeds=[int(s) for s in varied.get("seed", [])],
         )
 
     def work() -> dict[str, Any]:
-        failed = sweeps.perform(run, name, tasks, scheduler=scheduler, workers=workers, progress=not quiet)
+        failed = sweeps.perform(run, name, tasks, scheduler=scheduler, workers=workers, progress=not manner.quiet)
         if failed:
             said = [f"{key}: {message}" for key, message in failed.items()]
             raise KolmoError("\n".join([*said, f"{len(failed)} of {len(tasks)} tasks failed; the others are kept."]))
         return _averaged(run, tasks)
 
-    return perform(run, work, as_json)
+    return perform(run, work, manner.as_json)
+
+
+def _seeded(
+    name: str, fixed: dict[str, str], varied: dict[str, list[str]], seeds: int
+) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Settings with so many seeds, each a task."""
+    config = experiments.load(name).Config
+    known = [option for option, _, _ in experiments.options(config)]
+    if "seed" not in known or "seed" in varied:
+        raise InputError("seeds", seeds, "an experiment with an option 'seed' that is not varied already")
+    first = experiments.configure(config, {"seed": fixed["seed"]} if "seed" in fixed else {}).seed
+    others = {key: value for key, value in fixed.items() if key != "seed"}
+    one = {"seeds": "1"} if "seeds" in known else {}
+    return others | one, {**varied, "seed": [str(first + i) for i in range(seeds)]}
 
 
 _WORDS = schema.mapping(schema.text())

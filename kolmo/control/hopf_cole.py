@@ -76,11 +76,7 @@ class HopfColeSolution:
 
     def policy(self, t: float, x: Any) -> Array:
         """Optimal control a(t, x), shape (..., m); linear in time between saved times, and constant beyond the grid."""
-        points = as_points(x, self.psi.grid.dim)
-        low, high = (as_like(end, points) for end in self.psi.grid.box)
-        loose = as_like(np.array([0.0 if axis.periodic else 1.0 for axis in self.psi.grid.axes]), points)
-        inside = namespace(points).minimum(namespace(points).maximum(points, low), high)
-        points, times = points + loose * (inside - points), self.psi.times
+        points, times = self.psi.grid.clamped(as_points(x, self.psi.grid.dim)), self.psi.times
         k = int(np.clip(np.searchsorted(times, t, side="right") - 1, 0, max(len(times) - 2, 0)))
         late = min(k + 1, len(times) - 1)
         s = 0.0 if late == k else float(np.clip((t - times[k]) / (times[late] - times[k]), 0.0, 1.0))

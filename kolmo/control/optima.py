@@ -17,43 +17,24 @@ from scipy.integrate import solve_ivp
 from scipy.linalg import sqrtm
 from scipy.optimize import brentq, fsolve
 
-from kolmo.arrays import as_points
 from kolmo.control import ControlProblem, Finite, Game, Interval, Target, Unbounded
 from kolmo.problem.box import Box
+from kolmo.problem.case import Case, line
 from kolmo.problem.sde import SDE
 from kolmo.registry import Registry
 
 
-@dataclass(frozen=True)
-class Optimum:
+@dataclass(frozen=True, repr=False)
+class Optimum(Case):
     """A control problem, its exact value, and where it comes from.
 
     Attributes
     ----------
-    name : str
-        Name of the function that made it.
-    problem : ControlProblem
-        The question.
-    points : ndarray, shape (P, d)
-        A few points of interest.
-    source : str
-        Author and year.
-    solution : callable
-        ``solution(t, x)`` for an array x of shape ``(..., d)``; :meth:`exact` is the comfortable form.
     average : float or None
         Cost per unit of time, where the problem is ergodic; then ``solution`` is known up to a constant.
     """
 
-    name: str
-    problem: Any
-    points: np.ndarray
-    source: str
-    solution: Callable[[float, np.ndarray], np.ndarray]
     average: float | None = None
-
-    def exact(self, t: float, x: Any) -> np.ndarray:
-        """Exact V(t, x) at points ``(..., d)`` (in one dimension ``(...)``), shape ``(...)``."""
-        return np.asarray(self.solution(t, np.asarray(as_points(x, self.problem.dim))))
 
 
 OPTIMA: Registry[Callable[..., Optimum]] = Registry("control problem")
@@ -63,10 +44,6 @@ def _listed(make: Callable[..., Optimum]) -> Callable[..., Optimum]:
     """Put a function under its name into the list of optima."""
     OPTIMA.add(make.__name__, make)
     return make
-
-
-def _line(*values: float) -> np.ndarray:
-    return np.array(values)[:, None]
 
 
 @_listed
@@ -104,7 +81,7 @@ def linear_quadratic_game(
         horizon=horizon,
         box=Box.unbounded(1),
     )
-    return Optimum("linear_quadratic_game", problem, _line(-0.7, 1.3), "Basar and Bernhard (1995)", value)
+    return Optimum("linear_quadratic_game", problem, line(-0.7, 1.3), "Basar and Bernhard (1995)", value)
 
 
 @_listed
@@ -132,7 +109,7 @@ def time_to_target(speed: float = 0.8, sigma: float = 0.6, radius: float = 0.3) 
         box=Box(-1.0, 1.0, "reflecting"),
         targets=[Target(lambda x: x[..., 0].abs() - radius)],
     )
-    return Optimum("time_to_target", problem, _line(-0.5, 0.8), "Mandl (1968)", value)
+    return Optimum("time_to_target", problem, line(-0.5, 0.8), "Mandl (1968)", value)
 
 
 @_listed
@@ -197,7 +174,7 @@ def ergodic_regulator(a: float = -0.5, b: float = 0.8, sigma: float = 0.7, q: fl
         Drift, gain, noise, prices of state and effort.
     """
     problem, P = _quadratic_cost(a, b, sigma, q, r, 0.0)
-    points = _line(0.0, 0.6, -1.1)
+    points = line(0.0, 0.6, -1.1)
     return Optimum("ergodic_regulator", problem, points, "Wonham (1968)", lambda t, x: P * x[..., 0] ** 2, sigma**2 * P)
 
 
@@ -214,7 +191,7 @@ def discounted_regulator(
     """
     problem, P = _quadratic_cost(a, b, sigma, q, r, discount)
     constant = sigma**2 * P / discount
-    points = _line(-0.5, 0.8)
+    points = line(-0.5, 0.8)
     return Optimum("discounted_regulator", problem, points, "Wonham (1968)", lambda t, x: P * x[..., 0] ** 2 + constant)
 
 
@@ -276,7 +253,7 @@ def plant(
         )
 
     problem = (regime(0.0), regime(lambda t, x, u: x[..., 0].exp() - running))
-    return Optimum("plant", problem, _line(-0.3, 0.0, 0.4), "Brekke and Oksendal (1994)", value)
+    return Optimum("plant", problem, line(-0.3, 0.0, 0.4), "Brekke and Oksendal (1994)", value)
 
 
 @_listed
@@ -309,7 +286,7 @@ def kept_above(
         running_cost=cost,
         box=Box(0.0, np.inf, [("constrained", "open")]),
     )
-    return Optimum("kept_above", problem, _line(0.0, 0.1, 0.5, 1.2), "Soner (1986)", lambda t, x: np.asarray(final(x)))
+    return Optimum("kept_above", problem, line(0.0, 0.1, 0.5, 1.2), "Soner (1986)", lambda t, x: np.asarray(final(x)))
 
 
 @_listed
@@ -347,7 +324,7 @@ def saving_without_debt(income: float = 1.0, discount: float = 0.5, most: float 
         box=Box(0.0, most, [("constrained", "open")]),
     )
     source = "Achdou, Han, Lasry, Lions and Moll (2022)"
-    return Optimum("saving_without_debt", problem, _line(0.0, 0.05, 0.5, 1.0), source, value)
+    return Optimum("saving_without_debt", problem, line(0.0, 0.05, 0.5, 1.0), source, value)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from kolmo.control.problem import ControlProblem
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, MissingExtraError
 from kolmo.grid import Grid
+from kolmo.grid.picture import drawn
 from kolmo.problem import KolmogorovProblem
 
 # Points at which it is seen whether coefficients are quadratic in the control and constant in time.
@@ -106,12 +107,7 @@ class ControlSolution:
         Points beyond the grid get the control at its edge, so that paths may leave it. Where the choice makes no
         difference the control is that of the nodes about.
         """
-        points = as_points(x, self.grid.dim)
-        low, high = (as_like(end, points) for end in self.grid.box)
-        if not all(axis.periodic for axis in self.grid.axes):
-            loose = as_like(np.array([0.0 if axis.periodic else 1.0 for axis in self.grid.axes]), points)
-            inside = namespace(points).minimum(namespace(points).maximum(points, low), high)
-            points = points + loose * (inside - points)
+        points = self.grid.clamped(as_points(x, self.grid.dim))
         shape = tuple(points.shape[:-1])
         flat = np.asarray(as_numpy(points)).reshape(-1, self.grid.dim)
         a = as_like(self._best(t, flat).reshape(*shape, self.problem.controls.m), points)
@@ -194,20 +190,10 @@ class ControlSolution:
         -------
         matplotlib.axes.Axes
         """
-        import matplotlib.pyplot as plt
-
         if self.grid.dim > 2:
             raise InputError("grid", f"{self.grid.dim} dimensions", "one or two dimensions to plot")
-        ax = plt.subplots(layout="constrained")[1] if ax is None else ax
         V = self._at(self.values, t).reshape(self.grid.shape)
-        if self.grid.dim == 1:
-            ax.plot(self.grid.nodes[0], V, **style)
-            ax.set(xlabel="$x$", ylabel=f"$V({t:g}, x)$")
-            return ax
-        filled = ax.contourf(*self.grid.nodes, V.T, **({"levels": 20, "cmap": "cividis"} | style))
-        ax.figure.colorbar(filled, ax=ax, label=f"$V({t:g}, x)$")
-        ax.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
-        return ax
+        return drawn(ax, self.grid.nodes, V, f"$V({t:g}, x)$", style)
 
     def __repr__(self) -> str:
         estimate = "" if self.error_estimate is None else f", error≈{float(np.max(self.error_estimate)):.1e}"

@@ -15,6 +15,7 @@ from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.forward.exits import Exit, Passages, WaysOut
 from kolmo.grid import Axis, Grid
+from kolmo.grid.picture import drawn
 from kolmo.grid.times import find, missing
 from kolmo.problem import KolmogorovProblem
 from kolmo.problem.box import Box
@@ -141,22 +142,12 @@ class Density(Passages):
         -------
         matplotlib.axes.Axes
         """
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots(layout="constrained")[1] if ax is None else ax
         which = self._kept(t)
-        rho, label = self.values[which], rf"$\rho({self.times[which]:g}, x)$"
-        if self.grid.dim == 1:
-            ax.plot(self.nodes(t)[0], rho, **style)
-            ax.set(xlabel="$x$", ylabel=label)
-            return ax
+        rho = self.values[which]
         if self.grid.dim == 3:
             stretch = 1.0 if self.motion is None else self.motion.width(float(self.times[which]), rho)[2]
             rho = np.tensordot(rho, self.grid.axes[2].lengths * stretch, 1)
-        filled = ax.contourf(*self.nodes(t)[:2], rho.T, **({"levels": 20, "cmap": "cividis"} | style))
-        ax.figure.colorbar(filled, ax=ax, label=label)
-        ax.set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
-        return ax
+        return drawn(ax, self.nodes(t), rho, rf"$\rho({self.times[which]:g}, x)$", style)
 
     def __repr__(self) -> str:
         told = [f"{name} ± {error:.1e}" for name, error in (self.error_estimate or {}).items()]

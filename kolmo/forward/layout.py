@@ -11,11 +11,11 @@ from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.forward.clock import graded_clock
 from kolmo.forward.density import Density, Spreading
-from kolmo.grid import Axis, Grid
-from kolmo.grid.grading import Focused, Grading, Pieces, Sinh, Uniform
+from kolmo.grid import Grid
+from kolmo.grid.grading import Focused, Grading, Sinh, Uniform
 from kolmo.problem import KolmogorovProblem
 from kolmo.problem.box import Box
-from kolmo.refine.layout import interfaces, pieced, widened
+from kolmo.refine.layout import Layout, interfaces
 from kolmo.refine.samples import Room
 from kolmo.refine.scout import Sight, scout
 
@@ -91,53 +91,13 @@ class Start:
 
 
 @dataclass(frozen=True)
-class LawLayout:
-    """Box, maps and proportions: everything about the grid but the resolution n.
-
-    Attributes
-    ----------
-    box : Box
-        Finite box.
-    gradings : tuple of Grading
-        Map of each axis.
-    shares : tuple of float
-        Nodes of each axis at resolution 1.
-    place : ndarray or None, shape (d,)
-        Point that shall be a node: masses there are not negative.
-    breaks : tuple of tuple of float
-        Per axis, places where coefficients jump or bend.
-    """
-
-    box: Box
-    gradings: tuple[Grading, ...]
-    shares: tuple[float, ...]
-    place: np.ndarray | None = None
-    breaks: tuple[tuple[float, ...], ...] = ()
-
-    def grid(self, n: float, least: int) -> Grid:
-        """Grid of resolution n; between breaks at least ``least`` nodes."""
-        axes = []
-        for i, (grading, share) in enumerate(zip(self.gradings, self.shares, strict=True)):
-            count, breaks = max(round(n * share), least), self.breaks[i] if self.breaks else ()
-            if breaks:
-                axes.append(pieced(grading, breaks, count, least, self.box.periodic[i]))
-                continue
-            if self.place is not None and isinstance(grading, Sinh):
-                grading = grading.aligned(float(self.place[i]), count)
-            axes.append(Axis(count, grading, self.box.periodic[i]))
-        return Grid(axes)
+class LawLayout(Layout):
+    """Layout of the grid of a law: a single starting point is a node, where masses are not negative then."""
 
     @property
     def cut(self) -> bool:
         """Whether the box is cut anywhere."""
         return self.box.has("cut")
-
-    def widened(self, grid: Grid) -> tuple["LawLayout", Grid]:
-        """The same nodes and some more beyond every open face."""
-        wider = widened(grid, self.box)
-        shares = tuple(share * a.n / b.n for share, a, b in zip(self.shares, wider.axes, grid.axes, strict=True))
-        gradings = tuple(a.grading.base if isinstance(a.grading, Pieces) else a.grading for a in wider.axes)
-        return replace(self, box=self.box.replace(*wider.box), gradings=gradings, shares=shares), wider
 
     def broken(self, problem: KolmogorovProblem, start: Start, rtol: float) -> tuple["LawLayout", Sight]:
         """The layout with a node on every break of the coefficients, and what was seen of these."""
@@ -184,9 +144,9 @@ def law_layout(problem: KolmogorovProblem, start: Start, asked: Asked, tail: flo
     gradings = tuple(_grading(problem, start, asked, box, seen, i) for i in range(problem.dim))
     shares = (1.0,) * problem.dim
     if not on_node or callable(start.initial) or len(start.points) > 1:
-        return LawLayout(box, gradings, shares)
+        return LawLayout(box, gradings, shares, (None,) * problem.dim)
     centred = tuple(_centred(g, float(x)) for g, x in zip(gradings, start.points[0], strict=True))
-    return LawLayout(box, centred, shares, start.points[0])
+    return LawLayout(box, centred, shares, tuple(float(x) for x in start.points[0]))
 
 
 def depth(grading: Grading) -> float:

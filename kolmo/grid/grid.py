@@ -220,6 +220,13 @@ class Grid:
         turns = np.where([a.periodic for a in self.axes], np.floor((position - low) / (high - low)), 0.0)
         return x - as_like(turns * (high - low), x)
 
+    def clamped(self, x: Array) -> Array:
+        """Points (..., d), those beyond the grid moved to its edge; along periodic axes as they are."""
+        low, high = (as_like(end, x) for end in self.box)
+        inside = namespace(x).minimum(namespace(x).maximum(x, low), high)
+        loose = as_like(np.array([0.0 if axis.periodic else 1.0 for axis in self.axes]), x)
+        return x + loose * (inside - x)
+
     def interpolation(self, x: Array, width: int, derivatives: Sequence[int] | None = None) -> tuple[np.ndarray, Array]:
         """Node indices and weights ``(P, w^d)`` such that ``(weights * u[indices]).sum(1)`` interpolates u at x.
 

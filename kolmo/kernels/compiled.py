@@ -68,25 +68,3 @@ def lines(
                 j = indices[p]
                 for k in range(inner):
                     out[o, i, k] += c * u[o, j, k]
-
-
-@_jit
-def weighted_sum(a: Any, fields: Any, out: Any) -> None:
-    """``out[i, :] = Σ_m a[m, i] fields[m, i, :]``, block by block so that the block stays in the cache."""
-    terms, n, k = fields.shape
-    for start in range(0, n, 512):
-        stop = min(start + 512, n)
-        for m in range(terms):
-            if k == 1:
-                b, f, w = a[m], fields[m].reshape(n), out.reshape(n)
-                if m == 0:
-                    for i in range(start, stop):
-                        w[i] = b[i] * f[i]
-                else:
-                    for i in range(start, stop):
-                        w[i] += b[i] * f[i]
-                continue
-            for i in range(start, stop):
-                c = a[m, i]
-                for col in range(k):
-                    out[i, col] = (0.0 if m == 0 else out[i, col]) + c * fields[m, i, col]

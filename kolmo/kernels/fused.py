@@ -3,8 +3,8 @@
 A stencil of up to three axes is a sum of terms diag(a_m) B_m: the identity, the first and second difference along each
 axis, and products of two first ("cross") differences. A grid of fewer axes has leading axes of one node. Difference
 matrices come as packed tables; the rows ``low`` to ``high`` of an axis hold one stencil of seven points and are done
-several nodes at once. Indices are unsigned, and what is done for every line is written out: to hand arrays to a
-function costs as much as the line.
+several nodes at once. Indices are unsigned, and what is done for every node or line is put into the caller before
+compilation: to hand arrays to a function costs as much as the line.
 """
 
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from kolmo.kernels.cache import compiled
 
 jit: Any = compiled(fastmath={"contract"})
+inlined: Any = compiled(fastmath={"contract"}, inline="always")
 # Where things stand in the layout: the sizes; per axis the rows of the common stencil and the place of the row
 # pointers; the numbers of the terms.
 LOW, HIGH, POINTER, IDENTITY, FIRST, SECOND, PAIRS = 3, 6, 9, 12, 13, 16, 19
@@ -21,22 +22,32 @@ LAYOUT = 22
 ABSENT = 1 << 32  # a pair that there is not
 
 
+@inlined
+def weights_of(c: Any) -> Any:
+    """The weights of a stencil as numbers, which stay in registers."""
+    return c[0], c[1], c[2], c[3], c[4], c[5], c[6]
+
+
+@inlined
+def seven(c: Any, v: Any, o: Any, step: Any) -> float:
+    """Weighted sum of seven values from ``o`` on, one step apart."""
+    two = step + step
+    three, four = two + step, two + two
+    low = c[0] * v[o] + c[1] * v[o + step] + c[2] * v[o + two] + c[3] * v[o + three]
+    return low + c[4] * v[o + four] + c[5] * v[o + four + step] + c[6] * v[o + three + three]  # type: ignore[no-any-return]
+
+
 @jit
 def _across(table: Any, axis: int, field: Any, base: Any, row: Any, stride: Any, f: Any, s: Any, x: Any) -> bool:
     """First and second difference of a field along a strided axis, for one row; whether the cross one is the first."""
     layout, pointer, index, weights, central, _ = table
     if layout[LOW + axis] <= row and row < layout[HIGH + axis]:
-        o0 = base + (row - np.uint64(3)) * stride
-        o1, o2, o3 = o0 + stride, o0 + np.uint64(2) * stride, o0 + np.uint64(3) * stride
-        o4, o5, o6 = o3 + stride, o3 + np.uint64(2) * stride, o3 + np.uint64(3) * stride
-        c, e = central[0], central[1]
-        c0, c1, c2, c3, c4, c5, c6 = c[0], c[1], c[2], c[3], c[4], c[5], c[6]
-        e0, e1, e2, e3, e4, e5, e6 = e[0], e[1], e[2], e[3], e[4], e[5], e[6]
+        o = base + (row - np.uint64(3)) * stride
+        first, second = weights_of(central[0]), weights_of(central[1])
         for k in range(stride):
-            v0, v1, v2, v3 = field[o0 + k], field[o1 + k], field[o2 + k], field[o3 + k]
-            v4, v5, v6 = field[o4 + k], field[o5 + k], field[o6 + k]
-            f[k] = c0 * v0 + c1 * v1 + c2 * v2 + c3 * v3 + c4 * v4 + c5 * v5 + c6 * v6
-            s[k] = e0 * v0 + e1 * v1 + e2 * v2 + e3 * v3 + e4 * v4 + e5 * v5 + e6 * v6
+            slope, bend = seven(first, field, o + k, stride), seven(second, field, o + k, stride)
+            f[k] = slope
+            s[k] = bend
         return True
     for k in range(stride):
         f[k] = 0.0
@@ -83,20 +94,10 @@ def along(table: Any, which: int, field: Any, base: Any, out: Any) -> None:
         out[i] = total
     if high <= low:
         return
-    c = central[which % 2]
-    c0, c1, c2, c3, c4, c5, c6 = c[0], c[1], c[2], c[3], c[4], c[5], c[6]
+    c, one = weights_of(central[which % 2]), np.uint64(1)
     o = base + low - np.uint64(3)
     for k in range(high - low):
-        at = o + k
-        out[low + k] = (
-            c0 * field[at]
-            + c1 * field[at + np.uint64(1)]
-            + c2 * field[at + np.uint64(2)]
-            + c3 * field[at + np.uint64(3)]
-            + c4 * field[at + np.uint64(4)]
-            + c5 * field[at + np.uint64(5)]
-            + c6 * field[at + np.uint64(6)]
-        )
+        out[low + k] = seven(c, field, o + k, one)
 
 
 @jit
@@ -107,9 +108,8 @@ def difference(table: Any, axis: int, which: int, field: Any, factor: Any, out: 
     stride = np.uint64(1)
     for later in range(axis + 1, 3):
         stride *= layout[later]
-    block, one, two, three = n * stride, np.uint64(1), np.uint64(2), np.uint64(3)
-    c = central[which % 2]
-    c0, c1, c2, c3, c4, c5, c6 = c[0], c[1], c[2], c[3], c[4], c[5], c[6]
+    block, one, three = n * stride, np.uint64(1), np.uint64(3)
+    c = weights_of(central[which % 2])
     for base in range(np.uint64(0), np.uint64(len(field)), block):
         for row in range(n):
             if low <= row and row < high:
@@ -128,15 +128,7 @@ def difference(table: Any, axis: int, which: int, field: Any, factor: Any, out: 
                         out[to + k] += w * factor[to + k] * field[o + k]
         # rows of one stencil lie behind each other
         for k in range(base + low * stride, base + high * stride):
-            value = (
-                c0 * field[k - three * stride]
-                + c1 * field[k - two * stride]
-                + c2 * field[k - stride]
-                + c3 * field[k]
-                + c4 * field[k + stride]
-                + c5 * field[k + two * stride]
-                + c6 * field[k + three * stride]
-            )
+            value = seven(c, field, k - three * stride, stride)
             if factor is None:
                 out[k] = value
             else:
@@ -179,8 +171,7 @@ def _sweep(table: Any, a: Any, y: Any, rule: Any, targets: Any) -> None:
     load, base, following, collected = targets
     n0, n1, n2 = layout[0], layout[1], layout[2]
     plane, one, three, zero = n1 * n2, np.uint64(1), np.uint64(3), np.uint64(0)
-    f0, f1, f2, f3, f4, f5, f6 = central[0]
-    s0, s1, s2, s3, s4, s5, s6 = central[1]
+    f, s = weights_of(central[0]), weights_of(central[1])
     identity, p01, p02, p12 = layout[IDENTITY], layout[PAIRS], layout[PAIRS + 1], layout[PAIRS + 2]
     low1, high1, start1 = layout[LOW + 1], layout[HIGH + 1], layout[POINTER + 1]
     low2, high2, start2 = layout[LOW + 2], layout[HIGH + 2], layout[POINTER + 2]
@@ -209,17 +200,13 @@ def _sweep(table: Any, a: Any, y: Any, rule: Any, targets: Any) -> None:
                     total[k] = own[at + k] * y[at + k]
             elif low1 <= j and j < high1:
                 x1 = slope1
-                o3 = at
-                o0, o1, o2 = at - three * n2, at - (n2 + n2), at - n2
-                o4, o5, o6 = at + n2, at + (n2 + n2), at + three * n2
+                o = at - three * n2
                 for k in range(n2):
-                    v0, v1, v2, v3 = y[o0 + k], y[o1 + k], y[o2 + k], y[o3 + k]
-                    v4, v5, v6 = y[o4 + k], y[o5 + k], y[o6 + k]
-                    first = f0 * v0 + f1 * v1 + f2 * v2 + f3 * v3 + f4 * v4 + f5 * v5 + f6 * v6
-                    second = s0 * v0 + s1 * v1 + s2 * v2 + s3 * v3 + s4 * v4 + s5 * v5 + s6 * v6
+                    value = y[at + k]
+                    first, second = seven(f, y, o + k, n2), seven(s, y, o + k, n2)
                     slope1[k] = first
                     bend1[k] = second
-                    total[k] = own[at + k] * v3 + a11[at + k] * first + a12[at + k] * second
+                    total[k] = own[at + k] * value + a11[at + k] * first + a12[at + k] * second
             else:
                 for k in range(n2):
                     slope1[k] = 0.0
@@ -253,22 +240,13 @@ def _sweep(table: Any, a: Any, y: Any, rule: Any, targets: Any) -> None:
             if p12 == ABSENT:
                 for k in range(low2, high2):
                     o = at + k - three
-                    v0, v1, v2, v3 = y[o], y[o + one], y[o + np.uint64(2)], y[o + three]
-                    v4, v5, v6 = y[o + np.uint64(4)], y[o + np.uint64(5)], y[o + np.uint64(6)]
-                    first = f0 * v0 + f1 * v1 + f2 * v2 + f3 * v3 + f4 * v4 + f5 * v5 + f6 * v6
-                    second = s0 * v0 + s1 * v1 + s2 * v2 + s3 * v3 + s4 * v4 + s5 * v5 + s6 * v6
+                    first, second = seven(f, y, o, one), seven(s, y, o, one)
                     total[k] += a21[at + k] * first + a22[at + k] * second
             else:
                 for k in range(low2, high2):
                     o = at + k - three
-                    v0, v1, v2, v3 = y[o], y[o + one], y[o + np.uint64(2)], y[o + three]
-                    v4, v5, v6 = y[o + np.uint64(4)], y[o + np.uint64(5)], y[o + np.uint64(6)]
-                    first = f0 * v0 + f1 * v1 + f2 * v2 + f3 * v3 + f4 * v4 + f5 * v5 + f6 * v6
-                    second = s0 * v0 + s1 * v1 + s2 * v2 + s3 * v3 + s4 * v4 + s5 * v5 + s6 * v6
-                    o = k - three
-                    v0, v1, v2, v3 = x1[o], x1[o + one], x1[o + np.uint64(2)], x1[o + three]
-                    v4, v5, v6 = x1[o + np.uint64(4)], x1[o + np.uint64(5)], x1[o + np.uint64(6)]
-                    cross = f0 * v0 + f1 * v1 + f2 * v2 + f3 * v3 + f4 * v4 + f5 * v5 + f6 * v6
+                    first, second = seven(f, y, o, one), seven(s, y, o, one)
+                    cross = seven(f, x1, k - three, one)
                     total[k] += a21[at + k] * first + a22[at + k] * second + b12[at + k] * cross
             if p02 != ABSENT:
                 along(table, 2, x0, j * n2, line)

@@ -17,6 +17,8 @@ from kolmo.kernels.fused import (
     cross_across,
     difference,
     jit,
+    seven,
+    weights_of,
 )
 
 
@@ -28,23 +30,11 @@ def _column_sum(
     layout, pointer, index, weights, central, _ = table
     first, second, cross = fields
     if layout[LOW + axis] <= row and row < layout[HIGH + axis]:
-        o0 = base + (row - np.uint64(3)) * stride
-        o1, o2, o3 = o0 + stride, o0 + np.uint64(2) * stride, o0 + np.uint64(3) * stride
-        o4, o5, o6 = o3 + stride, o3 + np.uint64(2) * stride, o3 + np.uint64(3) * stride
+        o = base + (row - np.uint64(3)) * stride
         for which in range(2):
-            v = first if which == 0 else second
-            c = central[which]
-            c0, c1, c2, c3, c4, c5, c6 = c[0], c[1], c[2], c[3], c[4], c[5], c[6]
+            v, c = first if which == 0 else second, weights_of(central[which])
             for k in range(count):
-                out[at + k] += (
-                    c0 * v[o0 + k]
-                    + c1 * v[o1 + k]
-                    + c2 * v[o2 + k]
-                    + c3 * v[o3 + k]
-                    + c4 * v[o4 + k]
-                    + c5 * v[o5 + k]
-                    + c6 * v[o6 + k]
-                )
+                out[at + k] += seven(c, v, o + k, stride)
         return
     start = layout[POINTER + axis] + row
     for e in range(pointer[start], pointer[start + np.uint64(1)]):
@@ -65,8 +55,7 @@ def apply_transposed(table: Any, a: Any, q: Any, out: Any, spaces: Any) -> None:
     layout, pointer, index, weights, central, _ = table
     n0, n1, n2 = layout[0], layout[1], layout[2]
     plane, zero, one, three = n1 * n2, np.uint64(0), np.uint64(1), np.uint64(3)
-    f0, f1, f2, f3, f4, f5, f6 = central[0]
-    s0, s1, s2, s3, s4, s5, s6 = central[1]
+    f, s = weights_of(central[0]), weights_of(central[1])
     identity, p01, p02, p12 = layout[IDENTITY], layout[PAIRS], layout[PAIRS + 1], layout[PAIRS + 2]
     low1, high1, start1 = layout[LOW + 1], layout[HIGH + 1], layout[POINTER + 1]
     low2, high2, start2 = layout[LOW + 2], layout[HIGH + 2], layout[POINTER + 2]
@@ -98,22 +87,7 @@ def apply_transposed(table: Any, a: Any, q: Any, out: Any, spaces: Any) -> None:
                     out[at + k] += value
             for k in range(low2, high2):
                 o = k - three
-                out[at + k] += (
-                    f0 * first2[o]
-                    + f1 * first2[o + one]
-                    + f2 * first2[o + np.uint64(2)]
-                    + f3 * first2[o + three]
-                    + f4 * first2[o + np.uint64(4)]
-                    + f5 * first2[o + np.uint64(5)]
-                    + f6 * first2[o + np.uint64(6)]
-                    + s0 * second2[o]
-                    + s1 * second2[o + one]
-                    + s2 * second2[o + np.uint64(2)]
-                    + s3 * second2[o + three]
-                    + s4 * second2[o + np.uint64(4)]
-                    + s5 * second2[o + np.uint64(5)]
-                    + s6 * second2[o + np.uint64(6)]
-                )
+                out[at + k] += seven(f, first2, o, one) + seven(s, second2, o, one)
             if n1 > 1:
                 for k in range(n2):
                     first1[at + k] = a11[at + k] * q[at + k]
@@ -143,29 +117,12 @@ def apply_transposed(table: Any, a: Any, q: Any, out: Any, spaces: Any) -> None:
         if n1 > 1:
             for j in range(n1):
                 at = (i * n1 + j) * n2
-                if low1 <= j and j < high1:
-                    o0, o1, o2 = at - three * n2, at - (n2 + n2), at - n2
-                    o4, o5, o6 = at + n2, at + (n2 + n2), at + three * n2
+                if low1 <= j and j < high1:  # as in _column_sum: a call for every line costs up to a third more
+                    o = at - three * n2
                     for k in range(n2):
-                        out[at + k] += (
-                            f0 * first1[o0 + k]
-                            + f1 * first1[o1 + k]
-                            + f2 * first1[o2 + k]
-                            + f3 * first1[at + k]
-                            + f4 * first1[o4 + k]
-                            + f5 * first1[o5 + k]
-                            + f6 * first1[o6 + k]
-                        )
+                        out[at + k] += seven(f, first1, o + k, n2)
                     for k in range(n2):
-                        out[at + k] += (
-                            s0 * second1[o0 + k]
-                            + s1 * second1[o1 + k]
-                            + s2 * second1[o2 + k]
-                            + s3 * second1[at + k]
-                            + s4 * second1[o4 + k]
-                            + s5 * second1[o5 + k]
-                            + s6 * second1[o6 + k]
-                        )
+                        out[at + k] += seven(s, second1, o + k, n2)
                 else:
                     for e in range(pointer[start1 + j], pointer[start1 + j + one]):
                         o = i * plane + index[e] * n2

@@ -64,8 +64,8 @@ class LineOperator:
             high += 1
         return weights.copy(), int(-offsets[0]), low, high
 
-    def apply(self, u: Array, shape: tuple[int, ...], axis: int, out: Array | None = None) -> Array:
-        """Apply along an axis of the field u, shape ``(size, k)`` over a grid of a shape; into ``out`` if given."""
+    def apply(self, u: Array, shape: tuple[int, ...], axis: int) -> Array:
+        """Apply along an axis of the field u, shape ``(size, k)`` over a grid of a shape."""
         n = shape[axis]
         outer = math.prod(shape[:axis])
         inner = u.shape[0] * u.shape[1] // (outer * n)
@@ -75,7 +75,7 @@ class LineOperator:
             return (view[:, :, 0] @ dense.T if inner == 1 else dense @ view).reshape(u.shape)
         from kolmo.kernels import compiled
 
-        out = np.empty_like(u) if out is None else out
+        out = np.empty_like(u)
         M = self.matrix
         compiled.lines(M.indptr, M.indices, M.data, *self._central, view, out.reshape(outer, n, inner))
         return out
@@ -100,21 +100,3 @@ class LineOperator:
         diagonals = np.zeros((self.matrix.shape[0], sum(self.width) + 1))
         diagonals[rows, self.width[0] + columns - rows] = values
         return Held(diagonals)
-
-
-def weighted_sum(a: Array, fields: Array, like: Array) -> Array:
-    """``Σ_m a[m, i] fields[m, i, :]``, shape (size, k); zeros shaped like ``like`` when there are no terms."""
-    if is_tensor(like):
-        import torch
-
-        total = torch.zeros_like(like)
-        for weight, field in zip(a, fields, strict=True):
-            total = total.addcmul(weight[:, None], field)
-        return total
-    if len(fields) == 0:
-        return np.zeros(like.shape)
-    from kolmo.kernels import compiled
-
-    out = np.empty(like.shape)
-    compiled.weighted_sum(np.ascontiguousarray(a), fields, out)
-    return out

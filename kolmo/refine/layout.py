@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Self
 
 import numpy as np
 
@@ -89,7 +90,7 @@ class Layout:
         )
         return replace(self, gradings=gradings)
 
-    def widened(self, grid: Grid) -> tuple["Layout", Grid]:
+    def widened(self, grid: Grid) -> tuple[Self, Grid]:
         """The same nodes and some more beyond every open face."""
         wider = widened(grid, self.box)
         shares = tuple(share * a.n / b.n for share, a, b in zip(self.shares, wider.axes, grid.axes, strict=True))

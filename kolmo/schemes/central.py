@@ -14,7 +14,7 @@ from kolmo.arrays import Array, Held, as_like, detached, empty, is_tensor, names
 from kolmo.errors import InputError
 from kolmo.grid import Grid
 from kolmo.kernels.linear import NARROW
-from kolmo.kernels.lines import LineOperator, weighted_sum
+from kolmo.kernels.lines import LineOperator
 from kolmo.kernels.tensor import Fused, Key
 from kolmo.problem.box import Box
 from kolmo.problem.faces import Face
@@ -46,40 +46,20 @@ class TensorStencil:
     def __init__(self, shape: tuple[int, ...], operators: list[dict[str, LineOperator]], terms: list[Key]) -> None:
         self.shape, self.operators, self.terms = shape, operators, terms
         self._matrices: list[sp.csr_matrix] | None = None
-        self._spaces: dict[tuple[int, ...], np.ndarray] = {}
 
-    def fields(self, u: Array) -> Array:
-        """B_m u for every term, shape (terms, size, k); a work space that the next call overwrites.
-
-        Partial products are shared. In torch: a list of tensors.
-        """
-        work: Any = [None] * len(self.terms) if is_tensor(u) else self._work(u)
+    def _fields(self, u: Array) -> list[Array]:
+        """B_m u for every term, tensors of shape (size, k) that share partial products."""
         known: dict[Key, Array] = {(None,) * len(self.shape): u}
-        # short terms first, so that longer ones find their factors
-        for m in sorted(range(len(self.terms)), key=lambda m: sum(name is not None for name in self.terms[m])):
-            result = self._field(known, self.terms[m], work[m])
-            if is_tensor(u):
-                work[m] = result
-            elif result is not work[m] and not np.may_share_memory(result, work[m]):
-                work[m][...] = result
-        return work
+        return [self._field(known, key) for key in self.terms]
 
-    def _field(self, known: dict[Key, Array], key: Key, out: Array | None = None) -> Array:
+    def _field(self, known: dict[Key, Array], key: Key) -> Array:
         """B u for one term, from the products known (no closure: it would keep u alive until garbage is collected)."""
         if key not in known:
             axis = next(i for i, name in enumerate(key) if name is not None)
             rest = (*key[:axis], None, *key[axis + 1 :])
             factor = self._field(known, rest)
-            known[key] = self.operators[axis][key[axis] or ""].apply(factor, self.shape, axis, out)
+            known[key] = self.operators[axis][key[axis] or ""].apply(factor, self.shape, axis)
         return known[key]
-
-    def _work(self, u: np.ndarray) -> np.ndarray:
-        """Work space for the fields: taking it from the system anew would cost more than filling it."""
-        key = u.shape
-        if key not in self._spaces:
-            self._spaces.clear()
-            self._spaces[key] = np.empty((len(self.terms), *u.shape))
-        return self._spaces[key]
 
     @cached_property
     def fused(self) -> Fused:
@@ -88,7 +68,12 @@ class TensorStencil:
 
     def apply(self, a: Array, u: Array) -> Array:
         """Q(a) u."""
-        return weighted_sum(a, self.fields(u), u) if is_tensor(u) else self.fused.apply(a, u)
+        if not is_tensor(u):
+            return self.fused.apply(a, u)
+        total = namespace(u).zeros_like(u)
+        for weight, field in zip(a, self._fields(u), strict=True):
+            total = total.addcmul(weight[:, None], field)
+        return total
 
     def apply_transposed(self, a: Array, p: Array) -> Array:
         """Q(a)ᵀ p."""
@@ -110,7 +95,7 @@ class TensorStencil:
         if not self.terms:
             return as_like(np.zeros((0, p.shape[0])), p)
         if is_tensor(p):
-            return namespace(p).stack([(p * field).sum(-1) for field in self.fields(u)], 0)
+            return namespace(p).stack([(p * field).sum(-1) for field in self._fields(u)], 0)
         return self.fused.pullback(p, u)
 
     def matrix(self, a: np.ndarray) -> sp.csr_matrix:
