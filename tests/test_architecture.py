@@ -44,7 +44,7 @@ MAY = {
     "refine": "kernels problem grid schemes steppers march",
     "solve": "kernels problem grid schemes steppers march refine",
     "control": "kernels problem grid schemes steppers march refine solve",
-    "likelihood": "problem grid schemes march refine solve control",
+    "likelihood": "kernels problem grid schemes march refine solve control",
     "bridge": "kernels problem refine solve control",
     "landscape": "problem bridge",
     "fipy": "problem schemes",
