@@ -1,7 +1,7 @@
 """Sampled paths: the likelihood of observations of a process, at any spacing, by whichever way is accurate."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -235,7 +235,7 @@ class PathLikelihood(OnChart):
         if self._linear() or not bool((self._degrees > 0).all()):
             return super()._levels()
         # no resolution enters: what is uncertain is the expansion
-        return [self._level(self.first)], self._differ
+        return [replace(self._level(self.first), known=0.0)], self._differ
 
     def holds(self) -> bool:
         """Whether the resolution, and the choice of ways, meet the tolerance at the present parameters too."""
