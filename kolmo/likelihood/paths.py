@@ -1,7 +1,7 @@
 """Sampled paths: the likelihood of observations of a process, at any spacing, by whichever way is accurate."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +11,7 @@ from numpy.polynomial import legendre
 
 from kolmo.arrays import as_numpy, as_points
 from kolmo.errors import InputError
-from kolmo.likelihood.base import HOPELESS, LEAST, PARTS, Level, log_of
+from kolmo.likelihood.base import LEAST, PARTS, Level, log_of
 from kolmo.likelihood.chart import NARROW, NEAR, TAIL, Chart, OnChart, confined, modes_on
 from kolmo.likelihood.gaussian import is_linear, log_normal, moves
 from kolmo.likelihood.local import log_densities
@@ -235,7 +235,7 @@ class PathLikelihood(OnChart):
         if self._linear() or not bool((self._degrees > 0).all()):
             return super()._levels()
         # no resolution enters: what is uncertain is the expansion
-        return [self._level(self.first)], self._differ
+        return [replace(self._level(self.first), known=0.0)], self._differ
 
     def holds(self) -> bool:
         """Whether the resolution, and the choice of ways, meet the tolerance at the present parameters too."""
@@ -394,8 +394,8 @@ def _apart(before: torch.Tensor, after: torch.Tensor, off: torch.Tensor) -> torc
 
 def _in_sums(differences: torch.Tensor) -> float:
     """By how much the sum of logarithms differs, or that of a part of them (M,), as levels are compared."""
-    # without an answer, what is returned in its place is off by more than anything allows
-    known = torch.nan_to_num(differences, nan=HOPELESS)
+    # without an answer, nothing is known of what is returned in its place
+    known = torch.nan_to_num(differences, nan=torch.inf)
     return max(abs(float(v.sum())) for v in (known, *(known[k::PARTS] for k in range(PARTS))))
 
 
