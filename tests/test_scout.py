@@ -644,3 +644,24 @@ def test_a_bump_that_weighs_less_than_is_looked_for_is_no_small_error_bar(seed):
     wide = math.hypot(1.0, w)
     exact = math.exp(-0.5) + a * math.exp(-0.5 * (c / wide) ** 2) / (wide * math.sqrt(2 * math.pi))
     assert abs(float(np.ravel(sol([0.0]))[0]) - exact) < 10.0 * sol.error_estimate.max()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_an_absolute_tolerance_alone_looks_at_time_as_closely_as_it_asks(seed):
+    """Drift cos(ωt), or with a short pulse: W is shifted by its integral."""
+    rng = np.random.default_rng([11, seed])
+    size, rate, T, noise = rng.uniform([1.0, 2.0, 0.5, 0.3], [3.0, 6.0, 1.5, 1.0])
+    middle, width = rng.uniform(0.2, 0.8) * T, 0.01 * T
+    pulsed = seed % 2 == 1
+
+    def drift(t, x):
+        pulse = 0.5 / (width * np.sqrt(2 * np.pi)) * np.exp(-0.5 * ((t - middle) / width) ** 2) if pulsed else 0.0
+        return size * np.cos(rate * t) + pulse + 0.0 * x
+
+    problem = KolmogorovProblem(SDE(drift, noise, dim=1), lambda x: np.exp(-2.0 * x[..., 0] ** 2), T)
+    solution = solve(problem, at=[0.0, 0.5], rtol=0.0, atol=1e-4)
+    mean = np.array([0.0, 0.5]) + size / rate * np.sin(rate * T) + (0.5 if pulsed else 0.0)
+    spread = 1.0 + 4.0 * noise**2 * T
+    exact = np.exp(-2.0 * mean**2 / spread) / np.sqrt(spread)
+    assert np.abs(solution([0.0, 0.5]) - exact).max() <= 1e-4
+    assert solution.discretization.steps < (1000 if pulsed else 60)

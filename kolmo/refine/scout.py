@@ -117,14 +117,14 @@ def scout(problem: KolmogorovProblem, room: Room, rtol: float, atol: float = 0.0
     data = functions(problem, room)
     slanted: set[str] = set()
     crowded: list[str] = []
-    course = over_time(problem, room, data, rtol, crowded)
+    course = over_time(problem, room, data, _relative(rtol, atol, _size_nearby(problem, room, data)), crowded)
     for denser in (1, DENSER[problem.dim]):  # where there is nothing, look again
         fields = [Field(d, room, _look_times(problem, d, course), denser) for d in data]
         size = _size(problem, fields, room)
         silent = size == 0.0 and not _faces_speak(problem)
         if not silent:
             break
-    rtol = max(rtol + (atol / size if size > 0.0 else 0.0), LEAST_RTOL)
+    rtol = _relative(rtol, atol, size)
     axes = [_along(problem, axis, room, fields, size, rtol, slanted, crowded) for axis in range(problem.dim)]
     return Sight(
         axes=tuple(axes),
@@ -139,6 +139,24 @@ def scout(problem: KolmogorovProblem, room: Room, rtol: float, atol: float = 0.0
         smooth=tuple(d.name for d in data if d.smooth),
         proved=all(d.smooth for d in data),
     )
+
+
+def _relative(rtol: float, atol: float, size: float) -> float:
+    """Tolerance relative to an answer of that size."""
+    return max(rtol + (atol / size if size > 0.0 else 0.0), LEAST_RTOL)
+
+
+def _size_nearby(problem: KolmogorovProblem, room: Room, data: Sequence[Datum]) -> float:
+    """Size of what the data add to the answer, within a spread of where the process goes, before space is looked at."""
+    near, middle = room.probes[::2], 0.5 * (problem.horizon or 0.0)
+    added = (d.weight * float(np.abs(d.values(middle, near)).mean(0).max()) for d in data if d.adds)
+    return _steady_source(problem, room) + sum(added)
+
+
+def _steady_source(problem: KolmogorovProblem, room: Room) -> float:
+    """What a source that is a number adds."""
+    steady = 0.0 if callable(problem.source) or problem.source is None else problem.source
+    return room.time * float(np.max(np.abs(as_numpy(steady))))
 
 
 def _ends(problem: KolmogorovProblem, course: Course) -> list[float]:
@@ -168,8 +186,7 @@ def _alike(problem: KolmogorovProblem, course: Course, seen: Field) -> bool:
 
 def _size(problem: KolmogorovProblem, fields: Sequence[Field], room: Room) -> float:
     """Mean size of what the data add to the answer; 0 where they are zero."""
-    steady = 0.0 if callable(problem.source) or problem.source is None else problem.source
-    total = room.time * float(np.max(np.abs(as_numpy(steady))))
+    total = _steady_source(problem, room)
     for f in fields:
         if f.datum.adds:
             weights = _lattice_density(f, room)
