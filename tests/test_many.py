@@ -227,7 +227,7 @@ def test_other_dimensions_columns_and_stationary_problems_are_solved_alone():
         kolmo.solve_many([], at=[0.1])
 
 
-def test_a_plan_serves_again_and_only_its_structure():
+def test_a_plan_serves_again_and_only_its_kind():
     rng = np.random.default_rng(8)
     first = kolmo.solve_many([bump(*p) for p in drawn(rng, 20)], at=AT, rtol=0.0, atol=TOL)
     more = drawn(rng, 20)

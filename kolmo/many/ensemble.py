@@ -76,7 +76,7 @@ class Judged:
 
 @dataclass(frozen=True, eq=False)
 class Ensemble:
-    """A plan for one problem, used for others of its structure.
+    """A plan for one problem, used for others of its kind.
 
     Parameters
     ----------

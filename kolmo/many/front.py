@@ -10,7 +10,7 @@ import numpy as np
 from kolmo.arrays import as_like, as_numpy, as_points, is_tensor
 from kolmo.errors import InputError, KolmoError
 from kolmo.many.ensemble import Ensemble, Judged
-from kolmo.many.look import extremes, sampled, structure
+from kolmo.many.look import extremes, kind_of, sampled
 from kolmo.problem import KolmogorovProblem
 from kolmo.refine.plan import interesting_points, search
 from kolmo.solution import Solution
@@ -18,7 +18,7 @@ from kolmo.solve import solve
 
 # Part of the tolerance that a plan aims at, so that it serves problems that are somewhat harder.
 AIM = 0.5
-# Plans that are made for problems of one structure at most; so many problems are solved one by one, and a plan after
+# Plans that are made for problems of one kind at most; so many problems are solved one by one, and a plan after
 # the first that serves a smaller part of those left is the last.
 PLANS, FEW, WORTH = 4, 3, 0.2
 # Problems among which the first one to plan for is chosen, by how far the process goes: that with this quantile, so
@@ -172,7 +172,7 @@ def solve_many(
     handed = [p.handing("torch", at.device) for p in problems] if is_tensor(at) else problems
     kinds: dict[Any, list[int]] = {}
     for i, problem in enumerate(handed):
-        kinds.setdefault(structure(problem), []).append(i)
+        kinds.setdefault(kind_of(problem), []).append(i)
     rest = kinds.pop(None, [])
     members: list[Members] = []
     for mine in kinds.values():
@@ -191,7 +191,7 @@ def _together(
     tolerance: tuple[float, float],
     members: list[Members],
 ) -> list[int]:
-    """Serve problems of one structure by some plans; those that are left."""
+    """Serve problems of one kind by some plans; those that are left."""
     rest: list[int] = []
     chosen = _farthest(problems, left, points) if len(left) > FEW else -1
     for made in range(PLANS):
@@ -222,7 +222,7 @@ def _served(
 ) -> tuple[list[int], np.ndarray]:
     """Problems that an ensemble does not serve, and their estimates over the tolerance; what it serves is added."""
     same = np.array_equal(ensemble.points, points)
-    if not left or not same or structure(ensemble.problem) != structure(problems[left[0]]):
+    if not left or not same or kind_of(ensemble.problem) != kind_of(problems[left[0]]):
         return left, np.zeros(len(left))
     judged = ensemble.judge([problems[i] for i in left], *tolerance)
     if judged.good.any():

@@ -45,7 +45,7 @@ class Sampled:
     faces: np.ndarray
 
 
-def structure(problem: KolmogorovProblem) -> tuple[Any, ...] | None:
+def kind_of(problem: KolmogorovProblem) -> tuple[Any, ...] | None:
     """What problems have in common that one march can take together; None for one that has to be solved alone."""
     sde, box = problem.sde, problem.box
     if problem.dim > 1 or problem.horizon is None or box.moves or problem.motion is not None:
