@@ -151,3 +151,14 @@ def test_early_passages_off_the_floor():
     exact = free.likelihood(Trials(t, [np.nan] * 2), tol=0.03).terms()
     found, known = race.likelihood(Trials(t, [0] * 2), tol=1.0)._terms(64.0)
     assert float((found - exact).abs().sum()) <= 0.1, (found, exact, known)
+
+
+@pytest.mark.slow
+def test_densities_below_what_the_grid_sees_are_not_believed():
+    # long after nearly all have arrived
+    far = Trials([12.0], [0])
+    race = lambda lapse: Race(3.0, 0.5, upper=[1.0, 1.0], lower=0.0, lapse=lapse, span=20.0)  # noqa: E731
+    with pytest.warns(kolmo.errors.ToleranceWarning):
+        assert race(0.0).likelihood(far, tol=0.05).renew() > 1.0
+    guessed = race(0.05).likelihood(far, tol=0.05)
+    assert abs(guessed().item() - np.log(0.05 / 2 / 20.0)) <= guessed.error_estimate <= 0.05

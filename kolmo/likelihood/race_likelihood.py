@@ -16,7 +16,7 @@ from kolmo.errors import InputError
 from kolmo.forward.exits import TIME_NODES, in_time
 from kolmo.likelihood.base import HOPELESS, LEAST, Level, log_of
 from kolmo.likelihood.law_likelihood import FIRST, IN_TIME, MOST, ORDER, TAIL, WIDER, recipe_about
-from kolmo.likelihood.laws import NODES, Covariates, laws_of
+from kolmo.likelihood.laws import NODES, Covariates, a_number, laws_of
 from kolmo.likelihood.trials import UNTIMED, Trials
 from kolmo.likelihood.trials_likelihood import LONGEST, SOONEST, PassageLikelihood
 from kolmo.problem.box import Box
@@ -71,7 +71,8 @@ class RaceLikelihood(PassageLikelihood):
         delays = laws_of(self.model.delay, self._conditions, NODES, "delay")
         if bool((delays[0] < 0).any()):
             raise InputError("delay", delays[0].detach().tolist(), "a delay that is not negative")
-        return _Exits([_Exit.of(course, n) for course in self._courses], delays)
+        guesses = [float(a_number(self.model.lapse, c, "lapse").detach()) > 0.0 for c in self._conditions]
+        return _Exits([_Exit.of(course, n) for course in self._courses], delays, guesses)
 
     def _course(self, c: Covariates) -> "_Course":
         horizon = max(self._span, float(self._times.max()))
@@ -274,8 +275,8 @@ class _Exit:
 class _Exits:
     """Exits of all conditions at one resolution."""
 
-    def __init__(self, exits: list[_Exit], delays: tuple[torch.Tensor, torch.Tensor]) -> None:
-        self.exits, (self.delays, self.shares) = exits, delays
+    def __init__(self, exits: list[_Exit], delays: tuple[torch.Tensor, torch.Tensor], guesses: list[bool]) -> None:
+        self.exits, (self.delays, self.shares), self.guesses = exits, delays, guesses
 
     @property
     def undecided(self) -> torch.Tensor:
@@ -303,12 +304,16 @@ class _Exits:
         for k, found in enumerate(self.exits):
             which = torch.nonzero(group == k)[:, 0]
             if len(which):
-                part, off = self._of(found, side, t[which, None] - self.delays[k], log_of(self.shares[k]))
+                part, off = self._of(
+                    found, side, t[which, None] - self.delays[k], log_of(self.shares[k]), self.guesses[k]
+                )
                 logs, error = logs.index_copy(0, which, part), error + off
         return logs, error
 
     @staticmethod
-    def _of(found: _Exit, side: int, s: torch.Tensor, shares: torch.Tensor) -> tuple[torch.Tensor, float]:
+    def _of(
+        found: _Exit, side: int, s: torch.Tensor, shares: torch.Tensor, guesses: bool
+    ) -> tuple[torch.Tensor, float]:
         """Logarithms under a condition at times (m, J) since the start, summed over delays."""
         way = float(found.course.alone(side).ways[0].detach())
         soon = SOON * way**2
@@ -322,8 +327,9 @@ class _Exits:
             at = torch.tensor(soon, dtype=torch.float64)
             off = float((found.early(side, at) - log_of(found.between(found.flux[:, side], at))).abs())
             errors = torch.where(early, off * _fading(s / soon, off, found.course.straight), torch.zeros_like(s))
-            # a density that is lost among the errors of the grid: what is said of it says nothing
-            errors[~early & (flux <= LEAST)] = HOPELESS
+            if not guesses:
+                # a density that is lost among the errors of the grid: what is said of it says nothing
+                errors[~early & (flux <= LEAST)] = HOPELESS
             parts = torch.exp(logs + shares - total[:, None])
             return total, float((parts * errors).sum())
 
