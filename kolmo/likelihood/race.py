@@ -50,7 +50,8 @@ class Race:
     -----
     The law of the process is moved on a grid by implicit steps, once for all trials of a condition; what goes out
     through a face is the density of that choice. Passages so early that next to none has arrived have that of the
-    accumulator by itself, with the drift that it has at its start.
+    accumulator by itself, with drift and noise on the straight way to its bound, the other accumulator at its start.
+    Where noise is correlated, or depends on the other axis or on time, estimates for these grow the earlier they are.
 
     Examples
     --------

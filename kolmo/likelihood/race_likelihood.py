@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +14,9 @@ from kolmo.control.law import law
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.forward.exits import TIME_NODES, in_time
-from kolmo.likelihood.base import Level, log_of
+from kolmo.likelihood.base import HOPELESS, LEAST, Level, log_of
 from kolmo.likelihood.law_likelihood import FIRST, IN_TIME, MOST, ORDER, TAIL, WIDER, recipe_about
-from kolmo.likelihood.laws import NODES, Covariates, laws_of
+from kolmo.likelihood.laws import NODES, Covariates, a_number, laws_of
 from kolmo.likelihood.trials import UNTIMED, Trials
 from kolmo.likelihood.trials_likelihood import LONGEST, SOONEST, PassageLikelihood
 from kolmo.problem.box import Box
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 SOON = 1.0 / 20.0
 # A choice without a time is followed until no more than this is undecided.
 UNDECIDED = 1e-6
+# Points of Gauss on the way to a bound, places per axis at which noise is compared, and the relative difference that is
+# none.
+ALONG, CROSS, COMPARED = 12, 5, 1e-9
+# Errors of the formula of early passages, of a logarithm, that fade with time (−log erf(x) x² grows up to 0.3).
+FADES = 0.25
 
 
 class RaceLikelihood(PassageLikelihood):
@@ -65,7 +71,8 @@ class RaceLikelihood(PassageLikelihood):
         delays = laws_of(self.model.delay, self._conditions, NODES, "delay")
         if bool((delays[0] < 0).any()):
             raise InputError("delay", delays[0].detach().tolist(), "a delay that is not negative")
-        return _Exits([_Exit.of(course, n) for course in self._courses], delays)
+        guesses = [float(a_number(self.model.lapse, c, "lapse").detach()) > 0.0 for c in self._conditions]
+        return _Exits([_Exit.of(course, n) for course in self._courses], delays, guesses)
 
     def _course(self, c: Covariates) -> "_Course":
         horizon = max(self._span, float(self._times.max()))
@@ -143,15 +150,49 @@ class _Course:
             self._recipes[n] = recipe_about(self.problem, self.ends, self.start, seen, n)
         return self._recipes[n]
 
-    def alone(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What an accumulator is by itself, in units of its noise: ways to the bound (2, d), and its drift (d,).
+    def alone(self, side: int) -> "_Alone":
+        """What an accumulator is by itself, early: it goes straight to its bound while the other is at its start."""
+        begin, (z, w) = self.begin(), (torch.as_tensor(v) for v in legendre.leggauss(ALONG))
+        parts = torch.cat([0.5 * (1.0 + z), torch.tensor([0.0, 1.0])])
+        line, back = (self._line(side, begin[side], end, parts) for end in (torch.ones(()), torch.zeros(())))
+        drift, noise = line
+        length, weights = 1.0 - begin[side], 0.5 * w
+        way = length * (weights / noise[:-2]).sum()
+        action = length * (weights * drift[:-2] / noise[:-2] ** 2).sum() - 0.5 * torch.log(noise[-1] / noise[-2])
+        squares = length * (weights * drift[:-2] ** 2 / noise[:-2] ** 3).sum() / way
+        ends = drift[-2:] / noise[-2:]
+        rates = [0.5 * (squares + (ends[1] - ends[0]) / way)]
+        if not self.floored[side]:
+            return _Alone(way[None], action, torch.stack(rates))
+        # reflected paths are those of a drift that is odd about the floor: on the way there and back it adds nothing
+        drift, noise = back
+        there = begin[side] * (weights / noise[:-2]).sum()
+        whole = way + 2.0 * there
+        more = 2.0 * begin[side] * (weights * drift[:-2] ** 2 / noise[:-2] ** 3).sum()
+        rates.append(0.5 * (squares * way + more + ends[1] + ends[0]) / whole)
+        return _Alone(torch.stack([way, whole]), action, torch.stack(rates))
 
-        The second way is that of the image behind the floor; infinite where there is none.
-        """
-        begin = self.begin()
-        noise = torch.diagonal(self._covariance(0.0, begin[None])[0]).sqrt()
-        ways = torch.stack([1.0 - begin, torch.where(torch.as_tensor(self.floored), 1.0 + begin, 1.0)]) / noise
-        return ways, self._drift(0.0, begin[None])[0] / noise, torch.as_tensor(self.floored)
+    def _line(
+        self, side: int, begin: torch.Tensor, end: torch.Tensor, parts: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Drift and noise of an axis at parts (m,) of the way to an end, the other axis at its start."""
+        places = self.begin().expand(len(parts), -1)
+        index = torch.tensor([side])
+        places = places.index_copy(1, index, (begin + parts * (end - begin))[:, None])
+        covariance = self._covariance(0.0, places).expand(len(parts), self.model.dim, self.model.dim)
+        return self._drift(0.0, places)[:, side], covariance[:, side, side].sqrt()
+
+    @cached_property
+    def straight(self) -> bool:
+        """Whether early passages go straight: noise of an axis that depends on the place on it alone."""
+        with torch.no_grad():
+            at = torch.linspace(0.0, 1.0, CROSS, dtype=torch.float64)
+            places = torch.stack(torch.meshgrid(at, at, indexing="ij"), -1)
+            seen = [self._covariance(t, places).expand(CROSS, CROSS, 2, 2) for t in (0.0, self.first)]
+        first, second = seen[0][..., 0, 0], seen[0][..., 1, 1]
+        kept = [(seen[0], seen[1]), (first, first[:, :1]), (second, second[:1]), (seen[0][..., 0, 1], torch.zeros(()))]
+        least = COMPARED * float(seen[0].abs().max())
+        return all(float((a - b).abs().max()) <= least for a, b in kept)
 
     def _outwards(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         _, low, unit = self.model.ends(self.c)
@@ -169,6 +210,19 @@ class _Course:
         found = self.model.killed(self._outwards(y)[0], self.c, t)
         assert found is not None
         return found
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """Early passages of an accumulator: Girsanov's weight about straight paths, but for terms of second order in time.
+
+    ``ways`` (1,) to the bound, or (2,) with that of the image behind the floor, in units of noise; ``action``, the
+    logarithm of what drift adds however short the time; ``rates`` like ``ways``, what it takes away per time.
+    """
+
+    ways: torch.Tensor
+    action: torch.Tensor
+    rates: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -210,19 +264,19 @@ class _Exit:
 
     def early(self, side: int, s: torch.Tensor) -> torch.Tensor:
         """Logarithm of the density of early passages at times: of the accumulator alone, and its image."""
-        ways, drift, floored = self.course.alone()
+        alone = self.course.alone(side)
         logs = [
-            torch.log(d / math.sqrt(2.0 * math.pi)) - 1.5 * torch.log(s) - (d - drift[side] * s) ** 2 / (2.0 * s)
-            for d in ways[:, side]
+            torch.log(d / math.sqrt(2.0 * math.pi)) - 1.5 * torch.log(s) - d**2 / (2.0 * s) + alone.action - rate * s
+            for d, rate in zip(alone.ways, alone.rates, strict=True)
         ]
-        return torch.logaddexp(*logs) if bool(floored[side]) else logs[0]
+        return torch.logaddexp(*logs) if len(logs) == 2 else logs[0]
 
 
 class _Exits:
     """Exits of all conditions at one resolution."""
 
-    def __init__(self, exits: list[_Exit], delays: tuple[torch.Tensor, torch.Tensor]) -> None:
-        self.exits, (self.delays, self.shares) = exits, delays
+    def __init__(self, exits: list[_Exit], delays: tuple[torch.Tensor, torch.Tensor], guesses: list[bool]) -> None:
+        self.exits, (self.delays, self.shares), self.guesses = exits, delays, guesses
 
     @property
     def undecided(self) -> torch.Tensor:
@@ -250,25 +304,42 @@ class _Exits:
         for k, found in enumerate(self.exits):
             which = torch.nonzero(group == k)[:, 0]
             if len(which):
-                part, off = self._of(found, side, t[which, None] - self.delays[k], log_of(self.shares[k]))
+                part, off = self._of(
+                    found, side, t[which, None] - self.delays[k], log_of(self.shares[k]), self.guesses[k]
+                )
                 logs, error = logs.index_copy(0, which, part), error + off
         return logs, error
 
     @staticmethod
-    def _of(found: _Exit, side: int, s: torch.Tensor, shares: torch.Tensor) -> tuple[torch.Tensor, float]:
+    def _of(
+        found: _Exit, side: int, s: torch.Tensor, shares: torch.Tensor, guesses: bool
+    ) -> tuple[torch.Tensor, float]:
         """Logarithms under a condition at times (m, J) since the start, summed over delays."""
-        way = float(found.course.alone()[0][0, side].detach())
+        way = float(found.course.alone(side).ways[0].detach())
         soon = SOON * way**2
         s = torch.maximum(s, torch.tensor(SOONEST * way**2, dtype=torch.float64))
-        late = log_of(found.between(found.flux[:, side], s))
+        flux = found.between(found.flux[:, side], s)
         early = s.detach() < soon
-        logs = torch.where(early, found.early(side, s), late)
+        logs = torch.where(early, found.early(side, s), log_of(flux))
         total = torch.logsumexp(logs + shares, 1)
-        if not bool(early.any()):
-            return total, 0.0
         with torch.no_grad():
-            # where both are right they show by how much the formula is off; it is less so the earlier it is
+            # where both are right they show by how much the formula is off
             at = torch.tensor(soon, dtype=torch.float64)
             off = float((found.early(side, at) - log_of(found.between(found.flux[:, side], at))).abs())
+            errors = torch.where(early, off * _fading(s / soon, off, found.course.straight), torch.zeros_like(s))
+            if not guesses:
+                # a density that is lost among the errors of the grid: what is said of it says nothing
+                errors[~early & (flux <= LEAST)] = HOPELESS
             parts = torch.exp(logs + shares - total[:, None])
-            return total, float((parts * early * off * s / soon).sum())
+            return total, float((parts * errors).sum())
+
+
+def _fading(part: torch.Tensor, off: float, straight: bool) -> torch.Tensor:
+    """How an error of the formula goes on at parts of the time at which it was seen.
+
+    It is of first order in time; but where the other accumulator is gone (a logarithm of a probability, which is convex
+    in time only while it is small) it may stay as large, and where paths bend, lengths of ways are off.
+    """
+    if not straight:
+        return 1.0 / part
+    return part if off <= FADES else torch.ones_like(part)
