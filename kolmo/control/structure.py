@@ -116,9 +116,15 @@ def _array(values: Any) -> Hashable:
         kind: tuple[Any, ...] = (values.dtype, tuple(values.shape), values.device)
         if values.requires_grad:
             return ("parameter", *kind)
-        return (*kind, values.cpu().numpy().tobytes()) if values.numel() <= FEW else (*kind, Same(values))
-    kind = (values.dtype.str, values.shape)
-    return (*kind, values.tobytes()) if values.size <= FEW and not values.dtype.hasobject else (*kind, Same(values))
+        try:
+            numbers = values.cpu().numpy() if values.numel() <= FEW else None
+        except (RuntimeError, TypeError):  # none of its own, as inside a transform, or none that NumPy has
+            numbers = None
+    else:
+        kind, numbers = (values.dtype.str, values.shape), values
+    if numbers is None or numbers.size > FEW or numbers.dtype.hasobject:
+        return (*kind, Same(values))
+    return (*kind, numbers.tobytes())
 
 
 def _names(code: types.CodeType) -> tuple[str, ...]:

@@ -7,6 +7,9 @@ import numpy as np
 from kolmo.kernels.cache import compiled
 
 _fast: Any = compiled(fastmath={"reassoc", "contract"})
+# So many times more rounds for the transposed equation: it settles as fast, but from farther off, and what has a value
+# has to have a gradient.
+PATIENCE = 10
 
 
 @_fast
@@ -104,7 +107,8 @@ def solutions(
     solve : ndarray, shape (n, K, K)
         S.
     rounds, settled : int, float
-        Rounds at most, and the change, as a part of the largest number, at which they end.
+        Rounds at most (of the transposed equation ten times as many), and the change, as a part of the largest number,
+        at which they end.
 
     Returns
     -------
@@ -120,5 +124,5 @@ def solutions(
         if len(right):
             _forward(R, right[m], solve, rounds, settled, moved, c[m])
         if len(back):
-            _transposed(R, back[m], solve, rounds, settled, moved, transposed[m])
+            _transposed(R, back[m], solve, PATIENCE * rounds, settled, moved, transposed[m])
     return c, transposed

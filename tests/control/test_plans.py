@@ -141,6 +141,17 @@ def test_modules_are_themselves_and_are_not_kept_alive():
     assert key != again  # what is gone equals nothing
 
 
+def test_tensors_without_numbers_of_numpy_are_themselves():
+    small, large = torch.ones(2, dtype=torch.bfloat16), torch.zeros(10_000)
+
+    def made(tensor):
+        return kolmo.KolmogorovProblem(kolmo.SDE(0.0, 1.0, dim=1), lambda x: x[..., 0] + tensor.sum(), 1.0)
+
+    for tensor in (small, large):
+        assert structure(made(tensor)) == structure(made(tensor))
+        assert structure(made(tensor)) != structure(made(tensor.clone()))
+
+
 def test_objects_that_refer_to_themselves_have_a_structure():
     class Model:
         def __init__(self):

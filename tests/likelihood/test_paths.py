@@ -280,3 +280,25 @@ def test_second_derivatives_in_two_dimensions():
         with torch.no_grad():
             p[0] -= sign * step
     assert np.allclose(exact, (slopes[0] - slopes[1]) / (2 * step), rtol=1e-5)
+
+
+def test_what_has_a_value_has_a_gradient_far_from_the_plan_too():
+    """A line search goes anywhere: double wells that were planned for one noise, at many others."""
+    rng = np.random.default_rng(5)
+    kappa, sigma = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.8, 0.6))
+    wells = kolmo.SDE(lambda t, x: kappa * (x - x**3), lambda t, x: sigma + 0 * x, dim=1, arrays="torch")
+    h = rng.exponential(0.2, 40) + 1e-3
+    states = [1.0]
+    for dt in h:
+        y = states[-1]
+        for _ in range(20):
+            y += (y - y**3) * dt / 20 + 0.7 * np.sqrt(dt / 20) * rng.standard_normal()
+        states.append(y)
+    path = likelihood.paths(wells, np.append(0.0, np.cumsum(h)), states)
+    path()
+    for k, s in zip(rng.uniform(0.3, 2.0, 30), rng.uniform(0.4, 2.0, 30), strict=True):
+        with torch.no_grad():
+            kappa.fill_(k), sigma.fill_(s)
+        value = path()
+        assert torch.isfinite(value)
+        assert all(torch.isfinite(g) for g in torch.autograd.grad(value, [kappa, sigma]))
