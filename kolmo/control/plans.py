@@ -86,6 +86,8 @@ class Kept:
         points, finer = thinned(points), replace(asked, rtol=part * asked.rtol, atol=part * asked.atol)
         with torch.no_grad():
             outcome = search(problem.handing("torch", points.device), at=points, **vars(finer))
+        if outcome.status == "interrupted":  # part of a search is no plan, and Ctrl-C is for the caller
+            raise KeyboardInterrupt
         allowed = asked.atol + asked.rtol * np.abs(outcome.level.values).max(0)
         excess = float(np.max(outcome.estimate / allowed))
         if outcome.status == "tolerance_not_met":
@@ -203,6 +205,8 @@ class Plans:
 
     def __init__(self) -> None:
         self._kept: dict[int, Kept] = {}
+        # where a problem is built anew in every evaluation, the latest: it may hold what was computed there
+        self._latest: dict[int, KolmogorovProblem] = {}
         self._structures: dict[Hashable, list[int]] = {}
         self._met: dict[Hashable, int] = {}
         self._evaluations = 0
@@ -231,6 +235,8 @@ class Plans:
         """The plan kept for the problem; a fresh one for a new problem, a finer tolerance or points outside."""
         key, flat = self._of(problem), points.reshape(-1, problem.dim)
         kept = self._kept.get(key)
+        if kept is not None:
+            self._latest[key] = problem
         if kept is not None and kept.covers(flat, asked):
             return kept.recipe
         if kept is None and self._evaluations > 1:
@@ -250,7 +256,7 @@ class Plans:
         """Whether every kept plan still meets its tolerance at the present parameters, against a fresh plan."""
         self._fresh.clear()
         for key, kept in self._kept.items():
-            problem = kept.problem
+            problem = self._latest.get(key, kept.problem)
             assert problem is not None
             fresh = Kept.made(problem, kept.points, kept.asked)
             with torch.no_grad():

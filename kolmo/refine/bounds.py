@@ -179,7 +179,8 @@ class Bounds:
         ends = self.low**n, self.high**n
         low = 0.0 if n % 2 == 0 and self.low < 0.0 < self.high else min(ends)
         bends = 2.0 * self.slopes**2 if n == 2 and self.slopes is not None else None
-        return Bounds(low, max(ends), self.most**n, n * self.rates, None, bends, (0.0, math.inf))
+        anywhere = (-math.inf if n % 2 else 0.0, math.inf)
+        return Bounds(low, max(ends), self.most**n, n * self.rates, None, bends, anywhere)
 
     def __rpow__(self, base: Any) -> Any:
         if not isinstance(base, numbers.Real) or base <= 0:

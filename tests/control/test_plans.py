@@ -99,6 +99,40 @@ def test_a_tolerance_that_is_not_met_is_told_once(planned):
     assert len(planned) == 1
 
 
+def test_a_search_that_was_interrupted_leaves_no_plan(monkeypatch):
+    module = importlib.import_module("kolmo.control.plans")
+    original = module.search
+
+    def interrupted(*args, **options):
+        outcome = original(*args, **options)
+        outcome.status = "interrupted"
+        return outcome
+
+    problem = bump(leaf(1.0), leaf(0.5), leaf(1.0), 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "search", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            control.value(problem, [0.0], rtol=1e-3)
+    calls = []
+    monkeypatch.setattr(module, "search", lambda *args, **kw: calls.append(1) or original(*args, **kw))
+    control.value(problem, [0.0], rtol=1e-3)
+    assert len(calls) == 1
+
+
+def test_a_minimum_is_judged_with_what_the_objective_computed_last():
+    """A width that is computed in the objective: the plan of the first evaluation does not serve the last."""
+    raw = leaf(0.0)
+    sde = kolmo.SDE(0.0, 1.0, dim=1)
+
+    def objective():
+        sharp = torch.exp(raw)
+        problem = kolmo.KolmogorovProblem(sde, lambda x: torch.exp(-0.5 * (sharp * x[..., 0]) ** 2), 0.5)
+        return (control.value(problem, [0.0], rtol=1e-6).sum() - 0.05) ** 2 * 100
+
+    control.minimize(objective, raw)
+    assert np.exp(raw.item()) == pytest.approx(np.sqrt(2 * (1 / 0.05**2 - 1)), rel=1e-4)  # u = 1/sqrt(1 + s²/2)
+
+
 # names of functions of this module that are looked up
 SCALE = 1.0
 
