@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from kolmo import SDE, Box, Grid, KolmogorovProblem, control, discretize, solve
+from kolmo import SDE, Box, Grid, KolmogorovProblem, Robin, control, discretize, solve
 from kolmo.errors import InputError
 from kolmo.grid.grading import Sinh
 from kolmo.steppers import adi
@@ -15,6 +15,7 @@ from kolmo.steppers.exponential import Exponential
 from kolmo.testing import duality_gap, manufactured, order_of_accuracy, taylor_test
 
 WORDS = ["open", "natural", "reflecting", "entrance", "absorbing", "robin", "periodic"]
+FACES = {"robin": Robin(0.7, 0.2)}
 MOVING = ["open", "natural", "reflecting", "periodic"]
 
 
@@ -104,6 +105,29 @@ def test_factors_made_anew_are_those_that_would_be_kept(face, shape, rng, monkey
         found.append([step.apply(u, loads), *step.pullback(u, loads, p)])
     for kept, renewed in zip(*found, strict=True):
         np.testing.assert_array_equal(kept, renewed)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_compiled_split_steps_are_those_taken_part_by_part(seed, monkeypatch):
+    rng = np.random.default_rng(seed)
+    d = 2 + seed % 2
+    shape, words = tuple(rng.integers(9, 16, d).tolist()), rng.choice(["open", "absorbing", "reflecting", "robin"], d)
+    root = rng.standard_normal((d, d)) if seed % 3 else np.eye(d)
+    sde = SDE(lambda t, x: np.roll(x, 1, -1) * (1.0 + t), covariance=root @ root.T + 0.3 * np.eye(d), dim=d)
+    faces = [(FACES.get(word, word), "open") for word in words]
+    problem = KolmogorovProblem(
+        sde, lambda x: x[..., 0], 0.1, Box([-1.0] * d, [1.0] * d, faces), killing=lambda t, x: x[..., 0] ** 2
+    )
+    ops = operators(problem, shape, [0.1, 0.05, 0.0], "central6")
+    u, p, *loads = draw(rng, ops[0], 5)
+    found = []
+    for compiled in (True, False):
+        monkeypatch.setattr(adi.SplitStep, "_compiles", lambda step, u, compiled=compiled: compiled)
+        step = STEPPERS["mcs3"].prepare(ops, 1e-2)
+        back, adjoints, numbers = step.pullback(u, loads, p)
+        found.append([step.apply(u, loads), back, *adjoints, *numbers, step.apply_transposed(p)[0]])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-13 * np.abs(other).max())
 
 
 @pytest.mark.parametrize("word", MOVING)

@@ -1,6 +1,6 @@
 """The law of the process as tensors: densities, expectations and first-passage rates that carry gradients."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class Law(Passages):
     times : ndarray, shape (nt,)
         Times kept, increasing; the horizon is the last.
     clock : ndarray, shape (steps + 1,)
-        All time nodes, for ``flux``.
+        All time nodes, for ``flux`` and ``exited``.
     grid : Grid
         The nodes.
     discretization : Discretization
@@ -63,6 +63,7 @@ class Law(Passages):
     grid: Grid
     discretization: Discretization
     _flux: dict[Exit, torch.Tensor]
+    _gone: dict[Exit, torch.Tensor]
     _readings: tuple[torch.Tensor, ...]
     motion: Motion | None = None
 
@@ -98,6 +99,13 @@ class Law(Passages):
         """Probability per time that goes out at ``clock``, shape (steps + 1,): ``exit_flux(face)``."""
         flux: torch.Tensor = self.exit_flux(face)
         return flux
+
+    def gone(self, face: Any) -> torch.Tensor:
+        """Probability that goes out through a face (or by killing) in each step of ``clock``, shape (steps,).
+
+        With that which starts there it sums to what has gone out, exactly as the steps have it: with ``mass`` to one.
+        """
+        return self._gone[self._exit(face)]
 
     def __repr__(self) -> str:
         return f"Law({self.grid!r}, {len(self.times)} times)"
@@ -170,13 +178,13 @@ def law(
     indices = [k for k in (find(clock, t) for t in kept) if k is not None]
     watched = list(range(len(clock))) if exits.names else indices
     semis = _assembled(march)
-    masses = _spread(march, semis, start, watched)
+    masses, gone = _spread(march, semis, start, watched, exits)
     flux = _fluxes(march, semis, masses[..., 0], exits) if exits.names else {}
     weights = masses[[watched.index(k) for k in indices]][..., 0]
     if 0 in indices:
         weights = torch.cat([start.T, weights[1:]])
     reading = _reading_tensors(march.generator)
-    return Law(weights, clock[indices], clock, recipe.grid, recipe, flux, reading, problem.motion)
+    return Law(weights, clock[indices], clock, recipe.grid, recipe, flux, gone, reading, problem.motion)
 
 
 @at_home
@@ -233,7 +241,8 @@ def transition_density(
         begin = problem.motion.inwards(0.0, begin)
         end = problem.motion.inwards(problem.horizon or 0.0, end)
     start = _point_masses(begin, recipe)
-    masses = _spread(march, _assembled(march), start, [len(recipe.times) - 1])[0]
+    last = [len(recipe.times) - 1]
+    masses = _spread(march, _assembled(march), start, last, WaysOut(march.generator))[0][0]
     rho = read(masses, recipe.grid, _reading_tensors(march.generator))
     index, weight = recipe.grid.interpolation(end, recipe.width)
     own = rho[torch.as_tensor(index), torch.arange(len(end))[:, None]]
@@ -299,10 +308,16 @@ def _assembled(march: March) -> dict[float, Semi]:
     return {t: march.generator.at(t, like) for t in sorted({t for plan in march.plans for t in plan.instants})}
 
 
-def _spread(march: March, semis: dict[float, Semi], start: torch.Tensor, keep: list[int]) -> torch.Tensor:
-    """Masses at the time nodes numbered ``keep``, shape (len(keep), size, k); at an event those after it."""
+def _spread(
+    march: March, semis: dict[float, Semi], start: torch.Tensor, keep: list[int], exits: WaysOut
+) -> tuple[torch.Tensor, dict[Exit, torch.Tensor]]:
+    """Masses at the time nodes numbered ``keep``, shape (len(keep), size, k), at an event those after it.
+
+    With them what goes out in every step through each of the ``exits``, of all columns together.
+    """
     free = None if march.fixed is None else torch.as_tensor(~march.fixed, dtype=start.dtype)[:, None]
     found: list[torch.Tensor] = []
+    gone: list[torch.Tensor] = []
     first, p, taken = 0, start, Taken(march)
     for plans in reversed(pieces(march)):
         last = first + len(plans)
@@ -313,50 +328,82 @@ def _spread(march: March, semis: dict[float, Semi], start: torch.Tensor, keep: l
         inside = [k for k in keep if first <= k < last or (k == last and crossing is None)]
         own_keep = [k - first for k in inside]
         asked = [*own_keep, *([] if crossing is None else [len(plans)])]
-        masses = _Spread.apply(flow, asked, p, *tensors) if asked else None  # type: ignore[no-untyped-call]
-        if masses is not None:
-            found.append(masses[: len(own_keep)])
-        if crossing is not None and masses is not None:
+        masses, out = _Spread.apply(flow, asked, _rewards(exits, mine), p, *tensors)  # type: ignore[no-untyped-call]
+        found.append(masses[: len(own_keep)])
+        if crossing is not None:
             after = crossing.apply_transposed(masses[-1])
+            out = torch.cat([out[:-1], out[-1:] + _on_faces(exits, after)])
             p = after if free is None else after * free
+        gone.append(out)
         first = last
-    return torch.cat(found, 0)
+    ways = torch.cat(gone, 0)
+    return torch.cat(found, 0), {e: ways[:, j] for j, e in enumerate(exits.names)}
+
+
+def _rewards(exits: WaysOut, semis: dict[float, Semi]) -> torch.Tensor:
+    """Loads of a sure reward of one, paid on going out: shape (instants, ways, size)."""
+    return torch.stack([_stacked(exits.loads(semi, t), exits, semi.a) for t, semi in semis.items()])
+
+
+def _on_faces(exits: WaysOut, masses: torch.Tensor) -> torch.Tensor:
+    """What lies on absorbing faces, shape (ways,)."""
+    return _stacked({e: torch.as_tensor(owned) for e, owned in exits.owned.items()}, exits, masses) @ masses.sum(1)
+
+
+def _stacked(fields: Mapping[Exit, torch.Tensor], exits: WaysOut, like: torch.Tensor) -> torch.Tensor:
+    """Fields by way out as rows (ways, size), zero where there is none."""
+    nothing = like.new_zeros(exits.generator.grid.size)
+    rows = [fields.get(e, nothing) for e in exits.names]
+    return torch.stack(rows) if rows else like.new_zeros(0, len(nothing))
 
 
 class _Spread(torch.autograd.Function):
-    """Masses pushed forward by transposed steps; the derivative marches weights back."""
+    """Masses pushed forward by transposed steps, and what goes out; the derivative marches weights back."""
 
     @staticmethod
-    def forward(ctx: Any, flow: Steps, keep: list[int], start: torch.Tensor, *tensors: torch.Tensor) -> Any:
-        """Transposed steps from 0 to T."""
+    def forward(
+        ctx: Any, flow: Steps, keep: list[int], rewards: torch.Tensor, start: torch.Tensor, *tensors: Any
+    ) -> Any:
+        """Transposed steps from 0 to T; ``rewards`` (instants, ways, size) tell what goes out by which way."""
         march = flow.taken.by(flow, tensors)
-        p = [np.ascontiguousarray(march.without_boundary(own(start, march)))]
+        paid = dict(zip(flow.stencils, own(rewards, march), strict=True))
+        p, gone = [np.ascontiguousarray(march.without_boundary(own(start, march)))], []
         for plan in reversed(flow.plans):
-            p.append(march.prepared(plan)[0].apply_transposed(p[-1])[0])
-        ctx.flow, ctx.keep, ctx.masses = flow, keep, p
+            after, loads = march.prepared(plan)[0].apply_transposed(p[-1])
+            parts = zip(plan.instants, loads, strict=True)
+            gone.append(sum(paid[t] @ march.without_boundary(load).sum(1) for t, load in parts))
+            p.append(after)
+        ctx.flow, ctx.keep, ctx.masses, ctx.paid = flow, keep, p, paid
         ctx.save_for_backward(*tensors)
-        return torch.from_numpy(np.stack([p[k] for k in keep]))
+        size, ways = len(p[0]), rewards.shape[1]
+        masses = np.stack([p[k] for k in keep]) if keep else np.zeros((0, size, p[0].shape[1]))
+        return torch.from_numpy(masses), torch.from_numpy(np.reshape(gone, (len(gone), ways)))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        """⟨w, Sᵀ p⟩ = ⟨p, S w⟩: march w back without loads and pull each step back to its numbers."""
-        flow = ctx.flow
+        """⟨w, Sᵀ p⟩ = ⟨p, S w⟩: march w back, paid for what goes out, and pull each step back to its numbers."""
+        flow, paid = ctx.flow, ctx.paid
         march = flow.taken.by(flow, ctx.saved_tensors)
         given = dict(zip(ctx.keep, own(gradients[0], march), strict=True))
+        prices = own(gradients[1], march)
         zero = np.zeros_like(ctx.masses[0])
         w = march.without_boundary(given.get(len(flow.plans), zero))
         numbers: dict[float, np.ndarray] = {}
+        rewards = {t: np.zeros_like(fields) for t, fields in paid.items()}
         for k, plan in zip(range(len(flow.plans), 0, -1), flow.plans, strict=True):
-            step, _ = march.prepared(plan)
-            nothing = [zero] * len(plan.instants)
-            for t, derivative in zip(plan.instants, step.pullback(w, nothing, ctx.masses[k - 1])[2], strict=True):
+            step, price = march.prepared(plan)[0], prices[k - 1]
+            loads = [zero + march.without_boundary((price @ paid[t])[:, None]) for t in plan.instants]
+            _, out, derivatives = step.pullback(w, loads, ctx.masses[k - 1])
+            for t, load, derivative in zip(plan.instants, out, derivatives, strict=True):
                 numbers[t] = numbers[t] + derivative if t in numbers else derivative
-            w = step.apply(w, nothing) + march.without_boundary(given.get(k - 1, zero))
+                rewards[t] += np.outer(price, march.without_boundary(load).sum(1))
+            w = step.apply(w, loads) + march.without_boundary(given.get(k - 1, zero))
+        of_rewards = torch.from_numpy(np.stack([rewards[t] for t in flow.stencils]))
         parts: list[Any] = [torch.from_numpy(np.ascontiguousarray(w))]
         for t in flow.stencils:
             parts += [torch.from_numpy(np.ascontiguousarray(numbers[t])), None, None]
-        return (None, None, *parts)
+        return (None, None, of_rewards, *parts)
 
 
 def read(masses: torch.Tensor, grid: Grid, matrices: tuple[torch.Tensor, ...]) -> torch.Tensor:

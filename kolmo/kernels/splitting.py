@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from kolmo.kernels.cache import compiled
-from kolmo.kernels.fused import FIRST, IDENTITY, POINTER, SECOND, stage
+from kolmo.kernels.fused import FIRST, IDENTITY, POINTER, SECOND, shares, stage
+from kolmo.kernels.fused_transposed import apply_transposed
 
 # Signed with unsigned indices would give floats.
 _signed: Any = np.int64
@@ -247,3 +248,91 @@ def split_step(operators: Any, solvers: Any, loads: Any, rule: Any, u: Any, stat
             _parts(end, y, loads[1], (zero, rest), g, after)
             for k in range(n):
                 before[k] += theta * dt * (g[0, k] - f[0, k]) + (0.5 - theta) * dt * (after[k] - total[k])
+
+
+@_jit
+def _gathered(operator: Any, fields: Any, free: Any, spaces: Any, work: Any, total: Any) -> None:
+    """Sum of Q_jᵀ f_j over the parts, zero at fixed nodes."""
+    tables, numbers = operator
+    for j in range(len(tables)):
+        apply_transposed(tables[j], numbers, fields[j], work, spaces)
+        for k in range(len(total)):
+            total[k] = work[k] + (total[k] if j > 0 else 0.0)
+    if len(free) > 0:
+        for k in range(len(total)):
+            total[k] *= free[k]
+
+
+@_jit
+def split_step_transposed(operators: Any, end: Any, solvers: Any, rule: Any, held: Any, p: Any, adjoints: Any) -> None:
+    """The transpose of ``split_step``.
+
+    Parameters
+    ----------
+    operators : (start, end)
+        Each the tables of the transposed parts and their common numbers.
+    end : (tables, numbers)
+        As ``split_step`` takes them, for factors that are made anew.
+    solvers, rule
+        As for ``split_step``.
+    held : (free, spaces)
+        ``free`` empty, or zero at fixed nodes and one elsewhere; work spaces of the transposed differences.
+    p : ndarray, shape (size,)
+        Derivative with respect to the state after the step.
+    adjoints : (back, f, g, solves)
+        Get the derivatives with respect to the state before the step (size,), to the parts at its start and its end
+        (1 + d, size), of which the first are those of the loads, and to the right sides of the solves (2, d, size).
+    """
+    (before, after), (dt, theta), (free, spaces) = operators, rule, held
+    back, f, g, solves = adjoints
+    n, d = len(p), len(solvers)
+    work, y = np.empty(n), np.empty(n)
+    f[:] = 0.0
+    for sweep in range(1, -1, -1):
+        last = p if sweep == 1 else y
+        for j in range(d - 1, -1, -1):
+            z = solves[sweep, j]
+            for k in range(n):
+                z[k] = last[k]
+            solve_along((end[0][j + 1], end[1]), solvers[j], z, True)
+            for k in range(n):
+                f[j + 1, k] -= theta * dt * z[k]
+            last = z
+        if sweep == 0:
+            break
+        for k in range(n):
+            back[k] = last[k]
+        for j in range(d + 1):
+            share = (0.5 - theta) * dt + (theta * dt if j == 0 else 0.0)
+            for k in range(n):
+                g[j, k] = share * last[k]
+                f[j, k] -= share * last[k]
+        _gathered(after, g, free, spaces, work, y)
+    for k in range(n):
+        back[k] += last[k]
+    for j in range(d + 1):
+        for k in range(n):
+            f[j, k] += dt * back[k]
+    _gathered(before, f, free, spaces, work, y)
+    for k in range(n):
+        back[k] += y[k]
+
+
+@_jit
+def split_step_shares(tables: Any, rule: Any, u: Any, states: Any, adjoints: Any, wanted: Any, shared: Any) -> None:
+    """Add the derivatives with respect to the numbers of a step at its start and end, ``shared`` = (start, end).
+
+    ``tables`` = (start, end) of the parts, ``states`` of ``split_step`` from u, ``adjoints`` of its transpose;
+    ``wanted`` flags rows of the common numbers.
+    """
+    (start, end), (dt, theta), (of_start, of_end) = tables, rule, shared
+    _, f, g, solves = adjoints
+    d, q = solves.shape[1], np.empty(len(u))
+    for j in range(d + 1):
+        shares(start[j], u, f[j], wanted, of_start)
+        shares(end[j], states[0, d - 1], g[j], wanted, of_end)
+    for sweep in range(2):
+        for j in range(d):
+            for k in range(len(u)):
+                q[k] = theta * dt * solves[sweep, j, k]
+            shares(end[j + 1], states[sweep, j], q, wanted, of_end)

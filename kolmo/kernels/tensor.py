@@ -156,11 +156,11 @@ class Fused:
         """What the kernels need to apply the stencil."""
         return self._table(transposed=False)
 
-    def table_with(self, rows: Sequence[int], absent: int) -> tuple[Any, ...]:
-        """The table for numbers that hold the terms in other rows, and zeros in the row ``absent``."""
+    def table_with(self, rows: Sequence[int], absent: int, *, transposed: bool = False) -> tuple[Any, ...]:
+        """A table for numbers that hold the terms in other rows, and zeros in the row ``absent``."""
         from kolmo.kernels import fused
 
-        layout, *rest, walls = self.table
+        layout, *rest, walls = self.back if transposed else self.table
         places, known = np.append(rows, absent).astype(np.int64), self._slots != fused.ABSENT
         slots = self._slots.copy()
         slots[known] = places[slots[known].astype(np.int64)]

@@ -2,10 +2,13 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
+import scipy.sparse.linalg as spla
 import torch
 from numpy.polynomial import legendre
 from scipy.special import gammaln
@@ -15,8 +18,10 @@ from kolmo.control.densities import GivenDensity
 from kolmo.control.law import Law, law
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
+from kolmo.forward import WaysOut
 from kolmo.grid.grading import Grading, Sinh, Uniform
 from kolmo.grid.grid import Axis, Grid
+from kolmo.kernels.linear import factorize
 from kolmo.likelihood.base import Level, Likelihood, log_of
 from kolmo.likelihood.paths import in_torch
 from kolmo.march import time_nodes
@@ -28,12 +33,19 @@ from kolmo.problem.sde import SDE
 from kolmo.schemes.generator import discretize
 
 # Nodes per axis of the first level and of the finest one, by dimension.
-FIRST, MOST = {1: 48.0, 2: 32.0, 3: 20.0}, {1: 1700.0, 2: 260.0, 3: 52.0}
+FIRST, MOST = {1: 48.0, 2: 16.0, 3: 20.0}, {1: 1700.0, 2: 260.0, 3: 52.0}
 # Order that levels show: of the steps, beside which space has six.
 ORDER = {1: 5.0, 2: 3.0, 3: 3.0}
 STEPPER = {1: "radau5", 2: "mcs3", 3: "mcs3"}
 # Steps in each doubling of time, per node of an axis, and doublings before the first time that is looked at.
-STEPS, BEFORE = {1: 1.0 / 8.0, 2: 1.0 / 8.0, 3: 1.0 / 6.0}, 3
+STEPS, BEFORE = {1: 1.0 / 8.0, 2: 1.0 / 4.0, 3: 1.0 / 6.0}, 3
+# So many steps are made at least while what is left falls by this exponent. Where it falls by more in a step, what has
+# died out comes back: split steps damp quick modes by little, and of e^(-7) that is left they are soon the most.
+FALLS = 1.25
+# By more than this exponent no more steps than that are made: what is left then says nothing of data.
+NOTHING_LEFT = 100.0
+# Nodes per axis of a grid that tells how quickly what is left falls, by dimension, and where it is looked at.
+FALLING, INSTANTS = {1: 48, 2: 20, 3: 10}, (0.0, 0.5, 1.0)
 # Nodes lie about the start: evenly within so many standard deviations that it has at the first time.
 WIDE = 4.0
 # What may be gone beyond a cut, and the factor by which one is moved.
@@ -82,11 +94,12 @@ class LawLikelihood(Likelihood):
             self.sde, lambda x: 0.0 * x[..., 0], float(self.times[-1]), box, killing=killing
         ).handing("torch")
         self._ends: tuple[np.ndarray, np.ndarray] | None = None
+        self._recipes: dict[int, Discretization] = {}
         self._wider = 1.0
 
     def renew(self) -> float:
         """Decide anew on the state space and on a resolution; the estimated error."""
-        self._ends, self._wider = None, 1.0
+        self._ends, self._recipes, self._wider = None, {}, 1.0
         return super().renew()
 
     @abstractmethod
@@ -119,7 +132,12 @@ class LawLikelihood(Likelihood):
         return np.stack(GivenDensity(self.initial, "initial", low, high).found()[1])
 
     def _recipe(self, n: int) -> Discretization:
-        """Grid and steps of a resolution, on the state space that is kept."""
+        """Grid and steps of a resolution: the same ones until the state space is looked for anew."""
+        if n not in self._recipes:
+            self._recipes[n] = self._recipe_anew(n)
+        return self._recipes[n]
+
+    def _recipe_anew(self, n: int) -> Discretization:
         rest, begin = at_rest(self.problem), self._begin()
         if rest.motion is not None:
             begin = np.asarray(rest.motion.inwards(0.0, begin))
@@ -152,14 +170,14 @@ class LawLikelihood(Likelihood):
     def _cut(self, level: Level) -> float:
         if not self._opened():
             return 0.0
-        kept, wider = self._ends, self._wider
-        self._wider, self._ends = WIDER * wider, None
+        kept = self._ends, self._recipes, self._wider
+        self._widen()
         other = self._level(round(WIDER * level.n))
-        self._wider, self._ends = wider, kept
+        self._ends, self._recipes, self._wider = kept
         return other.distance(level)
 
     def _widen(self) -> bool:
-        self._wider, self._ends = WIDER * self._wider, None
+        self._ends, self._recipes, self._wider = None, {}, WIDER * self._wider
         return True
 
 
@@ -177,9 +195,32 @@ def recipe_about(
     generator = discretize(problem, grid)
     steps, first, last = max(2, round(STEPS[dim] * n)), float(seen[0]), float(seen[-1])
     edges = [0.0, *(first * 2.0**k for k in range(-BEFORE, math.ceil(math.log2(last / first)) + 1))]
-    short = [(a, min(b, last), (b - a) / steps) for a, b in pairwise(edges) if a < last]
+    rate = max(falling(rest, maps, last), FALLS / last)
+    longest = [FALLS / rate if a * rate < NOTHING_LEFT else last for a in edges]
+    pairs = zip(pairwise(edges), longest, strict=False)
+    short = [(a, min(b, last), min(b - a, most) / steps) for (a, b), most in pairs if a < last]
     times = time_nodes(generator.intervals(), 1, seen.tolist(), short)
     return Discretization(grid, tuple(times.tolist()), generator.scheme.name, STEPPER[dim])
+
+
+def falling(problem: KolmogorovProblem, maps: Sequence[Grading], last: float) -> float:
+    """Rate at which what is left falls in the end: of the slowest mode, on a coarse grid."""
+    dim = len(maps)
+    axes = [Axis(FALLING[dim], g, p) for g, p in zip(maps, problem.box.periodic, strict=True)]
+    generator = discretize(problem, Grid(axes))
+    if not WaysOut(generator).names:
+        return 0.0
+    free = np.flatnonzero(~generator.fixed)
+    rates = [_slowest(generator.matrix(part * last)[free][:, free], last) for part in INSTANTS]
+    return max(0.0, *rates)
+
+
+def _slowest(Q: Any, time: float) -> float:
+    """Rate of the slowest mode of u' = −Q u, which nothing but noise could make grow."""
+    factors = factorize(Q - sp.identity(Q.shape[0]) / time)
+    inverse = spla.LinearOperator(Q.shape, matvec=lambda v: factors.solve(v.reshape(-1, 1)).ravel(), dtype=float)
+    (found,) = spla.eigs(inverse, 1, which="LM", v0=np.ones(Q.shape[0]), return_eigenvectors=False)
+    return -(1.0 / time + 1.0 / found.real)
 
 
 def _about(low: float, high: float, middle: float, width: float) -> Grading:

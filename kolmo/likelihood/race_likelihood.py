@@ -13,9 +13,9 @@ from kolmo.arrays import as_numpy
 from kolmo.control.law import law
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
-from kolmo.forward.exits import TIME_NODES, in_time
+from kolmo.forward.exits import TIME_NODES
 from kolmo.likelihood.base import HOPELESS, LEAST, Level, log_of
-from kolmo.likelihood.law_likelihood import FIRST, IN_TIME, MOST, ORDER, TAIL, WIDER, recipe_about
+from kolmo.likelihood.law_likelihood import FIRST, MOST, ORDER, TAIL, WIDER, recipe_about
 from kolmo.likelihood.laws import NODES, Covariates, a_number, laws_of
 from kolmo.likelihood.trials import UNTIMED, Trials
 from kolmo.likelihood.trials_likelihood import LONGEST, SOONEST, PassageLikelihood
@@ -227,40 +227,41 @@ class _Alone:
 
 @dataclass(frozen=True)
 class _Exit:
-    """What goes out under a condition: at the times of the clock through every bound (n, d), and what is left (n,)."""
+    """What goes out under a condition: in the steps of the clock through every bound (n − 1, d); what is left (n,)."""
 
     course: _Course
     clock: np.ndarray
-    flux: torch.Tensor
+    gone: torch.Tensor
     left: torch.Tensor
 
     @classmethod
     def of(cls, course: _Course, n: int) -> "_Exit":
         recipe = course.recipe(n)
         found = law(course.problem, course.begin(), discretization=recipe, save=recipe.times)
-        flux = torch.stack([found.flux((k, 1)) for k in course.model.sides], -1)
-        return cls(course, np.asarray(recipe.times), flux, found.weights.sum(1))
+        gone = torch.stack([found.gone((k, 1)) for k in course.model.sides], -1)
+        return cls(course, np.asarray(recipe.times), gone, found.weights.sum(1))
 
     def chosen(self, side: int) -> torch.Tensor:
-        """Probability of a choice: the outflow, interpolated between the times of the clock, summed."""
-        z, w = legendre.leggauss(IN_TIME)
-        half = 0.5 * np.diff(self.clock)
-        at = self.clock[:-1, None] + half[:, None] * (1.0 + z)
-        matrix = in_time(self.clock, at.reshape(-1)).reshape(len(half), IN_TIME, -1)
-        return torch.as_tensor(np.einsum("kqn,q,k->n", matrix, w, half)) @ self.flux[:, side]
+        """Probability of a choice."""
+        return self.gone[:, side].sum()
 
-    def between(self, values: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        """Values at the clock (n,), interpolated to times of any shape, with the derivative in time."""
+    def density(self, side: int, s: torch.Tensor) -> torch.Tensor:
+        """Probability per time of a choice at times of any shape: the slope of what is gone."""
+        nodes, index = self._near(s)
+        gone = torch.cumsum(self.gone[index[..., :-1], side], -1)  # since the first of the nodes: no digits are lost
+        return sum(gone[..., j - 1] * _slope(nodes, j, s) for j in range(1, nodes.shape[-1]))  # type: ignore[return-value]
+
+    def under_way(self, s: torch.Tensor) -> torch.Tensor:
+        """Probability of no choice up to times of any shape."""
+        nodes, index = self._near(s)
+        return sum(self.left[index[..., j]] * _basis(nodes, j, s) for j in range(nodes.shape[-1]))  # type: ignore[return-value]
+
+    def _near(self, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Time nodes (..., m) about times, and their numbers."""
         clock, m = torch.as_tensor(self.clock), min(TIME_NODES, len(self.clock))
         begin = torch.searchsorted(clock, s.detach().contiguous(), right=True) - 1 - (m - 1) // 2
         index = begin.clamp(0, len(clock) - m)[..., None] + torch.arange(m)
-        nodes = clock[index]
-        total = torch.zeros_like(s)
-        for j in range(m):
-            others = torch.cat([nodes[..., :j], nodes[..., j + 1 :]], -1)
-            share = ((s[..., None] - others) / (nodes[..., j, None] - others)).prod(-1)
-            total = total + share * values[index[..., j]]
-        return total
+        return clock[index], index
 
     def early(self, side: int, s: torch.Tensor) -> torch.Tensor:
         """Logarithm of the density of early passages at times: of the accumulator alone, and its image."""
@@ -270,6 +271,21 @@ class _Exit:
             for d, rate in zip(alone.ways, alone.rates, strict=True)
         ]
         return torch.logaddexp(*logs) if len(logs) == 2 else logs[0]
+
+
+def _basis(nodes: torch.Tensor, j: int, s: torch.Tensor) -> torch.Tensor:
+    """Lagrange's polynomial of node j (..., m) at times (...)."""
+    others = torch.cat([nodes[..., :j], nodes[..., j + 1 :]], -1)
+    return ((s[..., None] - others) / (nodes[..., j, None] - others)).prod(-1)
+
+
+def _slope(nodes: torch.Tensor, j: int, s: torch.Tensor) -> torch.Tensor:
+    """Its derivative."""
+    others = torch.cat([nodes[..., :j], nodes[..., j + 1 :]], -1)
+    apart, count = nodes[..., j, None] - others, others.shape[-1]
+    ratios = ((s[..., None] - others) / apart)[..., None, :].expand(*s.shape, count, count)
+    without = torch.where(torch.eye(count, dtype=torch.bool), 1.0 / apart[..., None, :], ratios)
+    return without.prod(-1).sum(-1)
 
 
 class _Exits:
@@ -293,7 +309,7 @@ class _Exits:
         for k, found in enumerate(self.exits):
             which = torch.nonzero(group == k)[:, 0]
             s = t[which, None] - self.delays[k]
-            left = found.between(found.left, s.clamp(min=0.0)).clamp(0.0, 1.0)
+            left = found.under_way(s.clamp(min=0.0)).clamp(0.0, 1.0)
             soon = s < float(found.clock[1])  # next to nothing is gone
             total = total.index_copy(0, which, torch.where(soon, torch.ones_like(s), left) @ self.shares[k])
         return total
@@ -318,14 +334,14 @@ class _Exits:
         way = float(found.course.alone(side).ways[0].detach())
         soon = SOON * way**2
         s = torch.maximum(s, torch.tensor(SOONEST * way**2, dtype=torch.float64))
-        flux = found.between(found.flux[:, side], s)
+        flux = found.density(side, s)
         early = s.detach() < soon
         logs = torch.where(early, found.early(side, s), log_of(flux))
         total = torch.logsumexp(logs + shares, 1)
         with torch.no_grad():
             # where both are right they show by how much the formula is off
             at = torch.tensor(soon, dtype=torch.float64)
-            off = float((found.early(side, at) - log_of(found.between(found.flux[:, side], at))).abs())
+            off = float((found.early(side, at) - log_of(found.density(side, at))).abs())
             errors = torch.where(early, off * _fading(s / soon, off, found.course.straight), torch.zeros_like(s))
             if not guesses:
                 # a density that is lost among the errors of the grid: what is said of it says nothing

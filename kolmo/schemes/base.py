@@ -61,8 +61,16 @@ class Split(Protocol):
 class Together(Split, Protocol):
     """A split stencil whose parts are applied together by compiled steps."""
 
-    def together(self, a: np.ndarray, stencils: list[Any]) -> tuple[tuple[Any, ...], np.ndarray]:
-        """Tables of the stencils of ``split``, and the numbers they share."""
+    def together(self, stencils: list[Any], *, transposed: bool = False) -> tuple[Any, ...]:
+        """Tables of the stencils of ``split``, or of their transposes, for the numbers they share."""
+        ...
+
+    def common(self, a: np.ndarray) -> np.ndarray:
+        """The numbers they share."""
+        ...
+
+    def uncommon(self, derivative: np.ndarray) -> np.ndarray:
+        """The transpose of ``common``."""
         ...
 
 

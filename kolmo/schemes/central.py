@@ -134,15 +134,29 @@ class TensorStencil:
         groups = [[m for m, o in enumerate(owners) if len(o) > 1]]
         return groups + [[m for m, o in enumerate(owners) if o in ((axis,), ())] for axis in range(len(self.shape))]
 
-    def together(self, a: np.ndarray, stencils: "list[TensorStencil]") -> tuple[tuple[Any, ...], np.ndarray]:
-        """Tables of the stencils of ``split``, and the numbers they share: all terms, an axis' share of −c, zeros."""
+    def together(self, stencils: "list[TensorStencil]", *, transposed: bool = False) -> tuple[Any, ...]:
+        """Tables of the stencils of ``split``, or of their transposes, for the numbers of ``common``."""
         terms = len(self.terms)
         rows = [[m if any(self.terms[m]) else terms for m in group] for group in self._groups]
-        own = np.flatnonzero([not any(key) for key in self.terms])
+        pairs = zip(stencils, rows, strict=True)
+        return tuple(s.fused.table_with(mine, terms + 1, transposed=transposed) for s, mine in pairs)
+
+    def common(self, a: np.ndarray) -> np.ndarray:
+        """Numbers that the stencils of ``split`` share: all terms, an axis' share of −c, zeros."""
         more = np.zeros((2, a.shape[1]))
-        more[0] = a[own].sum(0) * (1.0 / len(self.shape))
-        tables = tuple(s.fused.table_with(mine, terms + 1) for s, mine in zip(stencils, rows, strict=True))
-        return tables, np.concatenate([a, more])
+        more[0] = a[self._own].sum(0) * (1.0 / len(self.shape))
+        return np.concatenate([a, more])
+
+    def uncommon(self, derivative: np.ndarray) -> np.ndarray:
+        """The transpose of ``common``; its first argument is overwritten."""
+        own, result = self._own, derivative[: len(self.terms)]
+        result[own] += derivative[len(self.terms)] * (1.0 / len(self.shape))
+        return result
+
+    @cached_property
+    def _own(self) -> np.ndarray:
+        """Terms without differences."""
+        return np.flatnonzero([not any(key) for key in self.terms])
 
     def split(self, a: Array) -> "tuple[list[TensorStencil], list[Array], Callable[[int, Array], Array]]":
         """Split by direction: the terms that couple axes, then those along each axis with their share of −c.

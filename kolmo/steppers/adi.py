@@ -35,12 +35,9 @@ class SplitStep(Repeated):
             states.append(y)
         return states
 
-    def _run(self, u: Array, loads: Sequence[Array]) -> tuple[list[Array], list[Array]]:
-        """States of the two sweeps."""
-        if not self.end.compiled or is_tensor(u):
-            return self._swept(u, loads)
-        first, second = np.moveaxis(self._states(u, loads, (2, len(self.axes))), 0, -1)
-        return list(first), list(second)
+    def _compiles(self, u: Array) -> bool:
+        """Whether the compiled step takes a state."""
+        return self.end.compiled and not is_tensor(u)
 
     def _states(self, u: Array, loads: Sequence[Array], kept: tuple[int, int]) -> np.ndarray:
         """States of the two sweeps after each axis, shape (k, 2, d, size), or only the last one, kept = (1, 1)."""
@@ -54,6 +51,21 @@ class SplitStep(Repeated):
             mine = tuple(np.ascontiguousarray(load[:, m]) for load in loads)
             split_step(operators, solvers, mine, rule, np.ascontiguousarray(u[:, m]), states[m])
         return states
+
+    def _adjoints(self, p: np.ndarray) -> list[tuple[np.ndarray, ...]]:
+        """For every column the derivatives that ``split_step_transposed`` finds: of u, the parts, and the solves."""
+        from kolmo.kernels.splitting import split_step_transposed
+
+        size, d = len(p), len(self.axes)
+        operators, rule = (self.start.back, self.end.back), (self.dt, self.theta)
+        solvers = tuple(self._solvers[j].kernel for j in self.axes)
+        found: list[tuple[np.ndarray, ...]] = []
+        for column in p.T:
+            shapes = (size,), (1 + d, size), (1 + d, size), (2, d, size)
+            found.append(tuple(np.empty(shape) for shape in shapes))
+            given = np.array(column)
+            split_step_transposed(operators, self.end.kernel, solvers, rule, self.end.held, given, found[-1])
+        return found
 
     def _swept(self, u: Array, loads: Sequence[Array]) -> tuple[list[Array], list[Array]]:
         """The same in torch and for dual numbers, part by part."""
@@ -70,7 +82,7 @@ class SplitStep(Repeated):
 
     def apply(self, u: Array, loads: Sequence[Array]) -> Array:
         """The state after the step."""
-        if not self.end.compiled or is_tensor(u):
+        if not self._compiles(u):
             return self._swept(u, loads)[1][-1]
         return np.ascontiguousarray(self._states(u, loads, (1, 1))[:, 0, 0].T)
 
@@ -100,19 +112,51 @@ class SplitStep(Repeated):
 
     def apply_transposed(self, p: Array) -> tuple[Array, list[Array]]:
         """Transposed step and the derivatives of the loads."""
+        if self._compiles(p):
+            return _of_columns(self._adjoints(p))
         back, df, dg, _ = self._transposed(p)
         return back, [df[0], dg[0]]
 
     def pullback(self, u: Array, loads: Sequence[Array], p: Array) -> tuple[Array, list[Array], list[Array]]:
         """Derivatives with respect to state, loads and stencil numbers at start and end."""
+        if self._compiles(p):
+            adjoints = self._adjoints(p)
+            return *_of_columns(adjoints), self._shares(u, loads, adjoints)
         back, df, dg, solves = self._transposed(p)
-        first, second = self._run(u, loads)
+        first, second = self._swept(u, loads)
         start = self.start.pullback(df, u)
         end = self.end.pullback(dg, first[-1])
         for adjoints, states in zip(solves, (first, second), strict=True):
             for j, q, y in zip(self.axes, adjoints, states, strict=True):
                 end = end + self.end.pullback_part(j, self.theta * self.dt * q, y)
         return back, [df[0], dg[0]], [start, end]
+
+    def _shares(self, u: np.ndarray, loads: Sequence[np.ndarray], adjoints: Any) -> list[Array]:
+        """Derivatives with respect to the stencil numbers, by the compiled step."""
+        from kolmo.kernels.splitting import split_step_shares
+
+        states = self._states(u, loads, (2, len(self.axes)))
+        tables, shared = (self.start.kernel[0], self.end.kernel[0]), tuple(map(self._nothing, (self.start, self.end)))
+        wanted = self.end.wanted
+        for column, mine, adjoint in zip(u.T, states, adjoints, strict=True):
+            split_step_shares(tables, (self.dt, self.theta), np.array(column), mine, adjoint, wanted, shared)
+        return [v.operator.stencil.uncommon(d) for v, d in zip((self.start, self.end), shared, strict=True)]
+
+    @staticmethod
+    def _nothing(part: "_Parts") -> np.ndarray:
+        """Derivatives of the numbers that the parts share, to be added to."""
+        return np.zeros_like(part.kernel[1])
+
+
+def _of_columns(adjoints: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The transposed step and the derivatives of the loads, of columns of adjoints."""
+    back, start, end = ([v[k] if k == 0 else v[k][0] for v in adjoints] for k in range(3))
+    return _fields(back), [_fields(start), _fields(end)]
+
+
+def _fields(columns: list[np.ndarray]) -> np.ndarray:
+    """Columns as a field (size, k)."""
+    return np.ascontiguousarray(np.stack(columns, 1))
 
 
 class _Parts:
@@ -124,7 +168,7 @@ class _Parts:
         self.operator = operator
         self.stencils, _, self._spread = operator.stencil.split(operator.a)
 
-    @property
+    @cached_property
     def compiled(self) -> bool:
         """Whether the compiled step knows the stencil: not that of dual numbers, nor of jumps."""
         return isinstance(self.operator.stencil, Together)
@@ -132,7 +176,24 @@ class _Parts:
     @cached_property
     def kernel(self) -> tuple[Any, ...]:
         """Tables and their common numbers for the compiled step."""
-        return self.operator.stencil.together(self.operator.a, self.stencils)  # type: ignore[no-any-return]
+        return self.operator.stencil.together(self.stencils), self.operator.stencil.common(self.operator.a)
+
+    @cached_property
+    def back(self) -> tuple[Any, ...]:
+        """The same for its transpose."""
+        return self.operator.stencil.together(self.stencils, transposed=True), self.kernel[1]
+
+    @cached_property
+    def held(self) -> tuple[Any, ...]:
+        """What is free, and work spaces, for the transpose."""
+        free = self.operator.free
+        return np.zeros(0) if free is None else free.ravel(), self.stencils[0].fused.spaces
+
+    @cached_property
+    def wanted(self) -> np.ndarray:
+        """Rows of the common numbers whose derivatives are asked for: not those of the zeros."""
+        active, terms = self.operator.active, len(self.operator.a)
+        return np.append(np.ones(terms, dtype=bool) if active is None else active, [True, False])
 
     @cached_property
     def numbers(self) -> list[Array]:

@@ -51,6 +51,7 @@ def test_the_numbers_are_those_of_solve_forward(stepper):
         np.testing.assert_allclose(mine(x, t).detach(), density(x, t), rtol=1e-12, atol=1e-13)
     for face in ((0, 0), "high", "killing"):
         np.testing.assert_allclose(mine.flux(face).detach(), density.exit_flux(face), rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(mine.gone(face).detach().cumsum(0), density.exited(face)[1:], rtol=1e-9, atol=1e-13)
     assert mine.mass().item() == pytest.approx(density.mass[-1], rel=1e-12)
     moment = density.expectation(lambda x: x[..., 0] ** 2)
     assert mine.expectation(lambda x: x[..., 0] ** 2).item() == pytest.approx(moment, rel=1e-12)
@@ -66,7 +67,16 @@ def test_gradients_are_exact(scheme, stepper):
     def function(b, s, c, kappa, start):
         case.b, case.s, case.c, case.kappa = b, s, c, kappa
         law = control.law(case.problem, start, discretization=recipe, save=[0.2])
-        return law([-0.3, 0.7], 0.2), law([0.1]), law.first_passage([0.17, 0.33], "high"), law.flux("low")[::3]
+        return (
+            law([-0.3, 0.7], 0.2),
+            law([0.1]),
+            law.first_passage([0.17, 0.33], "high"),
+            law.flux("low")[::3],
+            *gone(law),
+        )
+
+    def gone(law):
+        return [law.gone(face)[::2] for face in ((0, 0), "high", "killing")]
 
     start = torch.tensor([[0.07], [0.61]], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(function, (*case.parameters, start), eps=1e-6, atol=1e-7, rtol=1e-5)
@@ -170,3 +180,19 @@ def test_every_probability_leaves_through_one_face():
     for face in itertools.product((0, 1), (0, 1)):
         np.testing.assert_allclose(mine.flux(face).detach(), density.exit_flux(face), rtol=1e-10, atol=1e-13)
     assert mine.flux((0, 1)).max() > 0.1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_has_gone_and_what_is_left_sum_to_one(seed):
+    rng = np.random.default_rng(seed)
+    faces = [tuple(rng.choice(["absorbing", "reflecting"], 2)) for _ in range(2)]
+    faces[0] = ("absorbing", faces[0][1])
+    A, root = rng.standard_normal((2, 2)), rng.standard_normal((2, 2)) + 1.5 * np.eye(2)
+    sde = kolmo.SDE(lambda t, x: x @ torch.as_tensor(A.T), covariance=root @ root.T, dim=2, arrays="torch")
+    events = {0.1: lambda x: 1.1 * x} if seed % 2 else None
+    problem = kolmo.KolmogorovProblem(
+        sde, lambda x: 0.0 * x[..., 0], 0.2, Box([-1.0, -1.0], [1.0, 1.0], faces), events=events
+    )
+    law = control.law(problem, [0.2, -0.1], grid=[14, 15], steps=6)
+    gone = sum(law.gone(face).sum() for face in law.exits)
+    assert (gone + law.mass()).item() == pytest.approx(1.0, abs=1e-11)
