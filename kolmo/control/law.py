@@ -32,7 +32,7 @@ class Law(Passages):
     Attributes
     ----------
     weights : tensor, shape (nt, size)
-        Masses at the nodes at ``times``.
+        Masses p at the nodes at ``times``: :math:`E f(X_t) = \sum_i p_i f(x_i)`.
     times : ndarray, shape (nt,)
         Times kept, increasing; the horizon is the last.
     clock : ndarray, shape (steps + 1,)

@@ -35,7 +35,7 @@ def stationary_density(
     problem : KolmogorovProblem
         The process; coefficients that do not depend on time, no absorbing or elastic face, no killing.
     discretization, at, rtol, atol
-        Where the grid comes from, as in ``solve``.
+        Where the grid comes from, as in ``solve``; points have shape (..., d).
     grid, scheme
         Fixed grid, as in ``solve``.
 
