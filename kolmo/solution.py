@@ -241,6 +241,11 @@ class Solution:
 def load(path: str | os.PathLike[str]) -> Solution:
     """Read a solution written by ``Solution.save``.
 
+    Parameters
+    ----------
+    path : path
+        The file.
+
     Raises
     ------
     FileError

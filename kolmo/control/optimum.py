@@ -52,7 +52,7 @@ class ControlSolution:
     stats : dict
         Cells, steps, levels, policy iterations, seconds, and the monotone check.
     slopes : ndarray or None
-        Derivatives of ``values`` with respect to time.
+        Derivatives of ``values`` with respect to time, of their shape.
     average : float or None
         Of ergodic problems the cost per unit of time; V is then zero at the first of the points ``at``, and the
         estimate is that of both.

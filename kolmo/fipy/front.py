@@ -27,7 +27,7 @@ COARSE = 9
 
 @dataclass(frozen=True, eq=False)
 class FipySolution:
-    """Cell values of u at t = 0.
+    """Cell values :math:`u(0, x_i)` of FiPy's solution.
 
     Attributes
     ----------
@@ -35,10 +35,15 @@ class FipySolution:
         What was solved.
     values : ndarray, the mesh's shape, or that and k columns
         Values at the cell centres, ``indexing="ij"``.
-    centres : tuple of ndarray
+    centres : tuple of ndarray, shape (n_i,)
         Cell centres per axis.
     steps : int
         Time steps taken; 0 if stationary.
+
+    References
+    ----------
+    J. E. Guyer, D. Wheeler and J. A. Warren (2009), FiPy: partial differential equations with Python, Computing in
+    Science & Engineering 11.
     """
 
     problem: KolmogorovProblem

@@ -51,7 +51,20 @@ class Wall:
 
 
 class System:
-    """Space discretised with FiPy: u_τ = A(t)u + r(t)."""
+    r"""Space discretised with FiPy: :math:`u_\tau = A(t)u + r(t)`.
+
+    Parameters
+    ----------
+    problem : KolmogorovProblem
+        The equation, on a finite box in one or two dimensions.
+    counts : tuple of int, shape (d,)
+        Cells per axis.
+
+    References
+    ----------
+    J. E. Guyer, D. Wheeler and J. A. Warren (2009), FiPy: partial differential equations with Python, Computing in
+    Science & Engineering 11.
+    """
 
     def __init__(self, problem: KolmogorovProblem, counts: tuple[int, ...]) -> None:
         import fipy
