@@ -53,3 +53,19 @@ def test_a_break_between_the_nodes_asks_for_a_fourth_level(seed):
     still, moving = found
     assert still.family.convergence.fewest == 3
     assert moving.family.convergence.fewest == 4
+
+
+def test_what_is_enough_leaves_room_for_the_cut(monkeypatch):
+    """Levels that agree and a cut that fits meet the tolerance together, whatever each of them takes of it."""
+    from kolmo.refine.search import Search
+
+    rng, search, ended = np.random.default_rng(0), Search.__new__(Search), 0
+    search.levels = [None] * 3
+    monkeypatch.setattr(Search, "_tolerance", lambda self: np.ones(2))
+    for _ in range(400):
+        estimate, search.cut = rng.random(2), 0.3 * rng.random(2)
+        monkeypatch.setattr(Search, "_estimate", lambda self, estimate=estimate: estimate)
+        if search._enough() and search._cut_fits():
+            ended += 1
+            assert (estimate + search.cut <= 1.0).all()
+    assert ended > 50

@@ -262,6 +262,10 @@ class Schedule:
     budget : float
         What was to be spent.
 
+    References
+    ----------
+    Hayou & Ayed (2021), Regularization in ResNet with stochastic depth.
+
     Examples
     --------
     >>> from kolmo import bridge

@@ -39,6 +39,10 @@ class Diagnosis:
     noise_free : float
         The loss without noise.
 
+    References
+    ----------
+    Camuto, Willetts, Simsekli, Roberts & Holmes (2020), Explicit regularisation in Gaussian noise injections.
+
     Examples
     --------
     >>> import torch

@@ -55,6 +55,10 @@ class Regularisation:
     exact : LossEstimate or None
         The noisy loss itself, where it was asked for.
 
+    References
+    ----------
+    Camuto, Willetts, Simsekli, Roberts & Holmes (2020), Explicit regularisation in Gaussian noise injections.
+
     Examples
     --------
     >>> from kolmo import bridge

@@ -40,6 +40,10 @@ class WeakErrorTable:
     order, order_uncertainty : float
         Slope between the deepest trusted pair of depths, and what the uncertainties make of it.
 
+    References
+    ----------
+    D. Talay and L. Tubaro (1990), Stochastic Analysis and Applications 8.
+
     Examples
     --------
     >>> from kolmo import bridge

@@ -51,6 +51,10 @@ class Committor:
     rate_error : float or None
         Estimate of its error.
 
+    References
+    ----------
+    E and Vanden-Eijnden 2006; Metzner, Schütte and Vanden-Eijnden 2006.
+
     Examples
     --------
     Over a barrier in one dimension (Kramers): transitions and their current, the same everywhere.

@@ -45,6 +45,10 @@ class HopfColeSolution:
     status : str
         As of ``psi``.
 
+    References
+    ----------
+    Fleming 1978 (logarithmic transformations); Kappen 2005 (linear theory of control).
+
     Examples
     --------
     >>> import kolmo

@@ -44,6 +44,10 @@ class Law(Passages):
     motion : Motion or None
         How faces move, with gradients.
 
+    References
+    ----------
+    H. Risken (1989), The Fokker–Planck Equation, second edition.
+
     Examples
     --------
     >>> import torch, kolmo
@@ -148,6 +152,10 @@ def law(
     InputError
         For bad input; the message names the argument.
 
+    References
+    ----------
+    H. Risken (1989), The Fokker–Planck Equation, second edition.
+
     Examples
     --------
     The likelihood of samples, differentiated with respect to the drift:
@@ -212,6 +220,10 @@ def transition_density(
     ------
     InputError
         For bad input; the message names the argument.
+
+    References
+    ----------
+    H. Risken (1989), The Fokker–Planck Equation, second edition.
 
     Examples
     --------

@@ -56,6 +56,11 @@ def values(
     InputError
         For bad input; the message names the argument.
 
+    References
+    ----------
+    M. B. Giles and N. A. Pierce (2000), An introduction to the adjoint approach to design, Flow, Turbulence and
+    Combustion 65.
+
     Examples
     --------
     >>> import torch, kolmo

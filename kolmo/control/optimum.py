@@ -57,6 +57,10 @@ class ControlSolution:
         Of ergodic problems the cost per unit of time; V is then zero at the first of the points ``at``, and the
         estimate is that of both.
 
+    References
+    ----------
+    W. H. Fleming and H. M. Soner (2006), Controlled Markov Processes and Viscosity Solutions, second edition.
+
     Examples
     --------
     >>> import kolmo

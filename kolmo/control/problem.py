@@ -62,6 +62,10 @@ class ControlProblem:
     InputError
         For bad input; the message names the argument.
 
+    References
+    ----------
+    W. H. Fleming and H. M. Soner (2006), Controlled Markov Processes and Viscosity Solutions, second edition.
+
     Examples
     --------
     >>> import kolmo

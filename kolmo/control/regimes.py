@@ -43,6 +43,10 @@ class Switching:
     costs : tuple of tuples, shape (k, k)
         What was given.
 
+    References
+    ----------
+    Brekke and Øksendal 1994.
+
     Examples
     --------
     >>> from kolmo import catalog, control

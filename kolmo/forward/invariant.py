@@ -51,6 +51,10 @@ def stationary_density(
     NotConvergedError
         If no invariant law was found.
 
+    References
+    ----------
+    H. Risken (1989), The Fokker–Planck Equation, second edition.
+
     Examples
     --------
     >>> import numpy as np, kolmo

@@ -62,6 +62,10 @@ class Curvature:
     settings : dict
         Draws, seed, mode, treatment of batch normalisation.
 
+    References
+    ----------
+    Meyer, Musco, Musco & Woodruff (2021), Hutch++ (trace); Ubaru, Chen & Saad (2017) (spectral density).
+
     Examples
     --------
     >>> from kolmo import landscape

@@ -46,6 +46,10 @@ class Surface:
     random : bool
         Whether different seeds gave different losses, at the origin or anywhere.
 
+    References
+    ----------
+    Li, Xu, Taylor, Studer & Goldstein (2018), Visualizing the loss landscape of neural nets.
+
     Examples
     --------
     >>> from kolmo import landscape

@@ -41,6 +41,10 @@ class Residuals:
     names : tuple of str
         What the q columns are.
 
+    References
+    ----------
+    Cox and Snell 1968; Dunn and Smyth 1996.
+
     Examples
     --------
     >>> found = Residuals(np.linspace(0.005, 0.995, 100)[:, None], ("steps",))

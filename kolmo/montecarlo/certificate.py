@@ -52,6 +52,10 @@ class Certificate:
     status, message : str
         "finished" or "truncated", as in ``monte_carlo``; and what was done.
 
+    References
+    ----------
+    E. B. Dynkin (1965), Markov Processes.
+
     Examples
     --------
     >>> from kolmo import catalog, certify, solve

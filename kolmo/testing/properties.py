@@ -366,6 +366,10 @@ def generator_signs(problem: KolmogorovProblem, grid: Nodes, scheme: str = "auto
     InputError
         As ``discretize``.
 
+    References
+    ----------
+    H. J. Kushner and P. Dupuis (2001), Numerical Methods for Stochastic Control Problems in Continuous Time.
+
     Examples
     --------
     >>> from kolmo import catalog
