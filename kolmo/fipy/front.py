@@ -44,6 +44,15 @@ class FipySolution:
     ----------
     J. E. Guyer, D. Wheeler and J. A. Warren (2009), FiPy: partial differential equations with Python, Computing in
     Science & Engineering 11.
+
+    Examples
+    --------
+    >>> import kolmo.fipy
+    >>> bm = kolmo.SDE(0.0, diffusion=1.0, dim=1)
+    >>> problem = kolmo.KolmogorovProblem(bm, lambda x: x[..., 0], 1.0, kolmo.Box(0.0, 1.0, "reflecting"))
+    >>> found = kolmo.fipy.solve(problem, shape=20, steps=10)
+    >>> found.values.shape, found.points.shape, round(float(found([0.5])), 6)
+    ((20,), (20, 1), 0.5)
     """
 
     problem: KolmogorovProblem
@@ -85,7 +94,7 @@ class FipySolution:
             fill_value=None,
             solver=spsolve,  # the default is iterative
         )
-        return np.asarray(spline(x)).reshape(*x.shape[:-1], *values.shape[box.dim :])
+        return np.asarray(spline(x)).reshape((*x.shape[:-1], *values.shape[box.dim :]))
 
 
 def solve(
