@@ -46,7 +46,6 @@ class Discretization:
     estimate : dict
         Parts of the error estimate found while planning: discretization, cut, unseen (by samples); per column. Empty
         where none was made.
-        What axes, steps and faces add is told by :func:`kolmo.weighted_residual`.
 
     Examples
     --------

@@ -27,7 +27,7 @@ class Solution:
     Attributes
     ----------
     values : array, shape ``(nt, *grid.shape[, k])``
-        Node values at ``times``.
+        Node values :math:`u(t_j, x_i)` at ``times``.
     times : ndarray, shape (nt,)
         Increasing; only t = 0 unless more were saved.
     grid : Grid
@@ -72,11 +72,23 @@ class Solution:
         return int(self.values.shape[-1]) if self.values.ndim == self.grid.dim + 2 else None
 
     def __call__(self, x: Any, t: float = 0.0) -> Array:
-        """Interpolated u(t, x): points (..., d) → (...[, k]); tensors come back as tensors."""
+        """Interpolated u(t, x): points (..., d) → (...[, k]); tensors come back as tensors.
+
+        Raises
+        ------
+        InputError
+            For points outside the grid, and a time that was not saved.
+        """
         return self._interpolate(x, t, None)
 
     def gradient(self, x: Any, t: float = 0.0) -> Array:
-        """∇u(t, x), shape (..., d[, k])."""
+        """∇u(t, x), shape (..., d[, k]).
+
+        Raises
+        ------
+        InputError
+            For points outside the grid, and a time that was not saved.
+        """
         d = self.grid.dim
         parts = [self._interpolate(x, t, [int(i == j) for j in range(d)]) for i in range(d)]
         return self._stack(parts)
@@ -86,7 +98,13 @@ class Solution:
         return moved_nodes(self.grid.nodes, self.motion, t)
 
     def hessian(self, x: Any, t: float = 0.0) -> Array:
-        """∇²u(t, x), shape (..., d, d[, k])."""
+        """∇²u(t, x), shape (..., d, d[, k]).
+
+        Raises
+        ------
+        InputError
+            For points outside the grid, and a time that was not saved.
+        """
         d = self.grid.dim
         rows = []
         for i in range(d):
@@ -149,6 +167,11 @@ class Solution:
         Returns
         -------
         matplotlib.axes.Axes
+
+        Raises
+        ------
+        InputError
+            For a time that was not saved.
         """
         u = as_numpy(self._at_time(t))
         u = (u if u.ndim == 1 else u[:, column]).reshape(self.grid.shape)
@@ -217,6 +240,11 @@ class Solution:
 
 def load(path: str | os.PathLike[str]) -> Solution:
     """Read a solution written by ``Solution.save``.
+
+    Parameters
+    ----------
+    path : path
+        The file.
 
     Raises
     ------

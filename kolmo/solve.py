@@ -106,6 +106,11 @@ def solve(
     NotConvergedError
         When there is no answer and ``throw`` is true.
 
+    References
+    ----------
+    P. J. Roache (1998), Verification and Validation in Computational Science and Engineering: estimates by grids of
+    different resolution.
+
     Examples
     --------
     >>> import numpy as np, kolmo

@@ -50,6 +50,10 @@ class Spectrum:
     scheme : str
         Name of the scheme.
 
+    References
+    ----------
+    R. B. Lehoucq, D. C. Sorensen and C. Yang (1998), ARPACK Users' Guide.
+
     Examples
     --------
     >>> import kolmo

@@ -184,3 +184,13 @@ def test_bad_input_is_named(call, argument):
     with pytest.raises(InputError) as caught:
         call()
     assert caught.value.argument == argument
+
+
+def test_one_point_has_one_value():
+    """Wherever it lies, as of any other solution: alone, and as the only one of its array."""
+    bm = kolmo.SDE(0.0, 1.0, dim=1)
+    problem = kolmo.KolmogorovProblem(bm, lambda x: x[..., 0], 1.0, kolmo.Box(0.0, 1.0, "reflecting"))
+    found = kolmo.fipy.solve(problem, shape=20, steps=10)
+    assert found([0.5]).shape == kolmo.solve(problem, grid=9, steps=4)([0.5]).shape == ()
+    assert found([[0.5]]).shape == (1,)
+    assert found([0.5]) == pytest.approx(0.5)

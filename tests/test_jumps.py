@@ -297,3 +297,19 @@ def test_jumps_of_a_cubic_are_exact_between_the_nodes(scheme):
     found = generator.matrix(0.5) @ x**3
     exact = 3.0 * noise**2 * x + rate * ((x + jump) ** 3 - x**3)
     np.testing.assert_allclose(found[inside], exact[inside], atol=1e-10)
+
+
+@pytest.mark.parametrize("scheme", ["central2", "central6", "monotone"])
+@pytest.mark.parametrize("seed", range(4))
+def test_explicit_steps_within_their_bound_let_nothing_grow(scheme, seed):
+    """Every eigenvalue times the longest step lies where the Runge–Kutta step shrinks, however often paths jump."""
+    from kolmo.steppers.base import STEPPERS
+
+    rng = np.random.default_rng(seed)
+    jumps = [(10.0 ** rng.uniform(0.0, 4.0), rng.uniform(-0.5, 0.5)) for _ in range(2)]
+    sde = kolmo.SDE(rng.uniform(-1.0, 1.0), 0.2 * rng.random() + 1e-3, jumps=jumps, dim=1)
+    word = ["reflecting", "absorbing", "periodic"][rng.integers(3)]
+    problem = kolmo.KolmogorovProblem(sde, lambda x: x[..., 0], 1.0, kolmo.Box(-1.0, 1.0, word))
+    generator = kolmo.discretize(problem, int(rng.integers(15, 40)), scheme)
+    z = STEPPERS["rk4"].largest_step(*generator.stiffness()) * np.linalg.eigvals(generator.matrix(0.0).toarray())
+    assert np.abs(1.0 + z + z**2 / 2.0 + z**3 / 6.0 + z**4 / 24.0).max() <= 1.0 + 1e-9

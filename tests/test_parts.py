@@ -36,3 +36,36 @@ def test_what_open_faces_send_in_on_a_coarse_grid_is_left_to_finer_ones():
     solution = solve(problem, at=[[0.0, 0.0], [0.5, -0.3], [-0.8, 0.6], [1.0, 1.0]], rtol=1e-4)
     assert solution.status == "converged"
     assert max(np.abs(solution.grid.box).ravel()) <= 5.0
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_break_between_the_nodes_asks_for_a_fourth_level(seed):
+    """Where no node can lie on a break, three levels may agree by luck: it moves, at random, or stays away."""
+    from kolmo.refine.plan import search
+
+    rng = np.random.default_rng(seed)
+    place, speed, size = rng.uniform(-0.3, 0.3), rng.uniform(0.5, 1.0), rng.uniform(0.5, 1.5)
+    found = []
+    for jump in (0.0, size):
+        killing = lambda t, x, jump=jump: 0.3 + jump * (x[..., 0] > place + speed * t)  # noqa: E731
+        problem = KolmogorovProblem(SDE(0.0, 1.0, dim=1), lambda x: np.cos(x[..., 0]), 0.5, killing=killing)
+        found.append(search(problem, at=[place], rtol=5e-2, atol=0.0))
+    still, moving = found
+    assert still.family.convergence.fewest == 3
+    assert moving.family.convergence.fewest == 4
+
+
+def test_what_is_enough_leaves_room_for_the_cut(monkeypatch):
+    """Levels that agree and a cut that fits meet the tolerance together, whatever each of them takes of it."""
+    from kolmo.refine.search import Search
+
+    rng, search, ended = np.random.default_rng(0), Search.__new__(Search), 0
+    search.levels = [None] * 3
+    monkeypatch.setattr(Search, "_tolerance", lambda self: np.ones(2))
+    for _ in range(400):
+        estimate, search.cut = rng.random(2), 0.3 * rng.random(2)
+        monkeypatch.setattr(Search, "_estimate", lambda self, estimate=estimate: estimate)
+        if search._enough() and search._cut_fits():
+            ended += 1
+            assert (estimate + search.cut <= 1.0).all()
+    assert ended > 50

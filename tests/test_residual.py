@@ -127,3 +127,19 @@ def test_what_does_not_fit_is_named():
     still = KolmogorovProblem(SDE(0.0, 1.0, dim=1), None, None, Box(-1.0, 1.0, "absorbing"), source=1.0)
     with pytest.raises(InputError, match="discretization"):
         weighted_residual(problem, kolmo.solve(still, grid=11).discretization, [0.0])
+
+
+@pytest.mark.parametrize("order", [2, 4, 6])
+def test_the_truncation_of_the_budget_is_that_of_the_differences(order):
+    """What central differences of undivided order p leave over of x^(p+1)/(p+1)! and x^(p+2)/(p+2)!."""
+    from kolmo.refine.residual import TRUNCATION
+    from kolmo.schemes.differences import CUT, differences
+
+    n = order + 5
+    x = np.arange(n) - n // 2
+    D = differences(n, order, CUT, CUT)
+    left = [
+        abs((matrix @ (x ** (order + m) / math.factorial(order + m)))[n // 2])
+        for m, matrix in ((1, D.first), (2, D.second))
+    ]
+    np.testing.assert_allclose(left, TRUNCATION[order], rtol=1e-9)

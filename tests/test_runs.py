@@ -360,3 +360,20 @@ def test_figures_are_saved_for_screen_and_print_with_the_same_bytes_each_time(tm
     assert contents[0] == contents[1]
     assert contents[0][0].startswith(b"\x89PNG")
     assert contents[0][1].startswith(b"%PDF")
+
+
+def test_json_that_is_too_large_is_neither_written_nor_read(tmp_path, monkeypatch):
+    """As Python objects it takes 25 times its size: whoever wrote it, it is told before."""
+    from kolmo.files import records
+
+    value, path = {"numbers": list(range(500))}, tmp_path / "value.npz"
+    write_tree(path, value)
+    monkeypatch.setattr(records, "MAX_JSON", 1000)
+    with pytest.raises(FileError, match="it is larger than"):
+        read_tree(path)
+    for write in (write_tree, write_json):
+        with pytest.raises(InputError, match="give long lists as NumPy arrays"):
+            write(tmp_path / "other", value)
+    assert [file.name for file in tmp_path.iterdir()] == ["value.npz"]
+    write_tree(path, {"numbers": np.arange(500)})  # which bounds itself
+    assert read_tree(path)["numbers"].tolist() == value["numbers"]

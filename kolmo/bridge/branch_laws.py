@@ -30,7 +30,13 @@ class _Bernoulli(NoiseLaw):
 
     @property
     def variable(self) -> Variable:  # type: ignore[override]
-        """The standardised Bernoulli variable of this keep probability."""
+        """The standardised Bernoulli variable of this keep probability.
+
+        Raises
+        ------
+        InputError
+            For one probability per layer: ask the law of one layer.
+        """
         if isinstance(self.keep, tuple):
             raise InputError("keep", "one value for each layer", "the law of one layer", "use law.layer(k, depth)")
         return bernoulli(float(self.keep))
@@ -57,6 +63,8 @@ class _Bernoulli(NoiseLaw):
 class StochasticDepth(_Bernoulli):
     r"""Drop whole branches: ``hfb/keep`` with one Bernoulli b for each sample; without rescale ``hfb``.
 
+    .. math:: \Delta X = hf\,b/p, \qquad P(b = 1) = p = \text{keep}
+
     Parameters
     ----------
     keep : float or sequence of float
@@ -68,6 +76,11 @@ class StochasticDepth(_Bernoulli):
         One draw for each sample, as in timm and in torchvision's "row" mode, or one that the batch shares, as Huang et
         al. train. Expected losses are the same; gradients of a batch vary more with the second, and `inject` computes
         no branch that the whole batch drops: its weights get zeros for a gradient, its normalisation no statistics.
+
+    Raises
+    ------
+    InputError
+        For a probability outside (0, 1], and a ``per`` that is not known.
 
     Examples
     --------
@@ -101,7 +114,9 @@ class StochasticDepth(_Bernoulli):
 
 
 class BranchDropout(StochasticDepth):
-    """Dropout on the branch output: ``hfb/keep`` with a Bernoulli b for each coordinate; without rescale ``hfb``.
+    r"""Dropout on the branch output: ``hfb/keep`` with a Bernoulli b for each coordinate; without rescale ``hfb``.
+
+    .. math:: \Delta X = hf \odot b/p, \qquad P(b_i = 1) = p = \text{keep}
 
     Parameters
     ----------
@@ -109,6 +124,15 @@ class BranchDropout(StochasticDepth):
         Probability of keeping a coordinate; one, or one for each layer.
     rescale : bool
         True (default): divide by keep (inverted dropout).
+
+    Raises
+    ------
+    InputError
+        For a probability outside (0, 1].
+
+    References
+    ----------
+    Srivastava, Hinton, Krizhevsky, Sutskever & Salakhutdinov (2014), Dropout, Journal of Machine Learning Research 15.
 
     Examples
     --------
@@ -125,6 +149,8 @@ class BranchDropout(StochasticDepth):
 class ShakeDrop(_Bernoulli):
     r"""Shake-drop: ``hf`` with probability keep, else ``αhf`` with α uniform on (−1, 1), for each sample.
 
+    .. math:: \Delta X = (b + \alpha - b\alpha)\,hf, \qquad P(b = 1) = \text{keep}, \quad \alpha \sim U(-1, 1)
+
     The mean is keep · hf, the test-time rule of Yamada, Iwamura, Akiba & Kise (2019). The backward pass uses the same
     factor, so that gradients are those of the loss.
 
@@ -132,6 +158,11 @@ class ShakeDrop(_Bernoulli):
     ----------
     keep : float or sequence of float
         Probability of an untouched branch; one, or one for each layer (see `linear_decay`).
+
+    Raises
+    ------
+    InputError
+        For a probability outside (0, 1].
 
     Examples
     --------
@@ -168,6 +199,8 @@ class ShakeDrop(_Bernoulli):
 class CentredBernoulli(_Bernoulli):
     r"""Depth-consistent dropout: ``hf + c√h f ⊙ (b − keep)/√(keep(1 − keep))``, one Bernoulli b for each coordinate.
 
+    .. math:: \Delta X = hf + c\sqrt h\,f \odot \frac{b - p}{\sqrt{p(1 - p)}}, \qquad P(b_i = 1) = p = \text{keep}
+
     Noise of size √h keeps its effect as the depth grows: for keep = ½ the network tends to dX = f dt + c f ⊙ dW.
     Away from ½ the noise is skewed and the weak order drops to ½ (Lu, Zhong, Li & Dong, 2018, state the condition).
 
@@ -177,6 +210,11 @@ class CentredBernoulli(_Bernoulli):
         Strength.
     keep : float or sequence of float
         Probability of "on".
+
+    Raises
+    ------
+    InputError
+        For a strength that is no finite number, and a probability outside (0, 1].
 
     Examples
     --------
@@ -217,7 +255,9 @@ class _Hidden(NamedTuple):
 
 
 class HiddenDropout(_Bernoulli):
-    """Inverted dropout on the hidden units of a branch whose read-out is affine.
+    r"""Inverted dropout on the hidden units of a branch whose read-out is affine.
+
+    .. math:: \Delta X = h\,R(u \odot b/p), \qquad f = R(u), \quad P(b_i = 1) = p = \text{keep}
 
     The increment is ``h · readout(hidden ⊙ b/keep)`` with a Bernoulli b for each unit; its mean is exactly that of the
     plain branch because the read-out is affine.
@@ -226,6 +266,15 @@ class HiddenDropout(_Bernoulli):
     ----------
     keep : float or sequence of float
         Probability of keeping a hidden unit.
+
+    Raises
+    ------
+    InputError
+        For a probability outside (0, 1].
+
+    References
+    ----------
+    Srivastava, Hinton, Krizhevsky, Sutskever & Salakhutdinov (2014), Dropout, Journal of Machine Learning Research 15.
 
     Examples
     --------
@@ -242,7 +291,13 @@ class HiddenDropout(_Bernoulli):
         self.keep = checked_keep(keep)
 
     def evaluate(self, branch: Any, x: Tensor, h: float) -> Output:
-        """Evaluate the hidden units; the read-out comes after the noise."""
+        """Evaluate the hidden units; the read-out comes after the noise.
+
+        Raises
+        ------
+        InputError
+            For branches without ``hidden`` and ``readout``.
+        """
         if not (hasattr(branch, "hidden") and hasattr(branch, "readout")):
             raise InputError(
                 "branches",
@@ -273,6 +328,8 @@ class HiddenDropout(_Bernoulli):
 class ShakeShake(NoiseLaw):
     r"""Random mix of two branches: ``h(Uf + (1 − U)g)``, U uniform on (0, 1) for each sample (Gastaldi, 2017).
 
+    .. math:: \Delta X = h\big(Uf + (1 - U)g\big), \qquad U \sim U(0, 1)
+
     The noise acts along f − g only. The backward pass uses the same U, so that gradients are those of the loss.
 
     Examples
@@ -285,7 +342,13 @@ class ShakeShake(NoiseLaw):
     variable = variable("uniform")
 
     def evaluate(self, branch: Any, x: Tensor, h: float) -> Output:
-        """Evaluate both branches."""
+        """Evaluate both branches.
+
+        Raises
+        ------
+        InputError
+            Where a layer has no pair of branches.
+        """
         if not isinstance(branch, nn.ModuleList) or len(branch) != 2:
             raise InputError("branches", type(branch).__name__, "a pair of branches for each layer for ShakeShake")
         return h * branch[0](x), h * branch[1](x)

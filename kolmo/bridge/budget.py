@@ -44,7 +44,7 @@ _LARGEST_DROP, _LARGEST_FACTOR = 0.9, 1e4
 
 @dataclass(frozen=True)
 class SiteEffects:
-    r"""What the noise of every site does to the loss; made by `regularisation` for a model of any kind.
+    r"""What the noise of site k does to the loss, :math:`e_k = E\,L - L_0`; made by `regularisation` for any model.
 
     Attributes
     ----------
@@ -247,7 +247,7 @@ def _common_step(probe: Probe) -> float:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Noise for every site that spends a budget; made by `schedule`.
+    r"""Noise for every site that spends a budget, :math:`\sum_k e_k(q_k) = \text{budget}`; made by `schedule`.
 
     Attributes
     ----------
@@ -261,6 +261,10 @@ class Schedule:
         What they do together, sampled.
     budget : float
         What was to be spent.
+
+    References
+    ----------
+    Hayou & Ayed (2021), Regularization in ResNet with stochastic depth.
 
     Examples
     --------

@@ -33,6 +33,15 @@ class FlowClassifier(nn.Module):
     head : nn.Module
         Features ``(..., d)`` -> class scores ``(..., k)``, vectorised over the leading axes.
 
+    Raises
+    ------
+    InputError
+        For a net that is no NoisyResNet of vector states.
+
+    References
+    ----------
+    Sun, Tao & Du (2018), Stochastic training of residual networks: a differential equation viewpoint.
+
     Examples
     --------
     >>> from kolmo import bridge
@@ -75,6 +84,11 @@ class FlowClassifier(nn.Module):
         -------
         Tensor
             ``()`` or ``(n,)``; differentiable with respect to all parameters.
+
+        Raises
+        ------
+        InputError
+            For a reduction that is not known.
         """
         z = self.encoder(x)
         generator = None if rng is None else as_generator(rng, z.device)
@@ -101,6 +115,11 @@ class FlowClassifier(nn.Module):
         -------
         Tensor
             ``()`` or ``(n,)``; differentiable with respect to encoder, flow and head.
+
+        Raises
+        ------
+        InputError
+            For a reduction that is not known.
         """
 
         def of_label(z: Tensor) -> Tensor:
@@ -162,6 +181,11 @@ class FlowClassifier(nn.Module):
         -------
         Tensor
             ``()`` or ``(n,)``; differentiable with respect to encoder, flow and head.
+
+        Raises
+        ------
+        InputError
+            For a reduction that is not known.
         """
         from kolmo.control import value
 

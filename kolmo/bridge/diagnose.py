@@ -22,7 +22,7 @@ _DIFFUSION, _JUMPS = 0.10, 0.15
 
 @dataclass(frozen=True)
 class Diagnosis:
-    r"""Effect of the noise on a loss, E L(noisy) − L(noise-free), read in three ways; made by `diagnose`.
+    r"""Effect :math:`E\,L(\text{noisy}) - L(\text{noise-free})` on a loss, read in three ways; made by `diagnose`.
 
     Attributes
     ----------
@@ -38,6 +38,10 @@ class Diagnosis:
         Of all sites together with the law itself, sampled.
     noise_free : float
         The loss without noise.
+
+    References
+    ----------
+    Camuto, Willetts, Simsekli, Roberts & Holmes (2020), Explicit regularisation in Gaussian noise injections.
 
     Examples
     --------
@@ -144,7 +148,7 @@ def diagnose(
         The model; read in evaluation mode, and afterwards as it was.
     loss : callable
         ``loss(f)`` -> scalar, f the model: the mean of a loss over samples, of data of your own.
-    inputs : Tensor or sequence
+    inputs : Tensor or sequence, shapes (n, ...)
         Example inputs of one pass, to find the sites (see `sites`).
     law : NoiseLaw or sequence of NoiseLaw
         See `inject`.

@@ -37,6 +37,8 @@ def inject(
 ) -> "Injection":
     r"""Add a noise law to the residual branches of any model.
 
+    .. math:: x \mapsto x + \Delta X, \qquad E\,\Delta X = F(x) = hf(x), \qquad h = T/\#\text{additions}
+
     A residual addition x + F(x) becomes x + ΔX with E ΔX = F(x): the branch F is read as h f with h = horizon / (number
     of additions in a pass). In training mode the passes are noisy, in evaluation mode they take the mean increment.
 
@@ -56,7 +58,7 @@ def inject(
         them, in which ``*`` does not cross dots and ``**`` does; ``where(name, module) -> bool``. None: all. For
         `WeightNoise`: the modules, by names, patterns or a function; None: all whose weights are matrices or filters,
         but for those inside ``nn.MultiheadAttention``, which does not call them.
-    inputs : Tensor or sequence, optional
+    inputs : Tensor or sequence, shapes (n, ...), optional
         Inputs of the pass that `sites` follows, ``model(*inputs)``; one tensor is one input. By default they are
         guessed from the first layer; where no guess fits, names are taken as they are, on trust: the whole output (the
         first tensor of it) is a branch, samples are along axis 0, and each module is called once in a pass.
@@ -181,6 +183,8 @@ class Injection:
         The noise of each.
     h : float
         Step: horizon / number of residual additions.
+    batchnorm : str
+        What was asked for.
 
     Examples
     --------

@@ -35,6 +35,11 @@ class WeakOrder(NamedTuple):
 class NoiseLaw(nn.Module, ABC):
     r"""Base class of noise laws; a new law needs `mean`, `fluctuation` and `variable`.
 
+    .. math::
+        \Delta X = m + G\zeta, \qquad E\zeta = 0, \quad E\zeta\zeta^T = I, \qquad \operatorname{Cov}\Delta X = GG^T
+
+    with m the mean increment of a layer, shape ``(n, ..., d)``; for vector states G has shape ``(n, d, r)``.
+
     Attributes
     ----------
     scaling : {"natural", "diffusive"}
@@ -104,7 +109,13 @@ class NoiseLaw(nn.Module, ABC):
         return self.variable.sample(shape, like.dtype, like.device, generator)
 
     def sample(self, m: Output, h: float, *, state_ndim: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """Draw an increment for every state of the batch; numbers of half precision are drawn in single precision."""
+        """Draw an increment for every state of the batch; numbers of half precision are drawn in single precision.
+
+        Raises
+        ------
+        InputError
+            For a strength that does not fit the states.
+        """
         if isinstance(m, Tensor) and m.dtype in (torch.float16, torch.bfloat16):
             return self.sample(m.float(), h, state_ndim=state_ndim, generator=generator).to(m.dtype)
         mean = self.mean(m)
@@ -124,7 +135,13 @@ class NoiseLaw(nn.Module, ABC):
         return G @ G.mT
 
     def covariance_action(self, m: Output, v: Tensor, h: float, *, state_ndim: int = 1) -> Tensor:
-        """C v for every state, without forming C: any state shape."""
+        """C v for every state, without forming C: any state shape.
+
+        Raises
+        ------
+        InputError
+            For a strength that does not fit the states.
+        """
         shape = self.noise_shape(m, state_ndim)
         if self.per == "batch":
             shape = v.shape[: v.ndim - state_ndim] + (1,) * state_ndim
@@ -153,7 +170,13 @@ class NoiseLaw(nn.Module, ABC):
         return self.variable.bound == 0.0
 
     def layer(self, k: int, depth: int) -> "NoiseLaw":
-        """Return the law of layer k of a network with that many layers (schedules are given as sequences)."""
+        """Return the law of layer k of a network with that many layers (schedules are given as sequences).
+
+        Raises
+        ------
+        InputError
+            For a sequence of another length than the depth.
+        """
         chosen = {}
         for name in self.numbers:
             value = getattr(self, name)
@@ -215,14 +238,19 @@ class NoiseLaw(nn.Module, ABC):
 
 
 def linear_decay(last: float, depth: int) -> list[float]:
-    """Keep probabilities 1 − (l/L)(1 − last), l = 1 … L: the linear-decay rule of stochastic depth.
+    """Keep probabilities :math:`1 - (l/L)(1 - p_L)`, l = 1 … L: the linear-decay rule of stochastic depth.
 
     Parameters
     ----------
     last : float
-        Keep probability of the last layer.
+        Keep probability :math:`p_L` of the last layer.
     depth : int
         Number of layers L.
+
+    Returns
+    -------
+    list of float, shape (L,)
+        One for each layer.
 
     References
     ----------
@@ -274,6 +302,9 @@ def is_zero(s: float | Tensor) -> bool:
 class Additive(NoiseLaw):
     r"""Additive noise: natural ``h(f + sζ)``, diffusive ``hf + √h sζ``.
 
+    .. math::
+        \Delta X = hf + \sqrt h\,s\zeta \text{ (diffusive)}, \qquad \Delta X = h(f + s\zeta) \text{ (natural)}
+
     Parameters
     ----------
     s : float or array_like
@@ -283,6 +314,15 @@ class Additive(NoiseLaw):
         Law of ζ.
     scaling : {"diffusive", "natural"}
         See `NoiseLaw`. Default "diffusive".
+
+    Raises
+    ------
+    InputError
+        For a strength that is not finite or has more than two axes, a law or a scaling that is not known.
+
+    References
+    ----------
+    Camuto, Willetts, Simsekli, Roberts & Holmes (2020), Explicit regularisation in Gaussian noise injections.
 
     Examples
     --------
@@ -308,7 +348,13 @@ class Additive(NoiseLaw):
         return isinstance(self.s, Tensor) and self.s.ndim == 2
 
     def noise_shape(self, m: Output, state_ndim: int) -> tuple[int, ...]:
-        """Like the increment; with a matrix s the last axis is its number of columns."""
+        """Like the increment; with a matrix s the last axis is its number of columns.
+
+        Raises
+        ------
+        InputError
+            For a matrix or vector s of another number of rows than coordinates.
+        """
         shape = tuple(m.shape)
         if not isinstance(self.s, Tensor) or self.s.shape in ((), (1,)):
             return shape
@@ -347,6 +393,9 @@ class Additive(NoiseLaw):
 class Multiplicative(NoiseLaw):
     r"""Noise proportional to the branch output: natural ``hf(1 + sζ)``, diffusive ``hf + √h s f ζ``.
 
+    .. math::
+        \Delta X = hf + \sqrt h\,sf \odot \zeta \text{ (diffusive)}, \qquad hf \odot (1 + s\zeta) \text{ (natural)}
+
     Parameters
     ----------
     s : float
@@ -357,6 +406,11 @@ class Multiplicative(NoiseLaw):
         One ζ for each sample, coordinate, or for the whole batch.
     scaling : {"diffusive", "natural"}
         See `NoiseLaw`. Default "diffusive".
+
+    Raises
+    ------
+    InputError
+        For a strength that is no finite number, a law, a scaling or a ``per`` that is not known.
 
     Examples
     --------
@@ -394,12 +448,19 @@ class Multiplicative(NoiseLaw):
 class LogNormal(NoiseLaw):
     r"""Log-normal factor of mean 1: ``hf exp(σZ − σ²/2)``, Z standard normal; never changes the sign of a branch.
 
+    .. math:: \Delta X = hf \odot e^{\sigma Z - \sigma^2/2}, \qquad Z \sim N(0, 1)
+
     Parameters
     ----------
     sigma : float or sequence of float
         Standard deviation of the logarithm; one, or one for each layer.
     per : {"sample", "coordinate", "batch"}
         One Z for each sample, coordinate, or for the whole batch.
+
+    Raises
+    ------
+    InputError
+        For a negative σ, and a ``per`` that is not known.
 
     Examples
     --------

@@ -30,17 +30,17 @@ _STATES = 2_000_000  # numbers held at once while enumerating
 
 @dataclass(frozen=True)
 class LossEstimate:
-    """Expected loss with its uncertainty.
+    r"""Expected loss :math:`E\,\ell(X_L)` with its uncertainty.
 
     Attributes
     ----------
     mean : Tensor
         Expected loss, detached; the shape of ``loss(x)``: ``(...)`` or ``(..., k)``.
     standard_error : Tensor or None
-        Standard error of a sampled mean.
+        Standard error of a sampled mean, of its shape.
     error_estimate : Tensor or None
-        Error estimate of a deterministic method; for ``"pde"`` of the solution of the modified equation, not of that
-        equation's distance to the network.
+        Error estimate of a deterministic method, of the same shape; for ``"pde"`` of the solution of the modified
+        equation, not of that equation's distance to the network.
     method : str
         How it was computed.
     stats : dict
@@ -116,7 +116,7 @@ def expected_loss(
         The network; its mode does not matter, the noise is always on.
     loss : callable
         φ: final states -> ``(...)`` or ``(..., k)``: k losses at once.
-    x : Tensor
+    x : Tensor, shape (..., *state)
         Initial states.
     method : {"monte_carlo", "enumerate", "recursion", "pde"}
         Sampling; all outcomes of discrete noise; the exact one-layer transition applied backwards on grids (d ≤ 3); the

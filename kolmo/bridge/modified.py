@@ -142,10 +142,22 @@ def modified_sde(
 
 @at_home
 def roughness(net: NoisyResNet) -> float:
-    r"""How fast the weights change with depth: L · mean ‖θ_{l+1} − θ_l‖ / mean ‖θ_l‖.
+    r"""How fast the weights change with depth.
+
+    .. math:: L\,\frac{\sum_l \|\theta_{l+1} - \theta_l\| / (L - 1)}{\sum_l \|\theta_l\| / L}
 
     Stays bounded as L grows where the weights sample a smooth function of depth; about 1.4 L for independent layers,
     for which an equation that is smooth in depth means nothing.
+
+    Parameters
+    ----------
+    net : NoisyResNet
+        A network whose layers have the same shape.
+
+    Raises
+    ------
+    InputError
+        For layers of different shape, or without weights.
 
     Examples
     --------

@@ -44,7 +44,7 @@ class Regularisation:
     flow : Tensor
         Loss of the flow dX = f dt, the solution of the transport equation; ``(...)`` or ``(..., k)`` as the loss is.
     noise_free : Tensor
-        Loss of the mean network. It differs from `flow` by the drift correction, up to O(h²).
+        Loss of the mean network, of the same shape. It differs from `flow` by the drift correction, up to O(h²).
     drift : Tensor
         −½ (J_m m)·∇u along the flow, ``(L, ...)``: what taking finite steps does to the loss, layer by layer.
     diffusion : Tensor
@@ -54,6 +54,10 @@ class Regularisation:
         directions, per unit of time.
     exact : LossEstimate or None
         The noisy loss itself, where it was asked for.
+
+    References
+    ----------
+    Camuto, Willetts, Simsekli, Roberts & Holmes (2020), Explicit regularisation in Gaussian noise injections.
 
     Examples
     --------
@@ -79,7 +83,13 @@ class Regularisation:
 
     @property
     def remainder(self) -> Tensor:
-        """Exact noisy loss minus `predicted`: second order in the covariances, first in the third moments."""
+        """Exact noisy loss minus `predicted`: second order in the covariances, first in the third moments.
+
+        Raises
+        ------
+        InputError
+            Where the exact loss was not asked for.
+        """
         if self.exact is None:
             raise InputError("method", None, "a method for the exact loss", "regularisation(..., method='recursion')")
         return self.exact.mean - self.predicted

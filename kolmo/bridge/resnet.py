@@ -192,6 +192,10 @@ class NoisyResNet(nn.Module):
     InputError
         No branches, a horizon that is not positive, laws that do not match the layers, a branch that changes shape.
 
+    References
+    ----------
+    Sun, Tao & Du (2018), Stochastic training of residual networks: a differential equation viewpoint.
+
     Examples
     --------
     >>> from kolmo import bridge

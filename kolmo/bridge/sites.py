@@ -49,7 +49,7 @@ class Site:
     order : tuple of int
         Their places among all residual additions of the pass.
     ratio : float
-        ‖F‖/‖x‖, root mean square over the calls: a branch "h f" has a small one.
+        :math:`\|F\|/\|x\|`, root mean square over the calls: a branch "h f" has a small one.
     shape : tuple of int
         Shape of the branch in the pass that was followed.
     batch_axis : int or None

@@ -81,7 +81,7 @@ def _shifted(z: Tensor, bits: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Variable(ABC):
-    """A scalar ζ with E ζ = 0 and E ζ² = 1, with everything that noise laws, recursion and theory ask of it.
+    r"""A scalar ζ with :math:`E\zeta = 0` and :math:`E\zeta^2 = 1`, with all that laws, recursion and theory ask of it.
 
     Attributes
     ----------
@@ -363,6 +363,16 @@ VARIABLES: dict[str, Variable] = {
 
 def variable(name: str) -> Variable:
     """Return the variable of that name; an unknown name is answered with the known ones.
+
+    Parameters
+    ----------
+    name : {"gaussian", "uniform", "rademacher", "three-point"}
+        The word.
+
+    Raises
+    ------
+    InputError
+        For a name that is not known.
 
     Examples
     --------

@@ -22,22 +22,27 @@ _SHARP = 0.02  # tolerances are tightened until the uncertainty is this part of 
 
 @dataclass(frozen=True)
 class WeakErrorTable:
-    """Weak errors of a network over depth.
+    r"""Weak errors of a network over depth.
 
     Attributes
     ----------
-    depths : ndarray
+    depths : ndarray, shape (m,)
         Numbers of layers L.
     network, pde : ndarray
-        Expected losses by the network and by its modified equation, ``(len(depths), n, k)``.
-    difference : ndarray
+        Expected losses by the network and by its modified equation, ``(m, n, k)``.
+    difference : ndarray, shape (m,)
         Norm of network − PDE over points and columns, one for each depth.
-    uncertainty : ndarray
+    uncertainty : ndarray, shape (m,)
         Uncertainty of the difference: error estimates of both sides (two standard errors of a sampled one).
-    slopes : ndarray
-        Observed order between successive depths; NaN where a difference is below ten times its uncertainty.
+    slopes : ndarray, shape (m - 1,)
+        Observed order :math:`\log(e_i/e_{i+1})/\log(L_{i+1}/L_i)` between successive depths; NaN where a
+        difference is below ten times its uncertainty.
     order, order_uncertainty : float
         Slope between the deepest trusted pair of depths, and what the uncertainties make of it.
+
+    References
+    ----------
+    D. Talay and L. Tubaro (1990), Stochastic Analysis and Applications 8.
 
     Examples
     --------
@@ -126,6 +131,8 @@ def weak_error(
 ) -> WeakErrorTable:
     r"""Compare networks of growing depth with the PDE of their modified equation.
 
+    .. math:: \max_j \big|E\,\ell(X_L \mid X_0 = x_j) - u(0, x_j)\big| = O(h^p)
+
     Parameters
     ----------
     make_net : callable
@@ -134,7 +141,7 @@ def weak_error(
         At least two depths, increasing.
     loss : callable
         See `expected_loss`.
-    x : Tensor
+    x : Tensor, shape (..., d)
         Initial states.
     order : {1, 2, 3}
         Weak order asked of the modified equation.
@@ -160,6 +167,17 @@ def weak_error(
     -------
     WeakErrorTable
         Print it, or use its ``plot``.
+
+    Raises
+    ------
+    InputError
+        For fewer than two depths, depths that do not increase, a network of another depth, a norm that is not known,
+        and as `expected_loss`.
+
+    References
+    ----------
+    D. Talay and L. Tubaro (1990), Expansion of the global error for numerical schemes solving stochastic differential
+    equations, Stochastic Analysis and Applications 8.
 
     Examples
     --------

@@ -39,6 +39,11 @@ class WeightNoise:
         Whether all layers have noise in every pass, or one of them, each as often as any other: noise of all layers
         together has a variance that grows with the width of the network, that of one layer has not.
 
+    Raises
+    ------
+    InputError
+        For a negative strength, and words that are not known.
+
     References
     ----------
     Orvieto, Raj, Kersting & Bach (2022), Explicit regularization in overparametrized models via noise injection:

@@ -30,7 +30,7 @@ WIDTH = 4
 
 @dataclass(frozen=True, eq=False)
 class Arrival:
-    """Masses of a process under way, and what has arrived in the targets.
+    r"""Masses of a process under way, and what has arrived in the targets: :math:`\sum_i p_i(t) + \sum_k r_k(t) = 1`.
 
     Attributes
     ----------
@@ -64,7 +64,13 @@ class Arrival:
         return np.asarray(self.masses.reshape(len(self.times), -1).sum(1))
 
     def __call__(self, x: Any, t: float) -> np.ndarray:
-        """Density at points (..., d), linear between nodes and times."""
+        """Density at points (..., d), linear between nodes and times.
+
+        Raises
+        ------
+        InputError
+            For points outside the grid, and times beyond the horizon.
+        """
         if not 0.0 <= t <= self.times[-1]:
             raise InputError("t", t, f"a time between 0 and {self.times[-1]:g}")
         k = int(np.clip(np.searchsorted(self.times, t, side="right") - 1, 0, len(self.times) - 2))

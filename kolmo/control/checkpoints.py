@@ -83,6 +83,10 @@ class GradientMemory:
     bytes : int
         Peak of what is kept. Working space of a single step and factors of its matrices come on top.
 
+    Notes
+    -----
+    The binomial schedule of Griewank and Walther (2000), ACM Transactions on Mathematical Software 26.
+
     Examples
     --------
     >>> import kolmo
@@ -113,7 +117,13 @@ class GradientMemory:
         coefficient_bytes: int,
         constant: bool,
     ) -> "GradientMemory":
-        """Cost of a schedule; None keeps every state."""
+        """Cost of a schedule; None keeps every state.
+
+        Raises
+        ------
+        InputError
+            For checkpoints that are too few for the steps.
+        """
         c = steps if checkpoints is None else min(check(checkpoints, steps), steps)
         states = stepper.kept if keeps_stages(steps, checkpoints, stepper, state_bytes) else 1
         held = _held(steps, c, states * state_bytes, 0 if constant else coefficient_bytes)
@@ -124,7 +134,13 @@ class GradientMemory:
     def within(
         cls, budget: float, steps: int, stepper: Stepper, state_bytes: int, coefficient_bytes: int, constant: bool
     ) -> "GradientMemory":
-        """The schedule with the fewest repeated steps whose peak is within a budget in bytes."""
+        """The schedule with the fewest repeated steps whose peak is within a budget in bytes.
+
+        Raises
+        ------
+        InputError
+            For a budget that no schedule meets.
+        """
 
         def cost(c: int) -> GradientMemory:
             return cls.of(steps, c, stepper, state_bytes, coefficient_bytes, constant)

@@ -40,14 +40,20 @@ STILL = 1e-5
 class Committor:
     r"""Probability q(x) of reaching B before A, and the statistics of transitions from A to B.
 
+    .. math:: b\cdot\nabla q + \tfrac12\Sigma:\nabla^2 q = 0, \qquad q = 0 \text{ on } A, \quad q = 1 \text{ on } B
+
     Attributes
     ----------
     solution : ControlSolution
-        q: ``committor(x)`` is ``committor.solution(x)``.
+        q: ``committor(x)`` is ``committor.solution(x)``, of shape (...) at points (..., d).
     rate : float or None
         Transitions from A to B per unit of time in the stationary process; None without a density.
     rate_error : float or None
         Estimate of its error.
+
+    References
+    ----------
+    E and Vanden-Eijnden 2006; Metzner, Schütte and Vanden-Eijnden 2006.
 
     Examples
     --------
@@ -108,7 +114,13 @@ class Committor:
 
     @cached_property
     def rate_constant(self) -> float:
-        """Rate over the probability of having come from A last, of a reversible process: 1 over the mean time to B."""
+        """Rate over the probability of having come from A last, of a reversible process: 1 over the mean time to B.
+
+        Raises
+        ------
+        InputError
+            Without a density, and where the process has a current of its own.
+        """
         parts = self._known()
         if not parts.reversible or self.rate is None:
             raise InputError("sde", "a process with a current of its own", "a reversible one for rate_constant")

@@ -40,10 +40,14 @@ class HopfColeSolution:
         Constant taken off the terminal cost before the exponential.
     gain : ndarray, shape (m, d)
         Feedback ``a = -gain @ ∇V`` (constant effort and input matrices).
-    error_estimate : ndarray
+    error_estimate : ndarray, shape (...)
         Estimate of the error of V at t = 0 and the points asked for.
     status : str
         As of ``psi``.
+
+    References
+    ----------
+    Fleming 1978 (logarithmic transformations); Kappen 2005 (linear theory of control).
 
     Examples
     --------

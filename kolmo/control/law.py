@@ -32,7 +32,7 @@ class Law(Passages):
     Attributes
     ----------
     weights : tensor, shape (nt, size)
-        Masses at the nodes at ``times``.
+        Masses p at the nodes at ``times``: :math:`E f(X_t) = \sum_i p_i f(x_i)`.
     times : ndarray, shape (nt,)
         Times kept, increasing; the horizon is the last.
     clock : ndarray, shape (steps + 1,)
@@ -43,6 +43,10 @@ class Law(Passages):
         The recipe used: pass it on, so that a likelihood does not jump from one call to the next.
     motion : Motion or None
         How faces move, with gradients.
+
+    References
+    ----------
+    H. Risken (1989), The Fokker–Planck Equation, second edition.
 
     Examples
     --------
@@ -156,6 +160,10 @@ def law(
     InputError
         For bad input; the message names the argument.
 
+    References
+    ----------
+    H. Risken (1989), The Fokker–Planck Equation, second edition.
+
     Examples
     --------
     The likelihood of samples, differentiated with respect to the drift:
@@ -220,6 +228,10 @@ def transition_density(
     ------
     InputError
         For bad input; the message names the argument.
+
+    References
+    ----------
+    H. Risken (1989), The Fokker–Planck Equation, second edition.
 
     Examples
     --------

@@ -27,6 +27,8 @@ def values(
 ) -> torch.Tensor:
     r"""u(0, x) of many problems, as one tensor that carries the exact gradients of the numbers returned.
 
+    .. math:: v_{pj} = u^p(0, x_j), \qquad \partial_\theta v_{pj} \text{ that of the discrete march}
+
     As :func:`kolmo.control.value` for each of them, at the price of :func:`kolmo.solve_many`: a calibration builds one
     problem for each row of its parameters, and the sum of squares over all of them is one number to minimise.
 
@@ -53,6 +55,11 @@ def values(
     ------
     InputError
         For bad input; the message names the argument.
+
+    References
+    ----------
+    M. B. Giles and N. A. Pierce (2000), An introduction to the adjoint approach to design, Flow, Turbulence and
+    Combustion 65.
 
     Examples
     --------

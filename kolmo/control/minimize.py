@@ -155,6 +155,15 @@ def hessian_product(objective: Objective, parameters: Any, direction: Sequence[A
     list of tensor
         One per parameter tensor.
 
+    Raises
+    ------
+    InputError
+        For directions that do not fit the parameters, and parameters without gradients.
+
+    References
+    ----------
+    B. A. Pearlmutter (1994), Fast exact multiplication by the Hessian, Neural Computation 6.
+
     Examples
     --------
     >>> import torch

@@ -25,7 +25,7 @@ STORED = 129
 
 @dataclass(frozen=True, eq=False)
 class ControlSolution:
-    r"""Value function, gradient and optimal policy.
+    r"""Value function :math:`V(t, x)`, gradient and optimal policy :math:`a(t, x)`.
 
     Attributes
     ----------
@@ -52,10 +52,14 @@ class ControlSolution:
     stats : dict
         Cells, steps, levels, policy iterations, seconds, and the monotone check.
     slopes : ndarray or None
-        Derivatives of ``values`` with respect to time.
+        Derivatives of ``values`` with respect to time, of their shape.
     average : float or None
         Of ergodic problems the cost per unit of time; V is then zero at the first of the points ``at``, and the
         estimate is that of both.
+
+    References
+    ----------
+    W. H. Fleming and H. M. Soner (2006), Controlled Markov Processes and Viscosity Solutions, second edition.
 
     Examples
     --------
@@ -83,7 +87,13 @@ class ControlSolution:
     average: float | None = None
 
     def __call__(self, x: Any, t: float = 0.0) -> Array:
-        """V(t, x) at points (..., d): shape (...); in targets what they pay."""
+        """V(t, x) at points (..., d): shape (...); in targets what they pay.
+
+        Raises
+        ------
+        InputError
+            For points outside the grid, and times beyond the horizon.
+        """
         V = self._interpolate(self._at(self.values, t), x, self.discretization.width)
         for target in self.problem.targets[::-1]:
             points = as_points(x, self.grid.dim)
@@ -95,7 +105,13 @@ class ControlSolution:
         return V
 
     def gradient(self, x: Any, t: float = 0.0) -> Array:
-        """∇V(t, x), shape (..., d)."""
+        """∇V(t, x), shape (..., d).
+
+        Raises
+        ------
+        InputError
+            For points outside the grid, and times beyond the horizon.
+        """
         d, V = self.grid.dim, self._at(self.values, t)
         parts = [self._interpolate(V, x, self.discretization.width, [int(i == j) for j in range(d)]) for i in range(d)]
         return namespace(parts[0]).stack(parts, -1)
@@ -137,7 +153,13 @@ class ControlSolution:
         return _PolicyModule(self)
 
     def to_xarray(self) -> Any:
-        """Value and policy as a table over time and the coordinates (``xarray.Dataset``; needs xarray)."""
+        """Value and policy as a table over time and the coordinates (``xarray.Dataset``; needs xarray).
+
+        Raises
+        ------
+        MissingExtraError
+            Without xarray.
+        """
         return to_dataset(self)
 
     def closed_loop(self) -> KolmogorovProblem:
@@ -189,6 +211,11 @@ class ControlSolution:
         Returns
         -------
         matplotlib.axes.Axes
+
+        Raises
+        ------
+        InputError
+            For a time beyond the horizon, and in three dimensions.
         """
         if self.grid.dim > 2:
             raise InputError("grid", f"{self.grid.dim} dimensions", "one or two dimensions to plot")

@@ -32,7 +32,7 @@ class ControlProblem:
     ----------
     drift : callable or array_like
         ``drift(t, x, a)`` -> ``(..., d)``, with a of shape ``(..., m)``. All functions get torch tensors (float64).
-    diffusion, covariance : callable or array_like
+    diffusion, covariance : callable or array_like, shape (d, m) and (d, d)
         σ or Σ = σσᵀ as in ``SDE``, functions of (t, x, a). With neither there is no noise.
     controls : Interval, BoxSet, Finite, Unbounded or Game
         The set A; a game has two players, of whom the first minimises and the second maximises.
@@ -61,6 +61,10 @@ class ControlProblem:
     ------
     InputError
         For bad input; the message names the argument.
+
+    References
+    ----------
+    W. H. Fleming and H. M. Soner (2006), Controlled Markov Processes and Viscosity Solutions, second edition.
 
     Examples
     --------

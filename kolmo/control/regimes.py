@@ -34,14 +34,18 @@ Cost = float | Callable[[float, Any], Any]
 
 @dataclass(frozen=True, eq=False)
 class Switching:
-    """Value functions of all regimes, their policies, and when to switch.
+    r"""Value functions :math:`V_i \le \min_{j \ne i}(V_j + k_{ij})` of all regimes, their policies, and when to switch.
 
     Attributes
     ----------
     regimes : tuple of ControlSolution
-        Value, gradient and policy of each.
-    costs : tuple of tuples
+        Value, gradient and policy of each of the k regimes.
+    costs : tuple of tuples, shape (k, k)
         What was given.
+
+    References
+    ----------
+    Brekke and Øksendal 1994.
 
     Examples
     --------
@@ -116,7 +120,7 @@ def solve_switching(
     regimes : sequence of ControlProblem
         Two or more, of one sense, horizon and box; nothing to choose but the regime: ``controls=Finite([[0.0]])``. No
         obstacles, targets or long-run averages.
-    costs : (k, k) nested sequence
+    costs : nested sequence, shape (k, k)
         ``costs[i][j]``: what switching from i to j costs, a number (infinite: impossible) or ``cost(t, x)``; paid
         whether the expected value is minimised or maximised. There and back must cost something.
     at, rtol, atol, max_seconds, max_cells

@@ -122,6 +122,10 @@ class SchroedingerBridge:
     status : str
         "converged", "tolerance_not_met" or, after Ctrl-C, "interrupted": the finest level that was finished.
 
+    References
+    ----------
+    Chen, Georgiou and Pavon 2021 (review).
+
     Examples
     --------
     >>> import torch, kolmo

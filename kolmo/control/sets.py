@@ -48,7 +48,7 @@ class Choice:
 
 
 class BoxSet:
-    """Controls in a box, ``lo <= a <= hi``.
+    r"""Controls in a box, :math:`\{a \in R^m : lo \le a \le hi\}`.
 
     Parameters
     ----------
@@ -137,12 +137,17 @@ class BoxSet:
 
 
 class Interval(BoxSet):
-    """One control in an interval, ``lo <= a <= hi``.
+    r"""One control in an interval, :math:`\{a \in R : lo \le a \le hi\}`; policies have shape (..., 1).
 
     Parameters
     ----------
     lo, hi : float
         Ends, finite.
+
+    Raises
+    ------
+    InputError
+        If the ends are crossed or not finite.
 
     Examples
     --------
@@ -158,7 +163,7 @@ class Interval(BoxSet):
 
 
 class Finite:
-    """Controls from a finite list.
+    r"""Controls from a finite list, :math:`\{a_1, \dots, a_q\} \subset R^m`.
 
     Parameters
     ----------
@@ -212,12 +217,17 @@ class Finite:
 
 
 class Unbounded:
-    """All controls in R^m; the Hamiltonian must have a minimum (positive definite in a) wherever the control acts.
+    """All controls in :math:`R^m`; the Hamiltonian must have a minimum where the control acts (positive definite in a).
 
     Parameters
     ----------
     m : int
-        Number of coordinates.
+        Number of coordinates; policies have shape (..., m).
+
+    Raises
+    ------
+    InputError
+        For a number of coordinates that is not whole, or not from 1 to 64.
 
     Examples
     --------

@@ -64,7 +64,7 @@ def successive(
         Points.
     parameters : tensor, nn.Module, or iterable of these
         What is varied, as for ``minimize``; updated in place.
-    weights : array_like, optional
+    weights : array_like, shape (n,) or (n, k), optional
         As for ``expected_value``; the result has to be a scalar.
     rtol, atol, discretization
         As for ``value``; planned once.

@@ -30,7 +30,7 @@ PROJECTIONS, DIFFERENCE = 12, 1e-4
 
 @dataclass(frozen=True)
 class Target:
-    """A set {level(x) <= 0} at which the process stops, and what is paid there.
+    r"""A set :math:`\{x : \ell(x) \le 0\}` at which the process stops, and what is paid there.
 
     Attributes
     ----------
@@ -39,6 +39,11 @@ class Target:
         a slope on the boundary, as a signed distance has.
     value : float or callable
         What is paid on arrival: a number, or ``value(t, x)`` -> ``(...)``.
+
+    Raises
+    ------
+    InputError
+        For a level that is no function.
 
     Examples
     --------
@@ -56,7 +61,13 @@ class Target:
             raise InputError("level", repr(self.level), "a function level(x), not positive inside the target")
 
     def levels(self, x: Any) -> np.ndarray:
-        """The level function at points (..., d), shape (...)."""
+        """The level function at points (..., d), shape (...).
+
+        Raises
+        ------
+        InputError
+            Where the level function gives a result of another shape.
+        """
         points = torch.as_tensor(np.asarray(x, dtype=float)) if not is_tensor(x) else x.detach().double()
         with torch.no_grad():
             level = torch.as_tensor(self.level(points), dtype=torch.float64)
@@ -75,7 +86,13 @@ class Target:
         return np.zeros_like(x) if known is None else np.asarray(known.numpy())
 
     def inside(self, x: Any) -> np.ndarray:
-        """Whether points (..., d) lie in the target."""
+        """Whether points (..., d) lie in the target.
+
+        Raises
+        ------
+        InputError
+            Where the level function gives a result of another shape.
+        """
         return np.asarray(self.levels(x) <= 0.0)
 
     def paid(self, t: float, x: np.ndarray) -> np.ndarray:
@@ -87,7 +104,13 @@ class Target:
         return np.broadcast_to(np.asarray(value.numpy()), (len(x),)).copy()
 
     def boundary(self, x: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-        """Points of the boundary nearest to points (n, d), about: Newton's method along the gradient."""
+        """Points of the boundary nearest to points (n, d), about: Newton's method along the gradient.
+
+        Raises
+        ------
+        InputError
+            Where the level function gives a result of another shape.
+        """
         y = x.copy()
         for _ in range(PROJECTIONS):
             level, gradient = self.levels(y), np.zeros_like(y)

@@ -25,7 +25,7 @@ OUTSIDE = 100.0
 
 @dataclass(frozen=True, eq=False)
 class Uncertainty:
-    """Covariance and intervals of fitted parameters.
+    r"""Covariance C of fitted parameters, and intervals :math:`\hat\theta_k \pm z\,\sqrt{C_{kk}}`.
 
     Attributes
     ----------
@@ -123,6 +123,7 @@ def uncertainty(
     Returns
     -------
     Uncertainty
+        Arrays of shape (p,), (p, p) and (p, 2), with p the number of components of the parameters.
 
     Raises
     ------

@@ -75,6 +75,11 @@ def value(
         Where terminal data, a coefficient or the value of a face jump at a place or time that a parameter moves, as
         1{x > K} does: autograd has no derivative for it.
 
+    References
+    ----------
+    M. B. Giles and N. A. Pierce (2000), An introduction to the adjoint approach to design, Flow, Turbulence and
+    Combustion 65.
+
     Examples
     --------
     >>> import torch, kolmo
@@ -248,6 +253,11 @@ def expected_value(
     ------
     InputError
         If the weights do not fit the points and columns.
+
+    References
+    ----------
+    M. B. Giles and N. A. Pierce (2000), An introduction to the adjoint approach to design, Flow, Turbulence and
+    Combustion 65.
 
     Examples
     --------

@@ -27,7 +27,7 @@ COARSE = 9
 
 @dataclass(frozen=True, eq=False)
 class FipySolution:
-    """Cell values of u at t = 0.
+    """Cell values :math:`u(0, x_i)` of FiPy's solution.
 
     Attributes
     ----------
@@ -35,10 +35,24 @@ class FipySolution:
         What was solved.
     values : ndarray, the mesh's shape, or that and k columns
         Values at the cell centres, ``indexing="ij"``.
-    centres : tuple of ndarray
+    centres : tuple of ndarray, shape (n_i,)
         Cell centres per axis.
     steps : int
         Time steps taken; 0 if stationary.
+
+    References
+    ----------
+    J. E. Guyer, D. Wheeler and J. A. Warren (2009), FiPy: partial differential equations with Python, Computing in
+    Science & Engineering 11.
+
+    Examples
+    --------
+    >>> import kolmo.fipy
+    >>> bm = kolmo.SDE(0.0, diffusion=1.0, dim=1)
+    >>> problem = kolmo.KolmogorovProblem(bm, lambda x: x[..., 0], 1.0, kolmo.Box(0.0, 1.0, "reflecting"))
+    >>> found = kolmo.fipy.solve(problem, shape=20, steps=10)
+    >>> found.values.shape, found.points.shape, round(float(found([0.5])), 6)
+    ((20,), (20, 1), 0.5)
     """
 
     problem: KolmogorovProblem
@@ -80,7 +94,7 @@ class FipySolution:
             fill_value=None,
             solver=spsolve,  # the default is iterative
         )
-        return np.asarray(spline(x)).reshape(*x.shape[:-1], *values.shape[box.dim :])
+        return np.asarray(spline(x)).reshape((*x.shape[:-1], *values.shape[box.dim :]))
 
 
 def solve(

@@ -51,7 +51,29 @@ class Wall:
 
 
 class System:
-    """Space discretised with FiPy: u_τ = A(t)u + r(t)."""
+    r"""Space discretised with FiPy: :math:`u_\tau = A(t)u + r(t)`.
+
+    Parameters
+    ----------
+    problem : KolmogorovProblem
+        The equation, on a finite box in one or two dimensions.
+    counts : tuple of int, shape (d,)
+        Cells per axis.
+
+    References
+    ----------
+    J. E. Guyer, D. Wheeler and J. A. Warren (2009), FiPy: partial differential equations with Python, Computing in
+    Science & Engineering 11.
+
+    Examples
+    --------
+    >>> import kolmo
+    >>> bm = kolmo.SDE(0.0, diffusion=1.0, dim=1)
+    >>> problem = kolmo.KolmogorovProblem(bm, lambda x: x[..., 0], 1.0, kolmo.Box(0.0, 1.0, "reflecting"))
+    >>> A, r = System(problem, (20,)).at(0.0)
+    >>> A.shape, r.shape, bool(abs(A.sum(1)).max() < 1e-9)  # constants stay
+    ((20, 20), (20, 1), True)
+    """
 
     def __init__(self, problem: KolmogorovProblem, counts: tuple[int, ...]) -> None:
         import fipy

@@ -22,7 +22,7 @@ KINDS = (Absorbing, Reflecting, Robin, Natural)
 
 @dataclass(frozen=True, eq=False)
 class MeshSolution:
-    """Cell values of u at t = 0 on a mesh.
+    """Cell values :math:`u(0, x_i)` of a solution on a mesh.
 
     Attributes
     ----------
@@ -38,6 +38,11 @@ class MeshSolution:
         Distance from each centre to the farthest corner of its cell.
     steps : int
         Time steps taken; 0 if stationary.
+
+    References
+    ----------
+    J. E. Guyer, D. Wheeler and J. A. Warren (2009), FiPy: partial differential equations with Python, Computing in
+    Science & Engineering 11.
     """
 
     problem: KolmogorovProblem
@@ -83,6 +88,10 @@ def read_mesh(path: str | os.PathLike[str]) -> Any:
         Without the package gmsh.
     InputError
         For a file that cannot be read or holds no triangles.
+
+    References
+    ----------
+    C. Geuzaine and J.-F. Remacle (2009), Gmsh, International Journal for Numerical Methods in Engineering 79.
     """
     try:
         import gmsh

@@ -67,6 +67,10 @@ class Density(Passages):
     motion : Motion or None
         Of faces that move: where the nodes are at other times than t = 0, see ``nodes``.
 
+    References
+    ----------
+    H. Risken (1989), The Fokker–Planck Equation, second edition.
+
     Examples
     --------
     >>> import kolmo

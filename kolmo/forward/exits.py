@@ -107,6 +107,11 @@ class Passages:
             Side 0 or "low", 1 or "high"; the axis may be left out in one dimension.
         times : array_like, shape (...), optional
             Times between 0 and the horizon, interpolated between time nodes; None: the time nodes, ``clock``.
+
+        Raises
+        ------
+        InputError
+            For times beyond the horizon, and what is no way out.
         """
         flux = self._flux[self._exit(face)]
         if times is None:
@@ -122,7 +127,13 @@ class Passages:
         return (as_like(in_time(self.clock, t.reshape(-1)), flux) @ flux).reshape(t.shape)
 
     def first_passage(self, times: Any, face: Any) -> Any:
-        """Density of the time of going out through a face at times (...): ``exit_flux(face, times)``."""
+        """Density of the time of going out through a face at times (...): ``exit_flux(face, times)``.
+
+        Raises
+        ------
+        InputError
+            As ``exit_flux``.
+        """
         return self.exit_flux(face, times)
 
     def _kept(self, t: float | None) -> int:

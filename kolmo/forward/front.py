@@ -76,7 +76,7 @@ def solve_forward(
         Points where the density is wanted. For an initial density on an infinite box it lies around them.
     rtol, atol : float, default 1e-3 and 0
         Relative and absolute tolerance; the latter in the units of a density (in ``at``), of a rate, and of ``value``.
-    flux_times : array_like, optional
+    flux_times : array_like, shape (m,), optional
         Times at which fluxes are wanted; ``[]``: at none.
     grid, steps
         Fixed discretisation, as in ``solve``.

@@ -35,7 +35,7 @@ def stationary_density(
     problem : KolmogorovProblem
         The process; coefficients that do not depend on time, no absorbing or elastic face, no killing.
     discretization, at, rtol, atol
-        Where the grid comes from, as in ``solve``.
+        Where the grid comes from, as in ``solve``; points have shape (..., d).
     grid, scheme
         Fixed grid, as in ``solve``.
 
@@ -50,6 +50,10 @@ def stationary_density(
         If something leaves, or coefficients depend on time.
     NotConvergedError
         If no invariant law was found.
+
+    References
+    ----------
+    H. Risken (1989), The Fokker–Planck Equation, second edition.
 
     Examples
     --------

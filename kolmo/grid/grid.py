@@ -115,7 +115,9 @@ def _powers(s: Array, w: int, derivative: int, xp: Any) -> Array:
 
 
 class Grid:
-    """A tensor grid: one axis of nodes per coordinate, each with its smooth map.
+    r"""A tensor grid: one axis of nodes :math:`x_j = X(\xi_j)` per coordinate, with ξ evenly spaced in [0, 1].
+
+    Its d axes make ``size`` nodes; ``points`` have shape (size, d), ``volumes`` shape (size,), the first axis slowest.
 
     Parameters
     ----------
@@ -201,7 +203,13 @@ class Grid:
         )
 
     def inside(self, x: Array, argument: str = "x") -> Array:
-        """Points with periodic axes wrapped; InputError where one lies outside the grid."""
+        """Points with periodic axes wrapped.
+
+        Raises
+        ------
+        InputError
+            Where one lies outside the grid.
+        """
         position = as_numpy(x)
         low, high = self.box
         slack = 1e-9 * (high - low)
@@ -238,6 +246,11 @@ class Grid:
             Number of nodes per axis in a stencil: interpolation of that order.
         derivatives : sequence of int, optional
             Order of differentiation per axis (0, 1 or 2).
+
+        Raises
+        ------
+        InputError
+            For points outside the grid.
         """
         x = self.inside(x)
         orders = derivatives or [0] * self.dim
@@ -249,7 +262,13 @@ class Grid:
         return index, weight
 
     def interpolate(self, u: Array, x: Any, width: int, derivatives: Sequence[int] | None = None) -> Array:
-        """Values of the node field u ``(size[, k])`` at points ``(..., d)``: shape ``(...[, k])``."""
+        """Values of the node field u ``(size[, k])`` at points ``(..., d)``: shape ``(...[, k])``.
+
+        Raises
+        ------
+        InputError
+            For points outside the grid.
+        """
         x = as_points(x, self.dim)
         lead = tuple(x.shape[:-1])
         index, weight = self.interpolation(x.reshape(-1, self.dim), width, derivatives)

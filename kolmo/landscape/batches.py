@@ -9,7 +9,9 @@ from kolmo.errors import InputError
 
 
 class BatchLoss:
-    """Mean of a loss over batches, for `surface`, `curvature` and `sharpness`.
+    r"""Mean of a loss over batches, for `surface`, `curvature` and `sharpness`.
+
+    .. math:: L = \sum_b n_b\,\ell_b \Big/ \sum_b n_b, \qquad n_b \text{ samples in batch } b
 
     Curvature goes through the batches one at a time: a product with the Hessian takes the memory of one batch, and two
     passes over the data.

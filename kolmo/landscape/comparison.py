@@ -13,12 +13,19 @@ from kolmo.landscape.summary import Quantity, Summary
 
 
 def over_seeds(summaries: Sequence[Summary]) -> Summary:
-    """Mean of every quantity over independently trained networks, with its standard error over them.
+    r"""Mean of every quantity over independently trained networks, with its standard error over them.
+
+    .. math:: \bar q = \tfrac1n\sum_s q_s, \qquad \text{standard error}^2 = \tfrac{1}{n(n - 1)}\sum_s (q_s - \bar q)^2
 
     Parameters
     ----------
     summaries : sequence of Summary
         One for each seed, at least two.
+
+    Raises
+    ------
+    InputError
+        For fewer than two summaries.
 
     Examples
     --------
@@ -37,7 +44,7 @@ def over_seeds(summaries: Sequence[Summary]) -> Summary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Paired difference of one quantity over seeds.
+    r"""Paired difference :math:`\tfrac1n\sum_s (a_s - b_s)` of one quantity over seeds s.
 
     Attributes
     ----------
@@ -50,6 +57,10 @@ class Comparison:
         as far from zero. With n pairs it cannot be below 2/2ⁿ.
     pairs : int
         Number of seeds.
+
+    References
+    ----------
+    R. A. Fisher (1935), The Design of Experiments: the test by random signs.
 
     Examples
     --------
@@ -67,7 +78,9 @@ class Comparison:
 
 
 def paired(first: Sequence[Summary], second: Sequence[Summary]) -> dict[str, Comparison]:
-    """Compare two ways of training over the same seeds, quantity by quantity.
+    r"""Compare two ways of training over the same seeds, quantity by quantity.
+
+    .. math:: \bar\delta = \tfrac1n\sum_s (a_s - b_s)
 
     Parameters
     ----------
@@ -77,6 +90,15 @@ def paired(first: Sequence[Summary], second: Sequence[Summary]) -> dict[str, Com
     Returns
     -------
     dict of str to Comparison
+
+    Raises
+    ------
+    InputError
+        For lists of different lengths, and fewer than two pairs.
+
+    References
+    ----------
+    R. A. Fisher (1935), The Design of Experiments: the test by random signs.
 
     Examples
     --------

@@ -30,7 +30,7 @@ _POINTS = 512  # of the plotted density
 
 @dataclass(frozen=True, eq=False)
 class Curvature:
-    r"""Hessian of a loss that is averaged over noise draws.
+    r"""Hessian :math:`H = \nabla^2\,\tfrac1n\sum_j \ell_j` of a loss that is averaged over n noise draws.
 
     Attributes
     ----------
@@ -61,6 +61,10 @@ class Curvature:
         Norm of its gradient.
     settings : dict
         Draws, seed, mode, treatment of batch normalisation.
+
+    References
+    ----------
+    Meyer, Musco, Musco & Woodruff (2021), Hutch++ (trace); Ubaru, Chen & Saad (2017) (spectral density).
 
     Examples
     --------
@@ -102,6 +106,11 @@ class Curvature:
         x, density, standard_error : ndarray
             The density of eigenvalues, of total mass 1.
 
+        Raises
+        ------
+        InputError
+            Where no density was asked for.
+
         References
         ----------
         Ghorbani, Krishnan & Xiao (2019), An investigation into neural net optimization via Hessian eigenvalue density.
@@ -127,6 +136,11 @@ class Curvature:
         A threshold a little below 0 gives the fraction of negative curvature. Eigenvalues nearer to the threshold than
         the resolution of the quadrature are counted on either side, which the standard error does not show: most
         eigenvalues of a network are near 0.
+
+        Raises
+        ------
+        InputError
+            Where no density was asked for.
         """
         self._needs_density()
         bulk = np.where(self.nodes < threshold, self.weights, 0.0).sum(1)
@@ -136,7 +150,13 @@ class Curvature:
 
     @property
     def smallest(self) -> float:
-        """Smallest node of the spectral density: an upper bound of the smallest eigenvalue, close to it."""
+        """Smallest node of the spectral density: an upper bound of the smallest eigenvalue, close to it.
+
+        Raises
+        ------
+        InputError
+            Where no density was asked for.
+        """
         self._needs_density()
         return float(self.nodes.min())
 
@@ -330,7 +350,9 @@ def curvature(
 
 
 def eigenvalues(loss: Loss | Any, model: nn.Module | None = None, *, top: int = 5, **options: Any) -> Curvature:
-    """Measure the largest eigenvalues alone: `curvature` without trace and density, which take most of its products.
+    r"""Measure the largest eigenvalues alone: `curvature` without trace and density, which take most of its products.
+
+    .. math:: Hv_i = \lambda_iv_i, \qquad \lambda_1 \ge \lambda_2 \ge \dots
 
     Parameters
     ----------
@@ -342,7 +364,16 @@ def eigenvalues(loss: Loss | Any, model: nn.Module | None = None, *, top: int = 
     Returns
     -------
     Curvature
-        With ``trace`` NaN and no density.
+        With ``eigenvalues`` of shape (top,), ``trace`` NaN and no density.
+
+    Raises
+    ------
+    InputError
+        As `curvature`.
+
+    References
+    ----------
+    C. Lanczos (1950), Journal of Research of the National Bureau of Standards 45.
 
     Examples
     --------

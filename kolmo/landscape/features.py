@@ -24,18 +24,18 @@ from kolmo.problem import KolmogorovProblem
 
 @dataclass(frozen=True, eq=False)
 class FeatureLandscape:
-    """Expected class losses and class probabilities over feature space, for some noise levels and times.
+    r"""Expected class losses and class probabilities over feature space, for some noise levels and times.
 
     Attributes
     ----------
-    axes : tuple of ndarray
+    axes : tuple of ndarray, shape (n_i,)
         Coordinates of the feature space, one array per dimension (1 or 2); fields have ``indexing="ij"``.
     levels : list of str
         Names of the noise levels.
     times : ndarray, shape (nt,)
         Times t; t = 0 is where the network starts.
     loss, probability : ndarray, shape ``(levels, nt, *shape, k)``
-        u(t, x) = E[−log p_c(X_T) | X_t = x] and E[p_c(X_T) | X_t = x] for each of the k classes c.
+        :math:`u(t, x) = E[-\log p_c(X_T) \mid X_t = x]` and :math:`E[p_c(X_T) \mid X_t = x]` for each of k classes c.
     gradient : ndarray, shape ``(levels, *shape, d, 2k)``
         ∇u at t = 0; the losses first, then the probabilities.
     hessian : ndarray, shape ``(levels, *shape, d, d, 2k)``
@@ -267,12 +267,14 @@ def _columns(model: FlowClassifier) -> Any:
 class FlowLoss:
     r"""Losses of a flow classifier for `surface`: of the network, of its PDE, their difference, and accuracy.
 
+    .. math:: \text{loss} = \tfrac1n\sum_i E[-\log p_{y_i}(X_T) \mid X_0 = x_i]
+
     The network's expected loss is sampled with the PDE as control variate, which removes most of its variance: with
     common random numbers too, differences over the plane are precise at every step.
 
     Parameters
     ----------
-    x, y : Tensor
+    x, y : Tensor, shapes (n, ...) and (n,)
         Data and labels.
     paths : int
         Noisy passes for each example in a draw; 0: no sampling, the PDE alone.
@@ -284,6 +286,11 @@ class FlowLoss:
         Tolerance of the PDE; with a `discretization` it is not used.
     discretization : kolmo.Discretization, optional
         A frozen plan, so that all points of the plane are solved in the same way.
+
+    Raises
+    ------
+    InputError
+        For fewer than two paths, other than none.
 
     Examples
     --------

@@ -27,7 +27,7 @@ _MARGIN = 0.15  # of the extent of a trajectory, around it
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    r"""Affine plane θ(α) = θ₀ + Σᵢ αᵢ dᵢ in weight space (a line where there is one direction).
+    r"""Affine plane :math:`\theta(\alpha) = \theta_0 + \sum_i \alpha_i d_i` in weight space (one direction: a line).
 
     Attributes
     ----------
@@ -45,6 +45,10 @@ class Plane:
         Coordinates of the checkpoints of a training run.
     distance : ndarray or None, shape (n,)
         Distance of the checkpoints from the plane.
+
+    References
+    ----------
+    Li, Xu, Taylor, Studer & Goldstein (2018), Visualizing the loss landscape of neural nets.
 
     Examples
     --------
@@ -90,7 +94,13 @@ class Plane:
         return moved
 
     def project(self, checkpoint: Any) -> tuple[np.ndarray, float]:
-        """Coordinates of a checkpoint (a module or a state dictionary), and its distance from the plane."""
+        """Coordinates of a checkpoint (a module or a state dictionary), and its distance from the plane.
+
+        Raises
+        ------
+        InputError
+            For a checkpoint of another architecture.
+        """
         found = weights_of(checkpoint, self.origin, "checkpoint")
         step = {name: found[name].double() - self.origin[name].double() for name in self.origin}
         along = np.array([_dot(step, d) for d in self.directions])
@@ -185,14 +195,14 @@ def random_plane(
     Plane
         Its directions are not orthogonalised after scaling (that would undo it); see `Plane.gram`.
 
-    References
-    ----------
-    Li, Xu, Taylor, Studer & Goldstein (2018), Visualizing the loss landscape of neural nets.
-
     Raises
     ------
     InputError
         Bad settings, or weights that such a direction does not move: all zero, or all one-dimensional and not moved.
+
+    References
+    ----------
+    Li, Xu, Taylor, Studer & Goldstein (2018), Visualizing the loss landscape of neural nets.
 
     Examples
     --------
@@ -229,6 +239,8 @@ def random_plane(
 def pca_plane(model: nn.Module, checkpoints: Sequence[Any]) -> Plane:
     r"""Plane of the two leading principal components of a training trajectory, through the weights of the model.
 
+    .. math:: \theta_t \approx \theta_0 + \alpha_{1t}d_1 + \alpha_{2t}d_2, \qquad d_i \cdot d_j = \delta_{ij}
+
     Parameters
     ----------
     model : nn.Module
@@ -240,13 +252,17 @@ def pca_plane(model: nn.Module, checkpoints: Sequence[Any]) -> Plane:
     -------
     Plane
         With unit directions, ``record["explained_variance"]`` (share of the variance of the checkpoints along each),
-        the coordinates of the checkpoints in ``trajectory`` and their ``distance`` from the plane: where that is large,
-        the surface is not what the training saw.
+        the coordinates of the n checkpoints in ``trajectory``, shape (n, 2), and their ``distance`` from the plane:
+        where that is large, the surface is not what the training saw.
 
     Raises
     ------
     InputError
         Fewer than three checkpoints, or checkpoints of another architecture.
+
+    References
+    ----------
+    Li, Xu, Taylor, Studer & Goldstein (2018), Visualizing the loss landscape of neural nets.
 
     Examples
     --------
@@ -285,7 +301,9 @@ def hessian_plane(
     rtol: float = 1e-3,
     **options: Any,
 ) -> Plane:
-    """Plane of the two eigenvectors of the Hessian of a loss with the largest eigenvalues, of unit length.
+    r"""Plane of the two eigenvectors of the Hessian of a loss with the largest eigenvalues, of unit length.
+
+    .. math:: H d_i = \lambda_i d_i, \qquad \|d_i\| = 1, \quad \lambda_1 \ge \lambda_2
 
     Parameters
     ----------
@@ -295,7 +313,12 @@ def hessian_plane(
     Returns
     -------
     Plane
-        With ``record["eigenvalues"]`` and ``record["residuals"]``.
+        With ``record["eigenvalues"]`` and ``record["residuals"]``, shape (2,) each.
+
+    Raises
+    ------
+    InputError
+        As `curvature`; for a model of a single weight.
 
     Examples
     --------
@@ -320,7 +343,7 @@ def hessian_plane(
 
 
 def line(model_a: Any, model_b: Any) -> Plane:
-    """Line θ_a + α (θ_b − θ_a) between two networks: α = 0 is the first, α = 1 the second.
+    r"""Line :math:`\theta_a + \alpha\,(\theta_b - \theta_a)` between two networks, at α = 0 and α = 1.
 
     Parameters move, buffers do not: they stay those of the model that `surface` gets. With batch normalisation, use its
     ``batchnorm="recalibrate"``, or α = 1 is not the second network.
@@ -336,6 +359,10 @@ def line(model_a: Any, model_b: Any) -> Plane:
     ------
     InputError
         If they differ in architecture or not at all.
+
+    References
+    ----------
+    Goodfellow, Vinyals & Saxe (2015), Qualitatively characterizing neural network optimization problems.
 
     Examples
     --------

@@ -198,6 +198,11 @@ def sharpness(
     -------
     Summary
 
+    Raises
+    ------
+    InputError
+        For a loss that is not finite at the weights, fewer than two pairs, and as `curvature`.
+
     Examples
     --------
     >>> model = nn.Linear(1, 1, bias=False)

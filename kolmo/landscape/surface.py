@@ -26,11 +26,11 @@ _SAVE_EVERY = 20.0  # seconds between two writings of what is there so far
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """Losses over a plane, draw by draw.
+    r"""Losses :math:`\ell_j(\theta(\alpha))` over a plane, draw by draw j.
 
     Attributes
     ----------
-    axes : tuple of ndarray
+    axes : tuple of ndarray, shape (n_i,)
         Coordinates along each direction; fields have ``indexing="ij"``.
     values : dict of str to ndarray, shape ``(*shape, draws)``
         Every quantity that the loss returned, for every draw; the first is the one that `mean` shows.
@@ -45,6 +45,10 @@ class Surface:
         on a full grid.
     random : bool
         Whether different seeds gave different losses, at the origin or anywhere.
+
+    References
+    ----------
+    Li, Xu, Taylor, Studer & Goldstein (2018), Visualizing the loss landscape of neural nets.
 
     Examples
     --------
@@ -191,6 +195,11 @@ class Surface:
         Returns
         -------
         matplotlib.axes.Axes
+
+        Raises
+        ------
+        InputError
+            For a kind that is not known.
         """
         from kolmo.landscape import plots
 
@@ -272,7 +281,8 @@ def surface(
     plane : Plane
         Its origin is where the surface has its centre, whatever the weights of the model.
     span : float, (low, high), or one of these for each direction, optional
-        Coordinates covered; a float s means (−s, s). Default: that of the plane, (−1, 1) for random ones.
+        Coordinates covered, shape (2,) or (directions, 2); a float s means (−s, s). Default: that of the plane, (−1, 1)
+        for random ones.
     points : int or sequence of int
         Points along each direction; the default 51 is Li et al.'s.
     draws : int

@@ -68,7 +68,7 @@ class Likelihood(ABC):
     Attributes
     ----------
     tol : float
-        Error of ℓ that is asked for.
+        Error of ℓ, a tensor of shape (), that is asked for.
     resolution : float or None
         What was decided; None before the first call.
     error_estimate : float
@@ -77,6 +77,11 @@ class Likelihood(ABC):
         "converged", "tolerance_not_met", or "unplanned" before the first call.
     message : str
         Why.
+
+    Raises
+    ------
+    InputError
+        For a tolerance that is not positive.
 
     Examples
     --------
@@ -102,12 +107,24 @@ class Likelihood(ABC):
     # ------------------------------------------------------------------------------------------- for users
     @at_home
     def __call__(self) -> torch.Tensor:
-        """ℓ, a torch scalar."""
+        """ℓ, a torch scalar.
+
+        Raises
+        ------
+        NotConvergedError
+            Where an observation has no finite value.
+        """
         return self.terms().sum()
 
     @at_home
     def terms(self) -> torch.Tensor:
-        """Logarithms of what every observation adds, shape (N,)."""
+        """Logarithms of what every observation adds, shape (N,).
+
+        Raises
+        ------
+        NotConvergedError
+            Where an observation has no finite value.
+        """
         if self.resolution is None:
             self.renew()
         assert self.resolution is not None
@@ -137,7 +154,13 @@ class Likelihood(ABC):
         return self.error_estimate
 
     def holds(self) -> bool:
-        """Whether the resolution that is kept meets the tolerance at the present parameters too."""
+        """Whether the resolution that is kept meets the tolerance at the present parameters too.
+
+        Raises
+        ------
+        NotConvergedError
+            Where an observation has no finite value.
+        """
         if self.resolution is None:
             return False
         levels, error = self._levels()

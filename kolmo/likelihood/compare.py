@@ -35,7 +35,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models side by side, the best by AIC first.
+    r"""Models side by side, the best by :math:`\text{AIC} = 2p - 2\ell` first.
 
     Attributes
     ----------
@@ -43,6 +43,10 @@ class Comparison:
         ``name``, ``parameters``, ``log_likelihood``, ``aic``, ``difference`` from the best, ``weight`` (Akaike's),
         ``bic``; and ``held_out``, the log-likelihood of data that were held out, of which ``held_out_error`` is the
         standard error of the difference from the first row (of itself there), None without such data.
+
+    References
+    ----------
+    K. P. Burnham and D. R. Anderson (2002), Model Selection and Multimodel Inference, section 2.9.
 
     Examples
     --------
@@ -146,7 +150,9 @@ def _terms(likelihood: Likelihood) -> np.ndarray:
 def plot_choices(
     likelihood: PassageLikelihood, condition: Mapping[str, float] | None = None, *, bins: int = 25, ax: Any = None
 ) -> Any:
-    """Draw observed response times as histograms and the fitted densities over them; of two choices, one is mirrored.
+    """Draw observed response times as histograms and the fitted densities :math:`q_c(t)` over them.
+
+    Of two choices, one is mirrored.
 
     Parameters
     ----------

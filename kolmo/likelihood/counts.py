@@ -101,7 +101,7 @@ def exit_counts(
 
 
 class ExitLikelihood(LawLikelihood):
-    """Likelihood of numbers of exits; see :func:`exit_counts`.
+    r"""Likelihood :math:`\ell = \sum_j n_j\log p_j` of numbers of exits; see :func:`exit_counts`.
 
     Attributes
     ----------
@@ -111,6 +111,11 @@ class ExitLikelihood(LawLikelihood):
         Numbers by way out, each of shape (J,); of all ways out together under None.
     survivors : float
         How many were left.
+
+    Raises
+    ------
+    InputError
+        As `exit_counts`.
 
     Examples
     --------

@@ -80,6 +80,10 @@ def noisy_paths(
     InputError
         For processes that are neither linear nor in one dimension, and for shapes that do not fit.
 
+    References
+    ----------
+    A. H. Jazwinski (1970), Stochastic Processes and Filtering Theory.
+
     Examples
     --------
     >>> kappa = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
@@ -92,7 +96,7 @@ def noisy_paths(
 
 
 class NoisyPathLikelihood(OnChart):
-    """Likelihood of a path seen through noise; see :func:`noisy_paths`.
+    r"""Likelihood :math:`\sum_k \log p(y_k \mid y_0, \dots, y_{k-1})` of a path in noise; see :func:`noisy_paths`.
 
     Attributes
     ----------
@@ -102,6 +106,15 @@ class NoisyPathLikelihood(OnChart):
         When something was seen.
     observations : tensor, shape (n, m)
         What.
+
+    Raises
+    ------
+    InputError
+        As `noisy_paths`.
+
+    References
+    ----------
+    A. H. Jazwinski (1970), Stochastic Processes and Filtering Theory.
 
     Examples
     --------
@@ -142,7 +155,13 @@ class NoisyPathLikelihood(OnChart):
 
     @property
     def deviations(self) -> torch.Tensor:
-        """Standard deviations of the noise, shape (m,)."""
+        """Standard deviations of the noise, shape (m,).
+
+        Raises
+        ------
+        InputError
+            For noise that is not positive.
+        """
         found = _tensor(self._noise() if callable(self._noise) else self._noise)
         if not bool((found > 0).all()):
             raise InputError("noise", found.tolist(), "positive standard deviations", "likelihood.paths has no noise")

@@ -98,6 +98,7 @@ def fit(likelihood: Likelihood, parameters: Any, *, bounds: Any = None, maxiter:
     Returns
     -------
     Fit
+        With ``x`` of shape (p,), all parameters one after another.
 
     Raises
     ------

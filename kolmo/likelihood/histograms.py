@@ -71,14 +71,19 @@ def histogram(
 
 
 class HistogramLikelihood(LawLikelihood):
-    """Likelihood of histograms; see :func:`histogram`.
+    r"""Likelihood :math:`\ell = \sum_{kj} n_{kj}\log p_{kj}` of histograms; see :func:`histogram`.
 
     Attributes
     ----------
     edges : list of ndarray
-        Edges of the bins along each axis.
+        Edges of the bins along axis i, shape (m_i + 1,).
     counts : ndarray, shape (K, m_1, ..., m_d)
         How many were in each.
+
+    Raises
+    ------
+    InputError
+        As `histogram`.
 
     Examples
     --------
@@ -116,7 +121,13 @@ class HistogramLikelihood(LawLikelihood):
         return int(self.counts.sum() + (0.0 if self.rest is None else self.rest.sum()))
 
     def chances(self, law: Law, t: float) -> torch.Tensor:
-        """Probabilities of the bins at a time, shape (m_1, ..., m_d)."""
+        """Probabilities of the bins at a time, shape (m_1, ..., m_d).
+
+        Raises
+        ------
+        InputError
+            For a time at which the process has only begun.
+        """
         if t == 0.0:
             raise InputError("times", 0.0, "times after the start")
         if t > law.times[-1]:
@@ -198,7 +209,7 @@ def moments(
 
 
 class MomentLikelihood(LawLikelihood):
-    """Likelihood of sample moments; see :func:`moments`.
+    r"""Likelihood :math:`\prod_{kj} N(y_{kj};\, m_{kj}, s_{kj}^2)` of sample moments; see :func:`moments`.
 
     Attributes
     ----------
@@ -206,6 +217,11 @@ class MomentLikelihood(LawLikelihood):
         When.
     values, standard_errors : ndarray, shape (K, q)
         Means that were found, and their errors.
+
+    Raises
+    ------
+    InputError
+        As `moments`.
 
     Examples
     --------
@@ -244,7 +260,13 @@ class MomentLikelihood(LawLikelihood):
         return int(self.values.size)
 
     def expected(self, law: Law, t: float) -> torch.Tensor:
-        """E[f(X_t) | under way], shape (q,)."""
+        """E[f(X_t) | under way], shape (q,).
+
+        Raises
+        ------
+        InputError
+            Where the function has another number of values than there are means.
+        """
         mean = law.expectation(self.function, self._kept(law, t)).reshape(-1)
         if len(mean) != self.values.shape[1]:
             raise InputError("function", f"{len(mean)} values", f"{self.values.shape[1]}, as there are means")

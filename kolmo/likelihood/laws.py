@@ -20,11 +20,11 @@ COMPARED, PLACES = 32, 9
 
 @dataclass(frozen=True)
 class Between:
-    """A law on an interval, for starts and delays that differ from trial to trial.
+    """A law on an interval :math:`[l, u]`, for starts and delays that differ from trial to trial.
 
     Attributes
     ----------
-    low, high : number or tensor
+    low, high : number or tensor, shape ()
         Its ends.
     density : callable, optional
         ``density(x)`` -> ``(...)`` in torch, up to a factor; None: uniform.

@@ -51,6 +51,10 @@ class FirstPassage:
     InputError
         Without a bound.
 
+    References
+    ----------
+    R. Ratcliff (1978), A theory of memory retrieval, Psychological Review 85.
+
     Examples
     --------
     A drift–diffusion model with two conditions, its likelihood and gradient:

@@ -109,6 +109,10 @@ def paths(sde: SDE, times: Any, states: Any, *, box: Box | None = None, tol: flo
     (:mod:`kolmo.likelihood.modes`) where it is longer. Beyond one dimension there is the expansion alone: where it does
     not do, the status says so, and ``control.transition_density`` solves the equation on a grid.
 
+    References
+    ----------
+    Y. Aït-Sahalia (2002), Econometrica 70, and (2008), Annals of Statistics 36: expansions for short times.
+
     Examples
     --------
     >>> kappa = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
@@ -123,16 +127,25 @@ def paths(sde: SDE, times: Any, states: Any, *, box: Box | None = None, tol: flo
 
 
 class PathLikelihood(OnChart):
-    """Likelihood of sampled paths; see :func:`paths`.
+    r"""Likelihood :math:`\ell = \sum_k \log p(h_k, x_k, x_{k+1})` of sampled paths; see :func:`paths`.
 
     Attributes
     ----------
     sde : SDE
         The process.
     steps : Transitions
-        The data.
+        The data: M steps between states of shape (M, d).
     box : Box or None
         The state space.
+
+    Raises
+    ------
+    InputError
+        As `paths`.
+
+    References
+    ----------
+    Y. Aït-Sahalia (2002), Econometrica 70, and (2008), Annals of Statistics 36: expansions for short times.
 
     Examples
     --------

@@ -39,7 +39,11 @@ FADES = 0.25
 
 
 class RaceLikelihood(PassageLikelihood):
-    """Likelihood of trials under a race; see :meth:`Race.likelihood`.
+    r"""Likelihood :math:`\ell = \sum_i \log q_{c_i}(t_i)` of a race, trials of shape (N,); see :meth:`Race.likelihood`.
+
+    References
+    ----------
+    Usher and McClelland 2001 (leaky competing accumulators).
 
     Examples
     --------

@@ -32,7 +32,7 @@ BAND = float(stats.kstwobign.ppf(0.95))
 
 @dataclass(frozen=True, eq=False)
 class Residuals:
-    """Residuals of a fitted model: uniform on (0, 1) and independent where it is right.
+    r"""Residuals :math:`u_k = P(Y_k \le y_k \mid y_1, \dots, y_{k-1})` of a model: uniform, independent if right.
 
     Attributes
     ----------
@@ -40,6 +40,10 @@ class Residuals:
         One row for each observation, NaN for what was not observed.
     names : tuple of str
         What the q columns are.
+
+    References
+    ----------
+    Cox and Snell 1968; Dunn and Smyth 1996.
 
     Examples
     --------
@@ -106,6 +110,7 @@ def residuals(likelihood: Likelihood, *, rng: Any = None) -> Residuals:
     Returns
     -------
     Residuals
+        Numbers of shape (N, q).
         Of first passages two columns: the response time, and the choice given the time. Of paths one for each
         coordinate given those before it.
 

@@ -15,7 +15,7 @@ SEEN, UNSIDED, UNTIMED, CENSORED, NOTHING = range(5)
 
 @dataclass(frozen=True, eq=False)
 class Trials:
-    """Times and choices of trials, with covariates.
+    """Times and choices :math:`(t_i, c_i)` of trials, with covariates.
 
     Attributes
     ----------

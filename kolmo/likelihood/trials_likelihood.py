@@ -38,14 +38,23 @@ FIRST_TIMED, MOST_TIMED, ORDER_TIMED, FASTEST_TIMED, LONGEST = 16.0, 260.0, 2.5,
 
 
 class PassageLikelihood(Likelihood):
-    """Likelihood of trials under a model of first passages; see :meth:`FirstPassage.likelihood`.
+    r"""Likelihood :math:`\ell = \sum_i \log q_{c_i}(t_i)` of first passages; see :meth:`FirstPassage.likelihood`.
 
     Attributes
     ----------
     model : FirstPassage
         The model.
     trials : Trials
-        The data.
+        The data: N times and choices, of shape (N,).
+
+    Raises
+    ------
+    InputError
+        For trials that the model cannot have.
+
+    References
+    ----------
+    R. Ratcliff (1978), A theory of memory retrieval, Psychological Review 85.
 
     Examples
     --------

@@ -49,7 +49,7 @@ class Members:
 
 @dataclass(frozen=True, eq=False)
 class Solutions(Sequence[Solution]):
-    """Solutions of many problems, in their order; ``solutions[i]`` is that of one.
+    """Solutions :math:`u^p(0, x)` of many problems p, in their order; ``solutions[i]`` is that of one.
 
     Attributes
     ----------
@@ -59,6 +59,10 @@ class Solutions(Sequence[Solution]):
         Estimates of their errors.
     statuses : tuple of str
         "converged" or "tolerance_not_met".
+    members, alone
+        Problems that were solved together, by plan; and, by place, solutions of those solved alone.
+    horizons : tuple of float or None
+        Horizon of every problem.
     stats : dict
         How many were solved together and alone, by how many plans, and seconds.
 
@@ -114,7 +118,11 @@ def solve_many(
     atol: float = 1e-6,
     plan: Solutions | None = None,
 ) -> Solutions:
-    """Solve problems that differ in parameters, each to the tolerance.
+    r"""Solve problems that differ in parameters, each to the tolerance.
+
+    .. math::
+        \partial_t u^p + b^p\cdot\nabla u^p + \tfrac12\Sigma^p:\nabla^2 u^p - c^pu^p + g^p = 0, \qquad
+        u^p(T, \cdot) = \varphi^p, \qquad p = 1, \dots, P
 
     One of them is planned for, and its levels are marched for all, side by side in one compiled loop; so is a wider
     box. Every problem is then judged by its own levels, by where its process goes, and by what its functions do between

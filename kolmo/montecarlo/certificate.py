@@ -23,7 +23,13 @@ APART = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """What simulated paths say about the error of a solution at t = 0.
+    r"""What simulated paths say about the error of a solution at t = 0.
+
+    .. math::
+        \text{corrected} = v + e, \qquad \text{uncertainty} = \sqrt{s^2 + \beta^2}, \qquad
+        \text{bound} = |e| + 3\,\sqrt{s^2 + \beta^2}
+
+    with v the value, e the error, s its standard error and β the estimate of its bias.
 
     Attributes
     ----------
@@ -45,6 +51,10 @@ class Certificate:
         Seed: the same call with ``rng=certificate.rng`` gives the same numbers.
     status, message : str
         "finished" or "truncated", as in ``monte_carlo``; and what was done.
+
+    References
+    ----------
+    E. B. Dynkin (1965), Markov Processes.
 
     Examples
     --------

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class Box:
-    """A box ``[lower, upper]`` in R^d with a condition on each face.
+    r"""A box :math:`\prod_i [l_i, u_i]` in :math:`R^d` with a condition on each face.
 
     Parameters
     ----------
-    lower, upper : float, callable or tensor, or sequence of them
+    lower, upper : float, callable or tensor, or sequence of them, shape (d,)
         Corners; ±inf where the state space does not end (open faces only). A function ``lower(t)`` -> number (t a
         float) is a face that moves: a barrier. It may jump and bend, and give a tensor with gradients; so may a
         tensor, for a face that stands still at a place that is a parameter. Where two of them meet, everything has
@@ -35,6 +35,11 @@ class Box:
     InputError
         If lower >= upper, a word is unknown, the list does not fit the dimension, only one end of an axis is
         periodic, a face that is not open lies at infinity, or one that is open or periodic moves.
+
+    References
+    ----------
+    W. Feller (1952), The parabolic differential equations and the associated semi-groups of transformations, Annals of
+    Mathematics 55: natural, entrance and regular ends.
 
     Examples
     --------

@@ -165,9 +165,13 @@ class Robin(Face):
     Parameters
     ----------
     kappa : float or callable
-        Rate κ, number or ``kappa(t, x)``.
+        Rate κ, number or ``kappa(t, x)`` -> ``(...)``.
     value : float or callable, default 0
-        Right-hand side v, number or ``value(t, x)``.
+        Right-hand side v, number or ``value(t, x)`` -> ``(...)`` (``(..., k)`` for k columns).
+
+    References
+    ----------
+    K. Itô and H. P. McKean (1965), Diffusion Processes and their Sample Paths: elastic Brownian motion.
 
     Examples
     --------

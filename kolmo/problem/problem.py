@@ -69,6 +69,11 @@ class KolmogorovProblem:
     InputError
         For a horizon that is not positive, dimensions that disagree, or terminal data that do not fit the horizon.
 
+    References
+    ----------
+    I. Karatzas and S. E. Shreve (1991), Brownian Motion and Stochastic Calculus, section 5.7: the formula of
+    Feynman and Kac.
+
     Examples
     --------
     >>> import numpy as np, kolmo

@@ -58,6 +58,10 @@ class SDE:
     InputError
         If both diffusion and covariance are given, breakpoints do not increase, or jumps are no pairs.
 
+    References
+    ----------
+    I. Karatzas and S. E. Shreve (1991), Brownian Motion and Stochastic Calculus, chapter 5.
+
     Examples
     --------
     >>> ou = SDE(lambda t, x: -x, diffusion=0.5, dim=2)

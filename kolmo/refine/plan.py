@@ -35,7 +35,9 @@ def plan(
     max_cells: int | None = None,
     max_seconds: float | None = None,
 ) -> Discretization:
-    """Find a discretisation that meets a tolerance.
+    r"""Find a discretisation that meets a tolerance.
+
+    .. math:: |u_{h,j}(0, x) - u_j(0, x)| \le \mathrm{atol} + \mathrm{rtol}\,\max_x |u_j(0, x)|
 
     Parameters
     ----------
@@ -54,6 +56,18 @@ def plan(
     -------
     Discretization
         Frozen and reusable: box used, grid, time nodes, scheme, stepper, treatment of φ, error estimate.
+
+    Raises
+    ------
+    InputError
+        For bad input; the message names the argument.
+    NotConvergedError
+        Where no level gives an answer, or none is finished in time.
+
+    References
+    ----------
+    P. J. Roache (1998), Verification and Validation in Computational Science and Engineering: estimates by grids of
+    different resolution.
 
     Examples
     --------

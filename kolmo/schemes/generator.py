@@ -97,14 +97,17 @@ class Generator:
     coupled : ndarray of bool, shape (d, d), optional
         Entries of the covariance that stencils are laid out for even where they are zero: they may become something.
 
+    Raises
+    ------
+    InputError
+        For targets inside the box, and faces that the process contradicts.
+
     Examples
     --------
     >>> import kolmo
-    >>> bm = kolmo.SDE(0.0, diffusion=1.0, dim=1)
-    >>> box = kolmo.Box(0.0, 1.0, boundary="reflecting")
+    >>> bm, box = kolmo.SDE(0.0, diffusion=1.0, dim=1), kolmo.Box(0.0, 1.0, boundary="reflecting")
     >>> problem = kolmo.KolmogorovProblem(bm, lambda x: x[..., 0], 1.0, box)
-    >>> gen = kolmo.discretize(problem, (11,), scheme="central2")
-    >>> float(abs(gen.matrix(0.0).sum(1)).max()) < 1e-9
+    >>> float(abs(kolmo.discretize(problem, 11, scheme="central2").matrix(0.0).sum(1)).max()) < 1e-9
     True
     """
 
@@ -454,7 +457,7 @@ def _some(intervals: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def discretize(problem: KolmogorovProblem, grid: Grid | int | Sequence[int], scheme: str = "auto") -> Generator:
-    """Space discretisation of a problem on a grid.
+    """Space discretisation of a problem on a grid: :math:`u' + Q(t)u + r(t) = 0`.
 
     Parameters
     ----------
@@ -464,19 +467,22 @@ def discretize(problem: KolmogorovProblem, grid: Grid | int | Sequence[int], sch
     grid : Grid, int or sequence of int
         The grid, or numbers of nodes per axis.
     scheme : str, default "auto"
-        "central2", "central4", "central6", "central6-still" or "monotone"; "auto" takes the highest order that the grid
-        has nodes for.
+        "central2", "central4", "central6", "central6-still" or "monotone"; "auto": the highest order that fits.
 
     Returns
     -------
     Generator
-        With ``matrix(t)``, ``load(t)``, ``volumes`` and ``terminal``.
+        With ``matrix(t)`` of shape (size, size), ``load(t)``, ``volumes`` and ``terminal`` of shape (size,).
+
+    Raises
+    ------
+    InputError
+        For a scheme that is not known, a grid that does not fit the problem, and as `Generator`.
 
     Examples
     --------
     >>> import kolmo
-    >>> ou = kolmo.SDE(lambda t, x: -x, diffusion=1.0, dim=1)
-    >>> problem = kolmo.KolmogorovProblem(ou, lambda x: x[..., 0], 1.0, kolmo.Box(-4.0, 4.0))
+    >>> problem = kolmo.KolmogorovProblem(kolmo.SDE(0.0, 1.0, dim=1), lambda x: x[..., 0], 1.0, kolmo.Box(-4.0, 4.0))
     >>> kolmo.discretize(problem, 9, scheme="monotone").matrix(0.0).shape
     (9, 9)
     """

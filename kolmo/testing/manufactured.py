@@ -20,7 +20,9 @@ EVEN, PULL = {"reflecting", "entrance"}, 0.8
 def manufactured(
     faces: Sequence[tuple[str, str]], *, horizon: float = 0.4, autonomous: bool = False, mixed: float = 0.4
 ) -> Case:
-    """Problem with everything in it and a known answer, for any mixture of faces in one to three dimensions.
+    r"""Problem with everything in it and a known answer, for any mixture of faces in one to three dimensions.
+
+    .. math:: g = -\partial_t u - b\cdot\nabla u - \tfrac12\Sigma:\nabla^2 u + cu \quad\text{for a chosen } u
 
     Full tensor, drift, killing and two columns, which depend on time and place; the source and the face values are what
     the equation leaves over for chosen products of waves.
@@ -39,6 +41,15 @@ def manufactured(
     Returns
     -------
     Case
+
+    Raises
+    ------
+    InputError
+        For faces that are not known.
+
+    References
+    ----------
+    P. J. Roache (2002), Code verification by the method of manufactured solutions, Journal of Fluids Engineering 124.
 
     Examples
     --------

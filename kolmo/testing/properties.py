@@ -51,13 +51,25 @@ class Table:
     rows: tuple[tuple[Any, ...], ...]
 
     def column(self, name: str) -> np.ndarray:
-        """All values of a column."""
+        """All values of a column.
+
+        Raises
+        ------
+        InputError
+            For a column that there is not.
+        """
         if name not in self.columns:
             raise InputError("name", repr(name), "one of " + ", ".join(self.columns))
         return np.array([row[self.columns.index(name)] for row in self.rows])
 
     def worst(self, name: str) -> float:
-        """Largest absolute value of a column; NaN if there is one."""
+        """Largest absolute value of a column; NaN if there is one.
+
+        Raises
+        ------
+        InputError
+            For a column that there is not.
+        """
         return float(np.abs(self.column(name)).max())
 
     def __str__(self) -> str:
@@ -106,6 +118,15 @@ def order_of_accuracy(
     -------
     Table
         Columns level, nodes, steps, error, order; the first order is NaN.
+
+    Raises
+    ------
+    InputError
+        For different numbers of nodes and steps, and as ``solve``.
+
+    References
+    ----------
+    P. J. Roache (1998), Verification and Validation in Computational Science and Engineering.
 
     Examples
     --------
@@ -174,6 +195,11 @@ def duality_gap(
     Table
         Columns law, backward, forward, gap; the gap is relative to the largest value of u(0, ·).
 
+    Raises
+    ------
+    InputError
+        As ``solve`` and ``solve_forward``.
+
     Examples
     --------
     >>> from kolmo import catalog
@@ -224,6 +250,15 @@ def maximum_principle(
     Table
         Columns trial, lowest, highest, overshoot: by how much the answer leaves the range, at worst over time.
 
+    Raises
+    ------
+    InputError
+        As ``solve``.
+
+    References
+    ----------
+    A. Friedman (1964), Partial Differential Equations of Parabolic Type, chapter 2.
+
     Examples
     --------
     >>> from kolmo import catalog
@@ -262,7 +297,9 @@ def mass_balance(
     seed: int = 0,
     **fixed: Any,
 ) -> Table:
-    r"""March random points forward and balance the probability: inside + gone through faces + killed = 1.
+    r"""March random points forward and balance the probability.
+
+    .. math:: \sum_i p_i(t) + \sum_{\text{faces}} \int_0^t f\,ds + \text{killed}(t) = 1
 
     Parameters
     ----------
@@ -281,6 +318,11 @@ def mass_balance(
         One row per way out, with what went there until the horizon; then "inside", and "imbalance": the largest
         deviation of the sum from one over all time nodes.
 
+    Raises
+    ------
+    InputError
+        As ``solve_forward``.
+
     Examples
     --------
     >>> from kolmo import catalog
@@ -298,7 +340,9 @@ def mass_balance(
 
 
 def generator_signs(problem: KolmogorovProblem, grid: Nodes, scheme: str = "auto", t: float = 0.0) -> Table:
-    """Row sums and signs of the generator matrix, in units of its largest entry.
+    r"""Row sums and signs of the generator matrix, in units of its largest entry.
+
+    .. math:: \sum_jQ_{ij} = -c_i, \qquad Q_{ij} \ge 0 \text{ for } j \ne i
 
     Parameters
     ----------
@@ -316,6 +360,15 @@ def generator_signs(problem: KolmogorovProblem, grid: Nodes, scheme: str = "auto
     Table
         Rows "largest row sum" and "smallest row sum", killing added, at nodes that are neither absorbing nor elastic
         (zero where probability is conserved), and "lowest off-diagonal" (not negative for a monotone scheme).
+
+    Raises
+    ------
+    InputError
+        As ``discretize``.
+
+    References
+    ----------
+    H. J. Kushner and P. Dupuis (2001), Numerical Methods for Stochastic Control Problems in Continuous Time.
 
     Examples
     --------
@@ -373,6 +426,15 @@ def taylor_test(
     -------
     Table
         Columns h, remainder, order; order is infinite where the remainder is rounding.
+
+    Raises
+    ------
+    RuntimeError
+        Where torch finds no gradient of the objective.
+
+    References
+    ----------
+    P. E. Farrell, D. A. Ham, S. W. Funke and M. E. Rognes (2013), SIAM Journal on Scientific Computing 35.
 
     Examples
     --------

@@ -219,3 +219,11 @@ def test_smooth_networks_are_not_warned_of(recwarn):
     for branches in ([BRANCH, BRANCH], [first_branch, BRANCH]):  # before the first noise nothing is differentiated
         bridge.regularisation(bridge.NoisyResNet(branches, bridge.Additive(0.1)), loss, X)
     assert not [one for one in recwarn if issubclass(one.category, KolmoWarning)]
+
+
+def test_the_drift_correction_of_a_layer_is_its_integral():
+    """Twice the layers: two of half the length have together half of it, up to the second power of the length."""
+    law = bridge.Additive(0.1)
+    drift = {depth: parts(law, depth).drift for depth in (2, 4, 8)}
+    gaps = [size(drift[n] - 2.0 * drift[2 * n].unflatten(0, (n, 2)).sum(1)) / size(drift[n]) for n in (2, 4)]
+    assert gaps[1] < 0.3 * gaps[0] < 0.1

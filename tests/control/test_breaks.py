@@ -151,3 +151,45 @@ def test_the_load_of_kinks_is_that_of_their_place():
     weights = np.array([-1.0, 16.0, -30.0, 16.0, -1.0]) / 12.0
     seen = np.convolve(cubic, weights, "valid") - np.abs(nodes - where)[2:-2]
     np.testing.assert_allclose(seen, _seen(nodes[2:-2] - where), atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["step", "stationary", "ergodic"])
+def test_a_load_of_kinks_that_moves_with_every_policy_is_held(kind, monkeypatch):
+    """A small correction that never comes to rest keeps no policy from it: what is left is told to be nothing."""
+    from dataclasses import replace
+
+    from kolmo.control import policy_steps
+    from kolmo.control.bellman import Bellman
+
+    forever = {} if kind == "step" else {"terminal": None, "horizon": None}
+    problem = control.ControlProblem(
+        lambda t, x, a: a - 0.5 * x,
+        0.7,
+        controls=control.Interval(-1.0, 1.0),
+        running_cost=lambda t, x, a: x[..., 0] ** 2,
+        box=kolmo.Box(-1.0, 1.0, "reflecting" if kind == "ergodic" else "absorbing"),
+        **({"terminal": lambda x: x[..., 0] ** 2, "horizon": 1.0} | forever),
+        **({"ergodic": True} if kind == "ergodic" else {}),
+    )
+    bellman = Bellman(problem, Grid.of(problem.box, 41), "central4")
+    improve, rng = Bellman.improve, np.random.default_rng(0)
+
+    def restless(self, t, V, act):
+        return replace(improve(self, t, V, act), bent=1e-6 * rng.normal(size=(self.grid.size, 1)))
+
+    monkeypatch.setattr(Bellman, "improve", restless)
+    if kind == "step":
+        step = policy_steps.ImplicitPolicyStep(bellman, "implicit-euler")
+        V, _ = step(1.0, 0.1, bellman.free(problem_values(bellman)), [bellman.start()])
+        count, left = step.iterations, step.unsettled
+    else:
+        V, settled = policy_steps.solve_stationary(bellman)
+        count, left = settled.count, settled.change
+    assert np.isfinite(V).all()
+    assert count < policy_steps.POLICY_ITERATIONS
+    assert left == 0.0
+
+
+def problem_values(bellman):
+    """Terminal values at the nodes."""
+    return np.asarray(bellman.grid.points) ** 2

@@ -531,3 +531,21 @@ def test_after_an_interrupt_the_finest_level_finished_is_returned(monkeypatch, f
     assert "not compared" in opt.message
     assert np.isinf(opt.error_estimate).all() == (finished == 1)
     assert abs(opt([0.3]).item() - (p * 0.3**2 + rest)) <= opt.error_estimate.max()
+
+
+def test_a_cut_that_cannot_be_measured_counts_as_much_as_the_levels_differ(monkeypatch):
+    """A wider box that has no answer is no evidence that nothing comes from beyond."""
+    solve_on, widths = hjb.Search._solve_on, []
+
+    def failing(self, grid, steps, scheme):
+        width = float(np.ptp(grid.box[:, 0] if isinstance(grid.box, np.ndarray) else [end[0] for end in grid.box]))
+        if len(self.levels) > 2 and scheme == self.scheme and width > 1.01 * max(widths):
+            raise NotConvergedError("no answer")
+        widths.append(width)
+        return solve_on(self, grid, steps, scheme)
+
+    monkeypatch.setattr(hjb.Search, "_solve_on", failing)
+    opt = control.solve_hjb(linear_quadratic(lambda t: -0.5), at=np.array([0.0, 0.7]), rtol=1e-2)
+    found = opt.discretization.estimate
+    assert found["cut"][0] >= found["discretization"][0] > 0.0
+    assert opt.error_estimate.max() >= 2.0 * found["discretization"][0]

@@ -87,6 +87,16 @@ def test_an_objective_without_lower_bound_is_told():
     assert np.isfinite(p.item())
 
 
+@pytest.mark.parametrize("power", [2, 4])
+def test_parameters_of_an_objective_without_lower_bound_stay_near(power):
+    """It ends ten powers of ten below the first value, not where numbers end."""
+    for start in np.random.default_rng(power).uniform(0.1, 3.0, 3):
+        p = leaf(start)
+        fit = control.minimize(lambda: -(p**power), p)  # noqa: B023
+        assert fit.status == "diverged"
+        assert -1e10 * (1.0 + start**power) <= fit.fun < -(start**power)
+
+
 def test_callback_and_maxiter_stop():
     p = leaf([-1.2, 1.0])
     fit = control.minimize(lambda: rosenbrock(p), p, callback=lambda n, value: n == 3)

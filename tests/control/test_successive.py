@@ -1,5 +1,7 @@
 """Successive approximations reach what gradient training reaches, fall at every step, and know their bounds."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -73,3 +75,30 @@ def test_bad_input_names_the_argument(how, argument):
     with pytest.raises(InputError) as caught:
         control.successive(problem, [-1.0], push, discretization=recipe, **how)
     assert caught.value.argument == argument
+
+
+def test_the_penalty_rises_where_a_step_does_not_keep_its_promise(monkeypatch):
+    """Hardly held, the first step goes far beyond where the Hamiltonian is of use; the penalty ends that."""
+    successive, calls = sys.modules["kolmo.control.successive"], []
+
+    def counted(*given, **options):
+        calls.append(1)
+        assert len(calls) < 60, "the same step again and again"
+        return control.minimize(*given, **options)
+
+    monkeypatch.setattr(successive, "minimize", counted)
+    push = torch.tensor([0.2, -0.3], dtype=torch.float64, requires_grad=True)
+    layer = lambda t: push[int(t >= 0.5)]  # noqa: E731
+    sde = kolmo.SDE(lambda t, x: layer(t) * (1 + 0.3 * x), 0.5, dim=1, breakpoints=[0.5], arrays="torch")
+    problem = kolmo.KolmogorovProblem(
+        sde,
+        lambda x: (x[..., 0] - 1.0) ** 2,
+        1.0,
+        kolmo.Box(-3.0, 3.0, "reflecting"),
+        source=lambda t, x: 0.1 * layer(t) ** 2 + 0.0 * x[..., 0],
+    )
+    recipe = kolmo.solve(problem, grid=17, steps=4, scheme="central2").discretization
+    before = control.expected_value(problem, [-0.5], discretization=recipe).item()
+    found = control.successive(problem, [-0.5], push, discretization=recipe, penalty=1e-6, maxiter=1)
+    assert found.fun < before
+    assert found.history["penalty"][0] > 1e3 * 1e-6

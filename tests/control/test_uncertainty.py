@@ -108,3 +108,47 @@ def test_several_starts_find_the_lower_well():
     assert len(fit.minima) == 6
     with pytest.raises(InputError, match="bounds"):
         control.minimize(well, x, starts=2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_profile_interval_ends_where_the_objective_does(seed):
+    """Beyond an edge drawn at random on either side there is no objective, though it has not risen far enough."""
+    rng = np.random.default_rng(seed)
+    middle, spread, side = rng.normal(), rng.uniform(0.3, 2.0), [-1.0, 1.0][seed % 2]
+    edge = middle + side * rng.uniform(0.4, 1.5) * spread
+    mean, other = tensor(middle + 0.1 * side * spread), tensor(0.2)
+
+    def objective():
+        inside = side * (edge - mean.detach()) > 0
+        return 0.5 * ((mean - middle) / spread) ** 2 + (other - mean) ** 2 + (0.0 if inside else np.nan)
+
+    found = control.uncertainty(control.minimize(objective, [mean, other]), profile=True)
+    ends = sorted([edge, middle - side * np.sqrt(chi2.ppf(0.95, 1)) * spread])
+    np.testing.assert_allclose(found.profile[0], ends, atol=2e-3 * spread)
+
+
+class _DifferentiableOnce(torch.autograd.Function):
+    """x⁴, whose gradient is right and says nothing of where it came from."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**4
+
+    @staticmethod
+    def backward(ctx, g):
+        return g * 4.0 * ctx.saved_tensors[0].detach() ** 3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_second_derivatives_that_gradients_contradict_are_not_believed(seed):
+    """Without the quartic part, which autograd differentiates to zero, the errors would be several times too large."""
+    a, b = np.random.default_rng(seed).uniform(0.5, 3.0, 2)
+    x = tensor([0.7, 0.4])
+
+    def objective():
+        return (a * _DifferentiableOnce.apply(x) - b * x**2).sum() + (x[0] - x[1]) ** 2
+
+    found = control.uncertainty(control.minimize(objective, x))
+    hessian = np.diag(12.0 * a * found.x**2 - 2.0 * b) + 2.0 * np.array([[1.0, -1.0], [-1.0, 1.0]])
+    np.testing.assert_allclose(found.hessian, hessian, rtol=1e-4)

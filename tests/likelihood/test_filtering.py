@@ -100,3 +100,16 @@ def test_what_is_refused(named, change):
     } | change
     with pytest.raises(kolmo.InputError, match=named):
         likelihood.noisy_paths(**given)()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_process_that_bends_in_its_tails_is_not_taken_for_a_linear_one(seed):
+    """Linear where nearly all of the first law is, and not beyond: what happens there is seen all the same."""
+    rng = np.random.default_rng(seed)
+    spread, r = rng.uniform(0.5, 2.0), rng.uniform(1.0, 3.0)
+    edge = rng.uniform(2.6, 3.4) * spread
+    for power, linear in ((0.0, True), (4.0, False)):
+        bend = lambda x, power=power: power * ((x - edge).clip(0) - (-x - edge).clip(0))  # noqa: E731
+        sde = kolmo.SDE(lambda t, x, bend=bend: -x - bend(x), 1.0, dim=1)
+        found = likelihood.noisy_paths(sde, [0.0, 0.4], [np.nan, 0.1], 10.0 * r, initial=(0.0, spread**2))
+        assert found._linear is linear
