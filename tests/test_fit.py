@@ -120,6 +120,50 @@ def test_choices_are_fitted(files, capsys):
     assert {"data.png", "residuals.png"} <= {p.name for p in (out / "figures").iterdir()}
 
 
+RACE = """
+[parameters]
+v0 = 1.0
+v1 = 1.5
+leak = 0.3
+inhibition = 0.8
+bound = 1.0
+delay = 0.1
+
+[equation]
+model = "lca"
+
+[data]
+times = "rt"
+choices = "choice"
+
+[fit]
+parameters = ["v1", "bound"]
+bounds = { bound = [0.5, 2.0], v1 = [0.0, 4.0] }
+tol = 0.05
+maxiter = 3
+"""
+
+
+def test_two_accumulators_are_fitted(files, capsys):
+    import torch
+
+    from kolmo.likelihood import Race, Trials
+
+    rows = [(0.5, 1), (0.7, 1), (0.9, 0), (1.1, 1)]
+    (files / "race.toml").write_text(RACE)
+    (files / "race.csv").write_text("rt,choice\n" + "".join(f"{t},{c}\n" for t, c in rows))
+    speeds = torch.tensor([1.0, 1.5], dtype=torch.float64)
+    model = Race(lambda t, x, c: speeds - 0.3 * x - 0.8 * x.flip(-1), upper=[1.0, 1.0], lower=0.0, delay=0.1)
+    trials = Trials([t for t, _ in rows], [c for _, c in rows])
+    observed = Observed(files / "race.toml", files / "race.csv")
+    assert observed.likelihood()().item() == pytest.approx(model.likelihood(trials, tol=0.05)().item(), abs=1e-12)
+    out = files / "raced"
+    assert main(["fit", str(files / "race.toml"), str(files / "race.csv"), "--out", str(out), "--json"]) in (0, 3)
+    found = json.loads(capsys.readouterr().out)["results"]
+    assert set(found["parameters"]) == {"v1", "bound"} and found["log_likelihood"] > observed.likelihood()().item()
+    assert Run.open(out).results["observations"] == 4
+
+
 def test_formulas_noise_and_several_paths(files):
     text = PATH.replace("bounds =", "tol = 0.001\nbounds =").replace("starts = 2", "")
     (files / "noisy.toml").write_text(

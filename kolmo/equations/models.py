@@ -20,5 +20,13 @@ MODELS: dict[str, dict[str, dict[str, Any]]] = {
         "equation": {"drift": "v", "diffusion": 1.0},
         "decision": {"lower": "-bound", "upper": "bound", "delay": "delay"},
     },
+    # Usher and McClelland 2001: leaky competing accumulators
+    "lca": {
+        "equation": {
+            "drift": ["v0 - leak * x[0] - inhibition * x[1]", "v1 - leak * x[1] - inhibition * x[0]"],
+            "diffusion": 1.0,
+        },
+        "decision": {"lower": 0.0, "upper": ["bound", "bound"], "delay": "delay"},
+    },
 }
 """What a file with ``model = "name"`` in ``[equation]`` need not say; what it does say goes before."""

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kolmo.arrays import as_like
+from kolmo.arrays import as_like, namespace
 from kolmo.equations.document import floating, is_number
 from kolmo.equations.equation import Equation
 from kolmo.equations.expressions import Expression
 from kolmo.equations.table import Sheet
 
 if TYPE_CHECKING:
-    from kolmo.likelihood import Likelihood
+    from kolmo.likelihood import FirstPassage, Likelihood, Race, Trials
 
 __all__ = ["Estimation", "Observed"]
 
@@ -112,39 +112,67 @@ class Observed(Equation):
             return self._of_noisy_path(known) if "noise" in self._document.table("data") else self._of_paths(known)
 
     def _of_choices(self, known: Mapping[str, Any]) -> "Likelihood":
-        from kolmo.likelihood import Between, FirstPassage, Trials
+        equation = self._document.table("equation")
+        common = {
+            **{key: self._law(key, known) for key in ("delay", "lapse")},
+            "span": self._document.number("decision", "span", None),
+            "killing": None if equation.get("killing") is None else self._coefficient("killing", known),
+        }
+        model = self._passage(known, common) if self.dim == 1 else self._race(known, common)
+        found: Likelihood = model.likelihood(self._trials(), tol=self.estimation.tol)
+        return found
+
+    def _trials(self) -> "Trials":
+        from kolmo.likelihood import Trials
 
         given, sheet = self._document.table("data"), self.sheet
         times, choices = (sheet.column(given[key], missing=True) for key in ("times", "choices"))
         sheet.check(given["times"], ~(times <= 0), "a positive time, or nothing where it is not known")
-        sheet.check(
-            given["choices"], np.isin(choices, [0.0, 1.0]) | np.isnan(choices), "0 (lower), 1 (upper) or nothing"
-        )
+        told = "0 (lower), 1 (upper) or nothing" if self.dim == 1 else "0 or 1 (the accumulator) or nothing"
+        sheet.check(given["choices"], np.isin(choices, [0.0, 1.0]) | np.isnan(choices), told)
         censored = sheet.column(given["censored"]) != 0 if "censored" in given else np.zeros(len(sheet), dtype=bool)
         sheet.check(given["times"], ~(censored & np.isnan(times)), "a time, of a trial that is censored")
-        covariates = {name: sheet.column(name) for name in self._covariates}
-        decision = self._document.table("decision")
+        return Trials(times, choices, {name: sheet.column(name) for name in self._covariates}, censored)
 
-        def law(key: str) -> Any:
-            item = decision.get(key, 0.0)
-            if isinstance(item, list):
-                if len(item) != 2:
-                    self._document.refuse("decision", key, repr(item), "a formula, or two for the ends of an interval")
-                low, high = (self._formula("decision", key, end, known) for end in item)
-                return lambda c: Between(low(c), high(c))
+    def _law(self, key: str, known: Mapping[str, Any]) -> Any:
+        """A number of covariates, or where two are given the law between them."""
+        from kolmo.likelihood import Between
+
+        item = self._document.table("decision").get(key, 0.0)
+        if not isinstance(item, list):
             return self._formula("decision", key, item, known)
+        low, high = self._pair(key, item, known, "a formula, or two for the ends of an interval")
+        return lambda c: Between(low(c), high(c))
 
-        bounds = {key: self._bound_of(key, known) for key in ("lower", "upper") if key in decision}
-        killing = self._document.table("equation").get("killing")
-        model = FirstPassage(
-            self._coefficient("drift", known),
-            self._coefficient("diffusion", known),
-            **bounds,
-            **{key: law(key) for key in ("start", "delay", "lapse")},
-            span=self._document.number("decision", "span", None),
-            killing=None if killing is None else self._coefficient("killing", known),
-        )
-        return model.likelihood(Trials(times, choices, covariates, censored), tol=self.estimation.tol)
+    def _pair(self, key: str, item: Any, known: Mapping[str, Any], needed: str) -> list[Callable[..., Any]]:
+        """Two formulas."""
+        if not isinstance(item, list) or len(item) != 2:
+            self._document.refuse("decision", key, repr(item)[:80], needed)
+        return [self._formula("decision", key, end, known) for end in item]
+
+    def _passage(self, known: Mapping[str, Any], common: dict[str, Any]) -> "FirstPassage":
+        from kolmo.likelihood import FirstPassage
+
+        bounds = {key: self._bound_of(key, known) for key in ("lower", "upper") if key in self._decision}
+        drift, noise = (self._coefficient(key, known) for key in ("drift", "diffusion"))
+        return FirstPassage(drift, noise, **bounds, start=self._law("start", known), **common)
+
+    def _race(self, known: Mapping[str, Any], common: dict[str, Any]) -> "Race":
+        from kolmo.likelihood import Race
+
+        decision, needed = self._decision, "two formulas, one for each accumulator"
+        ends = {"upper": self._pair("upper", decision.get("upper"), known, needed)}
+        for key in {"lower", "start"} & decision.keys():
+            item = decision[key]
+            ends[key] = self._pair(key, item if isinstance(item, list) else [item, item], known, needed)
+        start = ends.pop("start", None)
+        begin = 0.0 if start is None else lambda c: [f(c) for f in start]
+        drift, noise = (self._coefficient(key, known) for key in ("drift", "diffusion"))
+        return Race(drift, noise, **ends, start=begin, **common)
+
+    @property
+    def _decision(self) -> Mapping[str, Any]:
+        return self._document.table("decision")
 
     def _of_paths(self, known: Mapping[str, Any]) -> "Likelihood":
         from kolmo.likelihood import paths
@@ -200,15 +228,19 @@ class Observed(Equation):
 
     # ------------------------------------------------------------------------------------------- the formulas
     def _coefficient(self, key: str, known: Mapping[str, Any]) -> Callable[..., Any]:
-        """Drift, noise or killing of (t, x, c)."""
+        """Drift, noise or killing of (t, x, c): one formula, or one for each coordinate."""
         item = self._document.table("equation").get(key, 0.0)
         while isinstance(item, list) and len(item) == 1:
             item = item[0]
-        formula = self._expression("equation", key, item, ["t", *known], {"x": 1})
+        items = item if isinstance(item, list) else [item] * (1 if key == "killing" else self.dim)
+        if len(items) != (1 if key == "killing" else self.dim):
+            self._document.refuse("equation", key, repr(item)[:80], f"{self.dim} formulas, one for each coordinate")
+        formulas = [self._expression("equation", key, part, ["t", *known], {"x": self.dim}) for part in items]
 
         def function(t: Any, x: Any, c: Mapping[str, float]) -> Any:
-            value = formula({**known, **c, "t": t, "x": x})
-            return as_like(value, x) + 0.0 * x[..., 0]
+            given = {**known, **c, "t": t, "x": x}
+            values = [as_like(formula(given), x) + 0.0 * x[..., 0] for formula in formulas]
+            return values[0] if len(values) == 1 else namespace(x).stack(values, -1)
 
         return function
 
@@ -254,8 +286,9 @@ class Observed(Equation):
                 ("nothing", "a table with lower, upper or both") if self.choices else ("a table", "none beside states")
             )
             document.refuse("decision", "", *told)
-        if self.choices and (self.dim != 1 or document.has("box")):
-            document.refuse("decision", "", f"{self.dim} dimensions, or a box", "one dimension, and bounds here")
+        if self.choices and (self.dim > 2 or document.has("box")):
+            told = "bounds here, of one process or of two accumulators"
+            document.refuse("decision", "", f"{self.dim} dimensions, or a box", told)
         for name in self._covariates:
             if not name.isidentifier() or name in self.parameters or name in ("t", "x"):
                 document.refuse("data", "covariates", repr(name), "columns whose names are free to stand in formulas")
