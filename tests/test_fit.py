@@ -160,7 +160,8 @@ def test_two_accumulators_are_fitted(files, capsys):
     out = files / "raced"
     assert main(["fit", str(files / "race.toml"), str(files / "race.csv"), "--out", str(out), "--json"]) in (0, 3)
     found = json.loads(capsys.readouterr().out)["results"]
-    assert set(found["parameters"]) == {"v1", "bound"} and found["log_likelihood"] > observed.likelihood()().item()
+    assert set(found["parameters"]) == {"v1", "bound"}
+    assert found["log_likelihood"] > observed.likelihood()().item()
     assert Run.open(out).results["observations"] == 4
 
 

@@ -32,7 +32,8 @@ A file has these tables; only ``[equation]`` and ``[solve]`` are always needed::
 ``[equation]`` may then use a[0].., and ``running_cost``, ``obstacle`` and ``sense`` join them. ``[fit]`` names
 ``parameters`` to be fitted, with ``targets``, ``weights``, ``bounds`` and ``maxiter``.
 
-``model = "ou"``, ``"cir"``, ``"gbm"``, ``"ddm"`` or ``"lca"`` in ``[equation]`` stands for formulas (``kolmo.equations.models``).
+``model = "ou"``, ``"cir"``, ``"gbm"``, ``"ddm"`` or ``"lca"`` in ``[equation]`` stands for formulas
+(``kolmo.equations.models``).
 
 Parameters are estimated from a table of data, in CSV, where there is ``[data]`` (:class:`Observed`). Decisions::
 
@@ -50,8 +51,8 @@ Parameters are estimated from a table of data, in CSV, where there is ``[data]``
     lapse = 0.01                      # probability of a guess, at any time until span
     span = 5.0
 
-With two formulas of ``drift`` these are two accumulators that race: ``upper`` has two formulas, ``lower`` (floors, which may
-be left out) and ``start`` one or two, and ``choices`` are 0 or 1. Sampled paths::
+With two formulas of ``drift`` these are two accumulators that race: ``upper`` has two formulas, ``lower`` (floors,
+which may be left out) and ``start`` one or two, and ``choices`` are 0 or 1. Sampled paths::
 
     [data]
     times = "t"

@@ -153,7 +153,9 @@ class Observed(Equation):
     def _passage(self, known: Mapping[str, Any], common: dict[str, Any]) -> "FirstPassage":
         from kolmo.likelihood import FirstPassage
 
-        bounds = {key: self._bound_of(key, known) for key in ("lower", "upper") if key in self._decision}
+        bounds: dict[str, Any] = {
+            key: self._bound_of(key, known) for key in ("lower", "upper") if key in self._decision
+        }
         drift, noise = (self._coefficient(key, known) for key in ("drift", "diffusion"))
         return FirstPassage(drift, noise, **bounds, start=self._law("start", known), **common)
 
@@ -161,7 +163,7 @@ class Observed(Equation):
         from kolmo.likelihood import Race
 
         decision, needed = self._decision, "two formulas, one for each accumulator"
-        ends = {"upper": self._pair("upper", decision.get("upper"), known, needed)}
+        ends: dict[str, Any] = {"upper": self._pair("upper", decision.get("upper"), known, needed)}
         for key in {"lower", "start"} & decision.keys():
             item = decision[key]
             ends[key] = self._pair(key, item if isinstance(item, list) else [item, item], known, needed)
@@ -287,8 +289,8 @@ class Observed(Equation):
             )
             document.refuse("decision", "", *told)
         if self.choices and (self.dim > 2 or document.has("box")):
-            told = "bounds here, of one process or of two accumulators"
-            document.refuse("decision", "", f"{self.dim} dimensions, or a box", told)
+            needed = "bounds here, of one process or of two accumulators"
+            document.refuse("decision", "", f"{self.dim} dimensions, or a box", needed)
         for name in self._covariates:
             if not name.isidentifier() or name in self.parameters or name in ("t", "x"):
                 document.refuse("data", "covariates", repr(name), "columns whose names are free to stand in formulas")

@@ -50,8 +50,8 @@ FALLING, INSTANTS = {1: 48, 2: 20, 3: 10}, (0.0, 0.5, 1.0)
 WIDE = 4.0
 # What may be gone beyond a cut, and the factor by which one is moved.
 TAIL, WIDER = 1e-9, 1.25
-# Points of Gauss on a stretch between nodes: exact for the interpolant in time; in space for the widest one.
-IN_TIME, IN_SPACE = 3, 5
+# Points of Gauss on a stretch between nodes: exact for the widest interpolant.
+IN_SPACE = 5
 # Edges of bins that are infinite.
 FAR = 1e300
 
@@ -220,7 +220,7 @@ def _slowest(Q: Any, time: float) -> float:
     factors = factorize(Q - sp.identity(Q.shape[0]) / time)
     inverse = spla.LinearOperator(Q.shape, matvec=lambda v: factors.solve(v.reshape(-1, 1)).ravel(), dtype=float)
     (found,) = spla.eigs(inverse, 1, which="LM", v0=np.ones(Q.shape[0]), return_eigenvectors=False)
-    return -(1.0 / time + 1.0 / found.real)
+    return -(1.0 / time + 1.0 / float(found.real))
 
 
 def _about(low: float, high: float, middle: float, width: float) -> Grading:

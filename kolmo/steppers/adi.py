@@ -120,8 +120,8 @@ class SplitStep(Repeated):
     def pullback(self, u: Array, loads: Sequence[Array], p: Array) -> tuple[Array, list[Array], list[Array]]:
         """Derivatives with respect to state, loads and stencil numbers at start and end."""
         if self._compiles(p):
-            adjoints = self._adjoints(p)
-            return *_of_columns(adjoints), self._shares(u, loads, adjoints)
+            found = self._adjoints(p)
+            return *_of_columns(found), self._shares(u, loads, found)
         back, df, dg, solves = self._transposed(p)
         first, second = self._swept(u, loads)
         start = self.start.pullback(df, u)
