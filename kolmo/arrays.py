@@ -60,6 +60,14 @@ def contiguous(value: Array) -> Array:
     return value.contiguous() if is_tensor(value) else np.ascontiguousarray(value)
 
 
+def along(apply: Callable[[Array], Array], block: Array, axis: int) -> Array:
+    """A map of columns, (n, m) to (n', m), applied along an axis of a block."""
+    xp = namespace(block)
+    moved = xp.moveaxis(block, axis, 0)
+    result = apply(contiguous(moved).reshape(len(moved), -1))
+    return xp.moveaxis(result.reshape(-1, *moved.shape[1:]), 0, axis)
+
+
 def detached(value: Array) -> Array:
     """The same numbers without gradients, where they are."""
     return value.detach() if is_tensor(value) else value

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.polynomial import legendre
 
-from kolmo.arrays import Array, as_like, as_numpy, as_points, is_tensor
+from kolmo.arrays import Array, along, as_like, as_numpy, as_points, is_tensor
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.forward.exits import Exit, Passages, WaysOut
@@ -108,9 +108,7 @@ class Density(Passages):
         """Density ρ at the nodes and ``times``, shape ``(nt, *grid.shape)``."""
         rho = self.weights.reshape(len(self.times), *self.grid.shape)
         for i, matrix in enumerate(self._readings):
-            moved = np.moveaxis(rho, i + 1, 0)
-            read = (matrix @ moved.reshape(moved.shape[0], -1)).reshape(moved.shape)
-            rho = np.moveaxis(read, 0, i + 1)
+            rho = along(matrix.__matmul__, rho, i + 1)
         if self.motion is not None:
             volumes = np.array([self.motion.stretch(float(t), rho) for t in self.times])
             rho = rho / volumes.reshape(-1, *[1] * self.grid.dim)

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.polynomial import legendre
 
-from kolmo.arrays import Array, as_numpy, as_points
+from kolmo.arrays import Array, along, as_numpy, as_points
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Axis
@@ -244,8 +244,7 @@ class _Weighed:
         """Points inside the cells, and the weights p of the nodes carried over to them: shapes (m, d) and (m, P)."""
         mass = p.reshape(*self.grid.shape, -1)
         for i, (_, A) in enumerate(carries):
-            moved = np.moveaxis(mass, i, 0)
-            mass = np.moveaxis((A @ moved.reshape(moved.shape[0], -1)).reshape(-1, *moved.shape[1:]), 0, i)
+            mass = along(A.__matmul__, mass, i)
         flat = mass.reshape(-1, p.shape[1])
         size = np.abs(flat).max(1)
         some = np.flatnonzero(size > LEAST_WEIGHT[self.grid.dim] * size.max())

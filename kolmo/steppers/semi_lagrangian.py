@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kolmo import kernels
-from kolmo.arrays import Array, Held, as_like, contiguous, detached, empty, fresh, is_tensor, namespace, zeros
+from kolmo.arrays import Array, Held, along, as_like, contiguous, detached, empty, fresh, is_tensor, namespace, zeros
 from kolmo.errors import InputError
 from kolmo.kernels.lines import LineOperator
 from kolmo.problem.faces import Open, Periodic
@@ -78,7 +78,7 @@ class Lattice:
         if self._last is None or self._last[0] is not u:
             block = self._own(u).reshape(*self.shape, u.shape[1])
             for axis, known in enumerate(self._filters):
-                block = _along(known.apply, block, axis)
+                block = along(known.apply, block, axis)
             self._last = (u, contiguous(block).reshape(*self._full, u.shape[1]))
         return self._last[1]
 
@@ -94,7 +94,7 @@ class Lattice:
         self._kernels.spread(contiguous(self._own(p)), self._counts, self._ends, self._padded(feet), weights, out)
         block = out.reshape(*(f.size for f in self._filters), p.shape[1])
         for axis, known in enumerate(self._filters):
-            block = _along(known.apply_transposed, block, axis)
+            block = along(known.apply_transposed, block, axis)
         return contiguous(block).reshape(-1, p.shape[1])
 
     def slopes(self, u: Array, p: Array, feet: Array, weights: Array) -> Array:
@@ -120,14 +120,6 @@ class Lattice:
         padded = zeros((*feet.shape[:-1], 3), self.like)
         padded[..., 3 - self.dim :] = self._own(feet)
         return padded
-
-
-def _along(apply: Callable[[Array], Array], block: Array, axis: int) -> Array:
-    """Apply a map of columns along an axis of a block."""
-    xp = namespace(block)
-    moved = xp.moveaxis(block, axis, 0)
-    result = apply(contiguous(moved).reshape(len(moved), -1))
-    return xp.moveaxis(result.reshape(-1, *moved.shape[1:]), 0, axis)
 
 
 @lru_cache(maxsize=2)
