@@ -68,6 +68,16 @@ def along(apply: Callable[[Array], Array], block: Array, axis: int) -> Array:
     return xp.moveaxis(result.reshape(-1, *moved.shape[1:]), 0, axis)
 
 
+def added_at(total: Array, index: np.ndarray, values: Array) -> Array:
+    """The total with values summed into rows of it; in NumPy in place."""
+    if is_tensor(total):
+        import torch
+
+        return total.index_add(0, torch.as_tensor(index, device=total.device), values)
+    np.add.at(total, index, values)
+    return total
+
+
 def detached(value: Array) -> Array:
     """The same numbers without gradients, where they are."""
     return value.detach() if is_tensor(value) else value

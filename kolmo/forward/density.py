@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.polynomial import legendre
 
-from kolmo.arrays import Array, along, as_like, as_numpy, as_points, is_tensor
+from kolmo.arrays import Array, added_at, along, as_like, as_numpy, as_points, zeros
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.forward.exits import Exit, Passages, WaysOut
@@ -321,11 +321,7 @@ def initial_masses(initial: Any, recipe: Discretization, box: Box | None = None,
 def _point_masses(points: Array, recipe: Discretization) -> Array:
     """Equal masses at points (n, d), spread over the nodes, shape (size,)."""
     index, weight = recipe.grid.interpolation(points, recipe.width)
-    flat, size = index.reshape(-1), recipe.grid.size
-    if is_tensor(weight):
-        total = weight.new_zeros(size)
-        return total.index_add(0, as_like(flat, weight).long(), weight.reshape(-1) / len(points))
-    return np.bincount(flat, weight.reshape(-1), size) / len(points)
+    return added_at(zeros((recipe.grid.size,), weight), index.reshape(-1), weight.reshape(-1) / len(points))
 
 
 def _check_density(values: Any, grid: Grid) -> None:
