@@ -186,16 +186,9 @@ def interesting_points(problem: KolmogorovProblem, at: Any) -> np.ndarray:
         points = as_numpy(as_points(at, problem.dim, "at")).reshape(-1, problem.dim)
         if len(points) == 0:
             raise InputError("at", "no points", "at least one point")
-        outside = ~problem.box.contains(points)
-        hard = np.zeros(len(points), dtype=bool)
-        for i, pair in enumerate(problem.box.faces):
-            for side, face in enumerate(pair):
-                if not face.cut:
-                    end = problem.box.lower[i] if side == 0 else problem.box.upper[i]
-                    hard |= (
-                        points[:, i] < end - 1e-12 * abs(end) if side == 0 else points[:, i] > end + 1e-12 * abs(end)
-                    )
-        hard &= outside
+        low, high, hard = np.array(problem.box.lower), np.array(problem.box.upper), ~problem.box.where("cut")
+        beyond = np.stack([points < low - 1e-12 * abs(low), points > high + 1e-12 * abs(high)], -1)
+        hard = (beyond & hard).any((1, 2)) & ~problem.box.contains(points)
         if hard.any():
             raise InputError("at", f"a point at {points[hard][0].tolist()}", f"points inside {problem.box!r}")
         return np.asarray(points)

@@ -225,12 +225,11 @@ class _Weighed:
             self.carries = [_carry(axis, 1, float(self.shift.random())) for axis in self.grid.axes]
         x, mass = self._spread(p, self.carries)
         self.error += share * (mass.T @ _table(self.left.running(t, x)))
-        for axis, pair in enumerate(self.left.box.faces):
-            for side, face in enumerate(pair):
-                if isinstance(face, Robin):
-                    part = share * self._at_wall(t, p, axis, side, face)
-                    self.error += part
-                    self.parts["faces"] += np.abs(part)
+        for axis, side, face in self.left.box.each():
+            if isinstance(face, Robin):
+                part = share * self._at_wall(t, p, axis, side, face)
+                self.error += part
+                self.parts["faces"] += np.abs(part)
         if budget:
             self._divide(t, np.abs(p), share * (BUDGET_EVERY if self.problem.horizon else 1.0))
 
@@ -278,12 +277,11 @@ class _Weighed:
             _, operator, load = self.march.ingredients(t)
             left = self.march.without_boundary(rate + np.asarray(operator.matrix @ u) + np.asarray(load))
             self.parts["time"] += share * (p.T @ np.abs(left))
-        for i, pair in enumerate(self.problem.box.faces):
-            for side, face in enumerate(pair):
-                if face.cut:
-                    wall = wall_nodes(self.grid, i, side)
-                    lost = p[wall].T @ np.abs(u[wall]) + p[wall].sum(0)[:, None] * np.abs(self.answer)
-                    self.parts["cut"] = np.maximum(self.parts["cut"], lost)
+        for i, side, face in self.problem.box.each():
+            if face.cut:
+                wall = wall_nodes(self.grid, i, side)
+                lost = p[wall].T @ np.abs(u[wall]) + p[wall].sum(0)[:, None] * np.abs(self.answer)
+                self.parts["cut"] = np.maximum(self.parts["cut"], lost)
 
     def _difference(self, u: np.ndarray, axis: int, order: int) -> np.ndarray:
         """Moduli of undivided differences along an axis at the nodes; at the ends those of the nearest node inside."""

@@ -21,7 +21,7 @@ from kolmo.problem.faces import Face
 from kolmo.schemes.base import SCHEMES, Assembly, FaceData
 from kolmo.schemes.differences import FREE, SLOPE, Differences, differences, slope_weight, spectral_radii
 from kolmo.schemes.faces import held
-from kolmo.schemes.local import Local, Metric, on_face, put_rows, wall_nodes, wall_of
+from kolmo.schemes.local import Local, Metric, put_rows, wall_nodes, wall_of
 
 # Drift out of a cut, in units of the noise across it (nodes² per unit of time), above which it may be held back. The
 # cell's Péclet number is twice that.
@@ -421,8 +421,7 @@ class CentralStencil(TensorStencil):
         scale = float(abs(S).max())
         mixed = {(i, j) for i, j in combinations(range(d), 2) if float(abs(S[:, i, j]).max()) > 1e-14 * scale}
         terms = [key()]
-        for i in range(d):
-            terms += [key(**{f"x{i}": "first"}), key(**{f"x{i}": "second"})]
+        terms += [key(**{f"x{i}": name}) for i in range(d) for name in ("first", "second")]
         pairs = sorted(mixed)
         # without walls and breaks the mixed derivatives use the first differences that are there anyway
         own = [(i, 0) in slopes or (i, 1) in slopes or bool(grid.axes[i].breaks) for i in range(d)]
@@ -442,7 +441,7 @@ class CentralStencil(TensorStencil):
         stencil.pairs, stencil.tilted = pairs, tilted
         # at other faces the slope is zero
         stencil.slopes = {face: tuple(Held(grid.along(face[0], w)) for w in slopes[face]) for face in sloping}  # type: ignore[misc]
-        stencil.faces = tuple((low, high) for low, high in box.faces)
+        stencil.faces = box.faces
         walls = {face: wall_of(grid, *face).copy() for face in sloping}
         stencil.walls = {face: Held(wall) for face, wall in walls.items()}
         stencil.wall_positions = {
@@ -450,13 +449,13 @@ class CentralStencil(TensorStencil):
         }
         free = np.ones(grid.size, dtype=bool)
         keep = [np.ones(grid.size, dtype=bool) for _ in range(d)]
-        for i, side in ((i, s) for i in range(d) for s in (0, 1)):
-            free &= ~held(grid, i, side, box.faces[i][side])
-            if box.faces[i][side].cut:
-                keep[i][on_face(grid, i, side)] = False
+        stencil.cuts = {}
+        for i, side, face in box.each():
+            free &= ~held(grid, i, side, face)
+            if face.cut:
+                stencil.cuts[i, side] = Held(wall_nodes(grid, i, side))
+                keep[i][wall_nodes(grid, i, side)] = False
         stencil.free, stencil.keep = Held(free), [Held(mask) for mask in keep]
-        opened = [(i, s) for i, s, face in box.each() if face.cut]
-        stencil.cuts = {(i, s): Held(np.flatnonzero(on_face(grid, i, s))) for i, s in opened}
         return stencil
 
 

@@ -80,7 +80,7 @@ def resolved(problem: KolmogorovProblem, grid: Grid, box: Box, times: Sequence[f
             leaves, noisy = _leaves(problem, grid, box, axis, side, times)
             if not noisy.all():
                 faces[axis][side] = (Swept if leaves.any() else Unreached)(face.value, leaves)
-    return Box(box.lower, box.upper, boundary=[tuple(pair) for pair in faces])
+    return Box(box.lower, box.upper, boundary=faces)
 
 
 def _leaves(

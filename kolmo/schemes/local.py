@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 
@@ -313,8 +312,6 @@ def wall_of(grid: Grid, axis: int, side: int) -> np.ndarray:
     return np.asarray(np.broadcast_to(end, grid.shape)).reshape(-1)
 
 
-def on_face(grid: Grid, axis: int, side: int) -> Any:
+def on_face(grid: Grid, axis: int, side: int) -> np.ndarray:
     """Mask of the nodes on a face, shape (size,)."""
-    mask = np.zeros(grid.shape, dtype=bool)
-    mask[(slice(None),) * axis + (0 if side == 0 else -1,)] = True
-    return mask.reshape(-1)
+    return np.isin(np.arange(grid.size), wall_nodes(grid, axis, side))

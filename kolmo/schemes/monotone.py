@@ -15,7 +15,7 @@ from kolmo.schemes import selling
 from kolmo.schemes.base import SCHEMES, Assembly, FaceData
 from kolmo.schemes.faces import held
 from kolmo.schemes.fitting import fitted_rates
-from kolmo.schemes.local import Local, Metric, on_face, wall_nodes, wall_of
+from kolmo.schemes.local import Local, Metric, wall_nodes, wall_of
 
 
 class JumpStencil:
@@ -261,8 +261,8 @@ def _lay_out(grid: Grid, box: Box, S: np.ndarray) -> tuple[Jumps, np.ndarray]:
     for i, side, face in box.each():
         free[held(grid, i, side, face)] = 0.0
         if face.cut or face.degenerate:
-            blocked[on_face(grid, i, side), 2 * i + (1 - side)] = 0.0
-            flat[on_face(grid, i, side), i] = 0.0
+            wall = wall_nodes(grid, i, side)
+            blocked[wall, 2 * i + (1 - side)] = flat[wall, i] = 0.0
     nodes, slots, steps = [], [], []
     everyone = np.arange(N)
     for i in range(d):
