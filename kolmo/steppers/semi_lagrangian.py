@@ -15,7 +15,7 @@ from kolmo.kernels.lines import LineOperator
 from kolmo.problem.faces import Open, Periodic
 from kolmo.schemes.base import Readable
 from kolmo.schemes.jumps import WithJumps
-from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step
+from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step, Unbounded
 from kolmo.steppers.dual import DualOperator
 
 # Gauss–Hermite points per direction of noise, by dimension.
@@ -429,7 +429,7 @@ class TransportStep(Repeated):
 
 
 @dataclass(frozen=True)
-class SemiLagrangian:
+class SemiLagrangian(Unbounded):
     """Semi-Lagrangian steps with splines of degree 7, of order 2; no bound on the step.
 
     Without noise, killing and source only the characteristics are approximate: order 3, and 6 for autonomous drift.
@@ -464,10 +464,6 @@ class SemiLagrangian:
                 "stepper", "'semi-lagrangian' with jumps", "a stepper that takes jumps", "'radau5', 'mcs3' or 'rk4'"
             )
         return TransportStep(operators, dt)
-
-    def largest_step(self, real: float, imaginary: float) -> float:
-        """No bound."""
-        return float("inf")
 
 
 STEPPERS.add("semi-lagrangian", SemiLagrangian())
