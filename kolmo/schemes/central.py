@@ -15,7 +15,7 @@ from kolmo.errors import InputError
 from kolmo.grid import Grid
 from kolmo.kernels.linear import NARROW
 from kolmo.kernels.lines import LineOperator
-from kolmo.kernels.tensor import Fused, Key
+from kolmo.kernels.tensor import Fused, Key, factors, kronecker
 from kolmo.problem.box import Box
 from kolmo.problem.faces import Face
 from kolmo.schemes.base import SCHEMES, Assembly, FaceData
@@ -101,7 +101,7 @@ class TensorStencil:
     def matrix(self, a: np.ndarray) -> sp.csr_matrix:
         """Q(a) as a sparse matrix."""
         if self._matrices is None:
-            self._matrices = [self._kron(key) for key in self.terms]
+            self._matrices = [kronecker(factors(self.shape, self.operators, key)) for key in self.terms]
         total = sp.csr_matrix(self._matrices[0].shape)
         for weight, B in zip(a, self._matrices, strict=True):
             total = total + sp.diags(weight) @ B
@@ -209,12 +209,6 @@ class TensorStencil:
     def _lines(self, w: Array, axis: int) -> Array:
         """A field (size,) as (n, lines) along an axis."""
         return namespace(w).moveaxis(w.reshape(self.shape), axis, 0).reshape(self.shape[axis], -1)
-
-    def _kron(self, key: Key) -> sp.csr_matrix:
-        product = sp.identity(1, format="csr")
-        for n, ops, name in zip(self.shape, self.operators, key, strict=True):
-            product = sp.kron(product, sp.identity(n) if name is None else ops[name].matrix, format="csr")
-        return product
 
 
 @dataclass(frozen=True)

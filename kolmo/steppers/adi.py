@@ -11,6 +11,7 @@ import numpy as np
 from kolmo.arrays import Array, is_tensor, namespace
 from kolmo.errors import InputError
 from kolmo.kernels.linear import Factorization, LineSolver, RenewedLineSolver
+from kolmo.kernels.splitting import split_step
 from kolmo.schemes.base import Split, Together
 from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step, Unbounded
 from kolmo.steppers.dual import DualStencil, NestedFactors, halves
@@ -41,8 +42,6 @@ class SplitStep(Repeated):
 
     def _states(self, u: Array, loads: Sequence[Array], kept: tuple[int, int]) -> np.ndarray:
         """States of the two sweeps after each axis, shape (k, 2, d, size), or only the last one, kept = (1, 1)."""
-        from kolmo.kernels.splitting import split_step
-
         size, count = u.shape
         states = np.empty((count, *kept, size))
         operators, rule = (self.start.kernel, self.end.kernel), (self.dt, self.theta)

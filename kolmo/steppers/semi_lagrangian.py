@@ -11,6 +11,7 @@ import numpy as np
 from kolmo import kernels
 from kolmo.arrays import Array, Held, along, as_like, contiguous, detached, empty, fresh, is_tensor, namespace, zeros
 from kolmo.errors import InputError
+from kolmo.kernels import septic
 from kolmo.kernels.lines import LineOperator
 from kolmo.problem.faces import Open, Periodic
 from kolmo.schemes.base import Readable
@@ -50,8 +51,6 @@ class Lattice:
     """
 
     def __init__(self, shape: tuple[int, ...], faces: Sequence[Any], like: Array) -> None:
-        from kolmo.kernels import septic
-
         self.shape, self.dim, self.like, self._kernels = shape, len(shape), like, kernels.of("septic", like)
         self.one = as_like(np.ones(1), like)
         missing = 3 - self.dim
