@@ -19,12 +19,10 @@ from kolmo.march import Callback, Run
 from kolmo.problem import KolmogorovProblem
 from kolmo.problem.motion import Motion
 from kolmo.problem.rest import at_rest
-from kolmo.refine.plan import prescribe, search
+from kolmo.refine.plan import check_names, prescribe, search
 from kolmo.refine.search import SILENT
-from kolmo.schemes.base import SCHEMES
 from kolmo.solution import Solution
 from kolmo.stationary import solve_stationary
-from kolmo.steppers.base import STEPPERS
 
 BACKENDS = ("auto", "numba", "torch")
 # No first grid has fewer nodes along an axis.
@@ -122,7 +120,7 @@ def solve(
     """
     if backend not in BACKENDS:
         raise InputError("backend", repr(backend), "one of " + ", ".join(BACKENDS))
-    _check_names(scheme, stepper)
+    check_names(scheme, stepper)
     if is_tensor(at) or backend == "torch":
         problem = problem.handing("torch", at.device if is_tensor(at) else None)
     like = _like(at, backend)
@@ -172,13 +170,6 @@ def _width(problem: KolmogorovProblem) -> int:
     inside = np.where(bounded, 0.5 * (inside + np.where(bounded, high, 0.0)), inside + np.isfinite(low))
     values = problem.final(inside[None])
     return int(values.shape[-1]) if values.ndim > 1 else 1
-
-
-def _check_names(scheme: str, stepper: str) -> None:
-    if scheme != "auto":
-        SCHEMES[scheme]
-    if stepper != "auto":
-        STEPPERS[stepper]
 
 
 def _save_times(problem: KolmogorovProblem, save: Sequence[float] | None) -> tuple[float, ...]:

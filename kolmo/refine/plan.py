@@ -20,6 +20,7 @@ from kolmo.problem.problem import KolmogorovProblem, check_vectorised
 from kolmo.problem.rest import at_rest
 from kolmo.refine.levels import MAX_CELLS, MAX_SECONDS
 from kolmo.refine.search import Outcome, Search
+from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import discretize
 from kolmo.schemes.terminal import plan_terminal
 from kolmo.steppers.base import STEPPERS
@@ -98,7 +99,7 @@ def search(
     progress: bool = False,
 ) -> Outcome:
     """Plan and solve on finer and finer levels until the estimate meets the tolerance."""
-    _check_tolerances(rtol, atol)
+    check_tolerances(rtol, atol)
     limits = Limits.of(max_cells, max_seconds, MAX_CELLS[problem.dim], MAX_SECONDS)
     problem = at_rest(problem.handing("torch", at.device) if is_tensor(at) else problem)
     points = interesting_points(problem, at)
@@ -204,7 +205,15 @@ def interesting_points(problem: KolmogorovProblem, at: Any) -> np.ndarray:
     return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, problem.dim)
 
 
-def _check_tolerances(rtol: float, atol: float) -> None:
+def check_names(scheme: str, stepper: str) -> None:
+    """Raise an InputError for methods that there are not."""
+    for known, name in ((SCHEMES, scheme), (STEPPERS, stepper)):
+        if name != "auto":
+            known[name]
+
+
+def check_tolerances(rtol: float, atol: float) -> None:
+    """Raise an InputError for tolerances that are negative, or all zero."""
     for name, value in (("rtol", rtol), ("atol", atol)):
         if not (np.isfinite(value) and value >= 0):
             raise InputError(name, value, "a non-negative number")

@@ -431,6 +431,13 @@ class Generator:
         real, imaginary = self.scheme.stiffness(self.grid, self.box, self.sample, faces, self.metric)
         return real + self._jump_rate(), imaginary
 
+    @property
+    def pace(self) -> float:
+        """Rate at which the process crosses the box, from its noise and drift."""
+        n = np.array(self.grid.shape)
+        noise = np.einsum("nii->ni", self.sample.S).max(0) / n**2
+        return float(max(noise.max(), (np.abs(self.sample.A) / n).max()))
+
     def _jump_rate(self) -> float:
         """Bound of what jumps add: rates times twice the largest sum of moduli of interpolation weights."""
         if not self.problem.sde.kinds:
