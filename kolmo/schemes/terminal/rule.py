@@ -1,7 +1,7 @@
 """The frozen rule from values of φ to terminal data: point values where it is smooth, the kernel where it is not."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -117,27 +117,16 @@ class TerminalRule:
 
     def record(self) -> dict[str, Any]:
         """Tree of numbers and arrays, for saving."""
-        return {
-            "order": self.order,
-            "touched": self.touched,
-            "lattice": list(self.lattice),
-            "smoothing": [_sparse_record(m) for m in self.smoothing],
-            "rough": self.rough,
-            "owner": self.owner,
-            "points": self.points,
-            "weights": list(self.weights),
-            "met": self.met,
-            "beside": self.beside,
-            "shares": self.shares,
-        }
+        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "grid"}
+        smoothing = [_sparse_record(m) for m in self.smoothing]
+        return parts | {"lattice": list(self.lattice), "smoothing": smoothing, "weights": list(self.weights)}
 
     @classmethod
     def from_record(cls, grid: Grid, tree: dict[str, Any]) -> "TerminalRule":
         """Rebuild a rule from its record."""
-        parts = dict(tree)
-        parts["smoothing"] = tuple(_sparse_from(m) for m in tree["smoothing"])
-        parts["lattice"], parts["weights"] = tuple(tree["lattice"]), tuple(tree["weights"])
-        return cls(grid, **parts)
+        smoothing = tuple(_sparse_from(m) for m in tree["smoothing"])
+        several = {"lattice": tuple(tree["lattice"]), "smoothing": smoothing, "weights": tuple(tree["weights"])}
+        return cls(grid, **{**tree, **several})
 
     @property
     def smoothed(self) -> bool:
