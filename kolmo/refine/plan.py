@@ -13,17 +13,19 @@ from kolmo.discretization import Discretization, steps_given
 from kolmo.errors import InputError
 from kolmo.grid import Grid
 from kolmo.limits import Limits
-from kolmo.march import Callback, time_nodes
+from kolmo.march import time_nodes
 from kolmo.problem.box import Box
 from kolmo.problem.faces import Absorbing
 from kolmo.problem.problem import KolmogorovProblem, check_vectorised
 from kolmo.problem.rest import at_rest
-from kolmo.refine.levels import MAX_CELLS, MAX_SECONDS
+from kolmo.refine.levels import MAX_CELLS, MAX_SECONDS, Options
 from kolmo.refine.search import Outcome, Search
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import discretize
 from kolmo.schemes.terminal import plan_terminal
 from kolmo.steppers.base import STEPPERS
+
+PLAIN = Options()
 
 
 @at_home
@@ -91,12 +93,7 @@ def search(
     atol: float,
     max_cells: int | None = None,
     max_seconds: float | None = None,
-    save: Sequence[float] = (),
-    scheme: str = "auto",
-    stepper: str = "auto",
-    like: Any = None,
-    callback: Callback | None = None,
-    progress: bool = False,
+    options: Options = PLAIN,
 ) -> Outcome:
     """Plan and solve on finer and finer levels until the estimate meets the tolerance."""
     check_tolerances(rtol, atol)
@@ -104,8 +101,7 @@ def search(
     problem = at_rest(problem.handing("torch", at.device) if is_tensor(at) else problem)
     points = interesting_points(problem, at)
     check_vectorised(problem, points)
-    searcher = Search(problem, points, rtol, atol, tuple(save), scheme, stepper, like, callback, progress)
-    outcome = searcher.run(limits)
+    outcome = Search(problem, points, rtol, atol, options).run(limits)
     return _with_rest(problem, points, rtol, atol, outcome) if problem.met else outcome
 
 
