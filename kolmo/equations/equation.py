@@ -339,7 +339,7 @@ class Equation:
         value = self._document.table("equation").get(key)
         if value is None:
             return None
-        given = {} if key == "terminal" or not actions else None
+        given: Mapping[str, int] | None = {} if key == "terminal" or not actions else None
         return self._compiled("equation", key, value, known, (None,) if columns else shape, actions=given)
 
     def _parsed(

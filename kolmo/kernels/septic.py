@@ -174,7 +174,7 @@ def slopes(c: Any, p: Any, shape: Any, ends: Any, positions: Any, weights: Any, 
 
 def _at_nodes(derivative: int) -> np.ndarray:
     """Weights of seven coefficients that give an even derivative of the spline at a node."""
-    return np.asarray(polynomial.polyval(-0.5, polynomial.polyder(PIECES, derivative))[:DEGREE])
+    return np.asarray(polynomial.polyval(-0.5, polynomial.polyder(PIECES, derivative)))[:DEGREE]
 
 
 class Prefilter:
