@@ -60,6 +60,24 @@ def contiguous(value: Array) -> Array:
     return value.contiguous() if is_tensor(value) else np.ascontiguousarray(value)
 
 
+def along(apply: Callable[[Array], Array], block: Array, axis: int) -> Array:
+    """A map of columns, (n, m) to (n', m), applied along an axis of a block."""
+    xp = namespace(block)
+    moved = xp.moveaxis(block, axis, 0)
+    result = apply(contiguous(moved).reshape(len(moved), -1))
+    return xp.moveaxis(result.reshape(-1, *moved.shape[1:]), 0, axis)
+
+
+def added_at(total: Array, index: np.ndarray, values: Array) -> Array:
+    """The total with values summed into rows of it; in NumPy in place."""
+    if is_tensor(total):
+        import torch
+
+        return total.index_add(0, torch.as_tensor(index, device=total.device), values)
+    np.add.at(total, index, values)
+    return total
+
+
 def detached(value: Array) -> Array:
     """The same numbers without gradients, where they are."""
     return value.detach() if is_tensor(value) else value

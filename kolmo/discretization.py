@@ -1,7 +1,7 @@
 """The frozen recipe of a solve: box, grids, time nodes, scheme, stepper, treatment of φ; printable and savable."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -139,39 +139,26 @@ class Discretization:
             {"n": a.n, "periodic": a.periodic, "grading": grading.record(a.grading), "breaks": list(a.breaks)}
             for a in self.grid.axes
         ]
-        return {
+        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "grid"}
+        return parts | {
             "axes": axes,
             "times": list(self.times),
-            "scheme": self.scheme,
-            "stepper": self.stepper,
             "terminal": None if self.terminal is None else self.terminal.record(),
             "breakpoints": list(self.breakpoints),
             "averages": {name: rule.record() for name, rule in self.averages.items()},
-            "estimate": self.estimate,
         }
 
     @classmethod
     def from_record(cls, tree: dict[str, Any]) -> "Discretization":
         """Rebuild a recipe from its record."""
-        grid = Grid(
-            [
-                Axis(a["n"], grading.from_record(a["grading"]), a["periodic"], tuple(a.get("breaks", ())))
-                for a in tree["axes"]
-            ]
-        )
+        maps = [grading.from_record(a["grading"]) for a in tree["axes"]]
+        axes = zip(tree["axes"], maps, strict=True)
+        grid = Grid([Axis(a["n"], g, a["periodic"], tuple(a.get("breaks", ()))) for a, g in axes])
         terminal = None if tree["terminal"] is None else TerminalRule.from_record(grid, tree["terminal"])
         breakpoints = tuple(tree.get("breakpoints", ()))
         averages = {name: TerminalRule.from_record(grid, rule) for name, rule in tree.get("averages", {}).items()}
-        return cls(
-            grid,
-            tuple(tree["times"]),
-            tree["scheme"],
-            tree["stepper"],
-            terminal,
-            breakpoints,
-            averages,
-            tree["estimate"],
-        )
+        names = tree["scheme"], tree["stepper"]
+        return cls(grid, tuple(tree["times"]), *names, terminal, breakpoints, averages, tree["estimate"])
 
     def __repr__(self) -> str:
         smoothed = self.terminal is not None and self.terminal.smoothed

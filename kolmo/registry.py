@@ -1,7 +1,7 @@
 """Methods found by name: one registry per kind (scheme, stepper, ...)."""
 
-from collections.abc import Callable, Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterator
+from typing import Generic, TypeVar
 
 from kolmo.errors import InputError, did_you_mean
 
@@ -37,15 +37,6 @@ class Registry(Generic[T]):
         """Register a method under a name."""
         self._known[name] = method
         return method
-
-    def register(self, name: str, *args: Any, **kwargs: Any) -> Callable[[Callable[..., T]], Callable[..., T]]:
-        """Decorate a class: an instance made with the given arguments is registered under the name."""
-
-        def wrap(make: Callable[..., T]) -> Callable[..., T]:
-            self.add(name, make(*args, **kwargs))
-            return make
-
-        return wrap
 
     def __getitem__(self, name: str) -> T:
         if name not in self._known:

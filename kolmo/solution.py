@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kolmo import files
-from kolmo.arrays import Array, as_like, as_numpy, as_points, is_tensor
+from kolmo.arrays import Array, as_like, as_numpy, as_points, is_tensor, namespace
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, MissingExtraError
 from kolmo.files import schema
@@ -90,8 +90,7 @@ class Solution:
             For points outside the grid, and a time that was not saved.
         """
         d = self.grid.dim
-        parts = [self._interpolate(x, t, [int(i == j) for j in range(d)]) for i in range(d)]
-        return self._stack(parts)
+        return self._stack([self._interpolate(x, t, [int(i == j) for j in range(d)]) for i in range(d)])
 
     def nodes(self, t: float = 0.0) -> tuple[np.ndarray, ...]:
         """Nodes of each axis at a time: those of the grid, unless faces move."""
@@ -113,13 +112,7 @@ class Solution:
         return self._stack(rows, depth=2)
 
     def _stack(self, parts: list[Array], depth: int = 1) -> Array:
-        axis = -1 if self.columns is None else -2
-        axis -= depth - 1
-        if is_tensor(parts[0]):
-            import torch
-
-            return torch.stack(parts, axis)
-        return np.stack(parts, axis)
+        return namespace(*parts).stack(parts, -depth if self.columns is None else -depth - 1)
 
     def _interpolate(self, x: Any, t: float, derivatives: Sequence[int] | None) -> Array:
         u = self._at_time(t)
@@ -221,16 +214,9 @@ class Solution:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the solution and its recipe to one ``.npz`` file (no pickle); read it with ``kolmo.load``."""
-        tree = {
-            "values": as_numpy(self.values),
-            "times": self.times,
-            "error_estimate": self.error_estimate,
-            "status": self.status,
-            "message": self.message,
-            "stats": self.stats,
-            "discretization": self.discretization.record(),
-            "motion": None if self.motion is None else self.motion.record(),
-        }
+        tree = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "grid"}
+        tree |= {"values": as_numpy(self.values), "discretization": self.discretization.record()}
+        tree["motion"] = None if self.motion is None else self.motion.record()
         files.write_tree(Path(path), {"solution": tree})
 
     def __repr__(self) -> str:

@@ -19,12 +19,11 @@ from kolmo.march import Callback, Run
 from kolmo.problem import KolmogorovProblem
 from kolmo.problem.motion import Motion
 from kolmo.problem.rest import at_rest
-from kolmo.refine.plan import prescribe, search
+from kolmo.refine.levels import Options
+from kolmo.refine.plan import check_names, prescribe, search
 from kolmo.refine.search import SILENT
-from kolmo.schemes.base import SCHEMES
 from kolmo.solution import Solution
 from kolmo.stationary import solve_stationary
-from kolmo.steppers.base import STEPPERS
 
 BACKENDS = ("auto", "numba", "torch")
 # No first grid has fewer nodes along an axis.
@@ -122,7 +121,7 @@ def solve(
     """
     if backend not in BACKENDS:
         raise InputError("backend", repr(backend), "one of " + ", ".join(BACKENDS))
-    _check_names(scheme, stepper)
+    check_names(scheme, stepper)
     if is_tensor(at) or backend == "torch":
         problem = problem.handing("torch", at.device if is_tensor(at) else None)
     like = _like(at, backend)
@@ -130,6 +129,7 @@ def solve(
         there = grid if discretization is None else discretization.grid
         problem = at_rest(problem, there.box if isinstance(there, Grid) else None)
     saved = _save_times(problem, save)
+    options = Options(saved, scheme, stepper, like, callback, progress)
     try:
         with _without_gradients(like):
             if discretization is not None:
@@ -139,7 +139,7 @@ def solve(
                     )
                 limits = Limits.given(max_cells, max_seconds)
                 limits.require("discretization", discretization.grid.shape, discretization.steps, _width(problem))
-                return _fixed(problem, discretization, saved, like, callback, progress, limits)
+                return _fixed(problem, discretization, options, limits)
             if grid is not None:
                 limits = Limits.given(max_cells, max_seconds)
                 shape = grid.shape if isinstance(grid, Grid) else np.atleast_1d(grid).tolist()
@@ -150,12 +150,12 @@ def solve(
                 memory.require("grid", shape, columns=columns, saved=len(saved), steps=int(counted))
                 limits.require("grid", shape, int(counted), columns)
                 recipe = prescribe(problem, grid, steps, scheme, stepper, saved, like)
-                return _fixed(problem, recipe, saved, like, callback, progress, limits)
+                return _fixed(problem, recipe, options, limits)
             if steps is not None:
                 raise InputError("steps", steps, "grid= with it, or neither to solve by tolerance")
             memory.require("terminal", [LEAST] * problem.dim, columns=_width(problem), saved=len(saved))
-            bounds = {"max_seconds": max_seconds, "max_cells": max_cells}
-            return _by_tolerance(problem, at, rtol, atol, saved, scheme, stepper, like, callback, progress, bounds)
+            asked = {"rtol": rtol, "atol": atol, "max_seconds": max_seconds, "max_cells": max_cells}
+            return _by_tolerance(problem, at, options, asked)
     except NotConvergedError as error:
         if throw:
             raise
@@ -172,13 +172,6 @@ def _width(problem: KolmogorovProblem) -> int:
     inside = np.where(bounded, 0.5 * (inside + np.where(bounded, high, 0.0)), inside + np.isfinite(low))
     values = problem.final(inside[None])
     return int(values.shape[-1]) if values.ndim > 1 else 1
-
-
-def _check_names(scheme: str, stepper: str) -> None:
-    if scheme != "auto":
-        SCHEMES[scheme]
-    if stepper != "auto":
-        STEPPERS[stepper]
 
 
 def _save_times(problem: KolmogorovProblem, save: Sequence[float] | None) -> tuple[float, ...]:
@@ -210,32 +203,8 @@ def _without_gradients(like: Any) -> Any:
     return torch.no_grad()
 
 
-def _by_tolerance(
-    problem: KolmogorovProblem,
-    at: Any,
-    rtol: float,
-    atol: float,
-    save: tuple[float, ...],
-    scheme: str,
-    stepper: str,
-    like: Any,
-    callback: Callback | None,
-    progress: bool,
-    limits: dict[str, Any],
-) -> Solution:
-    outcome = search(
-        problem,
-        at=at,
-        rtol=rtol,
-        atol=atol,
-        save=save,
-        scheme=scheme,
-        stepper=stepper,
-        like=like,
-        callback=callback,
-        progress=progress,
-        **limits,
-    )
+def _by_tolerance(problem: KolmogorovProblem, at: Any, options: Options, asked: dict[str, Any]) -> Solution:
+    outcome = search(problem, at=at, options=options, **asked)
     if outcome.status == "tolerance_not_met" or outcome.message == SILENT:
         warnings.warn(outcome.message, ToleranceWarning, stacklevel=4)
     columns = outcome.level.columns
@@ -255,28 +224,20 @@ def _by_tolerance(
     )
 
 
-def _fixed(
-    problem: KolmogorovProblem,
-    recipe: Discretization,
-    save: tuple[float, ...],
-    like: Any,
-    callback: Callback | None,
-    progress: bool,
-    limits: Limits,
-) -> Solution:
+def _fixed(problem: KolmogorovProblem, recipe: Discretization, options: Options, limits: Limits) -> Solution:
     """Solve exactly what the recipe says."""
     begun = time.perf_counter()
     if recipe.grid.dim != problem.dim:
         raise InputError("discretization", f"{recipe.grid.dim} dimensions", f"{problem.dim} dimensions")
     # a stationary equation is one sparse system, solved in NumPy
-    march = recipe.march(problem, None if problem.stationary else like)
+    march = recipe.march(problem, None if problem.stationary else options.like)
     if problem.stationary:
         run = Run(solve_stationary(march), 0.0)
     else:
-        absent = missing(march.times, save)
+        absent = missing(march.times, options.save)
         if absent:
             raise InputError("save", absent, "time nodes of the discretization", "plan or solve with grid= and save=")
-        run = march.backward(recipe.initial(march), save=save, callback=callback, progress=progress, stop=limits.late)
+        run = march.backward(recipe.initial(march), **options.told, stop=limits.late)
         if run.late:
             raise NotConvergedError(f"the march came from {recipe.times[-1]:g} to {run.time:g} within {limits.over}")
     if not bool(namespace(run.state).isfinite(run.state).all()):

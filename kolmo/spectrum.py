@@ -1,6 +1,5 @@
 """Leading eigenvalues of the generator: how fast the process forgets, and where it gets stuck."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,21 +11,21 @@ import scipy.sparse.linalg as spla
 from kolmo.arrays import as_numpy, as_points, at_home
 from kolmo.discretization import EXTRA_NODES
 from kolmo.errors import InputError, NotConvergedError
-from kolmo.grid import Axis, Grid
-from kolmo.grid.grading import Uniform
+from kolmo.grid import Grid
 from kolmo.kernels.linear import factorize
 from kolmo.limits import Limits
 from kolmo.problem.box import Box
 from kolmo.problem.problem import KolmogorovProblem, refuse_moves
-from kolmo.schemes.generator import Generator, discretize
+from kolmo.refine.layout import widened
+from kolmo.schemes.generator import discretize
 
 # Nodes per axis when no grid is given; the coarser ones give the error estimate.
 NODES = {1: (241, 161), 2: (49, 35), 3: (17, 14)}
 # Largest grid, and seconds, unless limits are given.
 MAX_CELLS, MAX_SECONDS = {1: 4_000, 2: 20_000, 3: 20_000}, 120.0
-# Where there are cuts: how far the box is widened to see their effect, how often at most, the factor for what is still
-# to come, and the part of the largest eigenvalue wanted that is rounding.
-WIDER, CUT_TRIES, CUT_SAFETY, ROUNDING = 1.25, 10, 2.0, 1e-10
+# Where there are cuts: by which part of it the box is widened on each side to see their effect, how often at most, the
+# factor for what is still to come, and the part of the largest eigenvalue wanted that is rounding.
+WIDER, CUT_TRIES, CUT_SAFETY, ROUNDING = 0.125, 10, 2.0, 1e-10
 # Up to this many nodes all eigenvalues are computed at once.
 DENSE = 320
 
@@ -166,8 +165,8 @@ def _refined(problem: KolmogorovProblem, k: int, box: Box, scheme: str, limits: 
     seconds = limits.spent - begun
     coarse = _solve(problem, k, Grid.of(box, coarse_nodes), scheme)
     change, cut = _change(fine, coarse), None
-    for _ in range(CUT_TRIES if _opened(box) else 0):
-        wider = _widened(grid, box)
+    for _ in range(CUT_TRIES if box.has("cut") else 0):
+        wider = widened(grid, box, WIDER, 1)
         if limits.excess(wider.size, seconds * wider.size / grid.size):
             break
         begun = limits.spent
@@ -176,30 +175,14 @@ def _refined(problem: KolmogorovProblem, k: int, box: Box, scheme: str, limits: 
         cut, grid, fine = CUT_SAFETY * _change(wide, fine), wider, wide
         if (cut <= np.maximum(change, ROUNDING * np.abs(fine.eigenvalues).max())).all():
             break
-    if cut is None and _opened(box):  # no room for it: measured on the coarser grid
-        cut = CUT_SAFETY * _change(_solve(problem, k, _widened(coarse.grid, box), scheme), coarse)
+    if cut is None and box.has("cut"):  # no room for it: measured on the coarser grid
+        cut = CUT_SAFETY * _change(_solve(problem, k, widened(coarse.grid, box, WIDER, 1), scheme), coarse)
     return replace(fine, error_estimate=change if cut is None else change + cut)
 
 
 def _change(one: Spectrum, other: Spectrum) -> np.ndarray:
     """How far eigenvalues differ."""
     return np.asarray(np.abs(one.eigenvalues - other.eigenvalues))
-
-
-def _opened(box: Box) -> bool:
-    return box.has("cut")
-
-
-def _widened(grid: Grid, box: Box) -> Grid:
-    """The same nodes and some more beyond the open faces."""
-    axes = []
-    for axis, pair in zip(grid.axes, box.faces, strict=True):
-        more = math.ceil(0.5 * (WIDER - 1.0) * axis.n)
-        low, high = (more if face.cut else 0 for face in pair)
-        ends = float(axis.grading(-low * axis.h)), float(axis.grading(1.0 + high * axis.h))
-        ends = ends[0] if low else axis.grading.lower, ends[1] if high else axis.grading.upper
-        axes.append(Axis(axis.n + low + high, Uniform(*ends), axis.periodic))
-    return Grid(axes)
 
 
 def _finite(problem: KolmogorovProblem, at: Any) -> Box:
@@ -223,7 +206,8 @@ def _solve(problem: KolmogorovProblem, k: int, grid: Grid | int | Sequence[int],
     if k > len(free) - 2:
         raise InputError("k", k, f"at most {len(free) - 2} on this grid")
     Q = sp.csr_matrix(generator.matrix(0.0)[free][:, free])
-    values, vectors = _dense(Q) if len(free) <= DENSE else _arnoldi(Q, k, _pace(generator))
+    found = np.linalg.eig(Q.toarray()) if len(free) <= DENSE else _arnoldi(Q, k, generator.pace)
+    values, vectors = (np.asarray(part, dtype=complex) for part in found)
     # pairs of conjugates belong together whatever rounding says of their real parts
     scale = np.sort(np.abs(values))[min(k, len(values)) - 1] or 1.0
     order = np.lexsort((-values.imag, -np.round(values.real / scale, 9)))[:k]
@@ -241,18 +225,6 @@ def _solve(problem: KolmogorovProblem, k: int, grid: Grid | int | Sequence[int],
     return Spectrum(values, functions.reshape(shape), residuals, None, generator.grid, generator.scheme.name, width)
 
 
-def _dense(Q: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-    values, vectors = np.linalg.eig(Q.toarray())
-    return np.asarray(values, dtype=complex), np.asarray(vectors, dtype=complex)
-
-
-def _pace(generator: Generator) -> float:
-    """Rate at which the process crosses the box, from its noise and drift."""
-    n = np.array(generator.grid.shape)
-    noise = np.einsum("nii->ni", generator.sample.S).max(0) / n**2
-    return float(max(noise.max(), (np.abs(generator.sample.A) / n).max()))
-
-
 def _arnoldi(Q: sp.csr_matrix, k: int, pace: float) -> tuple[np.ndarray, np.ndarray]:
     """A few more eigenvalues than wanted around a shift just right of zero."""
     shift = 0.1 * pace
@@ -264,4 +236,4 @@ def _arnoldi(Q: sp.csr_matrix, k: int, pace: float) -> tuple[np.ndarray, np.ndar
         mu, vectors = spla.eigs(inverse, more, which="LM", v0=start, ncv=min(Q.shape[0] - 1, 2 * more + 20))
     except spla.ArpackNoConvergence as error:
         raise NotConvergedError(f"eigenvalues did not converge: {error}") from error
-    return np.asarray(shift + 1.0 / mu), np.asarray(vectors)
+    return shift + 1.0 / mu, vectors

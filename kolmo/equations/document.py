@@ -21,19 +21,8 @@ MAX_DOTS = 1000
 """The time to read a dotted key grows with the square of their number."""
 KEYS = {
     "equation": (
-        *(
-            "model",
-            "dim",
-            "drift",
-            "diffusion",
-            "covariance",
-            "terminal",
-            "horizon",
-            "breakpoints",
-            "killing",
-            "source",
-        ),
-        *("running_cost", "obstacle", "sense"),
+        *("model", "dim", "drift", "diffusion", "covariance", "terminal", "horizon", "breakpoints"),
+        *("killing", "source", "running_cost", "obstacle", "sense"),
     ),
     "box": ("lower", "upper", "boundary"),
     "events": ("times", "pay", "move"),

@@ -238,8 +238,7 @@ class Equation:
 
     def _moving(self, key: str, text: str, known: Mapping[str, Any]) -> Callable[[float], Any]:
         """The place of a face as a function of time."""
-        with self._document.about("box", key):
-            formula = Expression(text, scalars=["t", *known], argument=key)
+        formula = self._parsed("box", key, text, ["t", *known], {})
         return lambda t: formula({**known, "t": t})
 
     def _faces(self, boundary: Any, known: Mapping[str, Any]) -> list[Any]:
@@ -340,10 +339,16 @@ class Equation:
         value = self._document.table("equation").get(key)
         if value is None:
             return None
-        if columns:
-            shape = (None,)
-        terminal = key == "terminal"
-        return self._compiled("equation", key, value, known, shape, actions={} if terminal or not actions else None)
+        given: Mapping[str, int] | None = {} if key == "terminal" or not actions else None
+        return self._compiled("equation", key, value, known, (None,) if columns else shape, actions=given)
+
+    def _parsed(
+        self, table: str, key: str, item: float | str, scalars: list[str], vectors: Mapping[str, int]
+    ) -> Expression:
+        """A formula, or a number, of names."""
+        with self._document.about(table, key):
+            text = item if isinstance(item, str) else repr(floating(item))
+            return Expression(text, scalars=scalars, vectors=vectors, argument=key)
 
     def _compiled(
         self,
@@ -370,9 +375,7 @@ class Equation:
                 return rows
             if isinstance(item, bool) or not isinstance(item, int | float | str):
                 refuse(table, key, repr(item), needed)
-            with self._document.about(table, key):
-                text = item if isinstance(item, str) else repr(floating(item))
-                return Expression(text, scalars=["t", *known], vectors={"x": self.dim, **actions}, argument=key)
+            return self._parsed(table, key, item, ["t", *known], {"x": self.dim, **actions})
 
         tree = built(value, shape)
         if shape == (self.dim,) and self.dim > 1 and not isinstance(tree, list):

@@ -8,15 +8,13 @@ import ast
 import functools
 import math
 import operator
-import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from kolmo.arrays import Array, as_like, is_tensor
+from kolmo.arrays import Array, as_like, is_tensor, namespace
 from kolmo.errors import InputError, did_you_mean
 
 __all__ = ["CONSTANTS", "FUNCTIONS", "Expression"]
@@ -275,10 +273,6 @@ def _applied(function: Callable[..., Any], *parts: Node) -> Node:
     return node
 
 
-def _library(*values: Any) -> ModuleType:
-    return sys.modules["torch"] if any(is_tensor(value) for value in values) else np
-
-
 def _aligned(*values: Any) -> list[Any]:
     """The values as arrays of one library: that of the first tensor, else NumPy."""
     like = next((value for value in values if is_tensor(value)), np.zeros(()))
@@ -286,7 +280,7 @@ def _aligned(*values: Any) -> list[Any]:
 
 
 def _function(name: str, a: Any) -> Any:
-    library = _library(a)
+    library = namespace(a)
     if name != "erf":
         return getattr(library, name)(a)
     if library is np:
@@ -297,16 +291,12 @@ def _function(name: str, a: Any) -> Any:
 
 
 def _extreme(name: str, a: Any, b: Any) -> Any:
-    return getattr(_library(a, b), name)(*_aligned(a, b))
+    return getattr(namespace(a, b), name)(*_aligned(a, b))
 
 
 def _where(condition: Any, a: Any, b: Any) -> Any:
-    return _library(condition, a, b).where(*_aligned_condition(condition, a, b))
-
-
-def _aligned_condition(condition: Any, a: Any, b: Any) -> list[Any]:
-    condition, a, b = _aligned(condition, a, b)
-    return [condition != 0, a, b]
+    held, *values = _aligned(condition, a, b)
+    return namespace(held).where(held != 0, *values)
 
 
 def _truth(comparison: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:

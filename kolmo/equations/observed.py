@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kolmo.arrays import as_like, namespace
-from kolmo.equations.document import floating, is_number
+from kolmo.equations.document import is_number
 from kolmo.equations.equation import Equation
 from kolmo.equations.expressions import Expression
 from kolmo.equations.table import Sheet
@@ -266,9 +266,7 @@ class Observed(Equation):
     ) -> Expression:
         if not isinstance(item, str) and not is_number(item):
             self._document.refuse(table, key, repr(item)[:80], "a number or a formula")
-        with self._document.about(table, key):
-            text = item if isinstance(item, str) else repr(floating(item))
-            return Expression(text, scalars=[*scalars, *self._covariates], vectors=vectors, argument=key)
+        return self._parsed(table, key, item, [*scalars, *self._covariates], vectors)
 
     # ------------------------------------------------------------------------------------------- the tables
     def _check_tables(self, given: Mapping[str, Any]) -> None:

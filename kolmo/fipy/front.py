@@ -173,13 +173,10 @@ def solve(
     counts = _shape(problem, shape)
     _check(problem, steps)
     system = System(problem, counts)
-    if problem.horizon is None:
-        fields, taken = system.stationary(), 0
-    else:
-        nodes = _nodes(problem, int(steps or 0))
-        fields, taken = system.march(nodes), len(nodes) - 1
-    values = fields.T.reshape(*counts, -1)
-    return FipySolution(problem, values if system.columns is not None else values[..., 0], system.centres, taken)
+    nodes = _nodes(problem, steps)
+    values = system.solved(nodes)[system.order].reshape(*counts, -1)
+    values = values if system.columns is not None else values[..., 0]
+    return FipySolution(problem, values, system.centres, max(len(nodes) - 1, 0))
 
 
 def _on_mesh(
@@ -200,10 +197,8 @@ def _on_mesh(
         raise InputError("mesh", repr(mesh), "a path, or a plane mesh of FiPy with physicalFaces")
     system = MeshSystem(problem, mesh, faces)
     _check_time(problem, steps, any(isinstance(rim.face, Absorbing | Robin) for rim in system.rims))
-    if problem.stationary:
-        return system.solution(system.stationary(), 0)
-    nodes = _nodes(problem, int(steps or 0))
-    return system.solution(system.march(nodes), len(nodes) - 1)
+    nodes = _nodes(problem, steps)
+    return system.solution(system.solved(nodes), max(len(nodes) - 1, 0))
 
 
 def _shape(problem: KolmogorovProblem, shape: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -249,9 +244,11 @@ def _check_time(problem: KolmogorovProblem, steps: int | None, ends: bool) -> No
         raise InputError("steps", steps, "a positive integer")
 
 
-def _nodes(problem: KolmogorovProblem, steps: int) -> np.ndarray:
-    """Times from 0 to T, about ``steps`` equal steps, none across a breakpoint."""
-    horizon = float(problem.horizon or 0.0)
+def _nodes(problem: KolmogorovProblem, steps: int | None) -> np.ndarray:
+    """Times from 0 to T, about ``steps`` equal steps, none across a breakpoint; none if stationary."""
+    if problem.horizon is None or steps is None:
+        return np.zeros(0)
+    horizon = float(problem.horizon)
     edges = [0.0, *problem.sde.breakpoints, horizon]
     pieces = [
         np.linspace(a, b, max(1, math.ceil(steps * (b - a) / horizon - 1e-9)) + 1)[1:]

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.sparse.linalg import splu
 
 from kolmo.arrays import Array, as_numpy
-from kolmo.fipy.midpoint import midpoint, read
+from kolmo.fipy.midpoint import Meshed, read
 from kolmo.problem import KolmogorovProblem
 from kolmo.problem.box import Box
 from kolmo.problem.faces import Absorbing, Natural, Open, Periodic, Reflecting, Robin
@@ -50,7 +49,7 @@ class Wall:
     x: np.ndarray
 
 
-class System:
+class System(Meshed):
     r"""Space discretised with FiPy: :math:`u_\tau = A(t)u + r(t)`.
 
     Parameters
@@ -96,7 +95,7 @@ class System:
         for wall in self.walls:
             self.interior[wall.faces] = False
         self._equation()
-        self.columns = self._columns()
+        self.columns = self.counted()
         self.seen: list[np.ndarray] = []
         self.factors: dict[float, Any] = {}
         self.loads: dict[bytes, np.ndarray] = {}
@@ -127,11 +126,6 @@ class System:
         behind = (cells + inwards, cells + 2 * inwards)
         return Wall(box.faces[axis][side], axis, sign, h, faces, cells, behind, self.faces[faces])
 
-    def _columns(self) -> int | None:
-        probe = self.cells[:2]
-        value = self.problem.running(0.0, probe) if self.problem.stationary else self.problem.final(probe)
-        return int(value.shape[1]) if as_numpy(value).ndim == 2 else None
-
     def _residual(self, u: np.ndarray) -> np.ndarray:
         """FiPy's residual per volume: diffusion normal to the faces, and convection, of cell values u."""
         self.u.setValue(u)
@@ -139,12 +133,7 @@ class System:
 
     def _slopes(self) -> list[sp.csr_matrix]:
         """Slope along each axis at the interior faces, from cell values: mean of two central differences."""
-        first, second = (np.asarray(cells)[self.interior].astype(int) for cells in self.mesh.faceCellIDs)
-        rows = np.flatnonzero(self.interior)
-        shape = (len(self.faces), self.size)
-        mean = sp.csr_matrix((np.full(len(rows), 0.5), (rows, first)), shape)
-        mean += sp.csr_matrix((np.full(len(rows), 0.5), (rows, second)), shape)
-        slopes = []
+        mean, slopes = self.between()[0], []
         for i, (n, h, wraps) in enumerate(zip(self.counts, self.spacing, self.problem.box.periodic, strict=True)):
             D = sp.diags_array([-np.ones(n - 1), np.ones(n - 1)], offsets=[-1, 1], shape=(n, n)).tolil()
             if wraps:
@@ -154,14 +143,6 @@ class System:
             inner, outer = math.prod(self.counts[:i]), math.prod(self.counts[i + 1 :])
             slopes.append(mean @ sp.kron(sp.eye_array(outer), sp.kron(D / (2.0 * h), sp.eye_array(inner))).tocsr())
         return slopes
-
-    def _divergence(self) -> sp.csr_matrix:
-        """Outflow per volume from fluxes along the normals of the interior faces."""
-        cells = [np.asarray(ids)[self.interior].astype(int) for ids in self.mesh.faceCellIDs]
-        rows, columns = np.concatenate(cells), np.tile(np.flatnonzero(self.interior), 2)
-        area = np.asarray(self.mesh._faceAreas)[self.interior]
-        entries = np.concatenate([area, -area]) / np.asarray(self.mesh.cellVolumes)[rows]
-        return sp.csr_matrix((entries, (rows, columns)), shape=(self.size, len(self.faces)))
 
     def at(self, t: float) -> tuple[sp.csc_matrix, np.ndarray]:
         """Matrix A and load r, shape (cells, k), at time t."""
@@ -176,9 +157,8 @@ class System:
             self._write(S, b, c)
             self.across = [(S[:, w.axis, w.faces], w.sign * self.flow[w.axis, w.faces]) for w in self.walls]
             self.matrix = self._inner() + self._through([kappa for kappa, _ in data])
-        g = np.asarray(as_numpy(self.problem.running(t, self.cells)), dtype=float)
         k = self.columns or 1
-        load = np.array(np.broadcast_to(g if g.ndim == 2 else g[:, None], (len(c), k)))
+        load = self.source(t, k)
         for column in range(k):
             walls = [(kappa, v[:, min(column, v.shape[1] - 1)]) for kappa, v in data]
             key = b"".join(v.tobytes() for _, v in walls)
@@ -217,7 +197,7 @@ class System:
         matrix = matrix - sp.diags_array(self.decay)
         if self.mixed.any():
             fluxes = sum(sp.diags_array(part) @ slope for part, slope in zip(self.mixed, self._slopes(), strict=True))
-            matrix = matrix + self._divergence() @ fluxes
+            matrix = matrix + self.between()[1] @ fluxes
         return sp.csc_matrix(matrix)
 
     def _through(self, kappas: list[np.ndarray]) -> sp.csc_matrix:
@@ -304,23 +284,7 @@ class System:
             load += self._residual(np.zeros(self.size))
         return load
 
-    def stationary(self) -> np.ndarray:
-        """Cell values in C order, shape (k, cells)."""
-        A, load = self.at(0.0)
-        return np.stack([splu(A).solve(-r)[self.order] for r in load.T])
-
-    def march(self, nodes: np.ndarray) -> np.ndarray:
-        """Cell values at t = 0 in C order, shape (k, cells): implicit midpoint rule from T down."""
-        return midpoint(self._euler, self._terminal(), nodes)[self.order].T
-
-    def _euler(self, u: np.ndarray, t: float, dt: float) -> np.ndarray:
-        A, load = self.at(t)
-        key = float(f"{dt:.12g}")
-        if key not in self.factors:
-            self.factors[key] = splu(sp.eye(self.size, format="csc") - key * A)
-        return np.asarray(self.factors[key].solve(u + dt * load))
-
-    def _terminal(self) -> np.ndarray:
+    def final(self) -> np.ndarray:
         """Cell averages of the terminal data, shape (cells, k)."""
         offsets = (np.arange(SAMPLES) + 0.5) / SAMPLES - 0.5
         shifts = np.stack(np.meshgrid(*[offsets] * self.problem.dim), -1).reshape(-1, self.problem.dim) * self.spacing

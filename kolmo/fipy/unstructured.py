@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.sparse.linalg import splu
 from scipy.spatial import cKDTree
 
 from kolmo.arrays import as_numpy, as_points
 from kolmo.errors import InputError, MissingExtraError
-from kolmo.fipy.midpoint import midpoint, read
+from kolmo.fipy.midpoint import Meshed, read
 from kolmo.problem import KolmogorovProblem
 from kolmo.problem.faces import WORDS, Absorbing, Constrained, Face, Natural, Reflecting, Robin
 
@@ -157,7 +156,7 @@ class Rim:
     cells: np.ndarray
 
 
-class MeshSystem:
+class MeshSystem(Meshed):
     """Space discretised on a mesh in the plane: u_τ = A(t)u + r(t).
 
     FiPy's diffusion term takes the part of ½Σn along the line between two cell centres; the rest of the flux, and the
@@ -176,18 +175,18 @@ class MeshSystem:
         self.exterior = np.asarray(mesh.exteriorFaces.value)
         self.first, self.second = (np.asarray(ids.filled(-1)).astype(int) for ids in mesh.faceCellIDs)
         self.rims = self._rims(faces)
-        inner = ~self.exterior
-        across = np.where(inner[:, None], self.cells[self.second] - self.cells[self.first], 0.0)
+        self.interior, self.factors = ~self.exterior, {}
+        across = np.where(self.interior[:, None], self.cells[self.second] - self.cells[self.first], 0.0)
         across[self.exterior] = (self.places - self.cells[self.first])[self.exterior]
         self.distance = np.linalg.norm(across, axis=1)
         self.along = across / self.distance[:, None]
         self.slopes = self._slopes()
-        self.divergence = self._divergence(inner)
+        self.mean, self.divergence = self.between()
         self.u = fipy.CellVariable(mesh=mesh)
         self.half = fipy.FaceVariable(mesh=mesh)
         self.equation = fipy.DiffusionTerm(coeff=self.half) == 0
         self.equation.cacheMatrix()
-        self.columns = self._columns()
+        self.columns = self.counted()
 
     def _rims(self, faces: Mapping[str | int, Any]) -> list[Rim]:
         groups, left = self.mesh.physicalFaces, self.exterior.copy()
@@ -207,10 +206,6 @@ class MeshSystem:
             raise InputError("faces", f"no condition at {where} and {left.sum() - 1} more lines", "one for every group")
         return rims
 
-    def _columns(self) -> int | None:
-        value = self.problem.running(0.0, self.cells[:2]) if self.problem.stationary else self.problem.final(self.cells)
-        return int(value.shape[1]) if as_numpy(value).ndim == 2 else None
-
     def _slopes(self) -> list[sp.csr_matrix]:
         """∂_1 and ∂_2 at the cell centres, by least squares over the cells that share a corner."""
         corners = np.asarray(self.mesh._cellVertexIDs)
@@ -227,13 +222,6 @@ class MeshSystem:
         parts = [sp.csr_matrix((entry, (i, j)), shape=(self.size,) * 2) for entry in entries.T]
         return [part - sp.diags_array(np.asarray(part.sum(1)).ravel()) for part in parts]
 
-    def _divergence(self, which: np.ndarray) -> sp.csr_matrix:
-        """Outflow per volume from fluxes along the normals of interior faces."""
-        faces = np.flatnonzero(which)
-        rows = np.concatenate([self.first[faces], self.second[faces]])
-        entries = np.concatenate([self.areas[faces], -self.areas[faces]]) / self.volumes[rows]
-        return sp.csr_matrix((entries, (rows, np.tile(faces, 2))), shape=(self.size, len(self.areas)))
-
     def at(self, t: float) -> tuple[sp.csc_matrix, np.ndarray]:
         """Matrix A and load r, shape (cells, k), at time t."""
         sde, problem = self.problem.sde, self.problem
@@ -247,13 +235,11 @@ class MeshSystem:
         bend = np.zeros((self.size, 2))
         outward = flux * self.areas[:, None]
         np.add.at(bend, self.first, outward)
-        inner = ~self.exterior
-        np.add.at(bend, self.second[inner], -outward[inner])
+        np.add.at(bend, self.second[self.interior], -outward[self.interior])
         b = np.asarray(as_numpy(sde.drift(t, self.cells)), dtype=float) - bend / self.volumes[:, None]
         matrix = matrix + sum(sp.diags_array(b[:, i]) @ slope for i, slope in enumerate(self.slopes))
         matrix = matrix - sp.diags_array(np.asarray(as_numpy(problem.rate(t, self.cells)), dtype=float))
-        g = np.asarray(as_numpy(problem.running(t, self.cells)), dtype=float)
-        load = np.array(np.broadcast_to(g if g.ndim == 2 else g[:, None], (self.size, self.columns or 1)))
+        load, self.factors = self.source(t, self.columns or 1), {}
         for rim in self.rims:
             if isinstance(rim.face, Absorbing | Robin):
                 part, data = self._through(rim, straight, rest, t)
@@ -269,11 +255,7 @@ class MeshSystem:
 
     def _remainder(self, rest: np.ndarray) -> sp.csr_matrix:
         """What flows across interior faces beside the line between the centres: slopes are averaged to the face."""
-        faces = np.flatnonzero(~self.exterior)
-        beside = np.concatenate([self.first[faces], self.second[faces]])
-        entries = (np.full(2 * len(faces), 0.5), (np.tile(faces, 2), beside))
-        mean = sp.csr_matrix(entries, shape=(len(self.areas), self.size))
-        fluxes = sum(sp.diags_array(rest[:, i]) @ mean @ slope for i, slope in enumerate(self.slopes))
+        fluxes = sum(sp.diags_array(rest[:, i]) @ self.mean @ slope for i, slope in enumerate(self.slopes))
         return self.divergence @ fluxes
 
     def _through(self, rim: Rim, straight: np.ndarray, rest: np.ndarray, t: float) -> tuple[sp.csr_matrix, np.ndarray]:
@@ -298,20 +280,6 @@ class MeshSystem:
             flux = sp.diags_array(share) @ (beside - sp.diags_array(conductance) @ here)
             data = (1.0 - share)[:, None] * v
         return pick @ sp.diags_array(scale) @ flux, scale[:, None] * data
-
-    def stationary(self) -> np.ndarray:
-        """Cell values, shape (cells, k)."""
-        A, load = self.at(0.0)
-        return np.asarray(splu(A).solve(-load))
-
-    def march(self, nodes: np.ndarray) -> np.ndarray:
-        """Cell values at t = 0, shape (cells, k): implicit midpoint rule from T down, damped first steps."""
-        u = np.asarray(as_numpy(self.problem.final(self.cells)), dtype=float).reshape(self.size, -1)
-        return midpoint(self._euler, u, nodes)
-
-    def _euler(self, u: np.ndarray, t: float, dt: float) -> np.ndarray:
-        A, load = self.at(t)
-        return np.asarray(splu(sp.eye(self.size, format="csc") - dt * A).solve(u + dt * load))
 
     def solution(self, u: np.ndarray, steps: int) -> MeshSolution:
         """What to hand out: values, slopes and the reach of every cell."""

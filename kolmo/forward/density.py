@@ -1,6 +1,5 @@
 """The law of the process over time, and the one march that finds it: transposed steps, and what leaves on the way."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -10,13 +9,14 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.polynomial import legendre
 
-from kolmo.arrays import Array, as_like, as_numpy, as_points, is_tensor
+from kolmo.arrays import Array, added_at, along, as_like, as_numpy, as_points, zeros
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.forward.exits import Exit, Passages, WaysOut
 from kolmo.grid import Axis, Grid
 from kolmo.grid.picture import drawn
 from kolmo.grid.times import find, missing
+from kolmo.limits import OutOfTimeError
 from kolmo.problem import KolmogorovProblem
 from kolmo.problem.box import Box
 from kolmo.problem.faces import Face
@@ -108,9 +108,7 @@ class Density(Passages):
         """Density ρ at the nodes and ``times``, shape ``(nt, *grid.shape)``."""
         rho = self.weights.reshape(len(self.times), *self.grid.shape)
         for i, matrix in enumerate(self._readings):
-            moved = np.moveaxis(rho, i + 1, 0)
-            read = (matrix @ moved.reshape(moved.shape[0], -1)).reshape(moved.shape)
-            rho = np.moveaxis(read, 0, i + 1)
+            rho = along(matrix.__matmul__, rho, i + 1)
         if self.motion is not None:
             volumes = np.array([self.motion.stretch(float(t), rho) for t in self.times])
             rho = rho / volumes.reshape(-1, *[1] * self.grid.dim)
@@ -159,10 +157,6 @@ class Density(Passages):
         return "Density(" + ", ".join(parts) + ")"
 
 
-class OutOfTimeError(Exception):
-    """A march was given up at its deadline."""
-
-
 class Spreading:
     """One transposed march with its book-keeping of what leaves.
 
@@ -174,10 +168,8 @@ class Spreading:
         How.
     kept : tuple of float
         Times at which the law is kept; they have to be time nodes.
-    deadline : float, optional
-        Value of ``clock()`` at which the march is given up.
-    clock : callable
-        Seconds from some moment on.
+    stop : callable, optional
+        Asked after each step: whether the march is given up.
     """
 
     def __init__(
@@ -185,8 +177,7 @@ class Spreading:
         problem: KolmogorovProblem,
         recipe: Discretization,
         kept: tuple[float, ...],
-        deadline: float = np.inf,
-        clock: Callable[[], float] = time.perf_counter,
+        stop: Callable[[], bool] | None = None,
     ) -> None:
         self.problem, self.recipe, self.kept = problem, recipe, kept
         self.march = recipe.march(problem)
@@ -195,7 +186,7 @@ class Spreading:
         if absent:
             raise InputError("save", absent, "time nodes of the discretization", "use grid= and steps= with save=")
         self.exits = WaysOut(self.march.generator)
-        self.deadline, self._now = deadline, clock
+        self._stop = stop
         self.saved: list[tuple[float, np.ndarray]] = []
         self.mass: list[float] = []
         self.flux: dict[Exit, list[float]] = {e: [] for e in self.exits.names}
@@ -217,7 +208,7 @@ class Spreading:
 
         def observe(t: float, p: Array, adjoints: list[Array]) -> None:
             nonlocal value
-            if self._now() > self.deadline:
+            if self._stop is not None and self._stop():
                 raise OutOfTimeError
             done = len(self.mass)
             at: dict[float, Array] = {}
@@ -243,7 +234,7 @@ class Spreading:
 
         p = march.forward(start, observe=observe, arrive=arrive)
         value = value + (p * march.without_boundary(self.recipe.initial(march))).sum(0)
-        density = Density(
+        return Density(
             np.array([w for _, w in self.saved]),
             np.array([t for t, _ in self.saved]),
             self.clock,
@@ -255,7 +246,6 @@ class Spreading:
             {e: np.array(v) for e, v in self.exited.items()},
             readings(march.generator),
         )
-        return density
 
     def _unit_loads(self, instant: float) -> np.ndarray:
         """Loads of a sure reward of one at an instant, shape (ways out, size); kept where they come again."""
@@ -323,11 +313,7 @@ def initial_masses(initial: Any, recipe: Discretization, box: Box | None = None,
 def _point_masses(points: Array, recipe: Discretization) -> Array:
     """Equal masses at points (n, d), spread over the nodes, shape (size,)."""
     index, weight = recipe.grid.interpolation(points, recipe.width)
-    flat, size = index.reshape(-1), recipe.grid.size
-    if is_tensor(weight):
-        total = weight.new_zeros(size)
-        return total.index_add(0, as_like(flat, weight).long(), weight.reshape(-1) / len(points))
-    return np.bincount(flat, weight.reshape(-1), size) / len(points)
+    return added_at(zeros((recipe.grid.size,), weight), index.reshape(-1), weight.reshape(-1) / len(points))
 
 
 def _check_density(values: Any, grid: Grid) -> None:

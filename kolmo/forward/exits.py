@@ -44,9 +44,7 @@ class WaysOut:
 
     def __init__(self, generator: Generator) -> None:
         self.generator = generator
-        self.faces = {
-            (i, s): face for i, pair in enumerate(generator.box.faces) for s, face in enumerate(pair) if face.exits
-        }
+        self.faces = {(i, s): face for i, s, face in generator.box.each() if face.exits}
         self.names: tuple[Exit, ...] = (*self.faces, *(() if generator.problem.killing is None else ("killing",)))
         self.owned: dict[Exit, np.ndarray] = {}
         for key, face in self.faces.items():

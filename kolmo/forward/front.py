@@ -10,18 +10,15 @@ import numpy as np
 from kolmo.arrays import as_numpy, as_points, at_home
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
-from kolmo.forward.density import Density, OutOfTimeError, Spreading, initial_at_rest
+from kolmo.forward.density import Density, Spreading, initial_at_rest
 from kolmo.forward.layout import Asked, start_of
 from kolmo.forward.search import MAX_SECONDS, LawSearch
 from kolmo.grid import Grid
-from kolmo.kernels.first_use import clock
-from kolmo.limits import Limits
+from kolmo.limits import Limits, OutOfTimeError
 from kolmo.problem.problem import KolmogorovProblem, check_vectorised
 from kolmo.problem.rest import at_rest
 from kolmo.refine.levels import MAX_CELLS
-from kolmo.refine.plan import plan, prescribe
-from kolmo.schemes.base import SCHEMES
-from kolmo.steppers.base import STEPPERS
+from kolmo.refine.plan import check_names, check_tolerances, plan, prescribe
 
 # Of many samples, this many are used where every point costs.
 PLANNING_POINTS = 200
@@ -148,7 +145,8 @@ def solve_forward(
     there = grid if discretization is None else discretization.grid
     problem = at_rest(problem, there.box if isinstance(there, Grid) else None)
     horizon = problem.horizon or 0.0
-    _check(rtol, atol, scheme, stepper)
+    check_tolerances(rtol, atol)
+    check_names(scheme, stepper)
     kept = tuple(sorted({float(t) for t in ([] if save is None else save)} | {horizon}))
     if kept[0] < 0 or kept[-1] > horizon:
         raise InputError("save", kept, f"times between 0 and {horizon}" + " where faces have met" * problem.met)
@@ -170,19 +168,17 @@ def solve_forward(
     elif steps is not None:
         raise InputError("steps", steps, "grid= with it, or neither to solve by tolerance")
     if discretization is not None:
-        deadline = given_limits.started + given_limits.seconds
         try:
-            return _told(_placed(problem, Spreading(problem, discretization, kept, deadline, clock).run(given)))
+            return _told(_placed(problem, Spreading(problem, discretization, kept, given_limits.late).run(given)))
         except OutOfTimeError:
             raise NotConvergedError(f"the march did not end within {given_limits.over}") from None
     asked = Asked(kept, _points(problem, at, kept), _times(problem, flux_times))
-    limit = Limits.of(max_cells, max_seconds, MAX_CELLS[problem.dim], MAX_SECONDS)
-    limits = limit.cells, limit.seconds
+    limits = Limits.of(max_cells, max_seconds, MAX_CELLS[problem.dim], MAX_SECONDS)
     if problem.sde.noiseless:
         return _without_noise(problem, given, asked, rtol, atol, limits)
     start = start_of(problem, given, asked.points)
     check_vectorised(problem, start.points)
-    density = LawSearch(problem, start, asked, rtol, atol, scheme, stepper).run(*limits)
+    density = LawSearch(problem, start, asked, rtol, atol, scheme, stepper).run(limits)
     if density.status == "tolerance_not_met":
         warnings.warn(density.message, ToleranceWarning, stacklevel=2)
     return _placed(problem, density, at)
@@ -198,19 +194,6 @@ def _placed(problem: KolmogorovProblem, density: Density, at: Any = None) -> Den
         narrow = 1.0 if at is None else min(float(motion.stretch(t, np.zeros(1))) for t in density.times)
         told = told | {"density": told["density"] / narrow}
     return replace(density, motion=motion, error_estimate=told)
-
-
-def _check(rtol: float, atol: float, scheme: str, stepper: str) -> None:
-    """Tolerances and names."""
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if not (np.isfinite(value) and value >= 0):
-            raise InputError(name, value, "a non-negative number")
-    if rtol == 0 and atol == 0:
-        raise InputError("rtol, atol", "0 and 0", "at least one positive tolerance")
-    if scheme != "auto":
-        SCHEMES[scheme]
-    if stepper != "auto":
-        STEPPERS[stepper]
 
 
 def _points(problem: KolmogorovProblem, at: Any, kept: tuple[float, ...]) -> np.ndarray | None:
@@ -253,11 +236,11 @@ def _told(density: Density) -> Density:
 
 
 def _without_noise(
-    problem: KolmogorovProblem, initial: Any, asked: Asked, rtol: float, atol: float, limits: tuple[int, float]
+    problem: KolmogorovProblem, initial: Any, asked: Asked, rtol: float, atol: float, limits: Limits
 ) -> Density:
     """Without noise points remain points: there is no density that could be refined, only expectations."""
     where = asked.points if callable(initial) else initial[:: max(1, len(initial) // PLANNING_POINTS)]
-    recipe = plan(problem, at=where, rtol=rtol, atol=atol, max_cells=limits[0], max_seconds=limits[1])
+    recipe = plan(problem, at=where, rtol=rtol, atol=atol, max_cells=limits.cells, max_seconds=limits.seconds)
     if len(asked.kept) > 1:
         raise InputError("save", asked.kept[:-1], "grid= and steps= with it: without noise only the value is refined")
     density = Spreading(problem, recipe, asked.kept).run(initial)

@@ -77,18 +77,13 @@ def stationary_density(
         raise InputError("problem", "an absorbing or elastic face, or killing", "a process that nothing leaves")
     p = _null_vector(Q, generator)
     recipe = Discretization(generator.grid, (), generator.scheme.name, "radau5", None)
-    nothing = np.array([1.0])
-    return Density(
-        p[None, :], np.array([np.inf]), np.array([np.inf]), nothing, float("nan"), generator.grid, recipe, {}, {},
-        readings(generator),
-    )  # fmt: skip
+    ever, read = np.array([np.inf]), readings(generator)
+    return Density(p[None, :], ever, ever, np.ones(1), float("nan"), generator.grid, recipe, {}, {}, read)
 
 
 def _null_vector(Q: sp.csr_matrix, generator: Generator) -> np.ndarray:
     """Left null vector of Q by inverse iteration from the uniform law."""
-    pace = float(np.max(np.einsum("nii->ni", generator.sample.S) / np.array(generator.grid.shape) ** 2))
-    pace = max(pace, float(np.max(np.abs(generator.sample.A) / np.array(generator.grid.shape))))
-    factors = factorize(Q - 1e-7 * pace * sp.identity(Q.shape[0]))
+    factors = factorize(Q - 1e-7 * generator.pace * sp.identity(Q.shape[0]))
     p = np.asarray(generator.volumes / generator.volumes.sum())[:, None]
     for _ in range(4):
         p = factors.solve(p, transposed=True)

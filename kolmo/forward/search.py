@@ -12,12 +12,13 @@ from kolmo.arrays import as_numpy
 from kolmo.discretization import Discretization
 from kolmo.errors import NotConvergedError
 from kolmo.forward.clock import graded_clock
-from kolmo.forward.density import Density, OutOfTimeError, Spreading, read_again
+from kolmo.forward.density import Density, Spreading, read_again
 from kolmo.forward.exits import Exit
 from kolmo.forward.layout import Asked, LawLayout, Start, depth, first_step, law_layout
 from kolmo.forward.levels import ROUNDING, TINY, LawLevel, Quantity, judged
 from kolmo.grid import Grid
 from kolmo.kernels.first_use import clock
+from kolmo.limits import Limits, OutOfTimeError
 from kolmo.problem import KolmogorovProblem
 from kolmo.refine.estimate import Convergence, Verdict
 from kolmo.refine.levels import GROWTH
@@ -91,7 +92,6 @@ class LawSearch:
         self._judged: tuple[LawLevel, list[tuple[Quantity, float, Verdict]]] | None = None
         self._shortest: float | None = None
         self._probe: tuple[np.ndarray, np.ndarray] | None = None
-        self.started = clock()
 
     def _ways(self, *, free: bool) -> list[tuple[str, str, float]]:
         """Schemes, steppers and first resolutions in turn: what takes over where a law grows.
@@ -117,9 +117,9 @@ class LawSearch:
         """Order of the scheme."""
         return SCHEMES[self.scheme].order
 
-    def run(self, max_cells: int, max_seconds: float) -> Density:
+    def run(self, limits: Limits) -> Density:
         """Refine until the estimates meet the tolerance."""
-        self.deadline = self.started + max_seconds
+        self.limits = limits
         self._turning = self._longest()
         tail = max(1e-2 * self.rtol, 1e-12)
         on_node = SCHEMES[self.scheme].monotone
@@ -130,12 +130,12 @@ class LawSearch:
             self.scheme, self.stepper, self._finer = way
             self.levels, self.cut, self._growth, self._shortest = [], {}, GROWTH[self.problem.dim], None
             with contextlib.suppress(_GrewError):
-                return self._refine(max_cells)
+                return self._refine()
         raise NotConvergedError(
             f"the law grew beyond all bounds on {self.layout.box!r} in every way tried: {self.ways}"
         )
 
-    def _refine(self, max_cells: int) -> Density:
+    def _refine(self) -> Density:
         """From the first level on, and then see to the cut."""
         n, steps = self._first, FIRST_STEPS[STEPPERS[self.stepper].order]
         try:
@@ -146,16 +146,16 @@ class LawSearch:
                     self._balance()
                 grown = self._next() / self.levels[-1].n
                 n, steps = self.levels[-1].n * grown, self._paced(self.levels[-1].steps, grown)
-                told = self._limit(n, max_cells)
+                told = self._limit(n)
                 if told:
                     if self.layout.cut and not self.cut:
                         self._measure_cut(self.levels[max(0, len(self.levels) - 2)])
                     return self._result("tolerance_not_met", told)
-                self.levels.append(self._solve(self.layout.grid(n, self._least), n, steps, self.deadline))
+                self.levels.append(self._solve(self.layout.grid(n, self._least), n, steps))
                 if len(self.levels) >= 3 and self._within(1.0 - CUT_SHARE) and self._settle_cut():
                     return self._result("converged", "the estimates meet the tolerance")
         except OutOfTimeError:
-            return self._result("tolerance_not_met", f"stopped by max_seconds = {self.deadline - self.started:g}")
+            return self._result("tolerance_not_met", f"stopped by {self.limits.over}")
         except KeyboardInterrupt:
             if not self.levels:
                 raise
@@ -176,18 +176,15 @@ class LawSearch:
         more = steps * grown ** (self.order / STEPPERS[self.stepper].order)
         return int(min(2 * math.ceil(0.5 * more), MOST_STEPS))
 
-    def _solve(
-        self, grid: Grid, n: float, steps: int, deadline: float = math.inf, times: tuple[float, ...] = ()
-    ) -> LawLevel:
+    def _solve(self, grid: Grid, n: float, steps: int, times: tuple[float, ...] = ()) -> LawLevel:
         begun, problem = clock(), self.problem
         times = times or self._times(steps)
-        rule = None
-        if problem.terminal is not None:
-            rule = plan_terminal(problem, grid, problem.box.replace(*grid.box), self.order)
         box, seen = problem.box.replace(*grid.box), self.sight
+        rule = None if problem.terminal is None else plan_terminal(problem, grid, box, self.order)
         averages = plan_averages(problem, grid, box, self.order, seen.unresolved)
         recipe = Discretization(grid, times, self.scheme, self.stepper, rule, seen.breakpoints, averages)
-        density = Spreading(problem, recipe, self.asked.kept, deadline, clock).run(self.start.initial)
+        stop = self.limits.late if self.levels else None
+        density = Spreading(problem, recipe, self.asked.kept, stop).run(self.start.initial)
         # of a law the moduli of the masses sum to about one, with ringing to two or three
         if not np.abs(density.weights).sum(1).max() < GREW:
             raise _GrewError
@@ -320,16 +317,13 @@ class LawSearch:
         """Growth at least: levels nearer to each other do not tell an order."""
         return 1.0 + 0.5 * (GROWTH[self.problem.dim] - 1.0)
 
-    def _limit(self, n: float, max_cells: int) -> str:
+    def _limit(self, n: float) -> str:
         """Why no finer level may be begun, or nothing."""
         cells = math.prod(n * share for share in self.layout.shares)
         last = self.levels[-1]
         ahead = last.seconds * (n / last.n) ** (self.problem.dim + self.order / STEPPERS[self.stepper].order)
-        if cells > max_cells:
-            return f"stopped by max_cells = {max_cells}"
-        if clock() + ahead > self.deadline:
-            return f"stopped by max_seconds = {self.deadline - self.started:g}"
-        return ""
+        reason = self.limits.excess(cells, ahead)
+        return f"stopped by {reason}" if reason else ""
 
     def _change(self, before: LawLevel, after: LawLevel) -> float:
         """Largest change of what was asked for from one level to another, relative to its size."""
@@ -354,10 +348,10 @@ class LawSearch:
             shares = tuple(s * (ALONE if j == i else 1.0) for j, s in enumerate(self.layout.shares))
             grid = replace(self.layout, shares=shares).grid(base.n, self._least)
             same = base.density.discretization.times
-            gains.append(self._change(base, self._solve(grid, base.n, base.steps, self.deadline, same)))
+            gains.append(self._change(base, self._solve(grid, base.n, base.steps, same)))
         worst, change = max(gains), math.inf
         while 2 * base.steps <= MOST_STEPS:
-            finer = self._solve(base.density.grid, base.n, 2 * base.steps, self.deadline)
+            finer = self._solve(base.density.grid, base.n, 2 * base.steps)
             change = self._change(base, finer)
             if change <= max(worst, self.rtol):
                 break
@@ -405,7 +399,7 @@ class LawSearch:
     def _wider(self, level: LawLevel) -> tuple[LawLayout, LawLevel]:
         """A level with nodes beyond the open faces."""
         layout, grid = self.layout.widened(level.density.grid)
-        return layout, self._solve(grid, level.n, level.steps, self.deadline, level.density.discretization.times)
+        return layout, self._solve(grid, level.n, level.steps, level.density.discretization.times)
 
     # ------------------------------------------------------------------------------------------- the answer
     def _result(self, status: str, message: str) -> Density:
@@ -422,7 +416,7 @@ class LawSearch:
             "cells": recipe.grid.size,
             "steps": recipe.steps,
             "levels": len(self.levels),
-            "seconds": clock() - self.started,
+            "seconds": self.limits.spent,
         }
         return replace(
             best.density,

@@ -14,6 +14,26 @@ import numpy as np
 from kolmo.kernels.cache import compiled
 
 _jit: Any = compiled(fastmath={"contract"})
+_inlined: Any = compiled(fastmath={"contract"}, inline="always")
+
+
+@_inlined
+def _subtract(R: Any, C: Any, i: int, p: int, z: Any, k: int, j: int) -> None:
+    """Row k of the solutions of both modes, less the factors at (i, p) times row j."""
+    for m in range(z.shape[2]):
+        z[0, k, m] -= R[i, p, m] * z[0, j, m]
+        z[1, k, m] -= C[0, i, p, m] * z[1, j, m] - C[1, i, p, m] * z[2, j, m]
+        z[2, k, m] -= C[0, i, p, m] * z[2, j, m] + C[1, i, p, m] * z[1, j, m]
+
+
+@_inlined
+def _divide(R: Any, C: Any, i: int, left: int, z: Any) -> None:
+    """Row i of the solutions of both modes over the diagonal of the factors, whose inverse is kept."""
+    for m in range(z.shape[2]):
+        z[0, i, m] *= R[i, left, m]
+        re = z[1, i, m] * C[0, i, left, m] - z[2, i, m] * C[1, i, left, m]
+        z[2, i, m] = z[1, i, m] * C[1, i, left, m] + z[2, i, m] * C[0, i, left, m]
+        z[1, i, m] = re
 
 
 @_jit
@@ -83,24 +103,13 @@ def march(
                 z[1, i, m] = t1 * re - t2 * im
                 z[2, i, m] = t1 * im + t2 * re
             for k in range(first[i], i):
-                p = left + k - i
-                for m in range(lanes):
-                    z[0, i, m] -= R[i, p, m] * z[0, k, m]
-                    z[1, i, m] -= C[0, i, p, m] * z[1, k, m] - C[1, i, p, m] * z[2, k, m]
-                    z[2, i, m] -= C[0, i, p, m] * z[2, k, m] + C[1, i, p, m] * z[1, k, m]
+                _subtract(R, C, i, left + k - i, z, i, k)
         for i in range(n - 1, -1, -1):
             for j in range(i + 1, last[i] + 1):
-                p = left + j - i
-                for m in range(lanes):
-                    z[0, i, m] -= R[i, p, m] * z[0, j, m]
-                    z[1, i, m] -= C[0, i, p, m] * z[1, j, m] - C[1, i, p, m] * z[2, j, m]
-                    z[2, i, m] -= C[0, i, p, m] * z[2, j, m] + C[1, i, p, m] * z[1, j, m]
+                _subtract(R, C, i, left + j - i, z, i, j)
+            _divide(R, C, i, left, z)
             for m in range(lanes):
-                z[0, i, m] *= R[i, left, m]
-                re = z[1, i, m] * C[0, i, left, m] - z[2, i, m] * C[1, i, left, m]
-                z[2, i, m] = z[1, i, m] * C[1, i, left, m] + z[2, i, m] * C[0, i, left, m]
-                z[1, i, m] = re
-                u[i, m] = c0 * z[0, i, m] + 2.0 * (c1 * re - c2 * z[2, i, m])
+                u[i, m] = c0 * z[0, i, m] + 2.0 * (c1 * z[1, i, m] - c2 * z[2, i, m])
         if kept.shape[2] > 0:
             kept[step] = z
 
@@ -135,24 +144,12 @@ def pullback(
                 w[1, i, m] = c1 * p[i, m]
                 w[2, i, m] = c2 * p[i, m]
         for i in range(n):
-            for m in range(lanes):
-                w[0, i, m] *= R[i, left, m]
-                re = w[1, i, m] * C[0, i, left, m] - w[2, i, m] * C[1, i, left, m]
-                w[2, i, m] = w[1, i, m] * C[1, i, left, m] + w[2, i, m] * C[0, i, left, m]
-                w[1, i, m] = re
+            _divide(R, C, i, left, w)
             for j in range(i + 1, last[i] + 1):
-                o = left + j - i
-                for m in range(lanes):
-                    w[0, j, m] -= R[i, o, m] * w[0, i, m]
-                    w[1, j, m] -= C[0, i, o, m] * w[1, i, m] - C[1, i, o, m] * w[2, i, m]
-                    w[2, j, m] -= C[0, i, o, m] * w[2, i, m] + C[1, i, o, m] * w[1, i, m]
+                _subtract(R, C, i, left + j - i, w, j, i)
         for i in range(n - 1, -1, -1):
             for k in range(first[i], i):
-                o = left + k - i
-                for m in range(lanes):
-                    w[0, k, m] -= R[i, o, m] * w[0, i, m]
-                    w[1, k, m] -= C[0, i, o, m] * w[1, i, m] - C[1, i, o, m] * w[2, i, m]
-                    w[2, k, m] -= C[0, i, o, m] * w[2, i, m] + C[1, i, o, m] * w[1, i, m]
+                _subtract(R, C, i, left + k - i, w, k, i)
         z = kept[step]
         for i in range(n):
             for m in range(lanes):

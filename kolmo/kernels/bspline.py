@@ -106,9 +106,13 @@ def _bands(nodes: int, degree: int) -> np.ndarray:
 @lru_cache(maxsize=256)
 def _inverse(nodes: int, degree: int) -> np.ndarray:
     """Matrix that takes values at the nodes to coefficients."""
-    ends, width = (degree - 1) // 2, degree + 1
-    right = np.zeros((nodes + degree - 1, nodes))
-    right[ends : ends + nodes] = np.eye(nodes)
+    return _solved(np.eye(nodes), degree)
+
+
+def _solved(values: np.ndarray, degree: int) -> np.ndarray:
+    """Coefficients of the spline through values (nodes, columns)."""
+    nodes, ends, width = len(values), (degree - 1) // 2, degree + 1
+    right = np.pad(values, ((ends, ends), (0, 0)))
     return np.asarray(solve_banded((width, width), _bands(nodes, degree), right))
 
 
@@ -125,14 +129,8 @@ def interpolation(values: np.ndarray, degree: int) -> np.ndarray:
     """
     nodes = values.shape[0]
     flat = values.reshape(nodes, -1)
-    if nodes <= _DENSE:
-        c = _inverse(nodes, degree) @ flat
-    else:
-        ends, width = (degree - 1) // 2, degree + 1
-        right = np.zeros((nodes + degree - 1, flat.shape[1]))
-        right[ends : ends + nodes] = flat
-        c = solve_banded((width, width), _bands(nodes, degree), right)
-    return np.asarray(c).reshape(-1, *values.shape[1:])
+    c = _inverse(nodes, degree) @ flat if nodes <= _DENSE else _solved(flat, degree)
+    return c.reshape(-1, *values.shape[1:])
 
 
 def periodic_interpolation(values: np.ndarray, degree: int) -> np.ndarray:
@@ -172,19 +170,18 @@ def _derivatives(u: float, degree: int, scale: float, b: Any, b1: Any, b2: Any) 
     _basis(u, degree, b)
 
 
-def _quintic() -> tuple[tuple[float, ...], ...]:
-    """Coefficients of u^0, u^1, … of the six B-splines of degree five that live in a cell: one row per power."""
-    nodes = np.arange(6.0)
-    values, b = np.empty((6, 6)), np.empty(6)
-    for i, u in enumerate(nodes / 5.0):
-        _basis(u, 5, b)
-        values[i] = b
-    # the coefficients are multiples of 1/120
-    exact = np.round(np.linalg.solve(np.vander(nodes / 5.0, increasing=True), values) * 120.0) / 120.0
-    return tuple(tuple(row) for row in exact.tolist())
+def pieces(degree: int, centre: float) -> np.ndarray:
+    """Coefficients (powers of u − centre, splines) of the B-splines that live in a cell, as functions of u in it."""
+    u = np.polynomial.Polynomial([centre, 1.0])
+    found = [np.polynomial.Polynomial([1.0])]
+    for j in range(1, degree + 1):  # Cox–de Boor
+        below, above = [0.0 * u, *found], [*found, 0.0 * u]
+        found = [((u + (j - r)) * below[r] + (r + 1 - u) * above[r]) / j for r in range(j + 1)]
+    return np.stack([np.pad(p.coef, (0, degree + 1 - len(p.coef))) for p in found], 1)
 
 
-QUINTIC = _quintic()
+# One row per power of u; the coefficients are multiples of 1/120.
+QUINTIC = tuple(map(tuple, (np.round(120.0 * pieces(5, 0.0)) / 120.0).tolist()))
 
 
 @_fast

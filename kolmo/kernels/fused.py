@@ -37,6 +37,19 @@ def seven(c: Any, v: Any, o: Any, step: Any) -> float:
     return low + c[4] * v[o + four] + c[5] * v[o + four + step] + c[6] * v[o + three + three]  # type: ignore[no-any-return]
 
 
+@inlined
+def opened(table: Any, a: Any) -> Any:
+    """Sizes, pairs, what closes the last two axes, and the numbers of the terms, all by name."""
+    layout = table[0]
+    pairs = layout[PAIRS], layout[PAIRS + 1], layout[PAIRS + 2]
+    second = layout[LOW + 1], layout[HIGH + 1], layout[POINTER + 1]
+    third = layout[LOW + 2], layout[HIGH + 2], layout[POINTER + 2]
+    own, a01, a11, a21 = a[layout[IDENTITY]], a[layout[FIRST]], a[layout[FIRST + 1]], a[layout[FIRST + 2]]
+    a02, a12, a22 = a[layout[SECOND]], a[layout[SECOND + 1]], a[layout[SECOND + 2]]
+    b12 = a[pairs[2]] if pairs[2] != ABSENT else own
+    return (layout[0], layout[1], layout[2]), pairs, second, third, (own, a01, a02, a11, a12, a21, a22, b12)
+
+
 @jit
 def _across(table: Any, axis: int, field: Any, base: Any, row: Any, stride: Any, f: Any, s: Any, x: Any) -> bool:
     """First and second difference of a field along a strided axis, for one row; whether the cross one is the first."""
@@ -166,28 +179,16 @@ def shares(table: Any, y: Any, q: Any, wanted: Any, derivative: Any) -> None:
 @jit
 def _sweep(table: Any, a: Any, y: Any, rule: Any, targets: Any) -> None:
     """One pass over y: k = Q y + load, following = base + c k, collected = (collected or nothing) + weight k."""
-    layout, pointer, index, weights, central, _ = table
-    c, weight, begins = rule
-    load, base, following, collected = targets
-    n0, n1, n2 = layout[0], layout[1], layout[2]
+    _, pointer, index, weights, central, _ = table
+    (c, weight, begins), (load, base, following, collected) = rule, targets
+    (n0, n1, n2), (p01, p02, p12), (low1, high1, start1), (low2, high2, start2), numbers = opened(table, a)
+    own, a01, a02, a11, a12, a21, a22, b12 = numbers
     plane, one, three, zero = n1 * n2, np.uint64(1), np.uint64(3), np.uint64(0)
     f, s = weights_of(central[0]), weights_of(central[1])
-    identity, p01, p02, p12 = layout[IDENTITY], layout[PAIRS], layout[PAIRS + 1], layout[PAIRS + 2]
-    low1, high1, start1 = layout[LOW + 1], layout[HIGH + 1], layout[POINTER + 1]
-    low2, high2, start2 = layout[LOW + 2], layout[HIGH + 2], layout[POINTER + 2]
     room = plane if n0 > 1 else one
     slope0, bend0, wide0 = np.empty(room), np.empty(room), np.empty(room)
     slope1, bend1, wide1 = np.empty(n2), np.empty(n2), np.empty(n2)
     total, line = np.empty(n2), np.empty(n2)
-    own, a01, a02, a11, a12 = (
-        a[identity],
-        a[layout[FIRST]],
-        a[layout[SECOND]],
-        a[layout[FIRST + 1]],
-        a[layout[SECOND + 1]],
-    )
-    a21, a22 = a[layout[FIRST + 2]], a[layout[SECOND + 2]]
-    b12 = a[p12] if p12 != ABSENT else own
     for i in range(n0):
         x0 = wide0
         if n0 > 1 and _across(table, 0, y, zero, i, plane, slope0, bend0, wide0):
@@ -208,7 +209,7 @@ def _sweep(table: Any, a: Any, y: Any, rule: Any, targets: Any) -> None:
                     bend1[k] = second
                     total[k] = own[at + k] * value + a11[at + k] * first + a12[at + k] * second
             else:
-                for k in range(n2):
+                for k in range(n2):  # as in _across, which would cost up to a tenth more here
                     slope1[k] = 0.0
                     bend1[k] = 0.0
                     wide1[k] = 0.0

@@ -6,70 +6,60 @@ import numpy as np
 
 from kolmo.kernels.fused import (
     ABSENT,
-    FIRST,
     HIGH,
-    IDENTITY,
     LOW,
-    PAIRS,
     POINTER,
-    SECOND,
     along,
     cross_across,
     difference,
+    inlined,
     jit,
+    opened,
     seven,
     weights_of,
 )
 
 
-@jit
-def _column_sum(
-    table: Any, axis: int, fields: Any, mixed: bool, base: Any, row: Any, stride: Any, count: Any, out: Any, at: Any
+@inlined
+def _column_sums(
+    table: Any, axis: int, first: Any, second: Any, cross: Any, mixed: bool, base: Any, stride: Any, out: Any
 ) -> None:
-    """Add to a row of the result the transposed differences along a strided axis."""
+    """Add the transposed differences along a strided axis; the first field holds the cross one.
+
+    Put into the caller, with all lines: a call for every line costs up to a third more.
+    """
     layout, pointer, index, weights, central, _ = table
-    first, second, cross = fields
-    if layout[LOW + axis] <= row and row < layout[HIGH + axis]:
-        o = base + (row - np.uint64(3)) * stride
-        for which in range(2):
-            v, c = first if which == 0 else second, weights_of(central[which])
-            for k in range(count):
-                out[at + k] += seven(c, v, o + k, stride)
-        return
-    start = layout[POINTER + axis] + row
-    for e in range(pointer[start], pointer[start + np.uint64(1)]):
-        o = base + index[e] * stride
-        wf, ws = weights[0, e], weights[1, e]
-        for k in range(count):
-            out[at + k] += wf * first[o + k] + ws * second[o + k]
-        wx = weights[2, e] - wf
-        if mixed and wx != 0.0:
-            # the first field holds the cross one too
-            for k in range(count):
-                out[at + k] += wx * cross[o + k]
+    low, high, start = layout[LOW + axis], layout[HIGH + axis], layout[POINTER + axis]
+    one, three, f, s = np.uint64(1), np.uint64(3), weights_of(central[0]), weights_of(central[1])
+    for row in range(layout[axis]):
+        at = base + row * stride
+        if low <= row and row < high:
+            o = at - three * stride
+            for k in range(stride):
+                out[at + k] += seven(f, first, o + k, stride)
+            for k in range(stride):
+                out[at + k] += seven(s, second, o + k, stride)
+        else:
+            for e in range(pointer[start + row], pointer[start + row + one]):
+                o = base + index[e] * stride
+                wf, ws, wx = weights[0, e], weights[1, e], weights[2, e] - weights[0, e]
+                for k in range(stride):
+                    out[at + k] += wf * first[o + k] + ws * second[o + k]
+                if mixed and wx != 0.0:
+                    for k in range(stride):
+                        out[at + k] += wx * cross[o + k]
 
 
 @jit
 def apply_transposed(table: Any, a: Any, q: Any, out: Any, spaces: Any) -> None:
     """``out = Qᵀ q``; the table holds the transposed differences. ``spaces`` is overwritten."""
-    layout, pointer, index, weights, central, _ = table
-    n0, n1, n2 = layout[0], layout[1], layout[2]
+    _, pointer, index, weights, central, _ = table
+    (n0, n1, n2), (p01, p02, p12), _, (low2, high2, start2), numbers = opened(table, a)
+    own, a01, a02, a11, a12, a21, a22, b12 = numbers
     plane, zero, one, three = n1 * n2, np.uint64(0), np.uint64(1), np.uint64(3)
     f, s = weights_of(central[0]), weights_of(central[1])
-    identity, p01, p02, p12 = layout[IDENTITY], layout[PAIRS], layout[PAIRS + 1], layout[PAIRS + 2]
-    low1, high1, start1 = layout[LOW + 1], layout[HIGH + 1], layout[POINTER + 1]
-    low2, high2, start2 = layout[LOW + 2], layout[HIGH + 2], layout[POINTER + 2]
-    own, a01, a02, a11, a12 = (
-        a[identity],
-        a[layout[FIRST]],
-        a[layout[SECOND]],
-        a[layout[FIRST + 1]],
-        a[layout[SECOND + 1]],
-    )
-    a21, a22 = a[layout[FIRST + 2]], a[layout[SECOND + 2]]
     first0, second0, cross0, first1, second1, cross1, product01 = spaces
     first2, second2, cross2, line = np.empty(n2), np.empty(n2), np.empty(n2), np.empty(n2)
-    b12 = a[p12] if p12 != ABSENT else own
     mixed, turned = np.empty(plane), np.empty(plane)
     for i in range(n0):
         for j in range(n1):
@@ -115,35 +105,17 @@ def apply_transposed(table: Any, a: Any, q: Any, out: Any, spaces: Any) -> None:
                 cross1[i * plane + k] = turned[k]
                 first1[i * plane + k] += turned[k]
         if n1 > 1:
+            _column_sums(table, 1, first1, second1, cross1, p12 != ABSENT, i * plane, n2, out)
+        if p01 != ABSENT:
             for j in range(n1):
-                at = (i * n1 + j) * n2
-                if low1 <= j and j < high1:  # as in _column_sum: a call for every line costs up to a third more
-                    o = at - three * n2
-                    for k in range(n2):
-                        out[at + k] += seven(f, first1, o + k, n2)
-                    for k in range(n2):
-                        out[at + k] += seven(s, second1, o + k, n2)
-                else:
-                    for e in range(pointer[start1 + j], pointer[start1 + j + one]):
-                        o = i * plane + index[e] * n2
-                        wf, ws, wx = weights[0, e], weights[1, e], weights[2, e] - weights[0, e]
-                        for k in range(n2):
-                            out[at + k] += wf * first1[o + k] + ws * second1[o + k]
-                        if p12 != ABSENT and wx != 0.0:
-                            # the first field holds the cross one too
-                            for k in range(n2):
-                                out[at + k] += wx * cross1[o + k]
-                if p01 != ABSENT:
-                    cross_across(table, 1, product01, i * plane, j, n2, n2, line)
-                    for k in range(n2):
-                        cross0[at + k] += line[k]
+                cross_across(table, 1, product01, i * plane, j, n2, n2, line)
+                for k in range(n2):
+                    cross0[(i * n1 + j) * n2 + k] += line[k]
         if n0 > 1:
             for k in range(i * plane, (i + one) * plane):
                 first0[k] += cross0[k]
     if n0 > 1:
-        mixed = p01 != ABSENT or p02 != ABSENT
-        for i in range(n0):
-            _column_sum(table, 0, (first0, second0, cross0), mixed, zero, i, plane, plane, out, i * plane)
+        _column_sums(table, 0, first0, second0, cross0, p01 != ABSENT or p02 != ABSENT, zero, plane, out)
     terms, rows, begin, columns, values = table[5]
     for r in range(len(rows)):
         weight = a[terms[r], rows[r]] * q[rows[r]]

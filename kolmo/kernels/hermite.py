@@ -28,56 +28,27 @@ def _products(r: np.ndarray, values: np.ndarray, slopes: np.ndarray, W: np.ndarr
 
 
 @_fast
-def _forward(
-    R: np.ndarray, e: np.ndarray, solve: np.ndarray, rounds: int, settled: float, moved: np.ndarray, x: np.ndarray
+def _iterated(
+    first: np.ndarray, second: np.ndarray, e: np.ndarray, rounds: int, settled: float, moved: np.ndarray, x: np.ndarray
 ) -> None:
-    """x = e + S(Rx)."""
-    K, n = e.shape
+    """x = e + second(first x): matrices (m, q, q) for each row of x (m, q), and (q, m, m) for each column of that."""
+    m, q = e.shape
     x[:] = e
     for _ in range(rounds):
-        for b in range(K):
-            for a in range(n):
+        for b in range(m):
+            for a in range(q):
                 total = 0.0
-                for j in range(n):
-                    total += R[b, a, j] * x[b, j]
+                for j in range(q):
+                    total += first[b, a, j] * x[b, j]
                 moved[b, a] = total
         change, size = 0.0, 0.0
-        for a in range(n):
-            for b in range(K):
+        for a in range(q):
+            for b in range(m):
                 total = e[b, a]
-                for j in range(K):
-                    total += solve[a, b, j] * moved[j, a]
+                for j in range(m):
+                    total += second[a, b, j] * moved[j, a]
                 change, size = max(change, abs(total - x[b, a])), max(size, abs(total))
                 x[b, a] = total
-        if change <= settled * size:
-            return
-    x[:] = np.nan
-
-
-@_fast
-def _transposed(
-    R: np.ndarray, e: np.ndarray, solve: np.ndarray, rounds: int, settled: float, moved: np.ndarray, x: np.ndarray
-) -> None:
-    """x = e + Rᵀ(Sᵀx)."""
-    K, n = e.shape
-    x[:] = e
-    row = np.empty(n)
-    for _ in range(rounds):
-        for a in range(n):
-            for b in range(K):
-                total = 0.0
-                for j in range(K):
-                    total += solve[a, j, b] * x[j, a]
-                moved[b, a] = total
-        change, size = 0.0, 0.0
-        for b in range(K):
-            row[:] = e[b]
-            for a in range(n):
-                for j in range(n):
-                    row[j] += R[b, a, j] * moved[b, a]
-            for j in range(n):
-                change, size = max(change, abs(row[j] - x[b, j])), max(size, abs(row[j]))
-                x[b, j] = row[j]
         if change <= settled * size:
             return
     x[:] = np.nan
@@ -118,11 +89,16 @@ def solutions(
     M, K, P, _ = rates.shape
     n = values.shape[1]
     c, transposed = np.empty_like(right), np.empty_like(back)
-    R, W, moved = np.empty((K, n, n)), np.empty((P, n)), np.empty((K, n))
+    R, W, moved, turned = np.empty((K, n, n)), np.empty((P, n)), np.empty((K, n)), np.empty((n, K))
+    # c = e + S(Rc); the other one, with rows and columns exchanged: c = e + Rᵀ(Sᵀc)
+    back, solved = np.ascontiguousarray(back.transpose(0, 2, 1)), np.ascontiguousarray(solve.transpose(0, 2, 1))
+    x = np.empty((n, K))
     for m in range(M):
         _products(rates[m], values, slopes, W, R)
         if len(right):
-            _forward(R, right[m], solve, rounds, settled, moved, c[m])
+            _iterated(R, solve, right[m], rounds, settled, moved, c[m])
         if len(back):
-            _transposed(R, back[m], solve, PATIENCE * rounds, settled, moved, transposed[m])
+            across = np.ascontiguousarray(R.transpose(0, 2, 1))
+            _iterated(solved, across, back[m], PATIENCE * rounds, settled, turned, x)
+            transposed[m] = x.T
     return c, transposed

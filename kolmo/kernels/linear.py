@@ -13,6 +13,7 @@ from scipy.linalg import lapack
 from kolmo import kernels
 from kolmo.arrays import Array
 from kolmo.errors import NotConvergedError
+from kolmo.kernels import splitting
 
 # A band this much narrower than the matrix is solved by LAPACK's banded factorisation.
 NARROW = 40
@@ -161,7 +162,5 @@ class RenewedLineSolver:
 
     def solve(self, b: np.ndarray, transposed: bool = False) -> np.ndarray:
         """Solve along every line for fields b of shape (size, k)."""
-        from kolmo.kernels import splitting
-
         _, _, along, free = self.kernel
         return splitting.solve_fields_renewed(self._part, along, free, b, transposed)

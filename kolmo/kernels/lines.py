@@ -1,4 +1,4 @@
-"""One-dimensional operators and their application along an axis of a field, in NumPy (numba) or torch."""
+"""One-dimensional operators and their application along an axis of a field, in NumPy or torch."""
 
 import math
 from functools import cached_property
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from kolmo.arrays import Array, Held, is_tensor
+from kolmo.arrays import Array, Held, along, is_tensor
 
 
 class LineOperator:
@@ -40,45 +40,12 @@ class LineOperator:
         offset = self.entries[0] - self.entries[1]
         return int(max(offset.max(initial=0), 0)), int(max((-offset).max(initial=0), 0))
 
-    @cached_property
-    def _central(self) -> tuple[np.ndarray, int, int, int]:
-        """The stencil of the middle rows, how far left of the diagonal it begins, and the rows that have it."""
-        M, n = self.matrix, self.matrix.shape[0]
-
-        def row(i: int) -> tuple[np.ndarray, np.ndarray]:
-            inside = slice(M.indptr[i], M.indptr[i + 1])
-            return M.indices[inside] - i, M.data[inside]
-
-        offsets, weights = row(n // 2)
-        if len(offsets) == 0 or np.ptp(offsets) + 1 != len(offsets):
-            return np.zeros(0), 0, n, n
-
-        def same(i: int) -> bool:
-            there, values = row(i)
-            return len(there) == len(offsets) and bool((there == offsets).all() and np.allclose(values, weights))
-
-        low = high = n // 2
-        while low > 0 and same(low - 1):
-            low -= 1
-        while high < n and same(high):
-            high += 1
-        return weights.copy(), int(-offsets[0]), low, high
-
     def apply(self, u: Array, shape: tuple[int, ...], axis: int) -> Array:
         """Apply along an axis of the field u, shape ``(size, k)`` over a grid of a shape."""
-        n = shape[axis]
-        outer = math.prod(shape[:axis])
-        inner = u.shape[0] * u.shape[1] // (outer * n)
-        view = u.reshape(outer, n, inner)
-        if is_tensor(u):
-            dense = self._dense.like(u)
-            return (view[:, :, 0] @ dense.T if inner == 1 else dense @ view).reshape(u.shape)
-        from kolmo.kernels import compiled
-
-        out = np.empty_like(u)
-        M = self.matrix
-        compiled.lines(M.indptr, M.indices, M.data, *self._central, view, out.reshape(outer, n, inner))
-        return out
+        if not is_tensor(u):
+            return along(self.matrix.__matmul__, u.reshape(*shape, -1), axis).reshape(u.shape)
+        view, dense = u.reshape(math.prod(shape[:axis]), shape[axis], -1), self._dense.like(u)
+        return (view[:, :, 0] @ dense.T if view.shape[2] == 1 else dense @ view).reshape(u.shape)
 
     def add_to_bands(self, band: Array, below: int, weights: Array) -> None:
         """Add diag(w) M on each line to band storage (n, width, lines), w of shape (n, lines), main diagonal below."""

@@ -1,13 +1,14 @@
 """Splines of degree seven on unit-spaced nodes: averages over many positions, their transpose and derivatives."""
 
 from functools import cached_property, lru_cache
-from math import comb
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.polynomial import polynomial
 
 from kolmo.arrays import Array, Held, is_tensor
+from kolmo.kernels.bspline import pieces
 from kolmo.kernels.cache import compiled
 from kolmo.kernels.linear import Factorization, factorize
 
@@ -21,18 +22,8 @@ DEGREE = 7
 WIDTH = DEGREE + 1
 
 
-def _pieces() -> np.ndarray:
-    """Coefficients (powers of u − ½, splines) of the eight B-splines that live in a cell, as functions of u in it."""
-    u = np.polynomial.Polynomial([0.5, 1.0])
-    pieces = [np.polynomial.Polynomial([1.0])]
-    for j in range(1, DEGREE + 1):  # Cox–de Boor
-        below, above = [0.0 * u, *pieces], [*pieces, 0.0 * u]
-        pieces = [((u + (j - r)) * below[r] + (r + 1 - u) * above[r]) / j for r in range(j + 1)]
-    return np.stack([np.pad(p.coef, (0, WIDTH - len(p.coef))) for p in pieces], 1)
-
-
-# All eight by Horner's rule, side by side: from one to the next each would wait for the one before.
-PIECES = _pieces()
+# In powers of u − ½. All eight by Horner's rule, side by side: from one to the next each would wait for the one before.
+PIECES = pieces(DEGREE, 0.5)
 SLOPES = np.arange(1.0, WIDTH)[:, None] * PIECES[1:]
 
 
@@ -183,15 +174,7 @@ def slopes(c: Any, p: Any, shape: Any, ends: Any, positions: Any, weights: Any, 
 
 def _at_nodes(derivative: int) -> np.ndarray:
     """Weights of seven coefficients that give an even derivative of the spline at a node."""
-    degree = DEGREE - derivative
-    values = np.array([1.0])
-    for j in range(2, degree + 1):
-        r = np.arange(j)
-        padded = np.concatenate([[0.0], values, [0.0]])
-        # B-splines of degree j at the integers from those of degree j − 1
-        values = ((r + 1) * padded[1 : j + 1] + (j - r) * padded[:j]) / j
-    differences = [(-1.0) ** (derivative - j) * comb(derivative, j) for j in range(derivative + 1)]
-    return np.convolve(values, differences)
+    return np.asarray(polynomial.polyval(-0.5, polynomial.polyder(PIECES, derivative)))[:DEGREE]
 
 
 class Prefilter:

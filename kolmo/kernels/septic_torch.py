@@ -6,14 +6,14 @@ last axis are gathered together, for all nodes and as many feet as memory allows
 
 from collections.abc import Iterator
 from functools import lru_cache
-from math import comb, factorial
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.polynomial import polynomial
 
 from kolmo.arrays import Held
-from kolmo.kernels.septic import DEGREE, LINEAR, WIDTH, WRAP
+from kolmo.kernels.septic import DEGREE, LINEAR, PIECES, WIDTH, WRAP
 
 # Numbers gathered at a time.
 GATHERED = 2**24
@@ -21,14 +21,9 @@ GATHERED = 2**24
 
 @lru_cache(maxsize=16)
 def _table(low: int, high: int) -> Held:
-    """Weights (10, 8) of the eight coefficients for 1, u, …, u⁷ in a cell, and for distances beyond the two ends."""
-    table = np.zeros((WIDTH + 2, WIDTH))
-    for r in range(WIDTH):
-        # r-th piece from the left: Σ_k (−1)^k C(8, k) (u + 7 − r − k)₊⁷ / 7!
-        for m in range(WIDTH):
-            powers = sum((-1) ** k * comb(WIDTH, k) * (DEGREE - r - k) ** (DEGREE - m) for k in range(WIDTH - r))
-            table[m, r] = comb(DEGREE, m) * powers / factorial(DEGREE)
-    start, stop = table[0].copy(), table[:WIDTH].sum(0)
+    """Weights (10, 8) of the coefficients for powers of u − ½ in a cell, and for distances beyond the two ends."""
+    table = np.concatenate([PIECES, np.zeros((2, WIDTH))])
+    start, stop = polynomial.polyval(np.array([-0.5, 0.5]), PIECES).T
     if low == LINEAR:
         table[WIDTH] = np.append(0.0, start[:-1]) - start
     if high == LINEAR:
@@ -44,10 +39,10 @@ def _basis(z: Any, n: int, ends: Any, m: int, slopes: bool) -> tuple[Any, Any, A
     periodic = ends[0] == WRAP
     near = z - n * torch.floor(z / n) if periodic else z.clamp(0.0, n - 1.0)
     cell = near.floor().clamp(max=n - 1 if periodic else n - 2)
-    u, beyond = near - cell, torch.zeros_like(z) if periodic else z - near
+    v, beyond = near - cell - 0.5, torch.zeros_like(z) if periodic else z - near
     table = _table(int(ends[0]), int(ends[1])).like(z)
     powers = torch.ones((*z.shape, WIDTH + 2), dtype=z.dtype, device=z.device)
-    powers[..., 1:WIDTH] = torch.cumprod(u[..., None].expand(*z.shape, DEGREE), -1)
+    powers[..., 1:WIDTH] = torch.cumprod(v[..., None].expand(*z.shape, DEGREE), -1)
     rates = None
     if slopes:
         rates = torch.zeros_like(powers)

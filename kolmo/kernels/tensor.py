@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from kolmo.kernels import fused, fused_march, fused_transposed
 from kolmo.kernels.lines import LineOperator
 
 Key = tuple[str | None, ...]
@@ -51,14 +52,25 @@ def _packed(
     return pointer, column, weights, central[:2].copy(), low, high
 
 
-@lru_cache(maxsize=128)
-def _nonzero_rows(factors: tuple[LineOperator | int, ...]) -> tuple[np.ndarray, ...]:
-    """Rows that are not zero of a product of operators (or of identities of a size), with their entries."""
+def kronecker(factors: Sequence[LineOperator | int]) -> sp.csr_matrix:
+    """Product of operators, or of identities of a size."""
     product = sp.identity(1, format="csr")
     for factor in factors:
         product = sp.kron(product, sp.identity(factor) if isinstance(factor, int) else factor.matrix, format="csr")
+    return product
+
+
+@lru_cache(maxsize=128)
+def _nonzero_rows(factors: tuple[LineOperator | int, ...]) -> tuple[np.ndarray, ...]:
+    """Rows that are not zero of a product of operators (or of identities of a size), with their entries."""
+    product = kronecker(factors)
     counts = np.diff(product.indptr)
     return np.flatnonzero(counts), counts[counts > 0], product.indices, product.data
+
+
+def factors(shape: Sequence[int], operators: Sequence[dict[str, LineOperator]], key: Key) -> tuple[Any, ...]:
+    """What a term is the product of."""
+    return tuple(n if name is None else ops[name] for n, ops, name in zip(shape, operators, key, strict=True))
 
 
 class Fused:
@@ -75,8 +87,6 @@ class Fused:
     """
 
     def __init__(self, shape: tuple[int, ...], operators: list[dict[str, LineOperator]], terms: Sequence[Key]) -> None:
-        from kolmo.kernels import fused
-
         self.shape, self.operators = shape, operators
         d = len(shape)
         # what is absent takes a row of zeros after the last term, but pairs, which are left out
@@ -112,16 +122,10 @@ class Fused:
 
     def _others(self, terms: Sequence[Key], which: list[int]) -> tuple[np.ndarray, ...]:
         """Term, place, entries of the rows of terms that act only at walls."""
-        parts = []
-        for m in which:
-            named = zip(self.shape, self.operators, terms[m], strict=True)
-            parts.append(_nonzero_rows(tuple(n if name is None else ops[name] for n, ops, name in named)))
-        rows, counts, columns, weights = (
-            (np.concatenate([np.zeros(0), *part]) for part in zip(*parts, strict=True))
-            if (parts)
-            else (np.zeros(0),) * 4
-        )
-        term = np.repeat(which, [len(part[0]) for part in parts]) if parts else np.zeros(0)
+        parts = [_nonzero_rows(factors(self.shape, self.operators, terms[m])) for m in which]
+        parts.append((np.zeros(0),) * 4)  # where there are none
+        rows, counts, columns, weights = (np.concatenate(part) for part in zip(*parts, strict=True))
+        term = np.repeat([*which, 0], [len(part[0]) for part in parts])
         pointer = np.concatenate([[0], np.cumsum(counts)])
         whole = (v.astype(np.int64) for v in (term, rows, pointer, columns))
         return (*whole, weights)
@@ -158,8 +162,6 @@ class Fused:
 
     def table_with(self, rows: Sequence[int], absent: int, *, transposed: bool = False) -> tuple[Any, ...]:
         """A table for numbers that hold the terms in other rows, and zeros in the row ``absent``."""
-        from kolmo.kernels import fused
-
         layout, *rest, walls = self.back if transposed else self.table
         places, known = np.append(rows, absent).astype(np.int64), self._slots != fused.ABSENT
         slots = self._slots.copy()
@@ -190,28 +192,17 @@ class Fused:
 
     def apply(self, a: np.ndarray, u: np.ndarray) -> np.ndarray:
         """Q(a) u for u of shape (size, k)."""
-        from kolmo.kernels import fused
-
         a, zero, rest = self.numbers(a), np.zeros(len(u)), np.empty(len(u))
-
-        def work(column: np.ndarray, out: np.ndarray) -> None:
-            fused.stage(self.table, a, column, (0.0, 1.0, True), (zero, zero, rest, out))
-
-        return _by_column(u, work)
+        rule = 0.0, 1.0, True
+        return _by_column(u, lambda column, out: fused.stage(self.table, a, column, rule, (zero, zero, rest, out)))
 
     def apply_transposed(self, a: np.ndarray, p: np.ndarray) -> np.ndarray:
         """Q(a)ᵀ p."""
-        from kolmo.kernels import fused_transposed
-
-        a = self.numbers(a)
-        return _by_column(
-            p, lambda column, out: fused_transposed.apply_transposed(self.back, a, column, out, self.spaces)
-        )
+        a, transposed = self.numbers(a), fused_transposed.apply_transposed
+        return _by_column(p, lambda column, out: transposed(self.back, a, column, out, self.spaces))
 
     def pullback(self, p: np.ndarray, u: np.ndarray) -> np.ndarray:
         """Derivative of ⟨p, Q(a) u⟩ with respect to a."""
-        from kolmo.kernels import fused
-
         derivative, wanted = np.zeros((self._terms + 1, len(u))), self._wanted(None)
         for q, column in zip(_columns(p), _columns(u), strict=True):
             fused.shares(self.table, column, q, wanted, derivative)
@@ -229,8 +220,6 @@ class Fused:
         The last state, and what was kept (k, count, kept, size): nothing, the states before the steps (1) or those of
         all stages (4).
         """
-        from kolmo.kernels import fused_march
-
         columns, wide = _columns(u).copy(), [_columns(load) for load in loads]
         states = np.empty((len(columns), count if kept else 0, max(kept, 1), columns.shape[1]))
         for m, column in enumerate(columns):
@@ -241,8 +230,6 @@ class Fused:
         self, numbers: Numbers, p: np.ndarray, dt: float, free: np.ndarray
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """The transposed step, and the derivatives with respect to its loads."""
-        from kolmo.kernels import fused_march
-
         columns = _columns(p).copy()
         loads = np.zeros((len(columns), 3, columns.shape[1]))
         for column, load in zip(columns, loads, strict=True):
@@ -260,8 +247,6 @@ class Fused:
         active: np.ndarray | None,
     ) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
         """Transposed steps over what was kept of them, with derivatives of loads and active numbers summed."""
-        from kolmo.kernels import fused_march
-
         wanted, columns, wide = self._wanted(active), _columns(p).copy(), [_columns(load) for load in loads]
         kept = _plain(kept)
         adjoints = np.zeros((len(columns), 3, columns.shape[1]))

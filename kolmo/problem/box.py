@@ -126,6 +126,10 @@ class Box:
             )
         return ends
 
+    def onto(self, axis: int, side: int, x: np.ndarray) -> np.ndarray:
+        """Points (..., d) moved along an axis onto one of its faces."""
+        return np.where(np.arange(self.dim) == axis, (self.lower, self.upper)[side][axis], x)
+
     def ends(self, axis: int) -> tuple[float | Place, float | Place]:
         """Both ends of an axis as they were given: numbers, functions of time or tensors."""
         (low, high), still = self.moving[axis], (self._lower[axis], self._upper[axis])
@@ -135,7 +139,7 @@ class Box:
         """The box at a time: the same faces at rest, where they are then."""
         places = [[float(place(end, t)) for end in self.ends(axis)] for axis in range(self.dim)]
         low, high = np.array(places).T
-        return Box(low, high, boundary=[tuple(pair) for pair in self.faces])
+        return Box(low, high, boundary=self.faces)
 
     @property
     def periodic(self) -> tuple[bool, ...]:
@@ -186,7 +190,7 @@ class Box:
         high = np.minimum(high, within.upper)
         cut = within.where("cut")
         low, high = np.where(cut[:, 0], low, within.lower), np.where(cut[:, 1], high, within.upper)
-        return cls(low, high, boundary=[tuple(pair) for pair in within.faces])
+        return cls(low, high, boundary=within.faces)
 
     def contains(self, x: Any) -> np.ndarray:
         """Whether points of shape ``(..., d)`` lie in the closed box; periodic axes contain everything."""
@@ -208,7 +212,7 @@ class Box:
     def replace(self, lower: Any, upper: Any) -> "Box":
         """The same faces, at rest, at other ends."""
         self._at_rest(())
-        return Box(lower, upper, boundary=[tuple(pair) for pair in self.faces])
+        return Box(lower, upper, boundary=self.faces)
 
     def __repr__(self) -> str:
         axes = []

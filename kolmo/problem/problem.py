@@ -331,12 +331,8 @@ def _one_kind(problem: KolmogorovProblem, t: float, j: int, x: np.ndarray) -> np
 
 def _unread(points: np.ndarray, box: Box) -> np.ndarray:
     """Which points lie on faces where coefficients may be infinite."""
-    on = np.zeros(len(points), dtype=bool)
-    for i, pair in enumerate(box.faces):
-        for face, end in zip(pair, (box.lower[i], box.upper[i]), strict=True):
-            if face.unread:
-                on |= points[:, i] == end
-    return on
+    on = np.stack([points == np.array(ends) for ends in (box.lower, box.upper)], -1)
+    return np.asarray((on & box.where("unread")).any((1, 2)))
 
 
 def _apart(f: Callable[[np.ndarray], Array], x: np.ndarray) -> np.ndarray:
@@ -373,10 +369,9 @@ def check_finite(value: Array, x: Array, t: float, argument: str, box: Box | Non
 
 def _named_face(point: np.ndarray, box: Box) -> str:
     """Which face of a box a point lies on, in words; nothing where it lies on none."""
-    for axis, pair in enumerate(box.faces):
-        for side, end in enumerate((box.lower[axis], box.upper[axis])):
-            if point[axis] == end:
-                return f", on the {'low' if side == 0 else 'high'} {pair[side].word!r} face of axis {axis}"
+    for axis, side, face in box.each():
+        if point[axis] == (box.lower, box.upper)[side][axis]:
+            return f", on the {'low' if side == 0 else 'high'} {face.word!r} face of axis {axis}"
     return ""
 
 

@@ -137,14 +137,13 @@ def _room(sde: Any, starts: np.ndarray, horizon: float) -> np.ndarray:
 def _readable(sde: Any, within: Any, starts: np.ndarray, horizon: float) -> tuple[np.ndarray, np.ndarray]:
     """Ends of the box, a little inside where coefficients may be infinite because the end is only left."""
     ends = np.array([within.lower, within.upper])
-    for i, pair in enumerate(within.faces):
-        for side in (s for s, face in enumerate(pair) if face.word == "entrance"):
-            scale = float(ends[1, i] - ends[0, i])
-            if not math.isfinite(scale):
-                scale = float(np.abs(starts[:, i] - ends[side, i]).max())
-            if scale == 0.0:
-                scale = math.sqrt(horizon * float(np.abs(as_numpy(sde.covariance(0.0, starts))[:, i, i]).max()))
-            ends[side, i] += (1.0 - 2.0 * side) * ASIDE * scale
+    for i, side in np.argwhere(~within.where("reached")):
+        scale = float(ends[1, i] - ends[0, i])
+        if not math.isfinite(scale):
+            scale = float(np.abs(starts[:, i] - ends[side, i]).max())
+        if scale == 0.0:
+            scale = math.sqrt(horizon * float(np.abs(as_numpy(sde.covariance(0.0, starts))[:, i, i]).max()))
+        ends[side, i] += (1.0 - 2.0 * side) * ASIDE * scale
     return ends[0], ends[1]
 
 
@@ -281,7 +280,7 @@ def circulates(sde: Any, box: Any, horizon: float | None) -> bool:
     """
     d = len(box.lower)
     low, high = np.array(box.lower), np.array(box.upper)
-    opened = np.array([[face.word == "open" for face in pair] for pair in box.faces])
+    opened = box.where("cut")
     if horizon is None or d == 1 or not opened.any():
         return False
     unit = np.stack(np.meshgrid(*[np.linspace(0.0, 1.0, STARTS)] * d, indexing="ij"), -1).reshape(-1, d)
@@ -289,10 +288,7 @@ def circulates(sde: Any, box: Any, horizon: float | None) -> bool:
     unit = unit[on_open.any(1)]
     x = low + (high - low) * unit
     # as far out as the box is long, coefficients may be looked at, beyond other faces never
-    least, most = (
-        np.where(opened[:, k], end, face)
-        for k, (end, face) in enumerate(((2 * low - high, low), (2 * high - low, high)))
-    )
+    least, most = np.where(opened[:, 0], 2 * low - high, low), np.where(opened[:, 1], 2 * high - low, high)
     margin, h, left = 1e-6 * (high - low), horizon / FOLLOWED, np.zeros(len(x), dtype=bool)
 
     def slope(t: float, y: np.ndarray) -> np.ndarray:

@@ -206,13 +206,7 @@ class SDE:
     def diffusion(self, t: float, x: Array) -> Array:
         """Noise matrix σ of shape ``(..., d, m)``; the symmetric square root where only Σ was given."""
         if self._diffusion is not None:
-            return _matrix(
-                evaluate(self._diffusion, t, x, "diffusion", self.arrays, self.device),
-                x,
-                "diffusion",
-                callable(self._diffusion),
-                False,
-            )
+            return self._matrix(self._diffusion, t, x, "diffusion")
         S = self.covariance(t, x)
         xp = namespace(S)
         eigenvalues, Q = xp.linalg.eigh(S)
@@ -221,13 +215,7 @@ class SDE:
     def covariance(self, t: float, x: Array) -> Array:
         """Covariance rate Σ = σσᵀ of shape ``(..., d, d)`` at time t and points x of shape ``(..., d)``."""
         if self._covariance is not None:
-            return _matrix(
-                evaluate(self._covariance, t, x, "covariance", self.arrays, self.device),
-                x,
-                "covariance",
-                callable(self._covariance),
-                True,
-            )
+            return self._matrix(self._covariance, t, x, "covariance")
         if self._diffusion is None:
             return as_like(0.0, x) + namespace(x).zeros_like(x)[..., None] * namespace(x).zeros_like(x)[..., None, :]
         s = self.diffusion(t, x)
@@ -235,6 +223,26 @@ class SDE:
             s = s[(0,) * (x.ndim - 1)] if s.shape[0] else s
             return _expand(s @ namespace(s).swapaxes(s, -1, -2), (*x.shape, x.shape[-1]), "diffusion", "")
         return s @ namespace(s).swapaxes(s, -1, -2)
+
+    def _matrix(self, f: Any, t: float, x: Array, argument: str) -> Array:
+        """Read a scalar, diagonal or full matrix coefficient as (..., d, m)."""
+        value, d, lead = evaluate(f, t, x, argument, self.arrays, self.device), x.shape[-1], tuple(x.shape[:-1])
+        axes = value.ndim - (len(lead) if callable(f) and value.ndim > 0 else 0)
+        square, eye = argument == "covariance", as_like(np.eye(d), x)
+        if axes == 0:
+            return _expand(value[..., None, None] * eye, (*lead, d, d), argument, f"{(*lead,)} (scalar)")
+        if axes == 1:
+            return _expand(value[..., None] * eye, (*lead, d, d), argument, f"{(*lead, d)} (diagonal)")
+        columns = d if square else value.shape[-1] if axes == 2 else 0
+        if axes == 2 and value.shape[-2:] == (d, columns):
+            return _expand(value, (*lead, d, columns), argument, f"{(*lead, d, columns)}")
+        trailing = f"(..., {d}, {d})" if square else f"(..., {d}, m)"
+        raise InputError(
+            argument,
+            f"a result of shape {tuple(value.shape)}",
+            f"a scalar (...), a diagonal (..., {d}) or a matrix {trailing} for points of shape {tuple(x.shape)}",
+            f"{argument}(t, x) must be vectorised over the leading axes of x and keep them",
+        )
 
     def __repr__(self) -> str:
         noise = "no noise" if self.noiseless else ("diffusion" if self._diffusion is not None else "covariance")
@@ -409,26 +417,3 @@ def _expand(value: Array, shape: tuple[int, ...], argument: str, needed: str) ->
             f"shape {needed}",
             f"{argument}(t, x) must be vectorised over the leading axes of x and keep them",
         ) from None
-
-
-def _matrix(value: Array, x: Array, argument: str, of_points: bool, square: bool) -> Array:
-    """Read a scalar, diagonal or full matrix coefficient as (..., d, m)."""
-    d, lead = x.shape[-1], tuple(x.shape[:-1])
-    axes = value.ndim - (len(lead) if of_points else 0)
-    if of_points and value.ndim == 0:
-        axes = 0
-    eye = as_like(np.eye(d), x)
-    if axes == 0:
-        return _expand(value[..., None, None] * eye, (*lead, d, d), argument, f"{(*lead,)} (scalar)")
-    if axes == 1:
-        return _expand(value[..., None] * eye, (*lead, d, d), argument, f"{(*lead, d)} (diagonal)")
-    columns = d if square else value.shape[-1] if axes == 2 else 0
-    if axes == 2 and value.shape[-2:] == (d, columns):
-        return _expand(value, (*lead, d, columns), argument, f"{(*lead, d, columns)}")
-    trailing = f"(..., {d}, {d})" if square else f"(..., {d}, m)"
-    raise InputError(
-        argument,
-        f"a result of shape {tuple(value.shape)}",
-        f"a scalar (...), a diagonal (..., {d}) or a matrix {trailing} for points of shape {tuple(x.shape)}",
-        f"{argument}(t, x) must be vectorised over the leading axes of x and keep them",
-    )

@@ -8,6 +8,7 @@ import numpy as np
 
 from kolmo.problem import KolmogorovProblem
 from kolmo.refine.samples import ROUNDING, Datum, Field, Room, Values, rows
+from kolmo.schemes.terminal.kinks import vertex
 
 # Candidates looked at more closely (the strongest), and breaks that a function may have to be treated one by one.
 CANDIDATES, MOST_BREAKS = 48, 16
@@ -143,7 +144,7 @@ def _locate(values: Values, low: float, high: float, count: int) -> np.ndarray:
                 shrink = np.where(sizes[0] > 0, (sizes[-1] / sizes[0]) ** (1.0 / LOOKS_AT_A_KINK), 0.0)
             kind = np.where(shrink > JUMP, 1, np.where(shrink > KINK, 2, 0))
             kind = np.where(sizes[0] > ROUNDING * largest, kind, 0)
-            place = np.where(kind == 2, _vertex(s, v, peak), place)
+            place = np.where(kind == 2, vertex(s, v, peak, 2), place)
             if not (kind == 1).any():
                 break
         first = np.abs(np.diff(v, axis=1)).max(-1)
@@ -153,20 +154,6 @@ def _locate(values: Values, low: float, high: float, count: int) -> np.ndarray:
         else:
             a, b = s[rows, peak], s[rows, peak + 2]
     return np.asarray(np.where(kind == 1, 0.5 * (a + b), place))
-
-
-def _vertex(s: np.ndarray, v: np.ndarray, peak: np.ndarray) -> np.ndarray:
-    """Where the lines through the samples on either side of the sharpest bend meet."""
-    rows = np.arange(len(s))
-    middle = np.clip(peak + 1, 3, s.shape[1] - 4)
-    column = np.abs(np.diff(v, 2, axis=1)).max(1).argmax(1)
-    h = s[:, 1] - s[:, 0]
-    g = [v[rows, middle + m, column] for m in (-3, -2, 2, 3)]
-    left, right = (g[1] - g[0]) / h, (g[3] - g[2]) / h
-    with np.errstate(divide="ignore", invalid="ignore"):
-        offset = ((g[2] - 2.0 * right * h) - (g[1] + 2.0 * left * h)) / (left - right)
-    near = np.isfinite(offset) & (np.abs(offset) <= 3.0 * h)
-    return np.asarray(s[rows, middle] + np.where(near, offset, 0.0))
 
 
 def _zero(values: Values, a: np.ndarray, b: np.ndarray) -> np.ndarray:

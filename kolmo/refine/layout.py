@@ -98,11 +98,11 @@ class Layout:
         return replace(self, box=self.box.replace(*wider.box), gradings=gradings, shares=shares), wider
 
 
-def widened(grid: Grid, box: Box) -> Grid:
-    """The same nodes and some more beyond every open face."""
+def widened(grid: Grid, box: Box, part: float | None = None, least: int = 3) -> Grid:
+    """The same nodes and some more beyond every open face: a part of those of the axis."""
     axes = []
     for axis, pair in zip(grid.axes, box.faces, strict=True):
-        more = max(3, math.ceil(CUT_MARGIN[grid.dim] * axis.n))
+        more = max(least, math.ceil((part or CUT_MARGIN[grid.dim]) * axis.n))
         low, high = (more if face.cut else 0 for face in pair)
         cells = axis.n - (0 if axis.periodic else 1) + low + high
         wide = axis.grading.extended(low / cells, high / cells)

@@ -54,6 +54,35 @@ MAX_CELLS = {1: 40_000, 2: 700_000, 3: 4_000_000}
 MAX_SECONDS = 25.0
 
 
+@dataclass(frozen=True)
+class Options:
+    """Methods of a solve, what is kept of it, and who hears of its steps: as of :func:`kolmo.solve`.
+
+    Attributes
+    ----------
+    save : tuple of float
+        Times whose states are kept besides t = 0.
+    scheme, stepper : str
+        Names, or "auto".
+    like : tensor or None
+        March in torch, on its device.
+    callback, progress : callable or None, bool
+        Called after each step; whether there is a progress bar.
+    """
+
+    save: tuple[float, ...] = ()
+    scheme: str = "auto"
+    stepper: str = "auto"
+    like: Any = None
+    callback: Callback | None = None
+    progress: bool = False
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What ``March.backward`` takes of them."""
+        return {"save": self.save, "callback": self.callback, "progress": self.progress}
+
+
 @dataclass
 class Level:
     """One solve on the way to the tolerance.
@@ -102,22 +131,12 @@ class Levels:
     """
 
     def __init__(
-        self,
-        problem: KolmogorovProblem,
-        points: np.ndarray,
-        rtol: float,
-        atol: float,
-        save: tuple[float, ...],
-        scheme: str,
-        stepper: str,
-        like: Any,
-        callback: Callback | None,
-        progress: bool,
+        self, problem: KolmogorovProblem, points: np.ndarray, rtol: float, atol: float, options: Options
     ) -> None:
-        self.problem, self.points, self.rtol, self.atol = problem, points, rtol, atol
-        self.save, self.scheme, self.stepper = save, SCHEME if scheme == "auto" else scheme, stepper
-        self.like, self.callback, self.progress = like, callback, progress
-        self.free, self.guarded, self.order = scheme == "auto", False, SCHEMES[self.scheme].order
+        self.points, self.rtol, self.atol, self.options, self.like = points, rtol, atol, options, options.like
+        self.free, self.stepper = options.scheme == "auto", options.stepper
+        self.scheme = SCHEME if self.free else options.scheme
+        self.guarded, self.order = False, SCHEMES[self.scheme].order
         self.levels: list[Level] = []
         self._solved: OrderedDict[tuple[Any, ...], Level] = OrderedDict()
         self._beside: np.ndarray | None = None
@@ -163,14 +182,14 @@ class Levels:
             closer = FIRST_STEPS / steps
             short = [(p.start, p.end, p.step * closer) for p in self.sight.pulses]
             growth = count / self.levels[0].count if self.levels else 1.0
-            times = time_nodes(generator.intervals(), count, self.save, short, growth)
+            times = time_nodes(generator.intervals(), count, self.options.save, short, growth)
             rule = self._terminal(generator, stepper)
             seen = self.sight.breakpoints
             recipe = Discretization(grid, tuple(times.tolist()), self.scheme, stepper, rule, seen, averages)
             march = March(generator, STEPPERS[stepper], times, self.like)
             first = recipe.initial(march)
             stop = None if self._closing else self.limits.late
-            run = march.backward(first, save=self.save, callback=self.callback, progress=self.progress, stop=stop)
+            run = march.backward(first, **self.options.told, stop=stop)
             if run.late:
                 raise OutOfTimeError
         if not np.isfinite(as_numpy(run.state)).all():

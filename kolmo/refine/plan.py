@@ -13,16 +13,19 @@ from kolmo.discretization import Discretization, steps_given
 from kolmo.errors import InputError
 from kolmo.grid import Grid
 from kolmo.limits import Limits
-from kolmo.march import Callback, time_nodes
+from kolmo.march import time_nodes
 from kolmo.problem.box import Box
 from kolmo.problem.faces import Absorbing
 from kolmo.problem.problem import KolmogorovProblem, check_vectorised
 from kolmo.problem.rest import at_rest
-from kolmo.refine.levels import MAX_CELLS, MAX_SECONDS
+from kolmo.refine.levels import MAX_CELLS, MAX_SECONDS, Options
 from kolmo.refine.search import Outcome, Search
+from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import discretize
 from kolmo.schemes.terminal import plan_terminal
 from kolmo.steppers.base import STEPPERS
+
+PLAIN = Options()
 
 
 @at_home
@@ -90,21 +93,15 @@ def search(
     atol: float,
     max_cells: int | None = None,
     max_seconds: float | None = None,
-    save: Sequence[float] = (),
-    scheme: str = "auto",
-    stepper: str = "auto",
-    like: Any = None,
-    callback: Callback | None = None,
-    progress: bool = False,
+    options: Options = PLAIN,
 ) -> Outcome:
     """Plan and solve on finer and finer levels until the estimate meets the tolerance."""
-    _check_tolerances(rtol, atol)
+    check_tolerances(rtol, atol)
     limits = Limits.of(max_cells, max_seconds, MAX_CELLS[problem.dim], MAX_SECONDS)
     problem = at_rest(problem.handing("torch", at.device) if is_tensor(at) else problem)
     points = interesting_points(problem, at)
     check_vectorised(problem, points)
-    searcher = Search(problem, points, rtol, atol, tuple(save), scheme, stepper, like, callback, progress)
-    outcome = searcher.run(limits)
+    outcome = Search(problem, points, rtol, atol, options).run(limits)
     return _with_rest(problem, points, rtol, atol, outcome) if problem.met else outcome
 
 
@@ -186,16 +183,9 @@ def interesting_points(problem: KolmogorovProblem, at: Any) -> np.ndarray:
         points = as_numpy(as_points(at, problem.dim, "at")).reshape(-1, problem.dim)
         if len(points) == 0:
             raise InputError("at", "no points", "at least one point")
-        outside = ~problem.box.contains(points)
-        hard = np.zeros(len(points), dtype=bool)
-        for i, pair in enumerate(problem.box.faces):
-            for side, face in enumerate(pair):
-                if not face.cut:
-                    end = problem.box.lower[i] if side == 0 else problem.box.upper[i]
-                    hard |= (
-                        points[:, i] < end - 1e-12 * abs(end) if side == 0 else points[:, i] > end + 1e-12 * abs(end)
-                    )
-        hard &= outside
+        low, high, hard = np.array(problem.box.lower), np.array(problem.box.upper), ~problem.box.where("cut")
+        beyond = np.stack([points < low - 1e-12 * abs(low), points > high + 1e-12 * abs(high)], -1)
+        hard = (beyond & hard).any((1, 2)) & ~problem.box.contains(points)
         if hard.any():
             raise InputError("at", f"a point at {points[hard][0].tolist()}", f"points inside {problem.box!r}")
         return np.asarray(points)
@@ -211,7 +201,15 @@ def interesting_points(problem: KolmogorovProblem, at: Any) -> np.ndarray:
     return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, problem.dim)
 
 
-def _check_tolerances(rtol: float, atol: float) -> None:
+def check_names(scheme: str, stepper: str) -> None:
+    """Raise an InputError for methods that there are not."""
+    for known, name in ((SCHEMES, scheme), (STEPPERS, stepper)):
+        if name != "auto":
+            known[name]
+
+
+def check_tolerances(rtol: float, atol: float) -> None:
+    """Raise an InputError for tolerances that are negative, or all zero."""
     for name, value in (("rtol", rtol), ("atol", atol)):
         if not (np.isfinite(value) and value >= 0):
             raise InputError(name, value, "a non-negative number")

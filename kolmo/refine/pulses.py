@@ -143,14 +143,12 @@ def _face_series(problem: KolmogorovProblem, probes: np.ndarray) -> list[tuple[s
     series: list[tuple[str, Series]] = []
     if problem.stationary:
         return []
-    for axis, pair in enumerate(problem.box.faces):
-        for side, face in enumerate(pair):
-            wall = probes.copy()
-            wall[:, axis] = (problem.box.lower, problem.box.upper)[side][axis]
-            for value in (getattr(face, name, None) for name in ("value", "kappa")):
-                on_face = partial(problem.on_face, value)
-                if depends_on_time(value, on_face, wall):
-                    series.append(("boundary value", partial(_flat_values, on_face, wall)))
+    for axis, side, face in problem.box.each():
+        wall = problem.box.onto(axis, side, probes)
+        for value in (getattr(face, name) for name in reversed(face.data)):
+            on_face = partial(problem.on_face, value)
+            if depends_on_time(value, on_face, wall):
+                series.append(("boundary value", partial(_flat_values, on_face, wall)))
     return series
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.polynomial import legendre
 
-from kolmo.arrays import Array, as_numpy, as_points
+from kolmo.arrays import Array, along, as_numpy, as_points
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Axis
@@ -18,7 +18,7 @@ from kolmo.march import March
 from kolmo.problem import KolmogorovProblem
 from kolmo.problem.faces import Robin
 from kolmo.problem.rest import at_rest
-from kolmo.refine.smooth import Interpolant, error_problem
+from kolmo.refine.smooth import Interpolant, error_problem, states_at, table
 from kolmo.schemes.local import wall_nodes
 from kolmo.stationary import solve_stationary
 
@@ -159,7 +159,7 @@ class _Weighed:
             return
         nodes = self.march.times
         kept = self._kept(nodes)
-        states = self._states(nodes, kept)
+        states = self._states(kept)
         self._prepare(nodes[kept], states)
         weights = self._weights(nodes, kept)
         place, share = legendre.leggauss(2)
@@ -182,20 +182,9 @@ class _Weighed:
         places = np.concatenate([wanted * T if n > most else nodes, breaks])
         return np.unique(np.abs(nodes[:, None] - places).argmin(0))
 
-    def _states(self, nodes: np.ndarray, kept: np.ndarray) -> np.ndarray:
-        first = np.asarray(self.recipe.initial(self.march))
-        shape = (self.grid.size, self.columns or 1)
-        states = {len(nodes) - 1: np.broadcast_to(first, shape)}
-        wanted, below = set(kept.tolist()), iter(range(len(nodes) - 2, -1, -1))
-
-        def keep(t: float, u: Array) -> None:
-            n = next(below)
-            if n in wanted:
-                states[n] = np.array(u).reshape(shape)
-
-        if self.march.backward(first, callback=keep).interrupted:
-            raise KeyboardInterrupt
-        stacked = np.stack([states[n] for n in kept.tolist()])
+    def _states(self, kept: np.ndarray) -> np.ndarray:
+        states = states_at(self.march, np.asarray(self.recipe.initial(self.march)), set(kept.tolist()))
+        stacked = np.stack([u for _, u in states])
         if not np.isfinite(stacked).all():
             raise NotConvergedError(f"the solution became infinite with {self.recipe!r}")
         return stacked
@@ -224,19 +213,18 @@ class _Weighed:
         if CELL_POINTS[self.grid.dim] == 1:  # one point in a cell: now here, now there
             self.carries = [_carry(axis, 1, float(self.shift.random())) for axis in self.grid.axes]
         x, mass = self._spread(p, self.carries)
-        self.error += share * (mass.T @ _table(self.left.running(t, x)))
-        for axis, pair in enumerate(self.left.box.faces):
-            for side, face in enumerate(pair):
-                if isinstance(face, Robin):
-                    part = share * self._at_wall(t, p, axis, side, face)
-                    self.error += part
-                    self.parts["faces"] += np.abs(part)
+        self.error += share * (mass.T @ table(self.left.running(t, x)))
+        for axis, side, face in self.left.box.each():
+            if isinstance(face, Robin):
+                part = share * self._at_wall(t, p, axis, side, face)
+                self.error += part
+                self.parts["faces"] += np.abs(part)
         if budget:
             self._divide(t, np.abs(p), share * (BUDGET_EVERY if self.problem.horizon else 1.0))
 
     def _final(self, p: np.ndarray) -> None:
         x, mass = self._spread(p, [_carry(axis, FINAL_POINTS[self.grid.dim]) for axis in self.grid.axes])
-        part = mass.T @ _table(self.left.final(x))
+        part = mass.T @ table(self.left.final(x))
         self.error += part
         self.parts["terminal"] += np.abs(part)
 
@@ -244,8 +232,7 @@ class _Weighed:
         """Points inside the cells, and the weights p of the nodes carried over to them: shapes (m, d) and (m, P)."""
         mass = p.reshape(*self.grid.shape, -1)
         for i, (_, A) in enumerate(carries):
-            moved = np.moveaxis(mass, i, 0)
-            mass = np.moveaxis((A @ moved.reshape(moved.shape[0], -1)).reshape(-1, *moved.shape[1:]), 0, i)
+            mass = along(A.__matmul__, mass, i)
         flat = mass.reshape(-1, p.shape[1])
         size = np.abs(flat).max(1)
         some = np.flatnonzero(size > LEAST_WEIGHT[self.grid.dim] * size.max())
@@ -259,7 +246,7 @@ class _Weighed:
         near = (lines[:EDGE] if side == 0 else lines[-EDGE:]).sum(0).reshape(-1, p.shape[1])
         width = EDGE_CELLS * line.h * float(line.grading.slope(np.float64(side)))
         wall = self.grid.points[wall_nodes(self.grid, axis, side)]
-        return np.asarray(near.T @ _table(self.left.on_face(face.value, t, wall)) / width)
+        return np.asarray(near.T @ table(self.left.on_face(face.value, t, wall)) / width)
 
     # ------------------------------------------------------------------------------------------- budget
     def _divide(self, t: float, p: np.ndarray, share: float) -> None:
@@ -279,12 +266,11 @@ class _Weighed:
             _, operator, load = self.march.ingredients(t)
             left = self.march.without_boundary(rate + np.asarray(operator.matrix @ u) + np.asarray(load))
             self.parts["time"] += share * (p.T @ np.abs(left))
-        for i, pair in enumerate(self.problem.box.faces):
-            for side, face in enumerate(pair):
-                if face.cut:
-                    wall = wall_nodes(self.grid, i, side)
-                    lost = p[wall].T @ np.abs(u[wall]) + p[wall].sum(0)[:, None] * np.abs(self.answer)
-                    self.parts["cut"] = np.maximum(self.parts["cut"], lost)
+        for i, side, face in self.problem.box.each():
+            if face.cut:
+                wall = wall_nodes(self.grid, i, side)
+                lost = p[wall].T @ np.abs(u[wall]) + p[wall].sum(0)[:, None] * np.abs(self.answer)
+                self.parts["cut"] = np.maximum(self.parts["cut"], lost)
 
     def _difference(self, u: np.ndarray, axis: int, order: int) -> np.ndarray:
         """Moduli of undivided differences along an axis at the nodes; at the ends those of the nearest node inside."""
@@ -299,11 +285,6 @@ class _Weighed:
             found = np.abs(np.diff(lines, order, axis=0))
             found = np.concatenate([found[:1].repeat(left, 0), found, found[-1:].repeat(order - left, 0)])
         return np.asarray(np.moveaxis(found, 0, axis).reshape(u.shape))
-
-
-def _table(value: Array) -> np.ndarray:
-    rows = np.asarray(as_numpy(value), dtype=float)
-    return rows[:, None] if rows.ndim == 1 else rows
 
 
 def _in_time(times: np.ndarray, weights: np.ndarray, breaks: Sequence[float]) -> Callable[[float], np.ndarray]:

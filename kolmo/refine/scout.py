@@ -207,19 +207,17 @@ def _lattice_density(f: Field, room: Room) -> np.ndarray:
 def _bounds(problem: KolmogorovProblem, room: Room, fields: Sequence[Field]) -> tuple[np.ndarray, np.ndarray] | None:
     """Least and largest value that the maximum principle allows, as far as the data are known or were seen."""
     seen = {f.datum.name: f.datum.proof if f.datum.smooth and f.datum.proof else f for f in fields}
-    faces = [(i, side, face) for i, pair in enumerate(problem.box.faces) for side, face in enumerate(pair)]
     pays = any(event.pays for event in problem.events)
-    if problem.source is not None or pays or any(face.elastic for _, _, face in faces):
+    if problem.source is not None or pays or problem.box.has("elastic"):
         return None
     killing = problem.killing
     least = float(seen["killing"].low.min()) if "killing" in seen else float(np.min(as_numpy(killing or 0.0)))
     if least < 0.0:
         return None
     ends = [(seen["terminal"].low, seen["terminal"].high)] if "terminal" in seen else []
-    for axis, side, face in faces:
+    for axis, side, face in problem.box.each():
         if isinstance(face, Absorbing):
-            wall = room.probes.copy()
-            wall[:, axis] = (problem.box.lower, problem.box.upper)[side][axis]
+            wall = problem.box.onto(axis, side, room.probes)
             times = [0.0] if problem.stationary else [f * (problem.horizon or 0.0) for f in fractions(LOOKS, seed=3)]
             values = np.stack([as_numpy(problem.on_face(face.value, t, wall)) for t in times])
             values = values.reshape(-1, *values.shape[2:])

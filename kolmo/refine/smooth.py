@@ -1,6 +1,6 @@
 """A smooth function through the node values of a solution, and what is left of the equation when it is put in."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -14,6 +14,7 @@ from kolmo.discretization import Discretization
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.grid import Axis, Grid, grading
 from kolmo.kernels import bspline
+from kolmo.march import March
 from kolmo.problem import KolmogorovProblem
 from kolmo.problem.box import Box
 from kolmo.problem.events import Event, Payment
@@ -265,28 +266,33 @@ def _solved(problem: KolmogorovProblem, recipe: Discretization, scale: float) ->
     longest = STEPPERS[recipe.stepper].largest_step(*generator.stiffness())
     nodes, kept = clock(problem, recipe, longest)
     march = replace(recipe, times=tuple(nodes.tolist())).march(problem)
-    shape = (recipe.grid.size, march.generator.columns or 1)
     first = np.asarray(recipe.initial(march))
-    states = [(len(nodes) - 1, np.broadcast_to(first, shape))]
-    below = iter(range(len(nodes) - 2, -1, -1))
+    states = states_at(march, first, set(np.flatnonzero(kept).tolist()))
+    stacked = np.stack([u for _, u in states])
+    if not np.abs(stacked[0]).max() <= RUNAWAY * max(scale, float(np.abs(first).max())):
+        raise NotConvergedError(f"the solution became infinite with {recipe!r}")
+    return Interpolant(recipe.grid, nodes[[n for n, _ in states]].tolist(), stacked, problem.sde.breakpoints)
+
+
+def states_at(march: March, first: np.ndarray, wanted: Container[int]) -> list[tuple[int, np.ndarray]]:
+    """States (size, k) at some of the time nodes of a march, in order; at an event that before it and that after it."""
+    shape = (march.generator.grid.size, march.generator.columns or 1)
+    states = [(len(march.times) - 1, np.broadcast_to(first, shape))]
+    below = iter(range(len(march.times) - 2, -1, -1))
 
     def keep(t: float, u: Array) -> None:
         n = next(below)
-        if kept[n]:
+        if n in wanted:
             states.append((n, np.array(u).reshape(shape)))
         if t in march.events:
             before = march.with_boundary(march.crossed(march.without_boundary(np.array(u).reshape(shape)), t), t)
             states.append((n, np.asarray(before)))
 
-    with np.errstate(over="ignore", invalid="ignore"):  # what comes of unstable steps is looked at below
+    with np.errstate(over="ignore", invalid="ignore"):  # what comes of unstable steps is looked at afterwards
         run = march.backward(first, callback=keep)
     if run.interrupted:
         raise KeyboardInterrupt
-    stacked = np.stack([u for _, u in reversed(states)])
-    if not np.abs(stacked[0]).max() <= RUNAWAY * max(scale, float(np.abs(first).max())):
-        raise NotConvergedError(f"the solution became infinite with {recipe!r}")
-    times = nodes[[n for n, _ in reversed(states)]].tolist()
-    return Interpolant(recipe.grid, times, stacked, problem.sde.breakpoints)
+    return states[::-1]
 
 
 def clock(problem: KolmogorovProblem, recipe: Discretization, longest: float = np.inf) -> tuple[np.ndarray, np.ndarray]:
@@ -367,10 +373,6 @@ def error_problem(problem: KolmogorovProblem, v: Interpolant, columns: int | Non
     def shaped(value: np.ndarray, x: Array) -> Array:
         return as_like(value if columns is not None else value[:, 0], x)
 
-    def table(value: Array) -> np.ndarray:
-        rows = np.asarray(as_numpy(value), dtype=float)
-        return rows[:, None] if rows.ndim == 1 else rows
-
     def source(t: float, x: Array) -> Array:
         b, S = as_numpy(problem.sde.drift(t, x)), as_numpy(problem.sde.covariance(t, x))
         value, rate, image = v.parts(t, np.asarray(as_numpy(x)), b, S)
@@ -393,7 +395,7 @@ def error_problem(problem: KolmogorovProblem, v: Interpolant, columns: int | Non
         return shaped(table(problem.final(x)) - v(problem.horizon or 0.0, np.asarray(as_numpy(x))), x)
 
     box = problem.box
-    faces = [tuple(_left(problem, v, (i, side), shaped, table) for side in (0, 1)) for i in range(box.dim)]
+    faces = [tuple(_left(problem, v, (i, side), shaped) for side in (0, 1)) for i in range(box.dim)]
     other = KolmogorovProblem(
         problem.sde,
         None if problem.stationary else terminal,
@@ -407,6 +409,12 @@ def error_problem(problem: KolmogorovProblem, v: Interpolant, columns: int | Non
         },
     )
     return other.handing("torch", problem.device) if problem.arrays == "torch" else other
+
+
+def table(value: Array) -> np.ndarray:
+    """Values (P,) or (P, k) as (P, k), in NumPy."""
+    rows = np.asarray(as_numpy(value), dtype=float)
+    return rows[:, None] if rows.ndim == 1 else rows
 
 
 def _moved_by(problem: KolmogorovProblem, event: Event, x: Array) -> Array:
@@ -424,11 +432,7 @@ def jump_term(problem: KolmogorovProblem, v: Interpolant, t: float, x: Array, va
 
 
 def _left(
-    problem: KolmogorovProblem,
-    v: Interpolant,
-    where: tuple[int, int],
-    shaped: Callable[[np.ndarray, Array], Array],
-    table: Callable[[Array], np.ndarray],
+    problem: KolmogorovProblem, v: Interpolant, where: tuple[int, int], shaped: Callable[[np.ndarray, Array], Array]
 ) -> Any:
     """Condition of the error on a face."""
     axis, side = where

@@ -15,13 +15,13 @@ from kolmo.errors import InputError
 from kolmo.grid import Grid
 from kolmo.kernels.linear import NARROW
 from kolmo.kernels.lines import LineOperator
-from kolmo.kernels.tensor import Fused, Key
+from kolmo.kernels.tensor import Fused, Key, factors, kronecker
 from kolmo.problem.box import Box
 from kolmo.problem.faces import Face
 from kolmo.schemes.base import SCHEMES, Assembly, FaceData
 from kolmo.schemes.differences import FREE, SLOPE, Differences, differences, slope_weight, spectral_radii
 from kolmo.schemes.faces import held
-from kolmo.schemes.local import Local, Metric, on_face, put_rows, wall_nodes, wall_of
+from kolmo.schemes.local import Local, Metric, put_rows, wall_nodes, wall_of
 
 # Drift out of a cut, in units of the noise across it (nodes² per unit of time), above which it may be held back. The
 # cell's Péclet number is twice that.
@@ -101,7 +101,7 @@ class TensorStencil:
     def matrix(self, a: np.ndarray) -> sp.csr_matrix:
         """Q(a) as a sparse matrix."""
         if self._matrices is None:
-            self._matrices = [self._kron(key) for key in self.terms]
+            self._matrices = [kronecker(factors(self.shape, self.operators, key)) for key in self.terms]
         total = sp.csr_matrix(self._matrices[0].shape)
         for weight, B in zip(a, self._matrices, strict=True):
             total = total + sp.diags(weight) @ B
@@ -209,12 +209,6 @@ class TensorStencil:
     def _lines(self, w: Array, axis: int) -> Array:
         """A field (size,) as (n, lines) along an axis."""
         return namespace(w).moveaxis(w.reshape(self.shape), axis, 0).reshape(self.shape[axis], -1)
-
-    def _kron(self, key: Key) -> sp.csr_matrix:
-        product = sp.identity(1, format="csr")
-        for n, ops, name in zip(self.shape, self.operators, key, strict=True):
-            product = sp.kron(product, sp.identity(n) if name is None else ops[name].matrix, format="csr")
-        return product
 
 
 @dataclass(frozen=True)
@@ -421,8 +415,7 @@ class CentralStencil(TensorStencil):
         scale = float(abs(S).max())
         mixed = {(i, j) for i, j in combinations(range(d), 2) if float(abs(S[:, i, j]).max()) > 1e-14 * scale}
         terms = [key()]
-        for i in range(d):
-            terms += [key(**{f"x{i}": "first"}), key(**{f"x{i}": "second"})]
+        terms += [key(**{f"x{i}": name}) for i in range(d) for name in ("first", "second")]
         pairs = sorted(mixed)
         # without walls and breaks the mixed derivatives use the first differences that are there anyway
         own = [(i, 0) in slopes or (i, 1) in slopes or bool(grid.axes[i].breaks) for i in range(d)]
@@ -442,7 +435,7 @@ class CentralStencil(TensorStencil):
         stencil.pairs, stencil.tilted = pairs, tilted
         # at other faces the slope is zero
         stencil.slopes = {face: tuple(Held(grid.along(face[0], w)) for w in slopes[face]) for face in sloping}  # type: ignore[misc]
-        stencil.faces = tuple((low, high) for low, high in box.faces)
+        stencil.faces = box.faces
         walls = {face: wall_of(grid, *face).copy() for face in sloping}
         stencil.walls = {face: Held(wall) for face, wall in walls.items()}
         stencil.wall_positions = {
@@ -450,13 +443,13 @@ class CentralStencil(TensorStencil):
         }
         free = np.ones(grid.size, dtype=bool)
         keep = [np.ones(grid.size, dtype=bool) for _ in range(d)]
-        for i, side in ((i, s) for i in range(d) for s in (0, 1)):
-            free &= ~held(grid, i, side, box.faces[i][side])
-            if box.faces[i][side].cut:
-                keep[i][on_face(grid, i, side)] = False
+        stencil.cuts = {}
+        for i, side, face in box.each():
+            free &= ~held(grid, i, side, face)
+            if face.cut:
+                stencil.cuts[i, side] = Held(wall_nodes(grid, i, side))
+                keep[i][wall_nodes(grid, i, side)] = False
         stencil.free, stencil.keep = Held(free), [Held(mask) for mask in keep]
-        opened = [(i, s) for i, s, face in box.each() if face.cut]
-        stencil.cuts = {(i, s): Held(np.flatnonzero(on_face(grid, i, s))) for i, s in opened}
         return stencil
 
 

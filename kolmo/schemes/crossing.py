@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kolmo.arrays import Array, as_like, is_tensor, zeros
+from kolmo.arrays import Array, added_at, as_like, namespace, zeros
 from kolmo.schemes.jumps import interpolation, landing
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Crossing:
             (as_like(weight, u)[..., None] * u[index.reshape(-1)].reshape(*index.shape, -1)).sum(1)
             for _, index, weight in self._stencils()
         ]
-        moved: Any = parts[0] if len(parts) == 1 else _joined(parts)
+        moved: Any = parts[0] if len(parts) == 1 else namespace(u).concatenate(parts)
         return moved if self.paid is None else moved + as_like(self.paid, u)
 
     def apply_transposed(self, p: Array) -> Array:
@@ -61,18 +61,5 @@ class Crossing:
         total = zeros(tuple(p.shape), p)
         for rows, index, weight in self._stencils():
             spread = (as_like(weight, p)[..., None] * p[rows][:, None, :]).reshape(-1, p.shape[-1])
-            if is_tensor(p):
-                import torch
-
-                total = total.index_add(0, torch.as_tensor(index.reshape(-1), device=p.device), spread)
-            else:
-                np.add.at(total, index.reshape(-1), spread)
+            total = added_at(total, index.reshape(-1), spread)
         return total
-
-
-def _joined(parts: list[Array]) -> Array:
-    if is_tensor(parts[0]):
-        import torch
-
-        return torch.cat(parts, 0)
-    return np.concatenate(parts, 0)

@@ -6,13 +6,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from kolmo.arrays import Array, Held, as_like, as_numpy, detached, namespace
+from kolmo.arrays import Array, Held, as_like, as_numpy, detached
 from kolmo.errors import InputError
 from kolmo.grid import Grid
 from kolmo.problem import KolmogorovProblem
 from kolmo.problem.box import Box
 from kolmo.problem.faces import Absorbing, Closure, Face
-from kolmo.schemes.local import columns, wall_nodes
+from kolmo.schemes.local import columns, put_rows, wall_nodes
 
 # How far inside a face its coefficients are looked at, as a part of the first cell: they may be infinite on it.
 INSIDE = 1e-2
@@ -75,13 +75,12 @@ def resolved(problem: KolmogorovProblem, grid: Grid, box: Box, times: Sequence[f
         If paths leave at some times where they enter at others, or a face that is singular cannot be reached.
     """
     faces = [list(pair) for pair in box.faces]
-    for axis, side in [(i, s) for i in range(grid.dim) for s in (0, 1)]:
-        face = faces[axis][side]
+    for axis, side, face in box.each():
         if isinstance(face, Absorbing):
             leaves, noisy = _leaves(problem, grid, box, axis, side, times)
             if not noisy.all():
                 faces[axis][side] = (Swept if leaves.any() else Unreached)(face.value, leaves)
-    return Box(box.lower, box.upper, boundary=[tuple(pair) for pair in faces])
+    return Box(box.lower, box.upper, boundary=faces)
 
 
 def _leaves(
@@ -203,8 +202,8 @@ class Entrances:
     def __init__(self, problem: KolmogorovProblem, grid: Grid, box: Box) -> None:
         self.problem = problem
         self.ends: list[tuple[int, int, Held, list[Held], list[Held]]] = []
-        for axis, side in [(i, s) for i in range(grid.dim) for s in (0, 1)]:
-            if not box.faces[axis][side].reached:
+        for axis, side, face in box.each():
+            if not face.reached:
                 points = [probe(grid, box, axis, side, m) for m in range(1, len(CONTINUED) + 1)]
                 steps = [np.abs(x[:, axis] - grid.box[side][axis]) for x in points]
                 index = Held(wall_nodes(grid, axis, side))
@@ -212,7 +211,7 @@ class Entrances:
 
     def limits(self, t: float, b: Array, S: Array, c: Array, g: Array) -> tuple[Array, Array, Array, Array]:
         """Drift, covariance, killing and source at all nodes, with the limits put in at the ends."""
-        problem, xp = self.problem, namespace(b)
+        problem = self.problem
         for axis, side, index, points, steps in self.ends:
             inward = 1.0 if side == 0 else -1.0
             parts: list[Array] = [0.0, 0.0, 0.0, 0.0]
@@ -228,9 +227,8 @@ class Entrances:
             normal = as_like(np.eye(b.shape[1])[axis], b)
             drift = parts[0] * (1.0 - normal)
             noise = parts[1] + 2.0 * pull[:, None, None] * normal[:, None] * normal[None, :]
-            where = index.like(b)
-            limits = (drift, noise, parts[2], parts[3])
-            b, S, c, g = (_put(xp, v, where, limit) for v, limit in zip((b, S, c, g), limits, strict=True))
+            limits, where = (drift, noise, parts[2], parts[3]), index.like(b)
+            b, S, c, g = (put_rows(v, where, limit) for v, limit in zip((b, S, c, g), limits, strict=True))
         return b, S, c, g
 
     def _check(self, t: float, axis: int, side: int, pull: Array, noise: Array) -> None:
@@ -253,12 +251,3 @@ class Entrances:
                 "noise Σ > 0 and a drift that grows like a / distance, inwards, with 2a ≥ Σ",
                 "'reflecting' or 'absorbing' where the end is reached, 'natural' where noise dies there",
             )
-
-
-def _put(xp: object, value: Array, where: Array, limit: Array) -> Array:
-    """The value with its rows at an end replaced (a fresh array; tensors keep their gradients)."""
-    if xp is np:
-        fresh = np.array(value)
-        fresh[where] = limit
-        return fresh
-    return value.index_copy(0, where, limit)

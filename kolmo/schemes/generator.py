@@ -21,7 +21,7 @@ from kolmo.problem.rest import at_rest
 from kolmo.schemes.base import SCHEMES, FaceData, Scheme
 from kolmo.schemes.faces import Entrances, check_natural, held, probe, resolved, shrunk
 from kolmo.schemes.jumps import Start, with_jumps
-from kolmo.schemes.local import Local, Means, Metric, local_coefficients, source_at, wall_nodes
+from kolmo.schemes.local import Local, Means, Metric, columns, local_coefficients, source_at, wall_nodes
 from kolmo.schemes.terminal import TerminalRule
 
 # How far beside a node of a face its values are looked at, as a part of the box; the change that is a jump, relative to
@@ -164,7 +164,7 @@ class Generator:
         x = self.grid.points
         if self.fixed.any() or self._entrances.ends:
             x = x.copy()
-            for axis, side, face in self._faces():
+            for axis, side, face in self.box.each():
                 if face.unread:
                     wall, unread = wall_nodes(self.grid, axis, side), ~self._read(axis, side)
                     x[wall[unread]] = probe(self.grid, self.box, axis, side, 1)[unread]
@@ -206,12 +206,9 @@ class Generator:
     def fixed(self) -> np.ndarray:
         """Mask of the nodes on absorbing faces from which paths leave, shape (size,)."""
         mask = np.zeros(self.grid.size, dtype=bool)
-        for axis, side, face in self._faces():
+        for axis, side, face in self.box.each():
             mask |= held(self.grid, axis, side, face)
         return mask
-
-    def _faces(self) -> list[tuple[int, int, Any]]:
-        return self.box.each()
 
     def intervals(self) -> list[tuple[float, float]]:
         """Pieces of [0, T] between breakpoints."""
@@ -283,7 +280,7 @@ class Generator:
         if sde:
             given += [(f, getattr(problem.sde, name)) for name, f in problem.sde.given.items()]
             given += [(f, partial(self._part_of_jumps, part)) for part, f in self._jumping()]
-        for _, _, face in self._faces():
+        for _, _, face in self.box.each():
             given += [(value, partial(problem.on_face, value)) for value in (getattr(face, name) for name in face.data)]
         return [f for value, f in given if depends_on_time(value, f, x)]
 
@@ -371,25 +368,21 @@ class Generator:
 
     def _face_data(self, t: float, x: Array) -> FaceData:
         robin = {}
-        for axis, side, face in self._faces():
+        for axis, side, face in self.box.each():
             if isinstance(face, Robin):
                 wall = x[self._wall(axis, side)[0].like(x)]
                 value = self.problem.on_face(face.value, t, wall)
-                robin[axis, side] = (self.problem.on_face(face.kappa, t, wall), self._wide(value))
+                robin[axis, side] = (self.problem.on_face(face.kappa, t, wall), columns(value, self.columns or 1))
         return FaceData(robin)
-
-    def _wide(self, value: Array) -> Array:
-        value = value[:, None] if value.ndim == 1 else value
-        return value + as_like(np.zeros((1, self.columns or 1)), value)
 
     def boundary(self, t: float, x: Array) -> Array:
         """Values at absorbing nodes and zero elsewhere, shape (size, k); later axes win at shared edges."""
         values = zeros((self.grid.size, self.columns or 1), x)
-        for axis, side, face in self._faces():
+        for axis, side, face in self.box.each():
             if isinstance(face, Absorbing):
                 wall = self._wall(axis, side)[1].like(x)
                 at_wall = self._mean_on_jumps(face.value, t, x[wall], axis)
-                values[wall] = self._wide(check_finite(at_wall, x[wall], t, "Absorbing.value"))
+                values[wall] = columns(check_finite(at_wall, x[wall], t, "Absorbing.value"), self.columns or 1)
         return values
 
     def _mean_on_jumps(self, value: Any, t: float, x: Array, axis: int) -> Array:
@@ -437,6 +430,13 @@ class Generator:
         faces = self._face_data(self._sample_times()[0], self.grid.points)
         real, imaginary = self.scheme.stiffness(self.grid, self.box, self.sample, faces, self.metric)
         return real + self._jump_rate(), imaginary
+
+    @property
+    def pace(self) -> float:
+        """Rate at which the process crosses the box, from its noise and drift."""
+        n = np.array(self.grid.shape)
+        noise = np.einsum("nii->ni", self.sample.S).max(0) / n**2
+        return float(max(noise.max(), (np.abs(self.sample.A) / n).max()))
 
     def _jump_rate(self) -> float:
         """Bound of what jumps add: rates times twice the largest sum of moduli of interpolation weights."""

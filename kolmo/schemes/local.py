@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 
@@ -259,16 +258,9 @@ def break_weights(problem: KolmogorovProblem, grid: Grid, axis: int, t: float, s
     nodes, metric = break_nodes(grid, axis), Metric(grid)
     maps = metric.density[nodes], metric.bend[nodes]
     sides = [
-        _side(problem, grid, axis, nodes, t, grid.points[nodes], maps, _width(problem, t, grid), sign)
-        for sign in (-1.0, 1.0)
-    ]
+        _side(problem, grid, axis, nodes, t, grid.points[nodes], maps, 1, sign) for sign in (-1.0, 1.0)
+    ]  # no source enters the weights, however many columns it has
     return np.asarray(as_numpy(_weight(sides, axis, slope)))
-
-
-def _width(problem: KolmogorovProblem, t: float, grid: Grid) -> int:
-    """Number of columns of the source."""
-    g = as_numpy(problem.running(t, grid.points[:1]))
-    return g.shape[1] if g.ndim == 2 else 1
 
 
 def put_rows(values: Array, where: Array, those: Array) -> Array:
@@ -302,7 +294,7 @@ def shifts(grid: Grid, axis: int, nodes: np.ndarray, sign: float) -> Iterator[np
 
 
 def columns(g: Array, k: int) -> Array:
-    """Values (n,) or (n, k) as (n, k)."""
+    """Values (n,), (n, 1) or (n, k) as (n, k)."""
     g = g[:, None] if g.ndim == 1 else g
     return g if g.shape[1] == k else g + as_like(np.zeros((1, k)), g)
 
@@ -320,8 +312,6 @@ def wall_of(grid: Grid, axis: int, side: int) -> np.ndarray:
     return np.asarray(np.broadcast_to(end, grid.shape)).reshape(-1)
 
 
-def on_face(grid: Grid, axis: int, side: int) -> Any:
+def on_face(grid: Grid, axis: int, side: int) -> np.ndarray:
     """Mask of the nodes on a face, shape (size,)."""
-    mask = np.zeros(grid.shape, dtype=bool)
-    mask[(slice(None),) * axis + (0 if side == 0 else -1,)] = True
-    return mask.reshape(-1)
+    return np.isin(np.arange(grid.size), wall_nodes(grid, axis, side))

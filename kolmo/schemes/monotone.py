@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
-from kolmo.arrays import Array, as_like, as_numpy, namespace
+from kolmo.arrays import Array, added_at, as_like, as_numpy, namespace
 from kolmo.grid import Grid
 from kolmo.problem.box import Box
 from kolmo.problem.faces import Absorbing, Entrance, Natural, Open, Reflecting, Robin
@@ -15,7 +15,7 @@ from kolmo.schemes import selling
 from kolmo.schemes.base import SCHEMES, Assembly, FaceData
 from kolmo.schemes.faces import held
 from kolmo.schemes.fitting import fitted_rates
-from kolmo.schemes.local import Local, Metric, on_face, wall_nodes, wall_of
+from kolmo.schemes.local import Local, Metric, wall_nodes, wall_of
 
 
 class JumpStencil:
@@ -46,8 +46,7 @@ class JumpStencil:
         if namespace(u) is np:
             rates, diagonal = self._jumps(a)
             return rates @ u + diagonal[:, None] * u
-        out = a[entries:, None] * u
-        return out.index_add(0, as_index(self.rows, u), a[:entries, None] * (u[self.cols] - u[self.rows]))
+        return added_at(a[entries:, None] * u, self.rows, a[:entries, None] * (u[self.cols] - u[self.rows]))
 
     def apply_transposed(self, a: Array, p: Array) -> Array:
         """Q(a)ᵀ p."""
@@ -56,8 +55,7 @@ class JumpStencil:
             rates, diagonal = self._jumps(a)
             return rates.T @ p + diagonal[:, None] * p
         flow = a[:entries, None] * p[self.rows]
-        out = (a[entries:, None] * p).index_add(0, as_index(self.cols, p), flow)
-        return out.index_add(0, as_index(self.rows, p), -flow)
+        return added_at(added_at(a[entries:, None] * p, self.cols, flow), self.rows, -flow)
 
     def pullback(self, p: Array, u: Array) -> Array:
         """Derivative of ⟨p, Q(a) u⟩ with respect to a."""
@@ -70,13 +68,6 @@ class JumpStencil:
         total = sp.csr_matrix(rates + sp.diags(diagonal))
         total.sum_duplicates()
         return total
-
-
-def as_index(index: np.ndarray, like: Array) -> Array:
-    """Index array as a tensor on the device of ``like``."""
-    import torch
-
-    return torch.as_tensor(index, device=like.device)
 
 
 @dataclass(frozen=True)
@@ -221,8 +212,9 @@ class Monotone:
                 )
                 spread = as_like(np.zeros(A.shape[0]), A)
                 node = layout.node[jump]
-                killing = killing + _add_at(spread, node, strength * kappa[lookup])
-                load = load + _add_at(as_like(np.zeros(tuple(load.shape)), A), node, strength[:, None] * value[lookup])
+                killing = killing + added_at(spread, node, strength * kappa[lookup])
+                paid = as_like(np.zeros(tuple(load.shape)), A)
+                load = load + added_at(paid, node, strength[:, None] * value[lookup])
         free = as_like(layout.free, A)
         entries = (rates[layout.entry_jump] * convex * free[layout.node[layout.entry_jump]])[stencil.order_of_entries]
         return Assembly(xp.concatenate([entries, -killing * free]), load * free[:, None])
@@ -257,14 +249,6 @@ class Monotone:
         return float(2.0 * leaving.max() + killing), 0.0
 
 
-def _add_at(out: Array, index: np.ndarray, values: Array) -> Array:
-    """Sum values into rows of out (a fresh array)."""
-    if namespace(out, values) is np:
-        np.add.at(out, index, values)
-        return out
-    return out.index_add(0, as_index(index, values), values)
-
-
 def _lay_out(grid: Grid, box: Box, S: np.ndarray) -> tuple[Jumps, np.ndarray]:
     """Where every jump of every node lands; see ``Jumps``."""
     d, N = grid.dim, grid.size
@@ -274,12 +258,11 @@ def _lay_out(grid: Grid, box: Box, S: np.ndarray) -> tuple[Jumps, np.ndarray]:
     aligned = unit[:, :, None] & (np.abs(E) == 1)
     free = np.ones(N)
     blocked, flat = np.ones((N, 2 * d)), np.ones((N, d))
-    for i, side in product(range(d), (0, 1)):
-        face = box.faces[i][side]
+    for i, side, face in box.each():
         free[held(grid, i, side, face)] = 0.0
         if face.cut or face.degenerate:
-            blocked[on_face(grid, i, side), 2 * i + (1 - side)] = 0.0
-            flat[on_face(grid, i, side), i] = 0.0
+            wall = wall_nodes(grid, i, side)
+            blocked[wall, 2 * i + (1 - side)] = flat[wall, i] = 0.0
     nodes, slots, steps = [], [], []
     everyone = np.arange(N)
     for i in range(d):
@@ -299,19 +282,27 @@ def _lay_out(grid: Grid, box: Box, S: np.ndarray) -> tuple[Jumps, np.ndarray]:
     keep = free[node] > 0
     node, slot, step = node[keep], slot[keep], step[keep]
     walker = _Walker(grid, box, S)
-    arm, hit_axis, hit_side = walker.arms(node, step)
-    opposite, _, _ = walker.arms(node, -step)
+    flights, back = walker.flights(node, step), walker.flights(node, -step)
     oblique = slot >= 2 * d
-    leaves = walker.dropped(hit_axis, hit_side)
-    back = walker.dropped(*walker.arms(node, -step)[1:])
-    factor = np.where(oblique, 2.0 / ((arm + opposite) * arm), 1.0)
-    alive = ~(oblique & (leaves | back)) & ~(~oblique & leaves)
-    node, slot, step, factor = node[alive], slot[alive], step[alive], factor[alive]
-    arm, hit_axis, hit_side = arm[alive], hit_axis[alive], hit_side[alive]
-    factor = np.where(slot < 2 * d, 1.0, factor)
-    entry_jump, entry_corner, cols, tilt = walker.land(node, step, arm, hit_axis, hit_side)
-    layout = Jumps(superbase, node, slot, factor, aligned, blocked, flat, entry_jump, entry_corner, tilt, free)
+    factor = np.where(oblique, 2.0 / ((flights.arm + back.arm) * flights.arm), 1.0)
+    alive = ~(walker.dropped(flights) | (oblique & walker.dropped(back)))
+    entry_jump, entry_corner, cols, tilt = walker.land(flights.of(alive))
+    jumps = node[alive], slot[alive], factor[alive]
+    layout = Jumps(superbase, *jumps, aligned, blocked, flat, entry_jump, entry_corner, tilt, free)
     return layout, cols
+
+
+class _Flights(NamedTuple):
+    """Jumps on their way: nodes, steps, part of the step until a face is met, and which face (axis −1: none)."""
+
+    node: np.ndarray
+    step: np.ndarray
+    arm: np.ndarray
+    axis: np.ndarray
+    side: np.ndarray
+
+    def of(self, which: np.ndarray) -> "_Flights":
+        return _Flights(*(part[which] for part in self))
 
 
 class _Walker:
@@ -323,13 +314,11 @@ class _Walker:
         self.home = np.stack(np.unravel_index(np.arange(grid.size), grid.shape), -1)
         self.periodic = np.array([a.periodic for a in grid.axes])
 
-    def arms(self, node: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Fraction of the step until a face is hit (1: none, or a wall that reflects), and which face (−1: none)."""
+    def flights(self, node: np.ndarray, step: np.ndarray) -> _Flights:
+        """Which face jumps meet; all of a step (1) is taken where there is none, or a wall that reflects."""
         start, J = self.home[node], len(node)
         arm, axis, side = np.full(J, np.inf), np.full(J, -1), np.zeros(J, dtype=int)
-        for i in range(self.grid.dim):
-            if self.periodic[i]:
-                continue
+        for i in np.flatnonzero(~self.periodic):
             end = start[:, i] + step[:, i]
             for s, outside in ((0, end < 0), (1, end > self.shape[i] - 1)):
                 gap = (start[:, i] if s == 0 else self.shape[i] - 1 - start[:, i]).astype(float)
@@ -337,29 +326,26 @@ class _Walker:
                 nearer = outside & (fraction < arm)
                 arm = np.where(nearer, fraction, arm)
                 axis, side = np.where(nearer, i, axis), np.where(nearer, s, side)
-        absorbing = self._is(axis, side, (Absorbing,))
-        return np.where(absorbing, np.clip(arm, 1e-3, 1.0), 1.0), axis, side
+        found = _Flights(node, step, arm, axis, side)
+        return found._replace(arm=np.where(self._meet(found, Absorbing), np.clip(arm, 1e-3, 1.0), 1.0))
 
-    def dropped(self, axis: np.ndarray, side: np.ndarray) -> np.ndarray:
+    def dropped(self, flights: _Flights) -> np.ndarray:
         """Whether a jump leaves through an open or natural face."""
-        return self._is(axis, side, (Open, Natural))
+        return self._meet(flights, Open, Natural)
 
-    def _is(self, axis: np.ndarray, side: np.ndarray, kinds: tuple[type, ...]) -> np.ndarray:
-        result = np.zeros(len(axis), dtype=bool)
-        for i, s in product(range(self.grid.dim), (0, 1)):
-            if isinstance(self.box.faces[i][s], kinds):
-                result |= (axis == i) & (side == s)
+    def _meet(self, flights: _Flights, *kinds: type) -> np.ndarray:
+        """Whether jumps meet a face of some kinds."""
+        result = np.zeros(len(flights.axis), dtype=bool)
+        for i, s, face in self.box.each():
+            if isinstance(face, kinds):
+                result |= (flights.axis == i) & (flights.side == s)
         return result
 
-    def land(
-        self, node: np.ndarray, step: np.ndarray, arm: np.ndarray, axis: np.ndarray, side: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Tilt]:
-        """Entries (jump, corner, column) of all jumps, and the table of reflected ones."""
+    def land(self, flights: _Flights) -> tuple[np.ndarray, np.ndarray, np.ndarray, Tilt]:
+        """Entries (jump, corner, column) of all jumps, and the table of those that meet a wall or end on a face."""
         d = self.grid.dim
-        walls = np.flatnonzero(self._is(axis, side, (Reflecting, Robin, Entrance)))
-        absorbed = np.flatnonzero(self._is(axis, side, (Absorbing,)))
-        plain = np.ones(len(node), dtype=bool)
-        plain[walls] = plain[absorbed] = False
+        reflected = self._meet(flights, Reflecting, Robin, Entrance)
+        meets = reflected | self._meet(flights, Absorbing)
         jumps, corners, cols = [], [], []
 
         def corner(jump: np.ndarray, position: np.ndarray, moving: np.ndarray) -> None:
@@ -373,102 +359,61 @@ class _Walker:
                     corners.append(np.where(moving[use], np.array(bits), -1))
                     cols.append(self._index(position[use] + np.array(bits) * moving[use]))
 
-        inside = np.flatnonzero(plain)
-        corner(inside, self.home[node[inside]] + step[inside], np.zeros((len(inside), d), dtype=bool))
-        tables = [self._reflect(node, step, axis, side, walls), self._stop(node, step, arm, axis, side, absorbed)]
-        for jump, lower, moving, _ in tables:
-            corner(jump, lower, moving)
-        jump = np.concatenate([walls, absorbed])
-        base = np.concatenate([tables[0][3], tables[1][3]])
-        moving = np.concatenate([tables[0][2], tables[1][2]])
-        wall = np.zeros(len(jump), dtype=int)
-        distance = np.zeros(len(jump))
-        robin = {}
-        for i, s in product(range(d), (0, 1)):
-            member = np.flatnonzero((axis[jump] == i) & (side[jump] == s))
-            wall[member] = wall_of(self.grid, i, s)[node[jump[member]]] if len(member) else 0
-            mirror = member[member < len(walls)]
-            end = self.home[node[jump[mirror]], i] + step[jump[mirror], i]
-            if self.box.faces[i][s].reached:  # mirrored, not pushed along Σn
-                distance[mirror] = 2.0 * (end - (self.shape[i] - 1) if s == 1 else end)
-            if self.box.faces[i][s].elastic:
-                robin[i, s] = (member, np.searchsorted(wall_nodes(self.grid, i, s), wall[member]))
-        tilt = Tilt(jump, wall, np.maximum(axis[jump], 0), distance, base, moving.astype(float), robin)
+        inside, jump = np.flatnonzero(~meets), np.flatnonzero(meets)
+        plain, met = flights.of(inside), flights.of(jump)
+        corner(inside, self.home[plain.node] + plain.step, np.zeros((len(inside), d), dtype=bool))
+        wall, distance, robin = self._walls(met)
+        lower, moving, base = self._between(met, self._ends(met, reflected[jump]), wall, distance)
+        corner(jump, lower, moving)
+        tilt = Tilt(jump, wall, met.axis, distance, base, moving.astype(float), robin)
         return np.concatenate(jumps), np.concatenate(corners), np.concatenate(cols), tilt
 
     def _index(self, position: np.ndarray) -> np.ndarray:
         wrapped = np.where(self.periodic, position % self.shape, np.clip(position, 0, self.shape - 1))
         return np.asarray(np.ravel_multi_index(tuple(wrapped.T), self.grid.shape))
 
-    def _reflect(
-        self, node: np.ndarray, step: np.ndarray, axis: np.ndarray, side: np.ndarray, jump: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Mirror image across the wall; the tilt along it is added where the rates are assembled."""
-        end = self.home[node[jump]] + step[jump]
-        n = np.arange(len(jump))
-        top = (self.shape - 1)[axis[jump]]
-        beyond = end[n, axis[jump]]
-        mirrored = end.copy()
-        mirrored[n, axis[jump]] = np.clip(np.where(side[jump] == 1, 2 * top - beyond, -beyond), 0, top)
-        return self._between(jump, mirrored.astype(float), axis, node, step, side, tilted=True)
+    def _walls(self, met: _Flights) -> tuple[np.ndarray, np.ndarray, dict[tuple[int, int], Any]]:
+        """Wall nodes and distances of ``Tilt`` (0 where nothing is pushed along Σn), and its table of elastic walls."""
+        wall, distance, robin = np.zeros(len(met.node), dtype=int), np.zeros(len(met.node)), {}
+        for i, s, face in self.box.each():
+            member = np.flatnonzero((met.axis == i) & (met.side == s))
+            wall[member] = wall_of(self.grid, i, s)[met.node[member]]
+            if face.turns:  # mirrored
+                end = self.home[met.node[member], i] + met.step[member, i]
+                distance[member] = 2.0 * (end - (self.shape[i] - 1) if s == 1 else end)
+            if face.elastic:
+                robin[i, s] = (member, np.searchsorted(wall_nodes(self.grid, i, s), wall[member]))
+        return wall, distance, robin
 
-    def _stop(
-        self, node: np.ndarray, step: np.ndarray, arm: np.ndarray, axis: np.ndarray, side: np.ndarray, jump: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Point where the jump meets an absorbing face."""
-        hit = self.home[node[jump]] + arm[jump, None] * step[jump]
-        n = np.arange(len(jump))
-        hit[n, axis[jump]] = np.where(side[jump] == 1, (self.shape - 1)[axis[jump]], 0)
-        return self._between(jump, hit, axis, node, step, side, tilted=False)
+    def _ends(self, met: _Flights, reflected: np.ndarray) -> np.ndarray:
+        """Where jumps end: mirrored at a wall (the tilt along it comes with the rates), or on an absorbing face."""
+        position = self.home[met.node] + met.arm[:, None] * met.step
+        each, top = np.arange(len(met.node)), (self.shape - 1)[met.axis]
+        beyond = position[each, met.axis]
+        mirrored = np.clip(np.where(met.side == 1, 2 * top - beyond, -beyond), 0, top)
+        position[each, met.axis] = np.where(reflected, mirrored, np.where(met.side == 1, top, 0))
+        return np.asarray(position)
 
     def _between(
-        self,
-        jump: np.ndarray,
-        position: np.ndarray,
-        axis: np.ndarray,
-        node: np.ndarray,
-        step: np.ndarray,
-        side: np.ndarray,
-        tilted: bool,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Lower corner, which axes lie between nodes, and the fraction without tilt."""
-        d, n = self.grid.dim, np.arange(len(jump))
-        if tilted and d > 1:
-            position = position - self._sample_shift(jump, node, step, axis, side)
-        inside = np.where(self.periodic, position, np.clip(position, 0, self.shape - 1))
+        self, met: _Flights, position: np.ndarray, wall: np.ndarray, distance: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Lower corner, which axes lie between nodes, and the fraction without the tilt of the sample covariance."""
+        each = np.arange(len(met.node))
+        across = np.arange(self.grid.dim) == met.axis[:, None]
+        normal = self.sample[wall, met.axis, met.axis]
+        shift = self.sample[wall, met.axis] * (distance / np.where(normal > 0, normal, 1.0))[:, None]
+        shift[each, met.axis] = 0.0
+        tilted = position - shift
+        inside = np.where(self.periodic, tilted, np.clip(tilted, 0, self.shape - 1))
         lower = np.floor(inside + 1e-9).astype(int)
         lower = np.where(self.periodic, lower, np.minimum(lower, np.maximum(self.shape - 2, 0)))
         fraction = inside - lower
-        normal = np.zeros((len(jump), d), dtype=bool)
-        normal[n, axis[jump]] = True
-        lower[normal] = np.round(inside[normal]).astype(int)
-        moving = (fraction > 1e-9) & ~normal
-        whole = (fraction >= 1 - 1e-9) & ~normal
+        lower[across] = np.round(inside[across]).astype(int)
+        whole = (fraction >= 1 - 1e-9) & ~across
         lower[whole] += 1
-        moving &= ~whole
-        base = np.where(moving, fraction, 0.0)
-        if tilted and d > 1:
-            clamped = (np.abs(inside - position) > 1e-12) & ~self.periodic
-            moving &= ~clamped
-            base = np.where(moving, position + self._sample_shift(jump, node, step, axis, side) - lower, 0.0)
-        return jump, lower, moving, base
-
-    def _sample_shift(
-        self, jump: np.ndarray, node: np.ndarray, step: np.ndarray, axis: np.ndarray, side: np.ndarray
-    ) -> np.ndarray:
-        """Tilt 2δ S_ij / S_ii along the wall, for the sample covariance; zero along the normal."""
-        shift = np.zeros((len(jump), self.grid.dim))
-        for i, s in product(range(self.grid.dim), (0, 1)):
-            if not self.box.faces[i][s].reached:
-                continue
-            member = np.flatnonzero((axis[jump] == i) & (side[jump] == s))
-            wall = wall_of(self.grid, i, s)[node[jump[member]]]
-            end = self.home[node[jump[member]], i] + step[jump[member], i]
-            distance = 2.0 * (end - (self.shape[i] - 1) if s == 1 else end)
-            normal = self.sample[wall, i, i]
-            shift[member] = self.sample[wall, i] / np.where(normal > 0, normal, 1.0)[:, None] * distance[:, None]
-            shift[member, i] = 0.0
-        return shift
+        clamped = (np.abs(inside - tilted) > 1e-12) & ~self.periodic
+        moving = (fraction > 1e-9) & ~across & ~whole & ~clamped
+        return lower, moving, np.where(moving, position - lower, 0.0)
 
 
 SCHEMES.add("monotone", Monotone())

@@ -11,8 +11,9 @@ import numpy as np
 from kolmo.arrays import Array, is_tensor, namespace
 from kolmo.errors import InputError
 from kolmo.kernels.linear import Factorization, LineSolver, RenewedLineSolver
+from kolmo.kernels.splitting import split_step
 from kolmo.schemes.base import Split, Together
-from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step
+from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step, Unbounded
 from kolmo.steppers.dual import DualStencil, NestedFactors, halves
 
 # Bytes of an axis' factors up to which they are kept: read from memory they are hardly faster than made anew.
@@ -41,8 +42,6 @@ class SplitStep(Repeated):
 
     def _states(self, u: Array, loads: Sequence[Array], kept: tuple[int, int]) -> np.ndarray:
         """States of the two sweeps after each axis, shape (k, 2, d, size), or only the last one, kept = (1, 1)."""
-        from kolmo.kernels.splitting import split_step
-
         size, count = u.shape
         states = np.empty((count, *kept, size))
         operators, rule = (self.start.kernel, self.end.kernel), (self.dt, self.theta)
@@ -275,7 +274,7 @@ class ExtrapolatedStep(Repeated):
 
 
 @dataclass(frozen=True)
-class ModifiedCraigSneyd:
+class ModifiedCraigSneyd(Unbounded):
     """Modified Craig–Sneyd scheme: order 2, or 3 by local extrapolation; one banded solve per axis and sweep.
 
     Unconditionally stable for pure diffusion with mixed derivatives in two dimensions (θ = 1/3); in three, in practice.
@@ -313,10 +312,6 @@ class ModifiedCraigSneyd:
         first = SplitStep(start, middle, 0.5 * dt, self.theta)
         second = first if start is middle and middle is end else SplitStep(middle, end, 0.5 * dt, self.theta)
         return ExtrapolatedStep(SplitStep(start, end, dt, self.theta), first, second)
-
-    def largest_step(self, real: float, imaginary: float) -> float:
-        """No bound."""
-        return float("inf")
 
 
 for _extrapolated in (False, True):

@@ -212,4 +212,12 @@ class Stepper(Protocol):
         ...
 
 
+class Unbounded:
+    """A stepper that is stable for steps of any length."""
+
+    def largest_step(self, real: float, imaginary: float) -> float:
+        """No bound."""
+        return float("inf")
+
+
 STEPPERS: Registry[Stepper] = Registry("stepper")

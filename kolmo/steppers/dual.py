@@ -100,14 +100,16 @@ class DualOperator(Operator):
     @cached_property
     def primal(self) -> Operator:
         """Q."""
-        fixed = None if self.fixed is None else halves(self.fixed)[0]
-        return Operator(self.stencil.stencil, self.a[0], fixed)
+        return self._part(0)
 
     @cached_property
     def tangent(self) -> Operator:
         """Q̇."""
+        return self._part(1)
+
+    def _part(self, which: int) -> Operator:
         fixed = None if self.fixed is None else halves(self.fixed)[0]
-        return Operator(self.stencil.stencil, self.a[1], fixed)
+        return Operator(self.stencil.stencil, self.a[which], fixed)
 
     def shifted(self, scale: complex) -> Factorization:
         """Factors of I − scale (Q + εQ̇)."""

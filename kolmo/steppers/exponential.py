@@ -11,7 +11,7 @@ import numpy as np
 from kolmo.arrays import Array, as_like, as_numpy, is_tensor, namespace
 from kolmo.errors import InputError, NotConvergedError
 from kolmo.schemes.base import Readable
-from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step
+from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step, Unbounded
 
 # Room around the estimated spectrum, and growth e^GROWTH of the exponential that the ellipse may reach on the right.
 MARGIN, GROWTH = 1.1, 2.0
@@ -116,17 +116,17 @@ def wide_support(operator: Operator) -> np.ndarray:
     return np.asarray(np.maximum(result, seen_support(operator)))
 
 
-def _size(operator: Operator) -> int:
-    """Number of nodes."""
-    return int(operator.a.shape[1] if operator.a.ndim == 2 else operator.matrix.shape[0])
+def _random(operator: Operator, seed: int) -> np.ndarray:
+    """A random field, zero at fixed nodes."""
+    size = int(operator.a.shape[1] if operator.a.ndim == 2 else operator.matrix.shape[0])
+    v = np.random.default_rng(seed).standard_normal((size, 1))
+    return v if operator.fixed is None else v * ~operator.fixed[:, None]
 
 
 def ritz_values(operator: Operator, steps: int = 60) -> np.ndarray:
     """Ritz values of Q from Arnoldi's iteration with a fixed start: its outlying eigenvalues come first."""
-    size = _size(operator)
-    v = np.random.default_rng(0).standard_normal((size, 1))
-    v = v if operator.fixed is None else v * ~operator.fixed[:, None]
-    steps = min(steps, size)
+    v = _random(operator, 0)
+    steps = min(steps, len(v))
     H, basis = np.zeros((steps + 1, steps)), [v / np.linalg.norm(v)]
     for j in range(steps):
         w = operator.apply(basis[j])
@@ -169,10 +169,8 @@ class ExponentialStep(Repeated):
         if is_tensor(primal.a):  # the spectrum is looked at once, in NumPy
             primal = Operator(primal.stencil, as_numpy(primal.a), primal.fixed)
         self._fit(seen_support(primal))
-        probe = np.random.default_rng(1).standard_normal((_size(primal), 1))
-        probe = probe if primal.fixed is None else probe * ~primal.fixed[:, None]
         try:
-            self._sum(primal.apply, probe)
+            self._sum(primal.apply, _random(primal, 1))
         except NotConvergedError:
             self._fit(wide_support(primal))
         self.operator = operator
@@ -202,9 +200,8 @@ class ExponentialStep(Repeated):
             yield now
 
     def _sum(self, multiply: Callable[[Array], Array], v: Array) -> Array:
-        terms = zip(self.series, self._polynomials(multiply, v), strict=True)
         total = namespace(v).zeros_like(v)
-        for weight, term in terms:
+        for weight, term in zip(self.series, self._polynomials(multiply, v), strict=True):
             total += float(weight) * term
         return total
 
@@ -240,7 +237,7 @@ class ExponentialStep(Repeated):
 
 
 @dataclass(frozen=True)
-class Exponential:
+class Exponential(Unbounded):
     r"""The exponential of an autonomous operator to about ten digits, in one step of any length, matrix-free.
 
     .. math:: u(t - dt) = e^{dt\,Q}u(t) + dt\,\varphi_1(dt\,Q)\,r, \qquad \varphi_1(z) = (e^z - 1)/z
@@ -272,10 +269,6 @@ class Exponential:
                 "use stepper='radau5', 'mcs3' or 'rk4'",
             )
         return ExponentialStep(operators[0], dt, self.tolerance)
-
-    def largest_step(self, real: float, imaginary: float) -> float:
-        """No bound."""
-        return float("inf")
 
 
 STEPPERS.add("exponential", Exponential())

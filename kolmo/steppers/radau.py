@@ -11,7 +11,7 @@ import numpy as np
 from kolmo.arrays import Array, is_tensor
 from kolmo.errors import InputError
 from kolmo.kernels.linear import Factorization
-from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step
+from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step, Unbounded
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class CoupledStep(CollocationStep):
 
 
 @dataclass(frozen=True)
-class RadauIIA:
+class RadauIIA(Unbounded):
     """Radau IIA with 1 (implicit Euler), 2 or 3 stages: order 2s − 1, L-stable.
 
     With one stage it is positive for every step on a monotone scheme. Source: Hairer & Wanner 1996, section IV.5;
@@ -209,10 +209,6 @@ class RadauIIA:
         if all(op is operators[0] for op in operators):
             return ConstantStep(table, operators[0], dt)
         return CoupledStep(table, operators, dt)
-
-    def largest_step(self, real: float, imaginary: float) -> float:
-        """No bound."""
-        return float("inf")
 
 
 for _stages in (1, 2, 3):

@@ -23,25 +23,16 @@ class ExplicitStep(Repeated):
         self.start, self.middle, self.end = operators
         self.dt = dt
 
-    def _run(self, u: Array, loads: Sequence[Array]) -> tuple[Array, list[Array]]:
-        dt, (r0, r1, r2) = self.dt, loads
-        k1 = self.start.apply(u) + r0
-        y2 = u + (0.5 * dt) * k1
-        k2 = self.middle.apply(y2) + r1
-        y3 = u + (0.5 * dt) * k2
-        k3 = self.middle.apply(y3) + r1
-        y4 = u + dt * k3
-        k4 = self.end.apply(y4) + r2
-        return u + (dt / 6.0) * (k1 + 2.0 * (k2 + k3) + k4), [u, y2, y3, y4]
-
-    def apply(self, u: Array, loads: Sequence[Array]) -> Array:
-        """The state after the step, with as few fresh arrays as can be."""
+    def apply(self, u: Array, loads: Sequence[Array], states: list[Array] | None = None) -> Array:
+        """The state after the step, with as few fresh arrays as can be; ``states`` gets those of the later stages."""
         dt, (r0, r1, r2) = self.dt, loads
         total = self.start.apply(u)
         total += r0
         y = total * (0.5 * dt)
         for operator, load, next_step in ((self.middle, r1, 0.5 * dt), (self.middle, r1, dt), (self.end, r2, 0.0)):
             y += u
+            if states is not None:
+                states.append(y)
             k = operator.apply(y)
             k += load
             total += k
@@ -62,7 +53,8 @@ class ExplicitStep(Repeated):
         """Stage j meets Q only in Q Y_j, so its share is the stencil's pullback at Y_j."""
         back, stages = self._transposed(p)
         operators = (self.start, self.middle, self.middle, self.end)
-        states = self._run(u, loads)[1]
+        states = [u]
+        self.apply(u, loads, states)
         numbers = [op.stencil.pullback(q, Y) for op, q, Y in zip(operators, stages, states, strict=True)]
         return back, gather(stages, STAGE_NODES), gather(numbers, STAGE_NODES)
 

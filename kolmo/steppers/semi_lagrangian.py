@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from kolmo import kernels
-from kolmo.arrays import Array, Held, as_like, contiguous, detached, empty, fresh, is_tensor, namespace, zeros
+from kolmo.arrays import Array, Held, along, as_like, contiguous, detached, empty, fresh, is_tensor, namespace, zeros
 from kolmo.errors import InputError
+from kolmo.kernels import septic
 from kolmo.kernels.lines import LineOperator
 from kolmo.problem.faces import Open, Periodic
 from kolmo.schemes.base import Readable
 from kolmo.schemes.jumps import WithJumps
-from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step
+from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step, Unbounded
 from kolmo.steppers.dual import DualOperator
 
 # Gauss–Hermite points per direction of noise, by dimension.
@@ -50,8 +51,6 @@ class Lattice:
     """
 
     def __init__(self, shape: tuple[int, ...], faces: Sequence[Any], like: Array) -> None:
-        from kolmo.kernels import septic
-
         self.shape, self.dim, self.like, self._kernels = shape, len(shape), like, kernels.of("septic", like)
         self.one = as_like(np.ones(1), like)
         missing = 3 - self.dim
@@ -78,7 +77,7 @@ class Lattice:
         if self._last is None or self._last[0] is not u:
             block = self._own(u).reshape(*self.shape, u.shape[1])
             for axis, known in enumerate(self._filters):
-                block = _along(known.apply, block, axis)
+                block = along(known.apply, block, axis)
             self._last = (u, contiguous(block).reshape(*self._full, u.shape[1]))
         return self._last[1]
 
@@ -94,7 +93,7 @@ class Lattice:
         self._kernels.spread(contiguous(self._own(p)), self._counts, self._ends, self._padded(feet), weights, out)
         block = out.reshape(*(f.size for f in self._filters), p.shape[1])
         for axis, known in enumerate(self._filters):
-            block = _along(known.apply_transposed, block, axis)
+            block = along(known.apply_transposed, block, axis)
         return contiguous(block).reshape(-1, p.shape[1])
 
     def slopes(self, u: Array, p: Array, feet: Array, weights: Array) -> Array:
@@ -120,14 +119,6 @@ class Lattice:
         padded = zeros((*feet.shape[:-1], 3), self.like)
         padded[..., 3 - self.dim :] = self._own(feet)
         return padded
-
-
-def _along(apply: Callable[[Array], Array], block: Array, axis: int) -> Array:
-    """Apply a map of columns along an axis of a block."""
-    xp = namespace(block)
-    moved = xp.moveaxis(block, axis, 0)
-    result = apply(contiguous(moved).reshape(len(moved), -1))
-    return xp.moveaxis(result.reshape(-1, *moved.shape[1:]), 0, axis)
 
 
 @lru_cache(maxsize=2)
@@ -437,7 +428,7 @@ class TransportStep(Repeated):
 
 
 @dataclass(frozen=True)
-class SemiLagrangian:
+class SemiLagrangian(Unbounded):
     """Semi-Lagrangian steps with splines of degree 7, of order 2; no bound on the step.
 
     Without noise, killing and source only the characteristics are approximate: order 3, and 6 for autonomous drift.
@@ -472,10 +463,6 @@ class SemiLagrangian:
                 "stepper", "'semi-lagrangian' with jumps", "a stepper that takes jumps", "'radau5', 'mcs3' or 'rk4'"
             )
         return TransportStep(operators, dt)
-
-    def largest_step(self, real: float, imaginary: float) -> float:
-        """No bound."""
-        return float("inf")
 
 
 STEPPERS.add("semi-lagrangian", SemiLagrangian())

@@ -25,7 +25,7 @@ def break_of(values: Any, count: int) -> np.ndarray:
     f = values(np.broadcast_to(samples, (count, len(samples))), np.arange(count))
     steps = np.abs(np.diff(f, axis=1)).sum(-1)
     bends = np.abs(np.diff(f, 2, axis=1)).sum(-1)
-    split = _vertex(samples, f, bends)
+    split = vertex(np.broadcast_to(samples, (count, len(samples))), f, bends.argmax(1), 1)
     # a jump stands out among the steps between samples beside it, a bend does not
     padded = np.pad(steps, ((0, 0), (1, 1)))
     peak, every = steps.argmax(1), np.arange(count)
@@ -51,17 +51,21 @@ def break_of(values: Any, count: int) -> np.ndarray:
     return np.asarray(np.clip(split, 1e-12, 1.0 - 1e-12))
 
 
-def _vertex(samples: np.ndarray, f: np.ndarray, bends: np.ndarray) -> np.ndarray:
-    """Where the lines through the two samples on either side of the sharpest bend meet."""
-    rows, h = np.arange(len(f)), samples[1] - samples[0]
-    middle = np.clip(1 + bends.argmax(1), 2, len(samples) - 3)
+def vertex(s: np.ndarray, f: np.ndarray, peak: np.ndarray, gap: int) -> np.ndarray:
+    """Where the lines through two samples on either side of the sharpest bend, some samples away from it, meet.
+
+    Functions f (rows, n, k) at even places s (rows, n), and the largest of each one's second differences.
+    """
+    rows, h = np.arange(len(f)), s[:, 1] - s[:, 0]
+    middle = np.clip(peak + 1, gap + 1, s.shape[1] - 2 - gap)
     column = np.abs(np.diff(f, 2, axis=1)).max(1).argmax(1)
-    # the bend may lie on either side of the sample: take slopes one sample away
-    g = [f[rows, middle + m, column] for m in (-2, -1, 1, 2)]
+    # the bend may lie on either side of the sample
+    g = [f[rows, middle + m, column] for m in (-gap - 1, -gap, gap, gap + 1)]
     left, right = (g[1] - g[0]) / h, (g[3] - g[2]) / h
     with np.errstate(divide="ignore", invalid="ignore"):
-        offset = ((g[2] - right * h) - (g[1] + left * h)) / (left - right)
-    return np.asarray(np.where(np.abs(offset) <= 2 * h, samples[middle] + offset, samples[middle]))
+        offset = ((g[2] - gap * right * h) - (g[1] + gap * left * h)) / (left - right)
+    near = np.isfinite(offset) & (np.abs(offset) <= (gap + 1) * h)
+    return np.asarray(s[rows, middle] + np.where(near, offset, 0.0))
 
 
 def values_at(problem: KolmogorovProblem, grid: Grid, position: np.ndarray) -> np.ndarray:

@@ -1,14 +1,14 @@
 """The frozen rule from values of φ to terminal data: point values where it is smooth, the kernel where it is not."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
-from kolmo.arrays import Array, Spread, as_like, is_tensor, namespace
+from kolmo.arrays import Array, Spread, along, as_like, is_tensor, namespace
 from kolmo.grid import Grid
 from kolmo.problem.box import Box
 from kolmo.problem.problem import KolmogorovProblem, check_finite
@@ -76,11 +76,9 @@ class TerminalRule:
             values = put_rows(values, self.met, (sides * as_like(self.shares, x)[..., None]).sum(1))
         if not self.smoothed:
             return values
-        smooth = self._lattice_values(problem, x)
-        shape = [len(v) for v in self.lattice]
+        smooth = self._lattice_values(problem, x).reshape(*map(len, self.lattice), -1)
         for i, matrix in enumerate(self.smoothing):
-            smooth = _multiply_along(matrix, smooth, shape, i)
-            shape[i] = matrix.shape[0]
+            smooth = _multiplied(matrix, smooth, i)
         smooth = smooth.reshape(self.grid.size, -1)
         position = np.arange(self.grid.size)
         position[self.touched] += self.grid.size
@@ -101,7 +99,7 @@ class TerminalRule:
         for factor in factors:
             product = (product[..., :, None] * factor[..., None, :]).reshape(rows, m, -1)
         projected = (product.swapaxes(1, 2) @ samples.reshape(rows, m, -1)).reshape(rows, -1)
-        gathered = _multiply_along(self._gather, projected, [rows], 0)
+        gathered = _multiplied(self._gather, projected, 0)
         position = np.arange(len(values))
         position[self.rough.reshape(-1)] = len(values) + np.arange(self.rough.size)
         return xp.concatenate([values, gathered.reshape(self.rough.size, -1)])[position]
@@ -119,27 +117,16 @@ class TerminalRule:
 
     def record(self) -> dict[str, Any]:
         """Tree of numbers and arrays, for saving."""
-        return {
-            "order": self.order,
-            "touched": self.touched,
-            "lattice": list(self.lattice),
-            "smoothing": [_sparse_record(m) for m in self.smoothing],
-            "rough": self.rough,
-            "owner": self.owner,
-            "points": self.points,
-            "weights": list(self.weights),
-            "met": self.met,
-            "beside": self.beside,
-            "shares": self.shares,
-        }
+        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "grid"}
+        smoothing = [_sparse_record(m) for m in self.smoothing]
+        return parts | {"lattice": list(self.lattice), "smoothing": smoothing, "weights": list(self.weights)}
 
     @classmethod
     def from_record(cls, grid: Grid, tree: dict[str, Any]) -> "TerminalRule":
         """Rebuild a rule from its record."""
-        parts = dict(tree)
-        parts["smoothing"] = tuple(_sparse_from(m) for m in tree["smoothing"])
-        parts["lattice"], parts["weights"] = tuple(tree["lattice"]), tuple(tree["weights"])
-        return cls(grid, **parts)
+        smoothing = tuple(_sparse_from(m) for m in tree["smoothing"])
+        several = {"lattice": tuple(tree["lattice"]), "smoothing": smoothing, "weights": tuple(tree["weights"])}
+        return cls(grid, **{**tree, **several})
 
     @property
     def smoothed(self) -> bool:
@@ -214,15 +201,10 @@ def _on_breaks(problem: KolmogorovProblem, grid: Grid, order: int) -> tuple[np.n
     return np.array(list(met)), np.stack([p for p, _ in met.values()]), np.stack([s for _, s in met.values()])
 
 
-def _multiply_along(matrix: sp.csr_matrix, values: Array, shape: list[int], axis: int) -> Array:
-    """Sparse matrix applied along one axis of a flat field of the given shape (and columns)."""
-    outer = int(np.prod(shape[:axis]))
-    view = values.reshape(outer, shape[axis], -1)
-    if is_tensor(values):
-        return as_like(matrix.toarray(), values) @ view
-    moved = np.moveaxis(view, 1, 0).reshape(shape[axis], -1)
-    result = (matrix @ moved).reshape(matrix.shape[0], outer, -1)
-    return np.ascontiguousarray(np.moveaxis(result, 0, 1))
+def _multiplied(matrix: sp.csr_matrix, values: Array, axis: int) -> Array:
+    """Sparse matrix applied along an axis."""
+    known = as_like(matrix.toarray(), values) if is_tensor(values) else matrix
+    return along(lambda columns: known @ columns, values, axis)
 
 
 def _sparse_record(matrix: sp.csr_matrix) -> dict[str, Any]:
