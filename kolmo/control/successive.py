@@ -1,6 +1,5 @@
 """Successive approximations: Pontryagin's principle for controls that are parameters, layer by layer."""
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from scipy import optimize
 
 from kolmo.arrays import as_points, at_home
 from kolmo.control.adjoint import Steps, Taken, apply, differentiable_march
+from kolmo.control.descent import bar, flattened
 from kolmo.control.minimize import collect, minimize
 from kolmo.control.plans import planned
 from kolmo.control.value import expected_value
@@ -125,11 +125,7 @@ def successive(
     best, value = [p.detach().clone() for p in tensors], costate.value
     first = value
     status, message = "maxiter", f"stopped after maxiter = {maxiter} iterations"
-    bar = None
-    if progress:
-        from tqdm.auto import tqdm
-
-        bar = tqdm(total=maxiter, desc="successive", unit="it", file=sys.stderr, leave=False)
+    shown = bar(maxiter, "successive") if progress else None
     try:
         while len(history["objective"]) < maxiter:
             held = game.augmented(costate, rho)
@@ -147,8 +143,8 @@ def successive(
                 history["penalty"].append(rho)
                 history["seconds"].append(time.perf_counter() - started)
                 best, value = [p.detach().clone() for p in tensors], new
-                if bar is not None:
-                    bar.update()
+                if shown is not None:
+                    shown.update()
                 if callback is not None and callback(len(history["objective"]), new):
                     status, message = "stopped", "stopped by the callback"
                     break
@@ -161,11 +157,11 @@ def successive(
                 break
     finally:
         _put(tensors, best)
-        if bar is not None:
-            bar.close()
+        if shown is not None:
+            shown.close()
     accepted = len(history["objective"])
     return optimize.OptimizeResult(
-        x=np.concatenate([p.detach().cpu().double().numpy().reshape(-1) for p in tensors]),
+        x=flattened(tensors),
         fun=value,
         nit=accepted,
         nfev=calls,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from kolmo.arrays import at_home
+from kolmo.control.descent import Fitted, flattened
 from kolmo.control.minimize import collect
 from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
 from kolmo.refine.estimate import Convergence
@@ -250,18 +251,17 @@ def as_numpy(
     >>> function(x + 1.0)
     (13.0, array([4., 6.]))
     """
-    _, tensors = collect(parameters)
-    sizes = [p.numel() for p in tensors]
+    names, tensors = collect(parameters)
+    now = flattened(tensors)
+    free = np.full(len(now), np.inf)
+    fitted = Fitted(objective, names, tensors, -free, free)
 
     def function(x: Any) -> tuple[float, np.ndarray]:
         flat = np.array(x, dtype=float).reshape(-1)
-        if len(flat) != sum(sizes):
-            raise InputError("x", f"{len(flat)} numbers", f"{sum(sizes)}, all parameters one after another")
-        with torch.no_grad():
-            for p, part in zip(tensors, np.split(flat, np.cumsum(sizes)[:-1]), strict=True):
-                p.copy_(torch.as_tensor(part).reshape(p.shape))
+        if len(flat) != len(now):
+            raise InputError("x", f"{len(flat)} numbers", f"{len(now)}, all parameters one after another")
+        fitted.put(flat)
         value = objective()
-        parts = torch.autograd.grad(value.reshape(()), tensors)
-        return float(value.detach()), np.concatenate([g.double().numpy().reshape(-1) for g in parts])
+        return float(value.detach()), flattened(torch.autograd.grad(value.reshape(()), tensors))
 
-    return function, np.concatenate([p.detach().double().numpy().reshape(-1) for p in tensors])
+    return function, now
