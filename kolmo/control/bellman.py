@@ -37,6 +37,9 @@ class Filled:
     """Q where nodes in targets are linear functions of the unknown ones: rows and columns of the latter alone."""
 
     matrix: sp.csr_matrix
+    # steps take it as they take an operator that has no band
+    _band = None
+    system = staticmethod(Operator.system)
 
     @classmethod
     def of(cls, Q: sp.csr_matrix, fixed: np.ndarray, filled: sp.csr_matrix) -> "Filled":
