@@ -200,6 +200,28 @@ class ControlSolution:
         return f"ControlSolution({self.status}{estimate}, {self.grid!r}, {len(self.times)} times)"
 
 
+class OfSolution:
+    """An answer that is made of a solution, and whose error and status are those of the solution."""
+
+    solution: ControlSolution
+
+    @property
+    def error_estimate(self) -> np.ndarray:
+        """Estimate of the error at t = 0."""
+        assert self.solution.error_estimate is not None
+        return self.solution.error_estimate
+
+    @property
+    def status(self) -> str:
+        """Whether it is "converged" or "tolerance_not_met"."""
+        return self.solution.status
+
+    @property
+    def message(self) -> str:
+        """What happened, in a sentence."""
+        return self.solution.message
+
+
 class _Reader:
     """Reads the policy of a solution at fixed points."""
 

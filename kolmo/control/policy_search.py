@@ -18,6 +18,7 @@ from kolmo.control.policy_level import (
     EXPLICIT,
     FIRST_STEPS,
     IMPLICIT,
+    Outcome,
     PolicyLevel,
     TooManySteps,
     held,
@@ -109,8 +110,8 @@ class Search:
         self._witnesses: np.ndarray | None = None
         self.iterations = 0
 
-    def run(self) -> tuple[PolicyLevel, float, str, str, dict[str, Any]]:
-        """Level, estimate, status, message and statistics."""
+    def run(self) -> tuple[PolicyLevel, Outcome]:
+        """The last level, and what is told of it."""
         layout = self._first_frame()
         try:
             layout, status, message = self._in_some_box(layout, self.scheme)
@@ -135,15 +136,13 @@ class Search:
             message += "; not checked, for the monotone scheme found no answer"
         return self.found(status, message, stats)
 
-    def found(
-        self, status: str, message: str, stats: dict[str, Any]
-    ) -> tuple[PolicyLevel, float, str, str, dict[str, Any]]:
+    def found(self, status: str, message: str, stats: dict[str, Any]) -> tuple[PolicyLevel, Outcome]:
         """The last level, its estimate, and what is told of it."""
         by_levels = self._estimate()
         stats = stats | {"levels": len(self.levels), "seconds": self.limits.spent, "cut": self.cut}
         level = self.levels[-1]
         level.recipe.estimate.update(discretization=[by_levels], cut=[self.cut], policy=[self.change])
-        return level, by_levels + self.cut, status, message, stats
+        return level, Outcome(by_levels + self.cut, status, message, stats)
 
     def _first_frame(self) -> Frame:
         """Frame for typical controls; for unbounded ones also for the policy of a coarse solve."""
@@ -382,13 +381,10 @@ class Search:
     def _solve_on(self, grid: Grid, steps: int, scheme: str) -> PolicyLevel:
         bellman = Bellman(self.problem, grid, scheme)
         if self.problem.horizon is None:
-            V, settled = solve_stationary(bellman, self._guess(grid))
-            recipe = Discretization(grid, (), scheme, IMPLICIT)
-            level = PolicyLevel(
-                recipe, [0.0], [V], settled.acts, settled.count, settled.change, average=settled.average
-            )
+            solved = solve_stationary(bellman, self._guess(grid))
+            level = PolicyLevel.still(Discretization(grid, (), scheme, IMPLICIT), solved)
             if level.average is not None:
-                level.states = [V - self._answers(level, self.points[:1])]
+                level.states = [level.V - self._answers(level, self.points[:1])]
             return level
         rule = plan_terminal(bellman.generator.problem, grid, bellman.box, self.smoothing if scheme != MONOTONE else 2)
         stepper = EULER if scheme == MONOTONE else self.stepper
@@ -398,14 +394,16 @@ class Search:
                 return march(bellman, recipe, None, self.limits)
             except TooManySteps:
                 self.stepper = stepper = IMPLICIT
-        T, s = self.problem.horizon, np.linspace(0.0, 1.0, steps + 1)
-        power = CROWDING if rule.smoothed and scheme != MONOTONE else 1
-        times = T * (1.0 - s[::-1] ** power)
-        times[0], times[-1] = 0.0, T
+        times = self._times(steps, scheme, rule.smoothed)
         recipe = Discretization(grid, tuple(times.tolist()), scheme, stepper, rule)
         # a second opinion is wrong by far more than policies that are nearly the best
         change = self.change if scheme == self.scheme else max(self.change, OPINION_CHANGE)
         return march(bellman, recipe, times.tolist(), self.limits, change)
+
+    def _times(self, steps: int, scheme: str, rough: bool) -> np.ndarray:
+        """Time nodes; those of terminal data that were smoothed crowd towards the horizon."""
+        power = CROWDING if rough and scheme != MONOTONE else 1
+        return np.asarray((self.problem.horizon or 0.0) * (1.0 - np.linspace(0.0, 1.0, steps + 1)[::-1] ** power))
 
     def _guess(self, grid: Grid) -> Act | None:
         """Policy of the finest level so far at the nearest nodes."""
