@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from kolmo.arrays import as_points, at_home
-from kolmo.control.adjoint import Steps, Taken, differentiable_march, own, pieces
+from kolmo.control.adjoint import Steps, Taken, assembled, differentiable_march, instants, numbers_of, own, pieces
 from kolmo.control.plans import planned
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
@@ -169,7 +169,7 @@ def law(
     exits = WaysOut(march.generator)
     indices = [k for k in (find(clock, t) for t in kept) if k is not None]
     watched = list(range(len(clock))) if exits.names else indices
-    semis = _assembled(march)
+    semis = assembled(march, march.plans)
     masses = _spread(march, semis, start, watched)
     flux = _fluxes(march, semis, masses[..., 0], exits) if exits.names else {}
     weights = masses[[watched.index(k) for k in indices]][..., 0]
@@ -233,7 +233,7 @@ def transition_density(
         begin = problem.motion.inwards(0.0, begin)
         end = problem.motion.inwards(problem.horizon or 0.0, end)
     start = _point_masses(begin, recipe)
-    masses = _spread(march, _assembled(march), start, [len(recipe.times) - 1])[0]
+    masses = _spread(march, assembled(march, march.plans), start, [len(recipe.times) - 1])[0]
     rho = read(masses, recipe.grid, _reading_tensors(march.generator))
     index, weight = recipe.grid.interpolation(end, recipe.width)
     own = rho[torch.as_tensor(index), torch.arange(len(end))[:, None]]
@@ -293,12 +293,6 @@ def _point_masses(points: torch.Tensor, recipe: Discretization) -> torch.Tensor:
     return start.index_put((torch.as_tensor(index), columns), torch.as_tensor(weight), accumulate=True)
 
 
-def _assembled(march: March) -> dict[float, Semi]:
-    """Semi-discrete equations at all instants, in torch."""
-    like = torch.zeros((), dtype=torch.float64)
-    return {t: march.generator.at(t, like) for t in sorted({t for plan in march.plans for t in plan.instants})}
-
-
 def _spread(march: March, semis: dict[float, Semi], start: torch.Tensor, keep: list[int]) -> torch.Tensor:
     """Masses at the time nodes numbered ``keep``, shape (len(keep), size, k); at an event those after it."""
     free = None if march.fixed is None else torch.as_tensor(~march.fixed, dtype=start.dtype)[:, None]
@@ -306,14 +300,13 @@ def _spread(march: March, semis: dict[float, Semi], start: torch.Tensor, keep: l
     first, p, taken = 0, start, Taken(march)
     for plans in reversed(pieces(march)):
         last = first + len(plans)
-        mine = {t: semis[t] for t in sorted({t for plan in plans for t in plan.instants})}
+        mine = {t: semis[t] for t in instants(plans)}
         flow = Steps(taken, plans, mine)
-        tensors = [v for semi in mine.values() for v in (semi.a, semi.load, semi.boundary)]
         crossing = march.crossing(plans[0].start, start)
         inside = [k for k in keep if first <= k < last or (k == last and crossing is None)]
         own_keep = [k - first for k in inside]
         asked = [*own_keep, *([] if crossing is None else [len(plans)])]
-        masses = _Spread.apply(flow, asked, p, *tensors) if asked else None  # type: ignore[no-untyped-call]
+        masses = _Spread.apply(flow, asked, p, *numbers_of(mine)) if asked else None  # type: ignore[no-untyped-call]
         if masses is not None:
             found.append(masses[: len(own_keep)])
         if crossing is not None and masses is not None:
@@ -376,7 +369,7 @@ def _fluxes(march: March, semis: dict[float, Semi], masses: torch.Tensor, exits:
     plans: list[StepPlan] = march.plans[::-1]
     # at the end of a step the coefficients are those of the next one; at the horizon its own
     last = plans[-1].instants[-1] if march.generator.autonomous else plans[-1].start
-    instants = [plan.instants[-1] for plan in plans] + [last]
+    moments = [plan.instants[-1] for plan in plans] + [last]
     semis = {last: march.generator.at(last, torch.zeros((), dtype=torch.float64))} | semis
-    loads = {t: exits.loads(semis[t], t) for t in set(instants)}
-    return {e: torch.stack([masses[k] @ loads[t][e] for k, t in enumerate(instants)]) for e in exits.names}
+    loads = {t: exits.loads(semis[t], t) for t in set(moments)}
+    return {e: torch.stack([masses[k] @ loads[t][e] for k, t in enumerate(moments)]) for e in exits.names}

@@ -10,7 +10,7 @@ import torch
 from scipy import optimize
 
 from kolmo.arrays import as_points, at_home
-from kolmo.control.adjoint import Steps, Taken, apply, differentiable_march
+from kolmo.control.adjoint import Steps, Taken, apply, assembled, differentiable_march, numbers_of
 from kolmo.control.descent import bar, flattened
 from kolmo.control.minimize import collect, minimize
 from kolmo.control.plans import planned
@@ -201,7 +201,6 @@ class _Game:
         self.march = differentiable_march(problem, recipe)
         self.like = torch.zeros((), dtype=torch.float64)
         self.start = March(self.march.generator, self.march.stepper, self.march.times, self.like)
-        self.instants = sorted({t for plan in self.march.plans for t in plan.instants})
         self.x = torch.as_tensor(recipe.grid.points)
 
     def value(self) -> float:
@@ -227,11 +226,11 @@ class _Game:
         generator = self.march.generator
         with torch.no_grad():
             # as leaves all numbers are wanted, whatever they came from
-            semis = {t: replace(generator.at(t, self.like), active=None) for t in self.instants}
+            semis = {t: replace(semi, active=None) for t, semi in assembled(self.march, self.march.plans).items()}
             terminal = self.recipe.initial(self.start)
-            coefficients = {t: self._coefficients(t) for t in self.instants}
+            coefficients = {t: self._coefficients(t) for t in semis}
             edge = generator.boundary(0.0, self.x)
-        leaves = [v.requires_grad_() for s in semis.values() for v in (s.a, s.load, s.boundary)]
+        leaves = [v.requires_grad_() for v in numbers_of(semis)]
         flow = Steps(Taken(self.march), self.march.plans, semis)
         J = self._expected(apply(flow, terminal.requires_grad_(), semis) + edge)
         found = torch.autograd.grad(J, [terminal, *leaves], allow_unused=True)
