@@ -16,19 +16,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.polynomial import legendre
 
 from kolmo.arrays import as_numpy
 from kolmo.control.law import Law
 from kolmo.errors import InputError
-from kolmo.forward.exits import in_time
 from kolmo.likelihood.base import Likelihood
 from kolmo.likelihood.law_likelihood import (
-    IN_TIME,
     GroupLikelihood,
     LawLikelihood,
     checked_counts,
     multinomial,
+    outflow,
     under_way,
 )
 from kolmo.problem.box import Box
@@ -146,7 +144,7 @@ class ExitLikelihood(LawLikelihood):
     def _logs(self, law: Law) -> torch.Tensor:
         if not law.exits:
             raise InputError("box", self.problem.box, "a face that absorbs, or killing", 'boundary="absorbing"')
-        alive = self._alive(law, self.edges)
+        alive = torch.stack([under_way(law, t) for t in self.edges])
         if None in self.counts:
             chances = [alive[:-1] - alive[1:]]
         else:
@@ -159,17 +157,9 @@ class ExitLikelihood(LawLikelihood):
         chance = torch.cat([*chances, alive[-1:]]) / alive[0]
         return multinomial(np.concatenate([*self.counts.values(), [self.survivors]]), chance)
 
-    def _alive(self, law: Law, times: np.ndarray) -> torch.Tensor:
-        """Probability of being under way at times, shape (n,)."""
-        return torch.stack([under_way(law, t) for t in times])
-
     def _out(self, law: Law, way: Any) -> torch.Tensor:
-        """Probability of leaving by a way in each interval: the outflow, interpolated between time nodes, summed."""
-        z, w = legendre.leggauss(IN_TIME)
-        half = 0.5 * np.diff(law.clock)
-        at = law.clock[:-1, None] + half[:, None] * (1.0 + z)
-        matrix = in_time(law.clock, at.reshape(-1)).reshape(len(half), IN_TIME, -1)
-        parts = torch.as_tensor(np.einsum("kqn,q,k->kn", matrix, w, half)) @ law.flux(way)
+        """Probability of leaving by a way in each interval."""
+        parts = outflow(law.clock, law.flux(way))
         grown = torch.cat([torch.zeros(1, dtype=torch.float64), torch.cumsum(parts, 0)])
         ends = [int(np.abs(law.clock - min(t, law.clock[-1])).argmin()) for t in self.edges]
         return grown[ends[1:]] - grown[ends[:-1]]

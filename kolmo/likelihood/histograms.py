@@ -245,7 +245,7 @@ class MomentLikelihood(LawLikelihood):
 
     def expected(self, law: Law, t: float) -> torch.Tensor:
         """E[f(X_t) | under way], shape (q,)."""
-        mean = law.expectation(self.function, self._kept(law, t)).reshape(-1)
+        mean = law.expectation(self.function, min(t, float(law.times[-1]))).reshape(-1)
         if len(mean) != self.values.shape[1]:
             raise InputError("function", f"{len(mean)} values", f"{self.values.shape[1]}, as there are means")
         return mean / under_way(law, t) if law.exits else mean

@@ -15,9 +15,10 @@ from kolmo.control.densities import GivenDensity
 from kolmo.control.law import Law, law
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
+from kolmo.forward.exits import in_time
 from kolmo.grid.grading import Grading, Sinh, Uniform
 from kolmo.grid.grid import Axis, Grid
-from kolmo.likelihood.base import Level, Likelihood, log_of
+from kolmo.likelihood.base import Likelihood, log_of
 from kolmo.likelihood.paths import in_torch
 from kolmo.march import time_nodes
 from kolmo.problem.box import Box
@@ -68,6 +69,8 @@ class LawLikelihood(Likelihood):
     (True, [1.0])
     """
 
+    wider, even = WIDER, False
+
     def __init__(self, sde: SDE, initial: Any, times: Any, box: Box | None, killing: Any, tol: float) -> None:
         super().__init__(tol)
         dim = sde.dim if sde.dim is not None else (None if box is None else box.dim)
@@ -81,12 +84,10 @@ class LawLikelihood(Likelihood):
         self.problem = KolmogorovProblem(
             self.sde, lambda x: 0.0 * x[..., 0], float(self.times[-1]), box, killing=killing
         ).handing("torch")
-        self._ends: tuple[np.ndarray, np.ndarray] | None = None
-        self._wider = 1.0
 
     def renew(self) -> float:
         """Decide anew on the state space and on a resolution; the estimated error."""
-        self._ends, self._wider = None, 1.0
+        self._space, self._width = None, 1.0
         return super().renew()
 
     @abstractmethod
@@ -106,10 +107,6 @@ class LawLikelihood(Likelihood):
         end = at_rest(self.problem).horizon or float(self.times[-1])
         return np.unique(np.minimum(self.times, end))
 
-    def _kept(self, law: Law, t: float) -> float:
-        """The time at which the law is asked what it is at a time."""
-        return min(t, float(law.times[-1]))
-
     def _begin(self) -> np.ndarray:
         """Points (n, d) about which the process starts, at t = 0."""
         if not callable(self.initial):
@@ -123,13 +120,13 @@ class LawLikelihood(Likelihood):
         rest, begin = at_rest(self.problem), self._begin()
         if rest.motion is not None:
             begin = np.asarray(rest.motion.inwards(0.0, begin))
-        if self._ends is None:
-            self._ends = self._cover(rest, begin)
+        if self._space is None:
+            self._space = self._cover(rest, begin)
         middle, seen = begin.mean(0), self._seen()
         first = float(seen[seen > 0][0])
         noise = as_numpy(rest.sde.covariance(0.0, torch.as_tensor(middle[None])).detach())[0]
         spread = np.sqrt(begin.var(0) + first * np.maximum(np.diag(noise), 0.0))
-        return recipe_about(self.problem, self._ends, (middle, spread), seen[seen > 0], n)
+        return recipe_about(self.problem, self._space, (middle, spread), seen[seen > 0], n)
 
     def _cover(self, rest: KolmogorovProblem, begin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ends of the grid: those of the state space, and where it is open, cuts."""
@@ -142,25 +139,13 @@ class LawLikelihood(Likelihood):
         covering = Box.covering(rest.sde, begin, float(self.times[-1]), within=within, tail=TAIL)
         middle, cuts = begin.mean(0), (np.asarray(covering.lower), np.asarray(covering.upper))
         low, high = (
-            np.where(opened[:, side], middle + self._wider * (cuts[side] - middle), real[side]) for side in (0, 1)
+            np.where(opened[:, side], middle + self._width * (cuts[side] - middle), real[side]) for side in (0, 1)
         )
         return low, high
 
-    def _opened(self) -> bool:
-        return any(isinstance(face, Open) for pair in self.problem.box.faces for face in pair)
-
-    def _cut(self, level: Level) -> float:
-        if not self._opened():
-            return 0.0
-        kept, wider = self._ends, self._wider
-        self._wider, self._ends = WIDER * wider, None
-        other = self._level(round(WIDER * level.n))
-        self._wider, self._ends = wider, kept
-        return other.distance(level)
-
-    def _widen(self) -> bool:
-        self._wider, self._ends = WIDER * self._wider, None
-        return True
+    @property
+    def _closed(self) -> bool:
+        return not any(isinstance(face, Open) for _, _, face in self.problem.box.each())
 
 
 def recipe_about(
@@ -252,6 +237,15 @@ def under_way(law: Law, t: float) -> torch.Tensor:
     if t == 0.0:
         return torch.ones((), dtype=torch.float64)
     return law.mass(t) if t <= law.times[-1] else 0.0 * law.mass()
+
+
+def outflow(clock: np.ndarray, flux: torch.Tensor) -> torch.Tensor:
+    """What goes out between the times of a clock: the flux (n,), interpolated between them, summed; shape (n − 1,)."""
+    z, w = legendre.leggauss(IN_TIME)
+    half = 0.5 * np.diff(clock)
+    at = clock[:-1, None] + half[:, None] * (1.0 + z)
+    matrix = in_time(clock, at.reshape(-1)).reshape(len(half), IN_TIME, -1)
+    return torch.as_tensor(np.einsum("kqn,q,k->kn", matrix, w, half)) @ flux
 
 
 def sums_over(law: Law, axis: int, edges: np.ndarray, t: float) -> torch.Tensor:
