@@ -44,7 +44,8 @@ def place(
         For each quantity, 2.5 times the largest error at the cells left out of the last interpolation; 0 where every
         point was evaluated, as it is where a value is not finite.
     """
-    lines = [_first_lines(len(axis)) for axis in axes]
+    # some lines of each axis, as even as can be
+    lines = [np.unique(np.linspace(0, len(a) - 1, min(_FIRST, len(a))).round().astype(int)) for a in axes]
     generator = np.random.default_rng(0)
     # Decisions rest on what this call asked for, not on what a file of an interrupted one held.
     asked = np.zeros(store.done.shape, bool)
@@ -52,7 +53,7 @@ def place(
         asked |= _is_on(lines, asked.shape)
         wanted(zip(*np.nonzero(asked), strict=True))
         first = next(iter(store.values))
-        on_lines = {name: _restricted(value, lines) for name, value in store.values.items()}
+        on_lines = {name: value[np.ix_(*lines)] for name, value in store.values.items()}
         full = all(len(chosen) == len(axis) for chosen, axis in zip(lines, axes, strict=True))
         if full or not _finite(store, asked):
             break
@@ -97,14 +98,6 @@ def interpolate(values: np.ndarray, lines: list[np.ndarray], axes: tuple[np.ndar
 def _odd(degree: int, count: int) -> int:
     """Degree that so many points allow."""
     return min(degree, count - 1 if count % 2 == 0 else max(count - 2, 1))
-
-
-def _first_lines(count: int) -> np.ndarray:
-    return np.unique(np.round(np.linspace(0, count - 1, min(_FIRST, count))).astype(int))
-
-
-def _restricted(value: np.ndarray, lines: list[np.ndarray]) -> np.ndarray:
-    return np.asarray(value[np.ix_(*lines)])
 
 
 def _is_on(lines: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
