@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from kolmo import experiments
-from kolmo.cli.kinds import KINDS, Kind
+from kolmo.cli.kinds import KINDS, Kind, asked
 from kolmo.cli.perform import Manner, perform, reopened
 from kolmo.errors import InputError, KolmoError
-from kolmo.files import damage, is_file, opened, schema
+from kolmo.files import is_file, opened, schema
 from kolmo.report import Figure, Measured, Relief, Section, Table, write_report
 from kolmo.runs import Run
 
@@ -65,8 +65,7 @@ _CONFIG = schema.table(
 
 def _asked(run: Run) -> Options:
     """What was asked, from the folder of a run."""
-    with damage(run.folder / "config.json"):
-        return Options(**_CONFIG(run.config, "config"))
+    return Options(**asked(run, _CONFIG))
 
 
 def _measured(run: Run, options: Options, model: Any, loss: Any, manner: Manner) -> int:
