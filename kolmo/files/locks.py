@@ -19,7 +19,7 @@ from typing import Any
 
 from kolmo.files import schema
 
-__all__ = ["FolderLock", "Owner", "lock"]
+__all__ = ["FolderLock", "Owner", "is_at", "lock"]
 
 # What else a lock that is refused may say: that another has it.
 _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
@@ -189,7 +189,7 @@ class FolderLock:
         while True:
             descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
             got = lock(descriptor)
-            if got is None or (got and _is(descriptor, path)):
+            if got is None or (got and is_at(descriptor, path)):
                 return cls(folder, descriptor, got is not None)
             os.close(descriptor)
             if time.monotonic() > until:
@@ -219,7 +219,7 @@ def _number(folder: Path) -> int:
     return 0
 
 
-def _is(descriptor: int, path: Path) -> bool:
+def is_at(descriptor: int, path: Path) -> bool:
     """Whether the open file is the one that has the name now."""
     with contextlib.suppress(OSError):
         return os.path.samestat(os.fstat(descriptor), path.lstat())
