@@ -37,6 +37,10 @@ class Values:
         """All four."""
         return self.b, self.S, self.c, self.g
 
+    def hamiltonian(self, V: np.ndarray, p: np.ndarray, M: np.ndarray) -> np.ndarray:
+        """b·p + ½Σ:M − cV + ℓ, shape (n,)."""
+        return np.asarray((self.b * p).sum(-1) + 0.5 * (self.S * M).sum((-1, -2)) - self.c * V + self.g)
+
 
 class Quadratic:
     """Coefficients as quadratic functions of s = (a − centre)/scale, from values at a star of controls."""
@@ -189,8 +193,7 @@ class Coefficients:
     def _listed(self, V: np.ndarray, p: np.ndarray, M: np.ndarray, start: torch.Tensor) -> torch.Tensor:
         """The best control of a finite set; the present one wins ties."""
         controls = self.problem.controls.samples
-        H = np.stack([(v.b * p).sum(-1) + 0.5 * (v.S * M).sum((-1, -2)) - v.c * V + v.g for v in self._list], 0)
-        H = self.problem.sign * H
+        H = self.problem.sign * np.stack([values.hamiltonian(V, p, M) for values in self._list], 0)
         now = ((start.numpy()[None] - controls[:, None]) ** 2).sum(-1).argmin(0)
         nodes = np.arange(len(V))
         best = H.argmin(0)
@@ -239,8 +242,7 @@ class Coefficients:
 
     def hamiltonian(self, t: float, V: np.ndarray, p: np.ndarray, M: np.ndarray, a: torch.Tensor) -> np.ndarray:
         """b·p + ½Σ:M − cV + ℓ for controls a (n, m), shape (n,)."""
-        v = self.values(t, a)
-        return np.asarray((v.b * p).sum(-1) + 0.5 * (v.S * M).sum((-1, -2)) - v.c * V + v.g)
+        return self.values(t, a).hamiltonian(V, p, M)
 
     def choose(
         self, t: float, V: np.ndarray, p: np.ndarray, M: np.ndarray, start: torch.Tensor
@@ -276,7 +278,7 @@ class Coefficients:
 
     @cached_property
     def _walls(self) -> "OnWalls":
-        rows = np.flatnonzero(np.any([wall.on for wall in self._faces], axis=0))
+        rows = np.asarray(self.on_walls)
         walls = [replace(wall, on=wall.on[rows]) for wall in self._faces]
         return OnWalls(Coefficients(self.problem, self.x[torch.as_tensor(rows)], self), walls)
 

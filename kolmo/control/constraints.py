@@ -46,14 +46,13 @@ def constrained(box: Box, x: np.ndarray, free: np.ndarray) -> list[Wall]:
     What lies on an absorbing face as well is held there.
     """
     free, found = free.copy(), []
-    for axis, pair in enumerate(box.faces):
-        for side, face in enumerate(pair):
-            end = (box.lower, box.upper)[side][axis]
-            on = np.abs(x[:, axis] - end) <= ON_FACE * max(abs(end), float(np.abs(x[:, axis]).max(initial=0.0)))
-            if face.imposed:
-                free &= ~on
-            elif face.constrains:
-                found.append(Wall(axis, 2.0 * side - 1.0, on))
+    for axis, side, face in box.each():
+        end = (box.lower, box.upper)[side][axis]
+        on = np.abs(x[:, axis] - end) <= ON_FACE * max(abs(end), float(np.abs(x[:, axis]).max(initial=0.0)))
+        if face.imposed:
+            free &= ~on
+        elif face.constrains:
+            found.append(Wall(axis, 2.0 * side - 1.0, on))
     kept = [Wall(wall.axis, wall.out, wall.on & free) for wall in found]
     return [wall for wall in kept if wall.on.any()]
 

@@ -138,7 +138,14 @@ class ControlSolution:
 
     def to_xarray(self) -> Any:
         """Value and policy as a table over time and the coordinates (``xarray.Dataset``; needs xarray)."""
-        return to_dataset(self)
+        try:
+            import xarray
+        except ImportError:
+            raise MissingExtraError("xarray", "xarray") from None
+        names = ["x"] if self.grid.dim == 1 else [f"x{i + 1}" for i in range(self.grid.dim)]
+        coordinates = {"t": self.times, **dict(zip(names, self.grid.nodes, strict=True))}
+        fields = {"value": (("t", *names), self.values), "policy": (("t", *names, "control"), self.policies)}
+        return xarray.Dataset(fields, coordinates, {"status": self.status, "message": self.message})
 
     def closed_loop(self) -> KolmogorovProblem:
         """The problem under the optimal policy, for ``solve`` and ``monte_carlo``.
@@ -266,18 +273,3 @@ class _PolicyModule(torch.nn.Module):
         with torch.no_grad():
             a: torch.Tensor = torch.as_tensor(self._solution.policy(float(t), x.double()))
         return a.to(x)
-
-
-def to_dataset(solution: ControlSolution) -> Any:
-    """Value and policy of a solution over time and the coordinates."""
-    try:
-        import xarray
-    except ImportError:
-        raise MissingExtraError("xarray", "xarray") from None
-    names = ["x"] if solution.grid.dim == 1 else [f"x{i + 1}" for i in range(solution.grid.dim)]
-    coordinates = {"t": solution.times, **dict(zip(names, solution.grid.nodes, strict=True))}
-    fields = {
-        "value": (("t", *names), solution.values),
-        "policy": (("t", *names, "control"), solution.policies),
-    }
-    return xarray.Dataset(fields, coordinates, {"status": solution.status, "message": solution.message})

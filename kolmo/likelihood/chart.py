@@ -32,13 +32,8 @@ class OnChart(Likelihood):
         self._width = NARROW
 
     @property
-    def _real(self) -> bool:
-        """Whether both ends are those of the process, and not cuts."""
-        return False
-
-    @property
     def _closed(self) -> bool:
-        return self._space is None or self._real
+        return self._space is None
 
 
 class Chart:

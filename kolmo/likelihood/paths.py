@@ -380,8 +380,9 @@ class PathLikelihood(OnChart):
         return cut[0] if opened[0] else ends[0], cut[1] if opened[1] else ends[1]
 
     @property
-    def _real(self) -> bool:
-        return self.box is not None and all(isinstance(face, Reflecting | Absorbing) for face in self.box.faces[0])
+    def _closed(self) -> bool:
+        ends = () if self.box is None else self.box.faces[0]
+        return super()._closed or (bool(ends) and all(isinstance(face, Reflecting | Absorbing) for face in ends))
 
 
 def _apart(before: torch.Tensor, after: torch.Tensor, off: torch.Tensor) -> torch.Tensor:
