@@ -1,7 +1,7 @@
 """Noise that belongs to the modules of a network: copied, saved, moved and switched with them."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -398,18 +398,17 @@ def eject(model: nn.Module) -> None:
     >>> torch.equal(twin.train()(x), model.eval()(x))
     True
     """
+    for _, noise in carriers(model):
+        for name in noise.learnt.values() if isinstance(noise, Noise) else ():
+            del noise.owner._parameters[name]
     for module in model.modules():
-        for keys, noise in [(key, hook) for key, hook in module._forward_hooks.items() if isinstance(hook, Noise)]:
-            del module._forward_hooks[keys]
-            _forget([noise])
+        for key in [key for key, hook in module._forward_hooks.items() if isinstance(hook, Noise)]:
+            del module._forward_hooks[key]
         forward = module.__dict__.get("forward")
-        if isinstance(forward, NoisyForward):
-            _forget(noise for _, noise in forward.noises.values())
         if isinstance(forward, Instead):
             del module.__dict__["forward"]
             if forward.before is not None:
                 module.__dict__["forward"] = forward.before
-    for module in model.modules():
         for key in [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, Entry)]:
             del module._forward_pre_hooks[key]
             module._forward_pre_hooks_with_kwargs.pop(key, None)
@@ -418,13 +417,6 @@ def eject(model: nn.Module) -> None:
             rule.thaw(model)
         if isinstance(rule, (BatchNormRule, Turns)):
             del model._forward_pre_hooks[rule_key]
-
-
-def _forget(noises: Iterable[Noise]) -> None:
-    """Take the learnable strengths out of the modules again."""
-    for noise in noises:
-        for key in noise.learnt.values():
-            del noise.owner._parameters[key]
 
 
 class BatchNormRule:
