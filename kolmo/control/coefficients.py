@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from kolmo import memory
-from kolmo.control.constraints import Admissible, Wall, constrained
+from kolmo.control.constraints import Acting, Admissible, Wall, constrained
 from kolmo.control.problem import ControlProblem
 from kolmo.control.sets import Finite
 from kolmo.problem.box import Box
@@ -316,31 +316,13 @@ class OnWalls:
             a, found = self.here._choose(t, V, p, M, start)
             return a.numpy(), found
 
-        a, found = self._admissible(t).choose(_Acting(self.here, t, V), p, M, best, start.numpy())
+        a, found = self._admissible(t).choose(Acting(self.here, t, V), p, M, best, start.numpy())
         return torch.as_tensor(a), found
 
     def _admissible(self, t: float) -> Admissible:
         key = 0.0 if self.here.autonomous else t
         if self._kept is None or self._kept[0] != key:
             problem, x = self.here.problem, self.here.x.numpy()
-            acting, controls = _Acting(self.here, t, np.zeros(len(x))), problem.controls
+            acting, controls = Acting(self.here, t, np.zeros(len(x))), problem.controls
             self._kept = key, Admissible(self.walls, x, acting, controls.samples, controls.listed, problem.sign)
         return self._kept[1]
-
-
-@dataclass(frozen=True)
-class _Acting:
-    """What controls do at the points of some coefficients at a time, for values V (n,)."""
-
-    at: Coefficients
-    t: float
-    V: np.ndarray
-
-    def moving(self, a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Drift and covariance of controls (n, m)."""
-        values = self.at.values(self.t, torch.as_tensor(a))
-        return values.b, values.S
-
-    def worth(self, a: np.ndarray, p: np.ndarray, M: np.ndarray) -> np.ndarray:
-        """Hamiltonian of controls (n, m), times the sign of the sense."""
-        return np.asarray(self.at.problem.sign * self.at.hamiltonian(self.t, self.V, p, M, torch.as_tensor(a)))

@@ -99,7 +99,7 @@ class Search:
         # bounded controls switch, and stopping sets end, somewhere between nodes
         choice = problem.controls.has_bounds and len(problem.controls.samples) > 1
         self.kinked = problem.obstacle is not None or choice
-        self.opened = self._opened(self.problem.box)
+        self.opened = self.problem.box is not None and self.problem.box.has("cut")
         # values that come from the unknown ones next to a curved boundary would bound explicit steps
         self.stepper = IMPLICIT if problem.dim == 1 or problem.targets else EXPLICIT
         self.smoothing = 2
@@ -117,7 +117,8 @@ class Search:
             layout, status, message = self._in_some_box(layout, self.scheme)
         except NotConvergedError as error:
             status, message = "failed", str(error)
-        check = Check(True, unchecked=self.limits.over) if self._unfinished() else self._check(layout)
+        late = bool(self.levels) and self.limits.late()
+        check = Check(True, unchecked=self.limits.over) if late else self._check(layout)
         stats: dict[str, Any] = {"monotone_check": check.record()}
         if status == "failed" or not check.agrees:
             reason = message if status == "failed" else "the high-order answer disagrees with the monotone scheme"
@@ -148,7 +149,7 @@ class Search:
         """Frame for typical controls; for unbounded ones also for the policy of a coarse solve."""
         policies: list[Any] = [self.problem.constant(a) for a in self.problem.controls.samples[:5]]
         layout = self._frame(policies)
-        if self.problem.controls.unbounded and self.problem.horizon is not None and self._opened(layout.box):
+        if self.problem.controls.unbounded and self.problem.horizon is not None and layout.box.has("cut"):
             try:
                 level = self._solve_on(layout.grid(FIRST_NODES[self.problem.dim]), FIRST_STEPS, self.scheme)
             except (NotConvergedError, OutOfTimeError):
@@ -159,7 +160,8 @@ class Search:
     def _frame(self, policies: list[Any]) -> Frame:
         tail = max(1e-2 * self.rtol, 1e-12)
         layout = frame([self.problem.closed_loop(p) for p in policies], self.points, tail, self.charts)
-        if self.problem.controls.unbounded and self._noise_is_controlled():
+        seen = Coefficients(self.problem, torch.as_tensor(self.points[:8]))
+        if self.problem.controls.unbounded and not seen.covariance_is_fixed:
             # the policy at a cut comes from second derivatives taken there, which are good on even nodes only
             layout = layout.even()
         return self._about_breaks(layout)
@@ -186,14 +188,6 @@ class Search:
             self.kinked = sight.kinked or self.problem.obstacle is not None
         return layout.about(places, breaks.node if len(places) == 1 else None)
 
-    def _noise_is_controlled(self) -> bool:
-        """Whether the covariance depends on the control."""
-        return not Coefficients(self.problem, torch.as_tensor(self.points[:8])).covariance_is_fixed
-
-    @staticmethod
-    def _opened(box: Any) -> bool:
-        return bool(box.has("cut"))
-
     def _in_some_box(self, layout: Frame, scheme: str) -> tuple[Frame, str, str]:
         """Refine; where moving the cut changes the answer too much, move it outwards and refine again."""
         n = self._first_nodes(layout)
@@ -208,7 +202,7 @@ class Search:
                 self.levels, self.cut = before
                 message = f"the cut of the box counts for {self.cut:.2e}, and a wider box has no answer ({error})"
                 return layout, "tolerance_not_met", message
-            if not self._opened(layout.box):
+            if not layout.box.has("cut"):
                 break
             reachable = self._measure_cut(layout, scheme)
             if self.cut <= CUT_SHARE * self._tolerance() or not reachable:
@@ -298,10 +292,6 @@ class Search:
             self.levels = levels[:count]
             estimates.append(self._estimate())
         self.levels = levels[: 3 + int(np.argmin(estimates))] if estimates else levels
-
-    def _unfinished(self) -> bool:
-        """Whether there are levels, and no time for more."""
-        return bool(self.levels) and self.limits.late()
 
     def _stopped(self, reason: str) -> str:
         """What to tell when a limit is met."""

@@ -280,9 +280,8 @@ def _kept(new: Act, now: Act, old: Act) -> Act:
 
 
 def _same(p: Act, q: Act) -> bool:
-    bent = p.bent is not q.bent
     stops = p.stop is None or q.stop is None or np.array_equal(p.stop, q.stop)
-    return torch.equal(p.a, q.a) and stops and not bent
+    return torch.equal(p.a, q.a) and stops and p.bent is q.bent
 
 
 def solve_stationary(bellman: Bellman, start: Act | None = None) -> tuple[np.ndarray, Settled]:

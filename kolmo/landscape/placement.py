@@ -1,10 +1,13 @@
 """Adaptive placement of evaluations on a grid: lines where the interpolation needs them, checked at left-out cells."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.interpolate import make_interp_spline
+
+if TYPE_CHECKING:
+    from kolmo.landscape.surface import Store
 
 _DEGREE = 5
 _FIRST = 9  # lines along each axis at the start
@@ -13,15 +16,8 @@ _SAFETY = 2.5  # the error stated is this many times the largest at the left-out
 _SHARE = 0.6  # intervals with this share of the largest indicated error are refined in one round
 
 
-class Values(Protocol):
-    """What has been evaluated so far."""
-
-    values: dict[str, np.ndarray]
-    done: np.ndarray
-
-
 def place(
-    wanted: Callable[[Any], None], store: Values, axes: tuple[np.ndarray, ...], rtol: float
+    wanted: Callable[[Any], None], store: "Store", axes: tuple[np.ndarray, ...], rtol: float
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Evaluate on a growing tensor grid of lines until left-out cells agree with its spline interpolant.
 
@@ -83,7 +79,7 @@ def place(
     return store.values, dict.fromkeys(store.values, 0.0)
 
 
-def _finite(store: Values, asked: np.ndarray) -> bool:
+def _finite(store: "Store", asked: np.ndarray) -> bool:
     """Whether everything that was asked for can be interpolated."""
     return all(np.isfinite(value[asked]).all() for value in store.values.values())
 

@@ -330,7 +330,7 @@ def surface(
         mover = Mover(model, plane)
         mover.to((0.0,) * len(axes))
         settings["origin"], varying = evaluation.probe()
-        store = _Store(path, {**settings, "plane": plane.fingerprint, "axes": list(axes)}, axes, evaluation.draws)
+        store = Store(path, {**settings, "plane": plane.fingerprint, "axes": list(axes)}, axes, evaluation.draws)
         if store.finished is not None:
             return store.finished
 
@@ -375,7 +375,7 @@ def _fields(
             raise schema.refuse(f"values.{name}", found, f"numbers of shape {(*shape, draws)}")
 
 
-class _Store:
+class Store:
     """Values that were evaluated, written now and then to a file that the same call can go on from."""
 
     def __init__(self, path: Any, identity: dict[str, Any], axes: tuple[np.ndarray, ...], draws: int) -> None:
