@@ -24,6 +24,7 @@ from kolmo.likelihood.base import Likelihood
 from kolmo.likelihood.law_likelihood import (
     GroupLikelihood,
     LawLikelihood,
+    Started,
     checked_counts,
     multinomial,
     outflow,
@@ -95,7 +96,7 @@ def exit_counts(
     >>> bool(torch.isfinite(torch.autograd.grad(found(), v)[0]))
     True
     """
-    return ExitLikelihood(sde, initial, edges, counts, survivors, box, killing, tol)
+    return ExitLikelihood(Started(sde, initial, box, killing, tol), edges, counts, survivors)
 
 
 class ExitLikelihood(LawLikelihood):
@@ -117,23 +118,13 @@ class ExitLikelihood(LawLikelihood):
     100
     """
 
-    def __init__(
-        self,
-        sde: SDE,
-        initial: Any,
-        edges: Any,
-        counts: Any,
-        survivors: float,
-        box: Box,
-        killing: Any,
-        tol: float,
-    ) -> None:
+    def __init__(self, given: Started, edges: Any, counts: Any, survivors: float) -> None:
         self.edges = np.asarray(as_numpy(edges), dtype=float).reshape(-1)
         if len(self.edges) < 2 or not (np.diff(self.edges) > 0).all():
             raise InputError("edges", self.edges.tolist()[:6], "at least two increasing times")
-        super().__init__(sde, initial, self.edges, box, killing, tol)
-        given = counts if isinstance(counts, Mapping) else {None: counts}
-        self.counts = {way: checked_counts(n, (len(self.edges) - 1,), "counts") for way, n in given.items()}
+        super().__init__(given, self.edges)
+        ways = counts if isinstance(counts, Mapping) else {None: counts}
+        self.counts = {way: checked_counts(n, (len(self.edges) - 1,), "counts") for way, n in ways.items()}
         self.survivors = float(checked_counts(survivors, (), "survivors"))
 
     @property
@@ -205,11 +196,11 @@ def survival_counts(
     >>> survival_counts(sde, [0.0], [0.5, 1.0], [68, 37], 100, box=box).count
     100
     """
-    at = np.asarray(as_numpy(times), dtype=float).reshape(-1)
+    at, given = np.asarray(as_numpy(times), dtype=float).reshape(-1), Started(sde, initial, box, killing, tol)
     left = checked_counts(alive, (len(at),), "alive")
     if np.ndim(as_numpy(total)) == 0:
         gone = -np.diff(np.append(float(checked_counts(total, (), "total")), left))
         if (gone < 0).any():
             raise InputError("alive", left.tolist()[:6], f"numbers that do not grow, at most the total {total}")
-        return ExitLikelihood(sde, initial, np.append(0.0, at), gone, float(left[-1]), box, killing, tol)
-    return GroupLikelihood(sde, initial, at, left, checked_counts(total, (len(at),), "total"), box, killing, tol)
+        return ExitLikelihood(given, np.append(0.0, at), gone, float(left[-1]))
+    return GroupLikelihood(given, at, left, checked_counts(total, (len(at),), "total"))

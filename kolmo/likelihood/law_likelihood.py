@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,6 +45,16 @@ IN_TIME, IN_SPACE = 3, 5
 FAR = 1e300
 
 
+class Started(NamedTuple):
+    """A process from its start in a state space, and the tolerance: what a likelihood under a law is of."""
+
+    sde: SDE
+    initial: Any
+    box: Box | None
+    killing: Any
+    tol: float
+
+
 class LawLikelihood(Likelihood):
     """Likelihood of data that are functionals of the law of a process at given times.
 
@@ -71,7 +81,8 @@ class LawLikelihood(Likelihood):
 
     wider, even = WIDER, False
 
-    def __init__(self, sde: SDE, initial: Any, times: Any, box: Box | None, killing: Any, tol: float) -> None:
+    def __init__(self, given: Started, times: Any) -> None:
+        sde, initial, box, killing, tol = given
         super().__init__(tol)
         dim = sde.dim if sde.dim is not None else (None if box is None else box.dim)
         if dim is None or not 1 <= dim <= 3:
@@ -184,22 +195,12 @@ class GroupLikelihood(LawLikelihood):
     200
     """
 
-    def __init__(
-        self,
-        sde: SDE,
-        initial: Any,
-        at: np.ndarray,
-        alive: np.ndarray,
-        total: np.ndarray,
-        box: Box,
-        killing: Any,
-        tol: float,
-    ) -> None:
+    def __init__(self, given: Started, at: np.ndarray, alive: np.ndarray, total: np.ndarray) -> None:
         if not (np.diff(at) > 0).all() or (at <= 0).any():
             raise InputError("times", at.tolist()[:6], "increasing positive times")
         if (alive > total).any():
             raise InputError("alive", alive.tolist()[:6], f"at most the totals {total.tolist()[:6]}")
-        super().__init__(sde, initial, at, box, killing, tol)
+        super().__init__(given, at)
         self.at, self.alive, self.total = at, alive, total
 
     @property
