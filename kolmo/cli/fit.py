@@ -22,7 +22,7 @@ from kolmo.runs import Run
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kolmo.likelihood import Likelihood, PassageLikelihood
+    from kolmo.likelihood import Fit, Likelihood, PassageLikelihood
 
 __all__ = ["fit", "report", "resume"]
 
@@ -74,6 +74,7 @@ class _Work:
         self.free: dict[str, Tensor] = {
             name: torch.tensor(observed.parameters[name], dtype=torch.float64, requires_grad=True) for name in names
         }
+        self.tensors = list(self.free.values())
         self.likelihood: Likelihood = observed.likelihood(self.free)
 
     def done(self) -> dict[str, Any]:
@@ -112,15 +113,12 @@ class _Work:
 
     def _from(self, k: int) -> dict[str, Any]:
         """Maximise from the k-th start."""
-        from kolmo import likelihood
-
         wanted = self.observed.estimation
         begin = np.array([self.observed.parameters[name] for name in wanted.parameters])
         low, high = np.array(wanted.bounds).T
         draws = np.random.default_rng(SEED).uniform(size=(wanted.starts, len(begin)))
-        self._put(begin if k == 0 else low + draws[k] * (high - low))
         try:
-            found = likelihood.fit(self.likelihood, self._tensors, bounds=self._bounds, maxiter=wanted.maxiter)
+            found = self._fitted(begin if k == 0 else low + draws[k] * (high - low))
         except (InputError, NotConvergedError):
             # what is wrong with the first start is wrong with what was asked
             if k == 0:
@@ -133,15 +131,11 @@ class _Work:
 
     def _intervals(self, x: np.ndarray) -> dict[str, Any]:
         """Go on from the best start to the end, and see how well the parameters are known there."""
-        from kolmo import likelihood
-
-        wanted = self.observed.estimation
-        self._put(x)
-        found = likelihood.fit(self.likelihood, self._tensors, bounds=self._bounds, maxiter=wanted.maxiter)
+        found = self._fitted(x)
         nothing = np.full(len(x), np.nan)
         message, errors, ends = str(found.result.message), nothing, np.stack([nothing, nothing], -1)
         try:
-            known = found.uncertainty(level=LEVEL, profile=wanted.profile)
+            known = found.uncertainty(level=LEVEL, profile=self.observed.estimation.profile)
             errors, ends = known.standard_errors, known.intervals if known.profile is None else known.profile
         except NotConvergedError as error:
             message = f"{message}; no intervals: {error}"
@@ -156,19 +150,19 @@ class _Work:
             "message": message,
         }
 
-    @property
-    def _tensors(self) -> "list[Tensor]":
-        return list(self.free.values())
+    def _fitted(self, x: np.ndarray) -> "Fit":
+        """Maximise from parameters on."""
+        from kolmo import likelihood
 
-    @property
-    def _bounds(self) -> list[tuple[float, float]]:
-        return list(self.observed.estimation.bounds)
+        self._put(x)
+        wanted = self.observed.estimation
+        return likelihood.fit(self.likelihood, self.tensors, bounds=list(wanted.bounds), maxiter=wanted.maxiter)
 
     def _put(self, x: np.ndarray) -> None:
         import torch
 
         with torch.no_grad():
-            for tensor, value in zip(self._tensors, x, strict=True):
+            for tensor, value in zip(self.tensors, x, strict=True):
                 tensor.copy_(torch.as_tensor(value))
 
     def _drawn(self) -> dict[str, dict[str, float]]:
@@ -239,21 +233,13 @@ def report(run: Run) -> Path:
         [name, v["start"], _measured(v["estimate"], v["standard_error"]), v["low"], v["high"]]
         for name, v in found["parameters"].items()
     ]
+    known = Measured(found["log_likelihood"], found["error_estimate"])
+    good = [known, found["observations"], found["aic"], found["bic"]]
+    titles = ["log-likelihood", "observations", "AIC", "BIC"]
     blocks: list[Block] = [
         f"{found['status'].capitalize()}: {found['message']}.",
         Table(["parameter", "start", "estimate", "from", "to"], rows, f"{kind}, {LEVEL:.0%}."),
-        Table(
-            ["log-likelihood", "observations", "AIC", "BIC"],
-            [
-                [
-                    Measured(found["log_likelihood"], found["error_estimate"]),
-                    found["observations"],
-                    found["aic"],
-                    found["bic"],
-                ]
-            ],
-            "± the estimated error of the discretisation.",
-        ),
+        Table(titles, [good], "± the estimated error of the discretisation."),
     ]
     sections = [Section("Answer", blocks), Section("Does it fit?", _fits(run, found))]
     text = read_text(run.folder / _MODEL, MAX_BYTES, in_run=True)

@@ -49,18 +49,7 @@ def resume(folder: Path, manner: Manner) -> int:
     return _measured(Run.resume(folder, take_over=manner.take_over), options, model, loss, manner)
 
 
-_CONFIG = schema.table(
-    {
-        "model": schema.text(),
-        "network": schema.optional(schema.text()),
-        "state": schema.optional(schema.text()),
-        "points": schema.whole(5, 1001),
-        "draws": schema.whole(1),
-        "seed": schema.whole(),
-        "span": schema.number(0.0),
-        "noisy": schema.optional(schema.truth),
-    }
-)
+_CONFIG = schema.of(Options, points=schema.whole(5, 1001), draws=schema.whole(1), span=schema.number(0.0))
 
 
 def _asked(run: Run) -> Options:

@@ -105,10 +105,7 @@ class Owner:
         return f"process {self.pid} on {self.host}"
 
 
-_RECORD = schema.table(
-    {"host": schema.text(), "place": schema.text(), "pid": schema.whole(1), "started": schema.text()}
-    | {"folder": schema.whole(0), "lock": schema.whole(0)}
-)
+_RECORD = schema.of(Owner, pid=schema.whole(1), folder=schema.whole(0), lock=schema.whole(0))
 
 
 @functools.cache
