@@ -43,8 +43,6 @@ class NoiseLaw(nn.Module, ABC):
     per : {"sample", "coordinate", "batch"}
         How many ζ a state gets: one, one for each coordinate, or one that the whole batch shares. The expected loss of
         one sample is the same for "sample" and "batch"; the variance of a batch mean is not.
-    mean_is_exact : bool
-        Whether `mean` is the exact expectation of the increment.
     constant : bool
         Whether G does not depend on the state.
     linear : bool
@@ -66,7 +64,6 @@ class NoiseLaw(nn.Module, ABC):
 
     scaling: str = "natural"
     per: str = "sample"
-    mean_is_exact: bool = True
     constant: bool = False
     linear: bool = False
     numbers: tuple[str, ...] = ()

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from kolmo.arrays import at_home
 from kolmo.bridge.compiled_passes import CompiledPasses
-from kolmo.bridge.control_variate import ControlVariate, final_state, pilot_paths, solved_variate
+from kolmo.bridge.control_variate import ControlVariate, final_state, solved_variate
 from kolmo.bridge.resnet import NoisyResNet, Rng, as_generator
-from kolmo.bridge.sampling import REPLICATES, blocks, of_paths
+from kolmo.bridge.sampling import REPLICATES, blocks
 from kolmo.errors import InputError, KolmoWarning
 
 # What each method uses of the options of `expected_loss`. Enumeration is exact, so that it meets every tolerance; a
@@ -298,9 +298,7 @@ def _control(
         warnings.simplefilter("ignore", KolmoWarning)  # an equation that misses its order is as good a control
         problem = _problem(net, columns, x, options.order, {"strict": False})
     assert problem.terminal is not None
-    pilot = pilot_paths(len(x))
-    start = x.expand(pilot, *x.shape)
-    return solved_variate(net, problem.sde, problem.terminal, start, of_paths(pilot, generator))
+    return solved_variate(net, problem.sde, problem.terminal, x, generator)
 
 
 def _problem(net: NoisyResNet, columns: Columns, x: Tensor, order: int, options: dict[str, Any]) -> Any:

@@ -346,7 +346,9 @@ def _batch_axes(
     best: list[int | None] = [None] * len(steps)
     for axis in (0, 1) if batch_axis is None else (batch_axis,):
         with contextlib.suppress(Exception):  # a model may refuse a doubled axis; then the next one is tried
-            found = _separating(model, *changed(inputs, axis), steps)
+            with awake(model):
+                passes = [_operands(model, values, steps) for values in changed(inputs, axis)]
+            found = [_axis(a, b) for a, b in zip(*passes, strict=True)]
             best = min(best, found, key=lambda axes: axes.count(None))
             if None not in best:
                 break
@@ -411,12 +413,6 @@ def _operands(model: nn.Module, inputs: Sequence[Any], steps: list[_Step], *, tr
 def _own(module: nn.Module) -> bool:
     """Whether the code of a module is the model's own: no layer of torch, nor normalisation or dropout made of one."""
     return not type(module).__module__.startswith("torch.") and not isinstance(module, LAYERS)
-
-
-def _separating(model: nn.Module, inputs: list[Any], changed: list[Any], steps: list[_Step]) -> list[int | None]:
-    with awake(model):
-        before, after = (_operands(model, values, steps) for values in (inputs, changed))
-    return [_axis(a, b) for a, b in zip(before, after, strict=True)]
 
 
 @contextlib.contextmanager
