@@ -121,16 +121,12 @@ def arrival(problem: ControlProblem, x: Any, *, grid: Grid | int, steps: int) ->
             "targets, a horizon and nothing to choose",
             "cp.under(policy); for a stationary one control.solve_hjb(cp.under(policy).reaching())",
         )
-    nodes = grid if isinstance(grid, Grid) else _even(problem, grid)
+    box: Any = problem.box
+    nodes = grid if isinstance(grid, Grid) else Grid.of(box, [grid] * problem.dim)
     start = np.asarray(as_numpy(as_points(x, problem.dim, "x")), dtype=float).reshape(-1, problem.dim)
     if len(start) != 1 or any(target.inside(start).any() for target in problem.targets):
         raise InputError("x", start.tolist(), "one point outside the targets")
     return _Transposed(problem, nodes).march(start, steps)
-
-
-def _even(problem: ControlProblem, n: int) -> Grid:
-    box: Any = problem.box
-    return Grid.of(box, [n] * problem.dim)
 
 
 class _Transposed:

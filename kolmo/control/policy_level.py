@@ -171,10 +171,8 @@ def _thin(level: PolicyLevel) -> None:
     """Keep at most ``STORED`` times, the ends among them."""
     if len(level.times) > STORED:
         keep = np.unique(np.linspace(0, len(level.times) - 1, STORED).round().astype(int))
-        level.times = [level.times[i] for i in keep]
-        level.states = [level.states[i] for i in keep]
-        level.acts = [level.acts[i] for i in keep]
-        level.slopes = [level.slopes[i] for i in keep] if level.slopes else []
+        for name in ("times", "states", "acts", *(["slopes"] if level.slopes else [])):
+            setattr(level, name, [getattr(level, name)[i] for i in keep])
 
 
 def _terminal(bellman: Bellman, recipe: Discretization) -> np.ndarray:

@@ -32,10 +32,6 @@ SPREADS = 6.0
 Watch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Any]
 
 
-def _nobody(*_: torch.Tensor) -> None:
-    """Nobody watches."""
-
-
 def noisy_paths(
     sde: SDE,
     times: Any,
@@ -227,7 +223,7 @@ class NoisyPathLikelihood(OnChart):
         C = F @ passed.C[:-1] @ F.mT + Q
         return torch.cat([first[0], mean]), torch.cat([first[1], 0.5 * (C + C.mT)])
 
-    def _by_modes(self, n: int, watch: Watch = _nobody) -> tuple[torch.Tensor, float]:
+    def _by_modes(self, n: int, watch: Watch = lambda *_: None) -> tuple[torch.Tensor, float]:
         """The filter in one dimension, of laws g/Σ times a sum of eigenfunctions; ``watch(x, masses, y)`` sees them."""
         if self._space is None:
             self._space = Chart(self.sde, self._interval())
