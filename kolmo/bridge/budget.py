@@ -15,9 +15,7 @@ from kolmo.bridge.effects import (
     ColumnSteps,
     Estimate,
     Loss,
-    Losses,
     Probe,
-    Slopes,
     Unit,
     jumps,
     probing,
@@ -117,24 +115,18 @@ def site_effects(
     horizon: float = 1.0,
 ) -> SiteEffects:
     """Effect of every site's noise on the loss, one way or the other; see `regularisation`."""
-    _check_reading(reading)
-    with probing(model, loss, inputs, law, where, horizon=horizon, batches=batches) as probe:
-        base = probe.values()
-        slopes = [probe.slopes(part) for part in range(probe.parts)] if reading == "jumps" else []
-        found = [read(probe, unit, base, slopes, reading, probes) for unit in probe.units]
-        return SiteEffects(Sites(probe.rows), by_row(found, probe.units), float(np.mean(base)), reading)
-
-
-def read(probe: Probe, unit: Unit, base: Losses, slopes: Slopes, reading: str, probes: int) -> Estimate:
-    """Effect of the noise of one addition."""
-    if reading == "diffusion":
-        return viscosity(probe, unit, base, probes)
-    return jumps(probe, unit, base, max(2, 2 * probes), slopes)
-
-
-def _check_reading(reading: str) -> None:
     if reading not in READINGS:
         raise InputError("reading", repr(reading), "'diffusion' or 'jumps'", "bridge.diagnose says which holds")
+    with probing(model, loss, inputs, law, where, horizon=horizon, batches=batches) as probe:
+        found = [read(probe, unit, reading, probes) for unit in probe.units]
+        return SiteEffects(Sites(probe.rows), by_row(found, probe.units), float(np.mean(probe.base)), reading)
+
+
+def read(probe: Probe, unit: Unit, reading: str, probes: int) -> Estimate:
+    """Effect of the noise of one addition."""
+    if reading == "diffusion":
+        return viscosity(probe, unit, probes)
+    return jumps(probe, unit, max(2, 2 * probes))
 
 
 class Regulariser:
@@ -367,14 +359,12 @@ def schedule(
         raise InputError("budget", budget, "a positive number: what the noise may add to the loss")
     name = _chosen(law)
     with probing(model, loss, inputs, law, where, horizon=horizon, batches=batches) as probe:
-        base = probe.values()
-        slopes = [probe.slopes(part) for part in range(probe.parts)]
-        shares = _Shares(probe, base, slopes, law, name, probes)
+        shares = _Shares(probe, law, name, probes)
 
         def measure(found: Sequence[tuple[NoiseLaw, Estimate]]) -> Estimate:
             for noise, (one, _) in zip(probe.noises, found, strict=True):
                 noise.law = one
-            return sampled(probe, base, slopes, draws=draws, rtol=rtol, seed=0)
+            return sampled(probe, draws=draws, rtol=rtol, seed=0)
 
         found, measured = _spend(shares, budget, measure)
         return Schedule(Sites(probe.rows), [one for one, _ in found], [effect for _, effect in found], measured, budget)
@@ -409,9 +399,8 @@ def _spend(
 class _Shares:
     """Noise of every site that has a given effect."""
 
-    def __init__(self, probe: Probe, base: Losses, slopes: Slopes, law: NoiseLaw, name: str, probes: int) -> None:
-        self._probe, self._base, self._slopes, self._probes = probe, base, slopes, probes
-        self._law, self._name = law, name
+    def __init__(self, probe: Probe, law: NoiseLaw, name: str, probes: int) -> None:
+        self._probe, self._law, self._name, self._probes = probe, law, name, probes
         self._largest = _LARGEST_DROP if name == "keep" else _LARGEST_FACTOR
 
     def spent(self, budget: float) -> list[tuple[NoiseLaw, Estimate]]:
@@ -458,5 +447,5 @@ class _Shares:
         law = copy.copy(self._law).replaced(**{self._name: value})
         self._probe.noises[row].law = law
         units = [unit for unit in self._probe.units if unit.row == row]
-        effects = [read(self._probe, unit, self._base, self._slopes, "jumps", self._probes) for unit in units]
+        effects = [read(self._probe, unit, "jumps", self._probes) for unit in units]
         return law, summed(effects)

@@ -3,6 +3,7 @@
 It is trained by sampling, through its PDE, or with the explicit regulariser of the small-noise expansion.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -206,14 +207,9 @@ class FlowClassifier(nn.Module):
         with torch.no_grad():
             z = self.encoder(x)
         estimate = expected_loss(self.net, self.class_losses, z, **options)
-        picked = {
-            name: None if value is None else _of_label(value, y)
-            for name, value in (
-                ("standard_error", estimate.standard_error),
-                ("error_estimate", estimate.error_estimate),
-            )
-        }
-        return LossEstimate(_of_label(estimate.mean, y), method=estimate.method, stats=estimate.stats, **picked)
+        parts: dict[str, Any] = {name: getattr(estimate, name) for name in ("mean", "standard_error", "error_estimate")}
+        parts = {name: None if v is None else _of_label(v, y) for name, v in parts.items()}
+        return replace(estimate, **parts)
 
 
 def _of_label(losses: Tensor, y: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kolmo.bridge.resnet import Draw, NoisyResNet
+from kolmo.bridge.sampling import of_paths
 from kolmo.errors import InputError
 from kolmo.kernels import bspline
 from kolmo.problem import KolmogorovProblem
@@ -88,10 +89,11 @@ def _spline(solution: Any, nodes: np.ndarray, t: float) -> np.ndarray:
 
 @torch.no_grad()
 def solved_variate(
-    net: NoisyResNet, sde: SDE, loss: Callable[[Tensor], Tensor], x: Tensor, draw: Draw
+    net: NoisyResNet, sde: SDE, loss: Callable[[Tensor], Tensor], x: Tensor, generator: torch.Generator
 ) -> ControlVariate:
-    """Control variate from a coarse solution on a grid around the paths of a pilot run; x is ``(paths, n, d)``."""
-    lower, upper, speed, spread = _pilot(net, x, draw)
+    """Control variate from a coarse solution on a grid around the paths of a pilot run; x is ``(n, d)``."""
+    paths = max(2, _PILOT // len(x))
+    lower, upper, speed, spread = _pilot(net, x.expand(paths, *x.shape), of_paths(paths, generator))
     margin = _MARGIN * (upper - lower) + 1e-6 * (1.0 + np.abs(upper))
     problem = KolmogorovProblem(sde, loss, net.horizon, Box(lower - margin, upper + margin))
     nodes = _NODES[len(lower)]
@@ -120,11 +122,6 @@ def _pilot(net: NoisyResNet, x: Tensor, draw: Draw) -> tuple[np.ndarray, ...]:
         seen.append(x.reshape(-1, d))
     states = torch.cat(seen)
     return tuple(v.double().numpy() for v in (states.amin(0), states.amax(0), speed, spread))
-
-
-def pilot_paths(n: int) -> int:
-    """Paths for each of n states in the pilot run."""
-    return max(2, _PILOT // n)
 
 
 def final_state(

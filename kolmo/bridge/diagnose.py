@@ -9,8 +9,8 @@ import numpy as np
 from torch import nn
 
 from kolmo.arrays import at_home
-from kolmo.bridge.budget import by_row, summed
-from kolmo.bridge.effects import Estimate, Loss, jumps, probing, sampled, viscosity
+from kolmo.bridge.budget import READINGS, by_row, read, summed
+from kolmo.bridge.effects import Estimate, Loss, probing, sampled
 from kolmo.bridge.laws import NoiseLaw
 from kolmo.bridge.selection import Where
 from kolmo.bridge.sites import Sites
@@ -200,22 +200,19 @@ def diagnose(
     'diffusion'
     """
     with probing(model, loss, inputs, law, where, horizon=horizon, batches=batches) as probe:
-        base = probe.values()
-        slopes = [probe.slopes(part) for part in range(probe.parts)]
-        diffused = [viscosity(probe, unit, base, probes) for unit in probe.units]
-        jumped = [jumps(probe, unit, base, max(2, 2 * probes), slopes) for unit in probe.units]
-        measured = sampled(probe, base, slopes, draws=draws, rtol=rtol, seed=seed)
+        diffused, jumped = ([read(probe, unit, reading, probes) for unit in probe.units] for reading in READINGS)
+        measured = sampled(probe, draws=draws, rtol=rtol, seed=seed)
         if all(noise.law.variable is variable("gaussian") for noise in probe.noises):
             diffusion = measured  # the same draws
         else:
-            diffusion = sampled(probe, base, slopes, draws=draws, rtol=rtol, seed=seed, gaussian=True)
+            diffusion = sampled(probe, draws=draws, rtol=rtol, seed=seed, gaussian=True)
         return Diagnosis(
             Sites(probe.rows),
             by_row(diffused, probe.units),
             by_row(jumped, probe.units),
             diffusion,
             measured,
-            float(np.mean(base)),
+            float(np.mean(probe.base)),
         )
 
 

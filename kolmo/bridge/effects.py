@@ -12,7 +12,7 @@ which in the mean over data is right also for kinks such as those of ReLU, where
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from kolmo.bridge.inject import injected
 from kolmo.bridge.laws import NoiseLaw
-from kolmo.bridge.noise import Noise
+from kolmo.bridge.noise import Noise, moved, sample
 from kolmo.bridge.selection import Where
 from kolmo.bridge.sites import Site
 from kolmo.errors import InputError
@@ -118,6 +118,16 @@ class Probe:
             raise InputError("loss", f"a loss that never calls {unseen!r}", "loss(f) that passes data through f")
         return value.reshape(())
 
+    @cached_property
+    def base(self) -> Losses:
+        """Losses of all batches as they are."""
+        return self.values()
+
+    @cached_property
+    def gradients(self) -> Slopes:
+        """Gradients of the loss of every batch with respect to every branch."""
+        return [self.slopes(part) for part in range(self.parts)]
+
     @torch.no_grad()
     def values(self, change: Change | None = None) -> Losses:
         """Losses of all batches."""
@@ -135,13 +145,8 @@ class Probe:
             value = self.loss(shift, part)
             if not value.requires_grad:
                 return None
-            flat = torch.autograd.grad(value, [s for row in shifts for s in row], allow_unused=True)
-        found = iter(flat)
-        return [[_or_zero(next(found), s) for s in row] for row in shifts]
-
-
-def _or_zero(gradient: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if gradient is None else gradient
+            found = iter(torch.autograd.grad(value, [s for row in shifts for s in row], materialize_grads=True))
+        return [[next(found) for _ in row] for row in shifts]
 
 
 @contextmanager
@@ -159,14 +164,11 @@ def probing(
     injection = injected(model, law, where, inputs, horizon, "train")
     try:
         with injection.noisy(0):
-            yield Probe(model, loss, None if batches is None else list(batches), injection.noises, injection.rows)
+            probe = Probe(model, loss, None if batches is None else list(batches), injection.noises, injection.rows)
+            _ = probe.base  # what is wrong with the loss shows at once
+            yield probe
     finally:
         injection.remove()
-
-
-def moved(m: Tensor, axis: int, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Change a branch with its samples in front."""
-    return change(m) if axis == 0 else change(m.movedim(axis, 0)).movedim(0, axis)
 
 
 def along(law: NoiseLaw, m: Tensor, zeta: Tensor | float, h: float, axis: int) -> Tensor:
@@ -178,13 +180,6 @@ def along(law: NoiseLaw, m: Tensor, zeta: Tensor | float, h: float, axis: int) -
         return law.fluctuation(front, given, h)
 
     return moved(m, axis, fluctuation)
-
-
-def incremented(law: NoiseLaw, m: Tensor, zeta: float, h: float, axis: int) -> Tensor:
-    """Increment of a branch for one value of ζ everywhere."""
-    return moved(
-        m, axis, lambda front: law.increment(front, front.new_full(law.noise_shape(front, front.ndim - 1), zeta), h)
-    )
 
 
 def signs(law: NoiseLaw, m: Tensor, axis: int, *, always: bool = False) -> Tensor | float:
@@ -203,13 +198,10 @@ def step_size(m: Tensor, delta: Tensor, ratio: float) -> float:
     return min(1.0, _STEP * state / size) if size > 0 and state > 0 else 1.0
 
 
-def viscosity(probe: Probe, unit: Unit, base: Losses, probes: int) -> Estimate:
+def viscosity(probe: Probe, unit: Unit, probes: int) -> Estimate:
     r"""½ C:∇²v of one addition, and (E ΔX − F)·∇v where the law changes the mean."""
-    draws = []
-    for _ in range(probes if probe.noises[unit.row].law.per == "coordinate" else 1):
-        found = _second(probe, unit, base)
-        draws.append(found)
-    table = np.array(draws) + _drift(probe, unit, base)
+    count = probes if probe.noises[unit.row].law.per == "coordinate" else 1
+    table = np.array([_second(probe, unit) for _ in range(count)]) + _drift(probe, unit)
     return Estimate(float(table.mean()), spread(table))
 
 
@@ -219,11 +211,11 @@ def spread(table: Losses) -> float:
     return float(flat.std(ddof=1) / math.sqrt(len(flat))) if len(flat) > 1 else 0.0
 
 
-def _second(probe: Probe, unit: Unit, base: Losses) -> Losses:
+def _second(probe: Probe, unit: Unit) -> Losses:
     """Half the second difference along random columns of the noise matrix, batch by batch."""
     step = ColumnSteps(probe.rows, {unit})
     up, down = probe.values(step.up), probe.values(step.down())
-    second: Losses = (up + down - 2 * base) / (2 * step.eta**2)
+    second: Losses = (up + down - 2 * probe.base) / (2 * step.eta**2)
     return second
 
 
@@ -270,10 +262,11 @@ class ColumnSteps:
         return change
 
 
-def _drift(probe: Probe, unit: Unit, base: Losses) -> Losses:
+def _drift(probe: Probe, unit: Unit) -> Losses:
     """Change of the loss by the mean increment instead of the branch, to first order."""
-    if not _shifts_mean(probe.noises[unit.row].law):
-        return np.zeros_like(base)
+    one = torch.ones(1, 1)
+    if torch.equal(probe.noises[unit.row].law.mean(one), one):
+        return np.zeros_like(probe.base)
 
     def there(sign: float) -> Change:
         def change(at: Unit, m: Tensor, law: NoiseLaw, h: float, axis: int) -> Tensor:
@@ -285,12 +278,7 @@ def _drift(probe: Probe, unit: Unit, base: Losses) -> Losses:
     return slope
 
 
-def _shifts_mean(law: NoiseLaw) -> bool:
-    one = torch.ones(1, 1)
-    return not torch.equal(law.mean(one), one)
-
-
-def jumps(probe: Probe, unit: Unit, base: Losses, draws: int, slopes: Slopes) -> Estimate:
+def jumps(probe: Probe, unit: Unit, draws: int) -> Estimate:
     r"""E v(x + ΔX) − v(x + F) with noise in one addition alone: exact in its law, whatever the size of ΔX.
 
     One ζ for each sample (or batch): a sum over the values of ζ, or Gauss quadrature. One for each coordinate: sampled,
@@ -298,25 +286,25 @@ def jumps(probe: Probe, unit: Unit, base: Losses, draws: int, slopes: Slopes) ->
     """
     law = probe.noises[unit.row].law
     if law.per != "coordinate":
-        total = np.zeros_like(base)
+        total = np.zeros_like(probe.base)
         for value, weight in zip(*law.variable.nodes(_NODES), strict=True):
-            total += weight * (probe.values(_with_value(unit, float(value))) - base)
+            total += weight * (probe.values(_with_value(unit, float(value))) - probe.base)
         return Estimate(float(total.mean()), spread(total))
-    table = np.array([_one_draw(probe, unit, base, slopes, seed) for seed in range(draws)])
+    # without their linear part, whose mean is zero
+    table = np.array([np.subtract(*drawn(probe, seed, only=unit)) for seed in range(draws)])
     return Estimate(float(table.mean()), spread(table))
 
 
 def _with_value(unit: Unit, zeta: float) -> Change:
+    """The change that makes ζ one value everywhere in an addition."""
+
     def change(at: Unit, m: Tensor, law: NoiseLaw, h: float, axis: int) -> Tensor:
-        return incremented(law, m, zeta, h, axis) if at == unit else m
+        def increment(front: Tensor) -> Tensor:
+            return law.increment(front, front.new_full(law.noise_shape(front, front.ndim - 1), zeta), h)
+
+        return moved(m, axis, increment) if at == unit else m
 
     return change
-
-
-def _one_draw(probe: Probe, unit: Unit, base: Losses, slopes: Slopes, seed: int) -> Losses:
-    effect, linear = drawn(probe, base, slopes, seed, only=unit)
-    corrected: Losses = effect - linear
-    return corrected
 
 
 class _Draw:
@@ -338,17 +326,16 @@ class _Draw:
             front = m.movedim(axis, 0)
             noise = along(law, m, torch.randn_like(front.new_empty(law.noise_shape(front, front.ndim - 1))), h, axis)
         else:
-            noise = moved(m, axis, lambda front: law.sample(front, h, state_ndim=front.ndim - 1)) - mean
+            noise = sample(law, m, h, axis) - mean
         if self._slopes is not None:
             self.linear += float((self._slopes[at.row][place] * noise).sum())
         return mean + noise
 
 
 @torch.no_grad()
-def drawn(
-    probe: Probe, base: Losses, slopes: Slopes, seed: int, *, gaussian: bool = False, only: Unit | None = None
-) -> tuple[Losses, Losses]:
+def drawn(probe: Probe, seed: int, *, gaussian: bool = False, only: Unit | None = None) -> tuple[Losses, Losses]:
     """Effect of one draw of the noise, batch by batch, and the linear part Σ ∇v·(ΔX − E ΔX), whose mean is zero."""
+    base, slopes = probe.base, probe.gradients  # before the seed, should they draw
     torch.manual_seed(seed)
     effects, linear = np.empty(probe.parts), np.empty(probe.parts)
     for part in range(probe.parts):
@@ -358,9 +345,7 @@ def drawn(
     return effects, linear
 
 
-def sampled(
-    probe: Probe, base: Losses, slopes: Slopes, *, draws: int, rtol: float, seed: int, gaussian: bool = False
-) -> Estimate:
+def sampled(probe: Probe, *, draws: int, rtol: float, seed: int, gaussian: bool = False) -> Estimate:
     """Effect of all noise together, by draws after ``torch.manual_seed(seed + j)``; their linear part is a control.
 
     Where a rare value of some addition's noise may never have been drawn, the standard error is infinite.
@@ -369,7 +354,7 @@ def sampled(
     effects: list[float] = []
     controls: list[float] = []
     while len(effects) < draws:
-        effect, linear = drawn(probe, base, slopes, seed + len(effects), gaussian=gaussian)
+        effect, linear = drawn(probe, seed + len(effects), gaussian=gaussian)
         effects.append(float(effect.mean()))
         controls.append(float(linear.mean()))
         if len(effects) >= min(16, draws):

@@ -51,19 +51,19 @@ class Point:
 
     def jacobian(self) -> Tensor:
         """J of m, ``(n, d, d)``."""
-        return torch.stack([self.along(v, 0.0) for v in _units(self._x)], -1)
+        return torch.stack([self.along(v, 0.0) for v in units(self._x)], -1)
 
     def hessian(self) -> Tensor:
         """m'' at points ``(n, d)``: ``(n, d, d, d)``, component first; mixed derivatives by polarisation."""
-        units = _units(self._x)
-        own = [self.second(v, 0.0) for v in units]
+        ways = units(self._x)
+        own = [self.second(v, 0.0) for v in ways]
 
         def entry(i: int, j: int) -> Tensor:
             if i == j:
                 return own[i]
-            return 0.5 * (self.second(units[i] + units[j], 0.0) - own[i] - own[j])
+            return 0.5 * (self.second(ways[i] + ways[j], 0.0) - own[i] - own[j])
 
-        return symmetric(entry, len(units))
+        return symmetric(entry, len(ways))
 
     def factor_along(self, v: Tensor, rate: float) -> Tensor:
         """Derivative of G along (rate, v)."""
@@ -105,7 +105,7 @@ class _JetPoint(Point):
         return torch.zeros_like(G) if self.law.constant else G
 
 
-def _units(x: Tensor) -> list[Tensor]:
+def units(x: Tensor) -> list[Tensor]:
     """Unit vectors, one for each coordinate, shaped like x."""
     eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     return [unit.expand_as(x) for unit in eye]

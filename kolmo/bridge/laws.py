@@ -48,8 +48,6 @@ class NoiseLaw(nn.Module, ABC):
     per : {"sample", "coordinate", "batch"}
         How many ζ a state gets: one, one for each coordinate, or one that the whole batch shares. The expected loss of
         one sample is the same for "sample" and "batch"; the variance of a batch mean is not.
-    mean_is_exact : bool
-        Whether `mean` is the exact expectation of the increment.
     constant : bool
         Whether G does not depend on the state.
     linear : bool
@@ -71,7 +69,6 @@ class NoiseLaw(nn.Module, ABC):
 
     scaling: str = "natural"
     per: str = "sample"
-    mean_is_exact: bool = True
     constant: bool = False
     linear: bool = False
     numbers: tuple[str, ...] = ()
@@ -133,21 +130,6 @@ class NoiseLaw(nn.Module, ABC):
         """Covariance C = G Gᵀ of the increment, ``(..., d, d)``."""
         G = self.factor(m, h)
         return G @ G.mT
-
-    def covariance_action(self, m: Output, v: Tensor, h: float, *, state_ndim: int = 1) -> Tensor:
-        """C v for every state, without forming C: any state shape.
-
-        Raises
-        ------
-        InputError
-            For a strength that does not fit the states.
-        """
-        shape = self.noise_shape(m, state_ndim)
-        if self.per == "batch":
-            shape = v.shape[: v.ndim - state_ndim] + (1,) * state_ndim
-        zero = torch.zeros(shape, dtype=v.dtype, device=v.device)
-        transposed = torch.func.vjp(lambda zeta: self.fluctuation(m, zeta, h), zero)[1]
-        return self.fluctuation(m, transposed(v)[0], h)
 
     @property
     def skewness(self) -> float:
@@ -270,6 +252,12 @@ def _checked_scaling(scaling: str) -> str:
     return scaling
 
 
+def _checked_per(per: str) -> str:
+    if per not in ("sample", "coordinate", "batch"):
+        raise InputError("per", repr(per), "'sample', 'coordinate' or 'batch'")
+    return per
+
+
 def checked_keep(keep: Any) -> float | tuple[float, ...]:
     """Keep probability, or one for each layer, as floats in (0, 1]."""
     values = np.asarray(keep, dtype=float)
@@ -344,8 +332,9 @@ class Additive(NoiseLaw):
         if isinstance(self.s, Tensor) and self.s.ndim > 2:
             raise InputError("s", f"an array of shape {tuple(self.s.shape)}", "a number, (d,) or (d, m)")
 
-    def _matrix(self) -> bool:
-        return isinstance(self.s, Tensor) and self.s.ndim == 2
+    def _size(self, h: float) -> float:
+        """√h or h."""
+        return math.sqrt(h) if self.scaling == "diffusive" else h
 
     def noise_shape(self, m: Output, state_ndim: int) -> tuple[int, ...]:
         """Like the increment; with a matrix s the last axis is its number of columns.
@@ -364,7 +353,7 @@ class Additive(NoiseLaw):
 
     def fluctuation(self, m: Output, zeta: Tensor, h: float) -> Tensor:
         """√h sζ or h sζ."""
-        size = math.sqrt(h) if self.scaling == "diffusive" else h
+        size = self._size(h)
         if not isinstance(self.s, Tensor):
             return (size * self.s) * zeta
         s = self.s.to(m)
@@ -374,15 +363,14 @@ class Additive(NoiseLaw):
         """Return m + √h sζ or m + h sζ, in one pass over the numbers where s is one."""
         if isinstance(self.s, Tensor):
             return super().increment(m, zeta, h)
-        return torch.add(m, zeta, alpha=self.s * (math.sqrt(h) if self.scaling == "diffusive" else h))
+        return torch.add(m, zeta, alpha=self.s * self._size(h))
 
     def factor(self, m: Output, h: float) -> Tensor:
         """Size times s, the same at every state."""
-        size = math.sqrt(h) if self.scaling == "diffusive" else h
         s = torch.as_tensor(self.s, dtype=m.dtype, device=m.device)
         if s.ndim < 2:
             s = torch.diag(s.expand(m.shape[-1]))
-        return (size * s).expand(*m.shape[:-1], *s.shape)
+        return (self._size(h) * s).expand(*m.shape[:-1], *s.shape)
 
     @property
     def noiseless(self) -> bool:
@@ -426,10 +414,7 @@ class Multiplicative(NoiseLaw):
         super().__init__()
         self.variable = variable(law)
         self.scaling = _checked_scaling(scaling)
-        if per not in ("sample", "coordinate", "batch"):
-            raise InputError("per", repr(per), "'sample', 'coordinate' or 'batch'")
-        self.per = per
-        self.s = a_number(s, "s")
+        self.per, self.s = _checked_per(per), a_number(s, "s")
 
     def fluctuation(self, m: Output, zeta: Tensor, h: float) -> Tensor:
         """Return m sζ (natural) or m sζ/√h (diffusive), with m = h f."""
@@ -476,10 +461,8 @@ class LogNormal(NoiseLaw):
         values = np.asarray(sigma, dtype=float)
         if values.ndim > 1 or not np.all((values >= 0) & np.isfinite(values)):
             raise InputError("sigma", sigma, "a number, zero or positive, or one for each layer")
-        if per not in ("sample", "coordinate", "batch"):
-            raise InputError("per", repr(per), "'sample', 'coordinate' or 'batch'")
         self.sigma: Any = float(values) if values.ndim == 0 else tuple(values.tolist())
-        self.per = per
+        self.per = _checked_per(per)
 
     @property
     def variable(self) -> Variable:  # type: ignore[override]

@@ -1,6 +1,7 @@
 """Expected loss of a noisy network: by sampling, by enumeration, by layer recursion, and by its Kolmogorov equation."""
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 
 from kolmo.arrays import at_home
 from kolmo.bridge.compiled_passes import CompiledPasses
-from kolmo.bridge.control_variate import ControlVariate, final_state, pilot_paths, solved_variate
+from kolmo.bridge.control_variate import ControlVariate, final_state, solved_variate
 from kolmo.bridge.resnet import NoisyResNet, Rng, as_generator
-from kolmo.bridge.sampling import REPLICATES, blocks, of_paths
+from kolmo.bridge.sampling import REPLICATES, blocks
 from kolmo.errors import InputError, KolmoWarning
 
 # What each method uses of the options of `expected_loss`. Enumeration is exact, so that it meets every tolerance; a
@@ -66,8 +67,8 @@ class LossEstimate:
 class Columns:
     """A loss ``(..., state)`` -> ``(...)`` or ``(..., k)``, read as columns ``(n, k)``; remembers which it was."""
 
-    def __init__(self, loss: Callable[[Tensor], Tensor], state_ndim: int) -> None:
-        self._loss, self._state_ndim = loss, state_ndim
+    def __init__(self, loss: Callable[[Tensor], Tensor], state_ndim: int, lead: torch.Size) -> None:
+        self._loss, self._state_ndim, self._lead = loss, state_ndim, lead
         self.scalar: bool | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -85,9 +86,9 @@ class Columns:
         self.scalar = value.ndim == len(lead)
         return value[..., None] if self.scalar else value
 
-    def shaped(self, values: Tensor, lead: torch.Size) -> Tensor:
-        """Columns ``(n, k)`` in the shape that the loss would have had."""
-        return values.reshape(lead) if self.scalar else values.reshape(*lead, values.shape[-1])
+    def shaped(self, values: Tensor) -> Tensor:
+        """Columns ``(n, k)`` in the shape that the loss would have had of all states."""
+        return values.reshape(self._lead) if self.scalar else values.reshape(*self._lead, values.shape[-1])
 
 
 @at_home
@@ -177,15 +178,15 @@ def expected_loss(
     if method != "pde":  # whose functions take points of their own precision
         _fitting(net, x)
     flat = x.reshape(-1, *x.shape[x.ndim - net.state_ndim :])
-    columns = Columns(loss, net.state_ndim)
+    columns = Columns(loss, net.state_ndim, lead)
     if method == "monte_carlo":
         options = _Sampling(sampling, common_noise, control_variate, order)
-        return _monte_carlo(net, columns, flat, lead, paths, rng, options)
+        return _monte_carlo(net, columns, flat, paths, rng, options)
     if method == "enumerate":
-        return _enumerate(net, columns, flat, lead, max_outcomes)
+        return _enumerate(net, columns, flat, max_outcomes)
     if method == "recursion":
-        return _recursion(net, columns, flat, lead, rtol, atol)
-    return _pde(net, columns, flat, lead, order, rtol, atol, solve_options)
+        return _recursion(net, columns, flat, rtol, atol)
+    return _pde(net, columns, flat, order, rtol, atol, solve_options)
 
 
 def _refuse_unused(method: str, given: dict[str, Any]) -> None:
@@ -224,7 +225,7 @@ def refuse_batchnorm(module: nn.Module) -> None:
 
 @torch.no_grad()
 def _monte_carlo(
-    net: NoisyResNet, columns: Columns, x: Tensor, lead: torch.Size, paths: int, rng: Rng, options: "_Sampling"
+    net: NoisyResNet, columns: Columns, x: Tensor, paths: int, rng: Rng, options: "_Sampling"
 ) -> LossEstimate:
     """Mean and standard error over independent values: paths, antithetic pairs, or scrambled replicates."""
     least = {"antithetic": 4, "sobol": 2 * REPLICATES}.get(options.sampling, 2)
@@ -247,8 +248,8 @@ def _monte_carlo(
     mean = total / independent_values
     variance = (squares / independent_values - mean**2).clamp(min=0) / (independent_values - 1)
     return LossEstimate(
-        columns.shaped(shift + mean, lead),
-        columns.shaped(variance.sqrt(), lead),
+        columns.shaped(shift + mean),
+        columns.shaped(variance.sqrt()),
         None,
         "monte_carlo",
         {"paths": used, "sampling": options.sampling, "seed": generator.initial_seed()},
@@ -297,9 +298,7 @@ def _control(
         warnings.simplefilter("ignore", KolmoWarning)  # an equation that misses its order is as good a control
         problem = _problem(net, columns, x, options.order, {"strict": False})
     assert problem.terminal is not None
-    pilot = pilot_paths(len(x))
-    start = x.expand(pilot, *x.shape)
-    return solved_variate(net, problem.sde, problem.terminal, start, of_paths(pilot, generator))
+    return solved_variate(net, problem.sde, problem.terminal, x, generator)
 
 
 def _problem(net: NoisyResNet, columns: Columns, x: Tensor, order: int, options: dict[str, Any]) -> Any:
@@ -323,27 +322,18 @@ def _problem(net: NoisyResNet, columns: Columns, x: Tensor, order: int, options:
 
 
 @torch.no_grad()
-def _enumerate(net: NoisyResNet, columns: Columns, x: Tensor, lead: torch.Size, max_outcomes: int) -> LossEstimate:
+def _enumerate(net: NoisyResNet, columns: Columns, x: Tensor, max_outcomes: int) -> LossEstimate:
     """Sum over all outcomes of discrete noise."""
-    rules, outcomes = [], 1
+    outcomes = 1
     for k in range(net.depth):
         law = net.law(k)
-        count = 1
-        if not law.noiseless:
-            if not law.variable.is_discrete:
-                raise InputError(
-                    "method",
-                    f"'enumerate' with {law.variable.name} noise",
-                    "discrete noise",
-                    "use 'recursion' or 'pde'",
-                )
-            output = net.output(k, x[:1])
-            count = 1
-            for n in law.noise_shape(output, net.state_ndim)[1:]:
-                count *= n
-        values, weights = law.variable.nodes(0)
-        outcomes *= 1 if law.noiseless else len(values) ** count
-        rules.append((values, weights))
+        if law.noiseless:
+            continue
+        if not law.variable.is_discrete:
+            given = f"'enumerate' with {law.variable.name} noise"
+            raise InputError("method", given, "discrete noise", "use 'recursion' or 'pde'")
+        count = math.prod(law.noise_shape(net.output(k, x[:1]), net.state_ndim)[1:])
+        outcomes *= len(law.variable.nodes(0)[0]) ** count
     if outcomes > max_outcomes:
         raise InputError(
             "method",
@@ -354,9 +344,7 @@ def _enumerate(net: NoisyResNet, columns: Columns, x: Tensor, lead: torch.Size, 
     chunk = max(1, _STATES // (outcomes * max(x[0].numel(), 1)))
     mean = torch.cat([_enumerate_chunk(net, columns, x[i : i + chunk]) for i in range(0, len(x), chunk)])
     error = torch.full_like(mean, torch.finfo(x.dtype).eps) * (net.depth + 10) * mean.abs().amax(0)
-    return LossEstimate(
-        columns.shaped(mean, lead), None, columns.shaped(error, lead), "enumerate", {"outcomes": outcomes}
-    )
+    return LossEstimate(columns.shaped(mean), None, columns.shaped(error), "enumerate", {"outcomes": outcomes})
 
 
 def _enumerate_chunk(net: NoisyResNet, columns: Columns, x: Tensor) -> Tensor:
@@ -384,33 +372,19 @@ def _outcomes(rule: tuple[np.ndarray, np.ndarray], shape: tuple[int, ...]) -> tu
     return torch.as_tensor(rule[0][index]).reshape(-1, *shape), torch.as_tensor(rule[1][index].prod(1))
 
 
-def _recursion(
-    net: NoisyResNet, columns: Columns, x: Tensor, lead: torch.Size, rtol: float, atol: float
-) -> LossEstimate:
+def _recursion(net: NoisyResNet, columns: Columns, x: Tensor, rtol: float, atol: float) -> LossEstimate:
     """Backward recursion on the CPU in double precision."""
     from kolmo.bridge.recursion import recursion
 
     result = recursion(net, columns, x.double().cpu().numpy(), rtol=rtol, atol=atol, dtype=x.dtype)
     mean = torch.as_tensor(result.values)
     error = torch.as_tensor(result.error_estimate).expand(mean.shape)
-    return LossEstimate(
-        columns.shaped(mean, lead),
-        None,
-        columns.shaped(error, lead),
-        "recursion",
-        {**result.stats, "converged": result.converged},
-    )
+    stats = {**result.stats, "converged": result.converged}
+    return LossEstimate(columns.shaped(mean), None, columns.shaped(error), "recursion", stats)
 
 
 def _pde(
-    net: NoisyResNet,
-    columns: Columns,
-    x: Tensor,
-    lead: torch.Size,
-    order: int,
-    rtol: float,
-    atol: float,
-    options: dict[str, Any],
+    net: NoisyResNet, columns: Columns, x: Tensor, order: int, rtol: float, atol: float, options: dict[str, Any]
 ) -> LossEstimate:
     """Backward Kolmogorov equation of the modified SDE."""
     import kolmo
@@ -419,11 +393,6 @@ def _pde(
     points = x.double()
     solution = kolmo.solve(problem, at=points, rtol=rtol, atol=atol, **options)
     values, error = (torch.as_tensor(np.asarray(v)) for v in (solution(points), solution.error_estimate))
-    shape = (len(x), -1)
-    return LossEstimate(
-        columns.shaped(values.reshape(shape), lead),
-        None,
-        columns.shaped(error.expand(values.shape).reshape(shape), lead),
-        "pde",
-        {"order": order, "status": solution.status, "solution": solution},
-    )
+    mean, known = (columns.shaped(v.reshape(len(x), -1)) for v in (values, error.expand(values.shape)))
+    stats = {"order": order, "status": solution.status, "solution": solution}
+    return LossEstimate(mean, None, known, "pde", stats)

@@ -1,7 +1,7 @@
 """Noise that belongs to the modules of a network: copied, saved, moved and switched with them."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -134,41 +134,52 @@ class Entry:
         return self.noise.enter(args, kwargs)
 
 
+def moved(m: Tensor, axis: int, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Change a branch with its samples in front."""
+    return change(m) if axis == 0 else change(m.movedim(axis, 0)).movedim(0, axis)
+
+
 def sample(law: NoiseLaw, m: Tensor, h: float, axis: int) -> Tensor:
     """Draw the increment of a branch output whose samples are along an axis."""
-    if axis == 0:
-        return law.sample(m, h, state_ndim=m.ndim - 1)
-    return law.sample(m.movedim(axis, 0), h, state_ndim=m.ndim - 1).movedim(0, axis)
+    return moved(m, axis, lambda front: law.sample(front, h, state_ndim=m.ndim - 1))
 
 
-class Quiet:
-    """Forward pass of a module that dropped samples, without that: its input. In place of ``module.forward``."""
+class Instead:
+    """What takes the place of ``module.forward``; what stood there before is kept."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.before = module.__dict__.get("forward")
+        self.module, self.before = module, module.__dict__.get("forward")
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the pass that was there."""
+        if self.before is not None:
+            return self.before(*args, **kwargs)
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+
+class Quiet(Instead):
+    """Forward pass of a module that dropped samples, without that: its input."""
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return the input."""
         return x
 
 
-class NoisyForward:
-    """A module's forward pass with noise in operands of additions in its code; in place of ``module.forward``."""
+class NoisyForward(Instead):
+    """A module's forward pass with noise in operands of additions in its code."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.module, self.before = module, module.__dict__.get("forward")
+        super().__init__(module)
         self.noises: dict[int, tuple[int, Noise]] = {}
         self.trained: dict[int, tuple[int, Noise]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the pass."""
         with _Additions(self.trained if self.module.training else self.noises):
-            if self.before is not None:
-                return self.before(*args, **kwargs)
-            return type(self.module).forward(self.module, *args, **kwargs)
+            return self.forward(*args, **kwargs)
 
 
-class NoisyWeight:
+class NoisyWeight(Instead):
     """A module's forward pass with noise in its weight; in place of ``module.forward``.
 
     Attributes
@@ -184,7 +195,8 @@ class NoisyWeight:
     """
 
     def __init__(self, module: nn.Module, law: Any) -> None:
-        self.module, self.law, self.before = module, law, module.__dict__.get("forward")
+        super().__init__(module)
+        self.law = law
         self.always = False
         self.turns: Turns | None = None
 
@@ -195,23 +207,18 @@ class NoisyWeight:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the pass."""
         if not self.on:
-            return self._forward(*args, **kwargs)
+            return self.forward(*args, **kwargs)
         weight = self.module.weight
         with torch._C.DisableTorchFunction():
             noise = self.law.sample(weight)
             noisy = weight + (noise if self.turns is None else noise * self.turns.has(self))
-        with _Instead(weight, noisy):
-            return self._forward(*args, **kwargs)
+        with _Exchanged(weight, noisy):
+            return self.forward(*args, **kwargs)
 
     @property
     def on(self) -> bool:
         """Whether passes are noisy."""
         return self.always or self.module.training
-
-    def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.before is not None:
-            return self.before(*args, **kwargs)
-        return type(self.module).forward(self.module, *args, **kwargs)
 
 
 class Turns:
@@ -261,7 +268,7 @@ def _backward_task() -> int:
     return -1 if torch.compiler.is_compiling() else int(torch._C._current_graph_task_id())
 
 
-class _Instead(TorchFunctionMode):
+class _Exchanged(TorchFunctionMode):
     """Functions that are handed one tensor get another one."""
 
     def __init__(self, one: Any, other: Tensor) -> None:
@@ -391,18 +398,17 @@ def eject(model: nn.Module) -> None:
     >>> torch.equal(twin.train()(x), model.eval()(x))
     True
     """
+    for _, noise in carriers(model):
+        for name in noise.learnt.values() if isinstance(noise, Noise) else ():
+            del noise.owner._parameters[name]
     for module in model.modules():
-        for keys, noise in [(key, hook) for key, hook in module._forward_hooks.items() if isinstance(hook, Noise)]:
-            del module._forward_hooks[keys]
-            _forget([noise])
+        for key in [key for key, hook in module._forward_hooks.items() if isinstance(hook, Noise)]:
+            del module._forward_hooks[key]
         forward = module.__dict__.get("forward")
-        if isinstance(forward, NoisyForward):
-            _forget(noise for _, noise in forward.noises.values())
-        if isinstance(forward, (NoisyForward, NoisyWeight, Quiet)):
+        if isinstance(forward, Instead):
             del module.__dict__["forward"]
             if forward.before is not None:
                 module.__dict__["forward"] = forward.before
-    for module in model.modules():
         for key in [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, Entry)]:
             del module._forward_pre_hooks[key]
             module._forward_pre_hooks_with_kwargs.pop(key, None)
@@ -411,13 +417,6 @@ def eject(model: nn.Module) -> None:
             rule.thaw(model)
         if isinstance(rule, (BatchNormRule, Turns)):
             del model._forward_pre_hooks[rule_key]
-
-
-def _forget(noises: Iterable[Noise]) -> None:
-    """Take the learnable strengths out of the modules again."""
-    for noise in noises:
-        for key in noise.learnt.values():
-            del noise.owner._parameters[key]
 
 
 class BatchNormRule:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -119,14 +119,6 @@ def _principal_factor(G: np.ndarray) -> np.ndarray:
     return np.asarray(vectors * np.sqrt(np.clip(values, 0.0, None))[..., None, :])
 
 
-class Value(Protocol):
-    """A function u of points that can be averaged over outcomes."""
-
-    def average(self, points: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """``Σ_q weights[q] u(points[q])``: points ``(Q, n, d)`` -> ``(n, k)``."""
-        ...
-
-
 class Exact:
     """The loss itself, handed tensors of the network's dtype in the network's coordinates."""
 
@@ -135,7 +127,7 @@ class Exact:
 
     @torch.no_grad()
     def average(self, points: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Weighted sum of the loss over outcomes."""
+        """``Σ_q weights[q] u(points[q])``: points ``(Q, n, d)`` -> ``(n, k)``."""
         shape = points.shape
         x = torch.as_tensor(points.reshape(-1, shape[-1]) @ self._axes.T, dtype=self._dtype)
         values = np.asarray(self._columns(x).double())
@@ -145,7 +137,7 @@ class Exact:
 class Composed:
     """u after a layer without noise: no interpolation is needed."""
 
-    def __init__(self, layer: Layer, value: Value) -> None:
+    def __init__(self, layer: Layer, value: "Value") -> None:
         self._layer, self._value = layer, value
 
     def average(self, points: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -199,6 +191,10 @@ class Spline:
             )
             values = np.moveaxis(np.tensordot(matrix, values, axes=(1, axis)), 0, axis)
         return Spline(lower, upper, values)
+
+
+# A function u of points that can be averaged over outcomes.
+Value = Exact | Composed | Spline
 
 
 def node_counts(lower: np.ndarray, upper: np.ndarray, spacing: float) -> np.ndarray:

@@ -24,7 +24,7 @@ from kolmo.arrays import at_home
 from kolmo.bridge.budget import SiteEffects, site_effects
 from kolmo.bridge.effects import Loss
 from kolmo.bridge.graph import kinks
-from kolmo.bridge.jets import Point, layer_point, symmetric
+from kolmo.bridge.jets import Point, layer_point, symmetric, units
 from kolmo.bridge.laws import NoiseLaw
 from kolmo.bridge.loss import Columns, LossEstimate, expected_loss, refuse_batchnorm
 from kolmo.bridge.resnet import NoisyResNet, check_shape
@@ -236,20 +236,16 @@ def regularisation(
     x = x.detach()
     lead = x.shape[:-1]
     flat = x.reshape(-1, x.shape[-1])
-    columns = Columns(loss, 1)
+    columns = Columns(loss, 1, lead)
     found = expansion(net, columns, flat)
     flow, drift = _drift_correction(net, columns, flat)
     warn_of_kinks(net, columns, flat)
     exact = None if method is None else expected_loss(net, loss, x, method=method, **options)
 
-    def shaped(values: Tensor) -> Tensor:
-        return columns.shaped(values.detach(), lead)
-
-    def stacked(values: list[Tensor]) -> Tensor:
-        return torch.stack([shaped(value) for value in values])
-
+    flow, noise_free = (columns.shaped(values.detach()) for values in (flow, found.loss))
+    drifts, effects = (torch.stack([columns.shaped(v.detach()) for v in part]) for part in (drift, found.effects))
     viscosity = torch.stack([value.detach().reshape(lead) for value in found.viscosity])
-    return Regularisation(shaped(flow), shaped(found.loss), stacked(drift), stacked(found.effects), viscosity, exact)
+    return Regularisation(flow, noise_free, drifts, effects, viscosity, exact)
 
 
 class Expansion(NamedTuple):
@@ -310,10 +306,9 @@ def _jet(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tens
     def along(v: Tensor) -> Callable[[Tensor], Tensor]:
         return lambda y: torch.func.jvp(f, (y,), (v,))[1]
 
-    eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    units = [unit.expand_as(x) for unit in eye]
-    gradient = torch.stack([along(v)(x) for v in units], -1)
-    return f(x), gradient, symmetric(lambda i, j: torch.func.jvp(along(units[i]), (x,), (units[j],))[1], len(units))
+    ways = units(x)
+    gradient = torch.stack([along(v)(x) for v in ways], -1)
+    return f(x), gradient, symmetric(lambda i, j: torch.func.jvp(along(ways[i]), (x,), (ways[j],))[1], len(ways))
 
 
 def _pulled_back(point: Point, slope: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor]:

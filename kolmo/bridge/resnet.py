@@ -174,7 +174,7 @@ class NoisyResNet(nn.Module):
 
     .. math:: X_{k+1} = X_k + \Delta X_k, \qquad E\,\Delta X_k = h f_k(X_k), \qquad h = T/L
 
-    ``train()``: a noisy pass. ``eval()``: the mean network x + E ΔX, exact where the law's ``mean_is_exact`` holds.
+    ``train()``: a noisy pass. ``eval()``: the mean network x + E ΔX.
 
     Parameters
     ----------

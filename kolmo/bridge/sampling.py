@@ -44,7 +44,7 @@ def blocks(
 
         mirrored = sampling == "antithetic"
         draw = of_paths(count, generator, common=common, mirrored=mirrored)
-        yield Block(draw, count, _pairs if mirrored else _each)
+        yield Block(draw, count, _pairs if mirrored else lambda values: values)
 
 
 def of_paths(count: int, generator: torch.Generator | None, *, common: bool = False, mirrored: bool = False) -> Draw:
@@ -57,17 +57,9 @@ def of_paths(count: int, generator: torch.Generator | None, *, common: bool = Fa
     return draw
 
 
-def _each(values: Tensor) -> Tensor:
-    return values
-
-
 def _pairs(values: Tensor) -> Tensor:
     half = len(values) // 2
     return 0.5 * (values[:half] + values[half:])
-
-
-def _mean(values: Tensor) -> Tensor:
-    return values.mean(0, keepdim=True)
 
 
 def _shape(shape: Sequence[int], count: int, common: bool) -> tuple[int, ...]:
@@ -102,4 +94,4 @@ def _sobol_blocks(net: NoisyResNet, x: Tensor, paths: int, chunk: int, generator
             part = u[:, offsets[k] : offsets[k + 1]].reshape(len(u), 1, *shape[2:])
             return variable.from_uniform(part).to(like)
 
-        yield Block(draw, points, _mean)
+        yield Block(draw, points, lambda values: values.mean(0, keepdim=True))

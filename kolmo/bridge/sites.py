@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kolmo.arrays import at_home
 from kolmo.bridge.foreign import drops_samples
-from kolmo.bridge.graph import Graph
+from kolmo.bridge.graph import Found, Graph
 from kolmo.bridge.probing import changed
 from kolmo.bridge.watching import (
     LAYERS,
@@ -231,20 +231,22 @@ def follow(model: nn.Module, inputs: Sequence[Any], batch_axis: int | None = Non
 
 
 class _Step(NamedTuple):
-    """A residual addition: its node, those of fork, shortcut and branch, and what was seen of it."""
+    """A residual addition: its nodes, what was seen of it and which operand is the branch, and where that ends."""
 
-    node: int
-    fork: int
+    found: Found
+    seen: Addition
+    operand: int
     shortcut: str
-    branch: int
     name: str
     module: str
     end: Output | Operand
     aliases: tuple[str, ...]
-    ratio: float
-    shape: tuple[int, ...]
-    seen: Addition
-    operand: int
+
+    @property
+    def ratio(self) -> float:
+        """Size of the branch against that of the state."""
+        size = self.seen.norms[1 - self.operand]
+        return self.seen.norms[self.operand] / size if size else math.inf
 
 
 def _differentiable(inputs: Sequence[Any]) -> list[Any]:
@@ -269,24 +271,9 @@ def _steps(graph: Graph, watch: Watch) -> list[_Step]:
         module, end = (name, Output(path)) if straight else (seen.owner, Operand(seen.ordinal, operand))
         label = name if straight else f"{seen.owner}:{seen.ordinal}"
         across = seen.ends[1 - operand]
-        projection = across[-1][0] if across else "projection"
-        ratio = seen.norms[operand] / seen.norms[1 - operand] if seen.norms[1 - operand] else math.inf
-        steps.append(
-            _Step(
-                found.node,
-                found.fork,
-                "identity" if found.identity else projection,
-                found.branch,
-                label,
-                module,
-                end,
-                tuple(dict.fromkeys(other for other, _ in ends if other != name)) if straight else (),
-                ratio,
-                seen.shapes[operand],
-                seen,
-                operand,
-            )
-        )
+        shortcut = "identity" if found.identity else across[-1][0] if across else "projection"
+        aliases = tuple(dict.fromkeys(other for other, _ in ends if other != name)) if straight else ()
+        steps.append(_Step(found, seen, operand, shortcut, label, module, end, aliases))
     steps.sort(key=lambda step: step.seen.number)
     shared = {s.module for s in steps if isinstance(s.end, Output)}
     uses = {name: sum(s.module == name and isinstance(s.end, Output) for s in steps) for name in shared}
@@ -307,15 +294,15 @@ def _breaks(graph: Graph, steps: list[_Step]) -> tuple[dict[str, str], dict[tupl
     """Why a site cannot be chosen, and why two cannot be chosen together."""
     alone, pairs = {}, {}
     for step in steps:
-        if not graph.passes_through(step.fork, step.node):
+        if not graph.passes_through(step.found.fork, step.found.node):
             alone[step.name] = f"{step.name!r}, whose state x is also used past the addition x + F(x)"
     for k, outer in enumerate(steps):
         for inner in steps[:k]:
-            if inner.name != outer.name and graph.inside(inner.node, outer.fork, outer.branch):
+            if inner.name != outer.name and graph.inside(inner.found.node, outer.found.fork, outer.found.branch):
                 pairs[inner.name, outer.name] = f"{inner.name!r} inside the branch of {outer.name!r}"
     for before, after in pairwise(steps):
         pair = before.name, after.name
-        if pair not in pairs and not graph.passes_through(before.node, after.node):
+        if pair not in pairs and not graph.passes_through(before.found.node, after.found.node):
             pairs[pair] = (
                 f"a state that is used again later: what {before.name!r} makes reaches the output past {after.name!r}, "
                 "as in U-shaped networks and in decoders with a memory"
@@ -340,7 +327,7 @@ def _gathered(steps: list[_Step], axes: list[int | None]) -> Sites:
                 len(order),
                 tuple(order),
                 ratio,
-                first.shape,
+                first.seen.shapes[first.operand],
                 axis,
                 first.shortcut,
                 first.aliases,
@@ -359,7 +346,9 @@ def _batch_axes(
     best: list[int | None] = [None] * len(steps)
     for axis in (0, 1) if batch_axis is None else (batch_axis,):
         with contextlib.suppress(Exception):  # a model may refuse a doubled axis; then the next one is tried
-            found = _separating(model, *changed(inputs, axis), steps)
+            with awake(model):
+                passes = [_operands(model, values, steps) for values in changed(inputs, axis)]
+            found = [_axis(a, b) for a, b in zip(*passes, strict=True)]
             best = min(best, found, key=lambda axes: axes.count(None))
             if None not in best:
                 break
@@ -424,12 +413,6 @@ def _operands(model: nn.Module, inputs: Sequence[Any], steps: list[_Step], *, tr
 def _own(module: nn.Module) -> bool:
     """Whether the code of a module is the model's own: no layer of torch, nor normalisation or dropout made of one."""
     return not type(module).__module__.startswith("torch.") and not isinstance(module, LAYERS)
-
-
-def _separating(model: nn.Module, inputs: list[Any], changed: list[Any], steps: list[_Step]) -> list[int | None]:
-    with awake(model):
-        before, after = (_operands(model, values, steps) for values in (inputs, changed))
-    return [_axis(a, b) for a, b in zip(before, after, strict=True)]
 
 
 @contextlib.contextmanager

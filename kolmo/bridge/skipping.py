@@ -30,7 +30,8 @@ def skip(model: nn.Module, rows: Sequence[Site], noises: Sequence[Noise], inputs
             continue
         with undisturbed(model), awake(model), torch.no_grad():
             names = _inside(model, site, inputs)
-            wanted = _dropped(model, noise, inputs)
+            with _always_dropped(noise):
+                wanted = tensors(model(*inputs))
             found = next((name for name in names if _same(model, noise, name, inputs, wanted)), None)
         if found is not None:
             enter_at(model.get_submodule(found), noise)
@@ -73,18 +74,12 @@ def _inside(model: nn.Module, site: Site, inputs: Sequence[Any]) -> list[str]:
 
 @contextmanager
 def _always_dropped(noise: Noise) -> Iterator[None]:
-    """The branch is dropped, in evaluation mode too."""
+    """The branch is multiplied by zero, in evaluation mode too."""
     noise.tried = True
     try:
         yield
     finally:
         noise.tried = False
-
-
-def _dropped(model: nn.Module, noise: Noise, inputs: Sequence[Any]) -> list[Tensor]:
-    """Outputs of a pass whose branch is multiplied by zero."""
-    with _always_dropped(noise):
-        return tensors(model(*inputs))
 
 
 def _same(model: nn.Module, noise: Noise, name: str, inputs: Sequence[Any], wanted: list[Tensor]) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from kolmo.cli.equation_run import keep, kept
+from kolmo.cli.equation_run import keep, kept, point
 from kolmo.cli.text import readable
 from kolmo.equations import Equation, read
 from kolmo.errors import InputError, KolmoWarning
@@ -18,6 +18,7 @@ from kolmo.files import plain
 
 if TYPE_CHECKING:
     from kolmo.control import ControlSolution
+    from kolmo.solution import Solution
 
 __all__ = ["control", "numbers", "solve", "spoken"]
 
@@ -39,16 +40,7 @@ def solve(
             raise KeyboardInterrupt
         if save is not None:
             solution.save(save)
-        estimate = np.broadcast_to(np.asarray(solution.error_estimate), np.shape(solution(equation.at)))
-        answer = {
-            "status": solution.status,
-            "message": solution.message,
-            "at": equation.at,
-            "values": solution(equation.at),
-            "error_estimate": estimate,
-            "cells": solution.stats.get("cells"),
-            "steps": solution.stats.get("steps"),
-        }
+        answer = _described(equation, solution)
         if run is not None:
             keep(run, answer, solution)
     _say(answer, _value_lines, as_json)
@@ -62,7 +54,10 @@ def control(file: Path, assignments: tuple[str, ...], out: Path | None, quiet: b
         raise InputError(str(file), "neither [controls] nor [fit]", "one of them", f"kolmo solve {file}")
     with kept("control", equation, out) as run, spoken(equation):
         best = _optimum(equation) if equation.controlled else None
-        answer = _fitted(equation, quiet) if best is None else _described(equation, best)
+        if best is None:
+            answer = _fitted(equation, quiet)
+        else:
+            answer = _described(equation, best, policy=best.policy(0.0, equation.at))
         if run is not None:
             keep(run, answer, best)
     lines = _fit_lines if best is None else _value_lines
@@ -76,17 +71,17 @@ def _optimum(equation: Equation) -> "ControlSolution":
     return solve_hjb(equation.control_problem(), at=equation.at, rtol=equation.rtol, atol=equation.atol)
 
 
-def _described(equation: Equation, best: "ControlSolution") -> dict[str, Any]:
-    values = best(equation.at)
+def _described(equation: Equation, found: "Solution | ControlSolution", **more: Any) -> dict[str, Any]:
+    values = found(equation.at)
     return {
-        "status": best.status,
-        "message": best.message,
+        "status": found.status,
+        "message": found.message,
         "at": equation.at,
         "values": values,
-        "error_estimate": np.broadcast_to(np.asarray(best.error_estimate), np.shape(values)),
-        "policy": best.policy(0.0, equation.at),
-        "cells": best.stats.get("cells"),
-        "steps": best.stats.get("steps"),
+        "error_estimate": np.broadcast_to(np.asarray(found.error_estimate), np.shape(values)),
+        **more,
+        "cells": found.stats.get("cells"),
+        "steps": found.stats.get("steps"),
     }
 
 
@@ -169,13 +164,9 @@ def _value_lines(answer: dict[str, Any]) -> list[str]:
     for i, x in enumerate(answer["at"]):
         values, errors = (np.atleast_1d(answer[key][i]) for key in ("values", "error_estimate"))
         shown = "  ".join(f"{value:.10g} ± {error:.1e}" for value, error in zip(values, errors, strict=True))
-        control = f"  a = ({_listed(answer['policy'][i])})" if "policy" in answer else ""
-        lines.append(f"u(0, {_listed(x)}) = {shown}{control}")
+        control = f"  a = ({point(answer['policy'][i])})" if "policy" in answer else ""
+        lines.append(f"u(0, {point(x)}) = {shown}{control}")
     return lines
-
-
-def _listed(values: Any) -> str:
-    return ", ".join(f"{value:g}" for value in np.atleast_1d(values))
 
 
 def _fit_lines(answer: dict[str, Any]) -> list[str]:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kolmo.cli.kinds import KINDS, Kind
+from kolmo.cli.kinds import KINDS, Kind, asked
 from kolmo.cli.text import readable
 from kolmo.equations import Equation
 from kolmo.equations.document import MAX_BYTES
 from kolmo.errors import InputError
-from kolmo.files import damage, is_file, read_bytes, read_text, schema
+from kolmo.files import is_file, read_bytes, read_text, schema
 from kolmo.report import Block, Code, Figure, Measured, Section, Table, write_report
 from kolmo.runs import Run
 
@@ -31,10 +31,10 @@ def kept(name: str, equation: Equation, out: Path | None) -> Iterator[Run | None
     if out is None:
         yield None
         return
-    asked, text = {"parameters": equation.parameters}, equation.text.encode()
-    run = _unfinished(name, asked, text, out)
+    config, text = {"parameters": equation.parameters}, equation.text.encode()
+    run = _unfinished(name, config, text, out)
     if run is None:
-        run = Run.create(name, asked, out=out, files={"equation.toml": text})
+        run = Run.create(name, config, out=out, files={"equation.toml": text})
     try:
         with run:
             yield run
@@ -43,12 +43,12 @@ def kept(name: str, equation: Equation, out: Path | None) -> Iterator[Run | None
         raise
 
 
-def _unfinished(name: str, asked: dict[str, Any], text: bytes, folder: Path) -> Run | None:
+def _unfinished(name: str, config: dict[str, Any], text: bytes, folder: Path) -> Run | None:
     """The run of this very equation that was begun in the folder and not ended, to be done again."""
     if not is_file(folder / "config.json"):
         return None
     run = Run.open(folder)
-    same = (run.name, run.config) == (name, asked) and is_file(folder / "equation.toml")
+    same = (run.name, run.config) == (name, config) and is_file(folder / "equation.toml")
     if not same or run.status == "done" or read_bytes(folder / "equation.toml", MAX_BYTES, in_run=True) != text:
         return None
     return Run.resume(folder)
@@ -117,7 +117,7 @@ def _values(run: Run, answer: dict[str, Any]) -> list[Block]:
     )
     header = ["x" if at.shape[1] == 1 else ", ".join(f"x[{i}]" for i in range(at.shape[1]))]
     header += ["u(0, x)"] if values.shape[1] == 1 else [f"u{j}(0, x)" for j in range(values.shape[1])]
-    rows: list[list[object]] = [[_point(x), *map(Measured, v, e)] for x, v, e in zip(at, values, errors, strict=True)]
+    rows: list[list[object]] = [[point(x), *map(Measured, v, e)] for x, v, e in zip(at, values, errors, strict=True)]
     if "policy" in answer:
         header.append("control")
         for row, a in zip(rows, answer["policy"], strict=True):
@@ -137,13 +137,14 @@ def _fitted(run: Run, answer: dict[str, Any]) -> list[Block]:
         return blocks
     blocks.append(Figure(drawn, "The objective over the iterations", "The fit, iteration by iteration."))
     header = ["x", "u(0, x)", "weight"]
-    columns = [[_point(x) for x in answer["at"]], answer["values"], answer["weights"]]
+    columns = [[point(x) for x in answer["at"]], answer["values"], answer["weights"]]
     if answer["targets"] is not None:
         header, columns = [*header, "target"], [*columns, answer["targets"]]
     return [*blocks, Table(header, [list(row) for row in zip(*columns, strict=True)], "At the points of the fit.")]
 
 
-def _point(x: Any) -> str:
+def point(x: Any) -> str:
+    """Coordinates, or other numbers, in a row."""
     return ", ".join(f"{c:g}" for c in np.atleast_1d(x))
 
 
@@ -152,9 +153,8 @@ _CONFIG = schema.table({"parameters": schema.mapping(schema.number())})
 
 def _set_to(run: Run) -> str:
     """The parameters of a run, as options."""
-    with damage(run.folder / "config.json"):
-        config = _CONFIG(run.config, "config")
-    return "".join(f" --set {shlex.quote(f'{name}={value!r}')}" for name, value in config["parameters"].items())
+    parameters = asked(run, _CONFIG)["parameters"]
+    return "".join(f" --set {shlex.quote(f'{name}={value!r}')}" for name, value in parameters.items())
 
 
 def _again(run: Run) -> str:

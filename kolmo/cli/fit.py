@@ -10,20 +10,19 @@ import click
 import numpy as np
 
 from kolmo.cli.equation import numbers, spoken
-from kolmo.cli.kinds import KINDS, Kind
+from kolmo.cli.kinds import KINDS, Kind, asked
 from kolmo.cli.perform import Manner, perform, reopened
 from kolmo.equations import Observed
 from kolmo.equations.document import MAX_BYTES
 from kolmo.errors import InputError, NotConvergedError
-from kolmo.files import damage, read_text, schema
+from kolmo.files import read_text, schema
 from kolmo.report import Block, Code, Figure, Measured, Section, Table, write_report
 from kolmo.runs import Run
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from torch import Tensor
 
-    from kolmo.likelihood import Likelihood, PassageLikelihood
+    from kolmo.likelihood import Fit, Likelihood, PassageLikelihood
 
 __all__ = ["fit", "report", "resume"]
 
@@ -40,26 +39,20 @@ def fit(file: Path, data: Path, assignments: tuple[str, ...], manner: Manner) ->
     observed = Observed(file, data, numbers(assignments))
     with spoken(observed):
         observed.likelihood()  # what is wrong with the data is said before there is a run
-    asked = {"parameters": observed.parameters, "data": str(data)}
+    config = {"parameters": observed.parameters, "data": str(data)}
     files = {_MODEL: observed.text.encode(), _DATA: observed.sheet.content}
-    run = Run.create(_KIND, asked, out=manner.out, seeds=[SEED], files=files)
+    run = Run.create(_KIND, config, out=manner.out, seeds=[SEED], files=files)
     return _performed(run, observed, manner)
 
 
 def resume(folder: Path, manner: Manner) -> int:
     """Go on with a fit that was interrupted; starts that were finished are kept. Return the exit code."""
-    config = _asked(reopened(folder, _KIND, "one of kolmo fit"))
+    config = asked(reopened(folder, _KIND, "one of kolmo fit"), _CONFIG)
     observed = Observed(folder / _MODEL, folder / _DATA, config["parameters"])
     return _performed(Run.resume(folder, take_over=manner.take_over), observed, manner)
 
 
 _CONFIG = schema.table({"parameters": schema.mapping(schema.number()), "data": schema.text()})
-
-
-def _asked(run: Run) -> dict[str, Any]:
-    with damage(run.folder / "config.json"):
-        found: dict[str, Any] = _CONFIG(run.config, "config")
-    return found
 
 
 def _performed(run: Run, observed: Observed, manner: Manner) -> int:
@@ -81,19 +74,20 @@ class _Work:
         self.free: dict[str, Tensor] = {
             name: torch.tensor(observed.parameters[name], dtype=torch.float64, requires_grad=True) for name in names
         }
+        self.tensors = list(self.free.values())
         self.likelihood: Likelihood = observed.likelihood(self.free)
 
     def done(self) -> dict[str, Any]:
-        asked = self.observed.estimation
-        starts = [self.run.unit(f"start-{k:03d}", partial(self._from, k)) for k in range(asked.starts)]
+        wanted = self.observed.estimation
+        starts = [self.run.unit(f"start-{k:03d}", partial(self._from, k)) for k in range(wanted.starts)]
         if not any(np.isfinite(found["log_likelihood"]) for found in starts):
             raise NotConvergedError("no start has a finite likelihood: move the parameters, or their bounds")
         best = max(starts, key=lambda found: float(found["log_likelihood"]))
         final = self.run.unit("intervals", lambda: self._intervals(np.asarray(best["x"])))
         self._put(np.asarray(final["x"]))
         checks = self._drawn()
-        columns = zip(asked.parameters, final["x"], final["errors"], final["ends"], strict=True)
-        p, ell = len(asked.parameters), float(final["log_likelihood"])
+        columns = zip(wanted.parameters, final["x"], final["errors"], final["ends"], strict=True)
+        p, ell = len(wanted.parameters), float(final["log_likelihood"])
         return {
             "status": str(final["status"]),
             "message": str(final["message"]),
@@ -107,7 +101,7 @@ class _Work:
                 }
                 for name, x, error, (low, high) in columns
             },
-            "intervals": "profile" if asked.profile else "normal",
+            "intervals": "profile" if wanted.profile else "normal",
             "log_likelihood": ell,
             "error_estimate": float(final["error_estimate"]),
             "observations": self.likelihood.count,
@@ -119,36 +113,29 @@ class _Work:
 
     def _from(self, k: int) -> dict[str, Any]:
         """Maximise from the k-th start."""
-        from kolmo import likelihood
-
-        asked = self.observed.estimation
-        begin = np.array([self.observed.parameters[name] for name in asked.parameters])
-        low, high = np.array(asked.bounds).T
-        draws = np.random.default_rng(SEED).uniform(size=(asked.starts, len(begin)))
-        self._put(begin if k == 0 else low + draws[k] * (high - low))
+        wanted = self.observed.estimation
+        begin = np.array([self.observed.parameters[name] for name in wanted.parameters])
+        low, high = np.array(wanted.bounds).T
+        draws = np.random.default_rng(SEED).uniform(size=(wanted.starts, len(begin)))
         try:
-            found = likelihood.fit(self.likelihood, self._tensors, bounds=self._bounds, maxiter=asked.maxiter)
+            found = self._fitted(begin if k == 0 else low + draws[k] * (high - low))
         except (InputError, NotConvergedError):
             # what is wrong with the first start is wrong with what was asked
             if k == 0:
                 raise
             return {"x": begin, "log_likelihood": -np.inf}
         if not self.quiet:
-            told = f"start {k + 1} of {asked.starts}: log-likelihood {found.log_likelihood:.6g}"
+            told = f"start {k + 1} of {wanted.starts}: log-likelihood {found.log_likelihood:.6g}"
             click.echo(told, err=True)
         return {"x": found.x, "log_likelihood": found.log_likelihood}
 
     def _intervals(self, x: np.ndarray) -> dict[str, Any]:
         """Go on from the best start to the end, and see how well the parameters are known there."""
-        from kolmo import likelihood
-
-        asked = self.observed.estimation
-        self._put(x)
-        found = likelihood.fit(self.likelihood, self._tensors, bounds=self._bounds, maxiter=asked.maxiter)
+        found = self._fitted(x)
         nothing = np.full(len(x), np.nan)
         message, errors, ends = str(found.result.message), nothing, np.stack([nothing, nothing], -1)
         try:
-            known = found.uncertainty(level=LEVEL, profile=asked.profile)
+            known = found.uncertainty(level=LEVEL, profile=self.observed.estimation.profile)
             errors, ends = known.standard_errors, known.intervals if known.profile is None else known.profile
         except NotConvergedError as error:
             message = f"{message}; no intervals: {error}"
@@ -163,19 +150,19 @@ class _Work:
             "message": message,
         }
 
-    @property
-    def _tensors(self) -> "list[Tensor]":
-        return list(self.free.values())
+    def _fitted(self, x: np.ndarray) -> "Fit":
+        """Maximise from parameters on."""
+        from kolmo import likelihood
 
-    @property
-    def _bounds(self) -> list[tuple[float, float]]:
-        return list(self.observed.estimation.bounds)
+        self._put(x)
+        wanted = self.observed.estimation
+        return likelihood.fit(self.likelihood, self.tensors, bounds=list(wanted.bounds), maxiter=wanted.maxiter)
 
     def _put(self, x: np.ndarray) -> None:
         import torch
 
         with torch.no_grad():
-            for tensor, value in zip(self._tensors, x, strict=True):
+            for tensor, value in zip(self.tensors, x, strict=True):
                 tensor.copy_(torch.as_tensor(value))
 
     def _drawn(self) -> dict[str, dict[str, float]]:
@@ -203,14 +190,19 @@ def _data(observed: Observed, likelihood: Any) -> Any:
     """Observed and fitted densities of every condition, or the paths."""
     from matplotlib.figure import Figure as Canvas
 
-    if not observed.choices:
-        canvas = Canvas(figsize=(8.0, 3.2), layout="constrained")
-        _paths(observed, canvas.subplots())
-        return canvas
-    return _choices(likelihood, Canvas)
+    if observed.choices:
+        return _choices(likelihood)
+    canvas = Canvas(figsize=(8.0, 3.2), layout="constrained")
+    ax = canvas.subplots()
+    for t, x in list(zip(*observed.paths(), strict=True))[:DRAWN]:
+        ax.plot(t, x, lw=0.9, marker=".", ms=3)
+    ax.set(xlabel="time", ylabel="state")
+    return canvas
 
 
-def _choices(likelihood: "PassageLikelihood", canvas: Any) -> Any:
+def _choices(likelihood: "PassageLikelihood") -> Any:
+    from matplotlib.figure import Figure as Canvas
+
     from kolmo.likelihood import plot_choices
 
     trials = likelihood.trials
@@ -219,7 +211,7 @@ def _choices(likelihood: "PassageLikelihood", canvas: Any) -> Any:
     shown = some[:DRAWN] if trials.covariates and len(some) <= DRAWN else [{}]
     wide = min(len(shown), 3)
     tall = -(-len(shown) // wide)
-    figure = canvas(figsize=(1.0 + 3.2 * wide, 3.0 * tall), layout="constrained")
+    figure = Canvas(figsize=(1.0 + 3.2 * wide, 3.0 * tall), layout="constrained")
     axes = figure.subplots(tall, wide, squeeze=False, sharex=True, sharey=True)
     for ax in axes.flat[len(shown) :]:
         ax.set_visible(False)
@@ -233,13 +225,6 @@ def _choices(likelihood: "PassageLikelihood", canvas: Any) -> Any:
     return figure
 
 
-def _paths(observed: Observed, ax: "Axes") -> None:
-    times, states = observed.paths()
-    for t, x in list(zip(times, states, strict=True))[:DRAWN]:
-        ax.plot(t, x, lw=0.9, marker=".", ms=3)
-    ax.set(xlabel="time", ylabel="state")
-
-
 def report(run: Run) -> Path:
     """Write the report from what the folder holds."""
     found = run.results
@@ -248,21 +233,13 @@ def report(run: Run) -> Path:
         [name, v["start"], _measured(v["estimate"], v["standard_error"]), v["low"], v["high"]]
         for name, v in found["parameters"].items()
     ]
+    known = Measured(found["log_likelihood"], found["error_estimate"])
+    good = [known, found["observations"], found["aic"], found["bic"]]
+    titles = ["log-likelihood", "observations", "AIC", "BIC"]
     blocks: list[Block] = [
         f"{found['status'].capitalize()}: {found['message']}.",
         Table(["parameter", "start", "estimate", "from", "to"], rows, f"{kind}, {LEVEL:.0%}."),
-        Table(
-            ["log-likelihood", "observations", "AIC", "BIC"],
-            [
-                [
-                    Measured(found["log_likelihood"], found["error_estimate"]),
-                    found["observations"],
-                    found["aic"],
-                    found["bic"],
-                ]
-            ],
-            "± the estimated error of the discretisation.",
-        ),
+        Table(titles, [good], "± the estimated error of the discretisation."),
     ]
     sections = [Section("Answer", blocks), Section("Does it fit?", _fits(run, found))]
     text = read_text(run.folder / _MODEL, MAX_BYTES, in_run=True)
@@ -292,7 +269,7 @@ def _measured(value: float, error: float | None) -> Measured | float:
 
 
 def _command(run: Run) -> str:
-    sets = "".join(f" --set {shlex.quote(f'{n}={v!r}')}" for n, v in _asked(run)["parameters"].items())
+    sets = "".join(f" --set {shlex.quote(f'{n}={v!r}')}" for n, v in asked(run, _CONFIG)["parameters"].items())
     return f"kolmo fit {_MODEL} {_DATA}{sets}"
 
 

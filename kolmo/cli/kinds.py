@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from kolmo.files import damage
 from kolmo.files.schema import Check
 from kolmo.registry import Registry
 from kolmo.runs import Run
 
-__all__ = ["EXPERIMENT", "KINDS", "Kind", "going_on", "kind_of"]
+__all__ = ["EXPERIMENT", "KINDS", "Kind", "asked", "going_on", "kind_of"]
 
 EXPERIMENT = "experiment"
 
@@ -50,6 +51,13 @@ def kind_of(run: Run) -> Kind:
     """The kind of a run, by the first word of its name."""
     word = run.name.partition("-")[0]
     return KINDS[word if word in KINDS else EXPERIMENT]
+
+
+def asked(run: Run, check: Check) -> dict[str, Any]:
+    """What was asked, from the folder of a run."""
+    with damage(run.folder / "config.json"):
+        found: dict[str, Any] = check(run.config, "config")
+    return found
 
 
 def going_on(run: Run) -> str:

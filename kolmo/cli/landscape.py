@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from kolmo import experiments
-from kolmo.cli.kinds import KINDS, Kind
+from kolmo.cli.kinds import KINDS, Kind, asked
 from kolmo.cli.perform import Manner, perform, reopened
 from kolmo.errors import InputError, KolmoError
-from kolmo.files import damage, is_file, opened, schema
+from kolmo.files import is_file, opened, schema
 from kolmo.report import Figure, Measured, Relief, Section, Table, write_report
 from kolmo.runs import Run
 
@@ -49,24 +49,12 @@ def resume(folder: Path, manner: Manner) -> int:
     return _measured(Run.resume(folder, take_over=manner.take_over), options, model, loss, manner)
 
 
-_CONFIG = schema.table(
-    {
-        "model": schema.text(),
-        "network": schema.optional(schema.text()),
-        "state": schema.optional(schema.text()),
-        "points": schema.whole(5, 1001),
-        "draws": schema.whole(1),
-        "seed": schema.whole(),
-        "span": schema.number(0.0),
-        "noisy": schema.optional(schema.truth),
-    }
-)
+_CONFIG = schema.of(Options, points=schema.whole(5, 1001), draws=schema.whole(1), span=schema.number(0.0))
 
 
 def _asked(run: Run) -> Options:
     """What was asked, from the folder of a run."""
-    with damage(run.folder / "config.json"):
-        return Options(**_CONFIG(run.config, "config"))
+    return Options(**asked(run, _CONFIG))
 
 
 def _measured(run: Run, options: Options, model: Any, loss: Any, manner: Manner) -> int:

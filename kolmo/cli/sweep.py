@@ -6,7 +6,7 @@ from typing import Any
 
 from kolmo import experiments
 from kolmo import sweep as sweeps
-from kolmo.cli.kinds import KINDS, Kind
+from kolmo.cli.kinds import KINDS, Kind, asked
 from kolmo.cli.perform import Manner, perform, reopened
 from kolmo.cli.text import averaged
 from kolmo.errors import InputError, KolmoError
@@ -78,8 +78,7 @@ _CONFIG = schema.table({"set": _WORDS, "vary": schema.mapping(schema.many(schema
 
 def _asked(run: Run) -> tuple[dict[str, str], dict[str, list[str]]]:
     """What is fixed and what is varied in a sweep, from its folder."""
-    with damage(run.folder / "config.json"):
-        config = _CONFIG(run.config, "config")
+    config = asked(run, _CONFIG)
     return config["set"], config["vary"]
 
 

@@ -288,6 +288,22 @@ def pieces(march: March) -> list[list[StepPlan]]:
     return found
 
 
+def instants(plans: Sequence[StepPlan]) -> list[float]:
+    """Times at which some steps need coefficients, in order."""
+    return sorted({t for plan in plans for t in plan.instants})
+
+
+def assembled(march: March, plans: Sequence[StepPlan]) -> dict[float, Semi]:
+    """Semi-discrete equations in torch at the instants of some steps."""
+    like = tensor_like(march.generator.problem)
+    return {t: march.generator.at(t, like) for t in instants(plans)}
+
+
+def numbers_of(semis: dict[float, Semi]) -> list[torch.Tensor]:
+    """Stencil numbers, load and boundary values of every instant, in the order in which a flow takes them."""
+    return [v for semi in semis.values() for v in (semi.a, semi.load, semi.boundary)]
+
+
 def with_faces(march: March, u: torch.Tensor, t: float) -> torch.Tensor:
     """A state in torch with the absorbing values of a time put in; with gradients."""
     if march.fixed is None:
@@ -314,8 +330,8 @@ class Sweep:
     def __init__(self, march: March, checkpoints: int | None) -> None:
         self.march, self.taken = march, Taken(march)
         self.checkpoints = None if checkpoints is None else check(checkpoints, len(march.plans))
-        instants = {t for plan in march.plans for t in plan.instants}
-        self._shared = self._assemble(sorted(instants)) if len(instants) == 1 or checkpoints is None else None
+        constant = len(instants(march.plans)) == 1
+        self._shared = assembled(march, march.plans) if constant or checkpoints is None else None
 
     def __call__(self, terminal: torch.Tensor) -> torch.Tensor:
         """Free part of the state at time 0."""
@@ -327,12 +343,8 @@ class Sweep:
                 u = crossing.apply(with_faces(self.march, u, plans[-1].end))
         return u
 
-    def _assemble(self, instants: list[float]) -> dict[float, Semi]:
-        like = tensor_like(self.march.generator.problem)
-        return {t: self.march.generator.at(t, like) for t in instants}
-
     def _leaf(self, u: torch.Tensor, plans: Sequence[StepPlan]) -> torch.Tensor:
-        semis = self._shared or self._assemble(sorted({t for plan in plans for t in plan.instants}))
+        semis = self._shared or assembled(self.march, plans)
         stages = keeps_stages(len(plans), self.checkpoints, self.march.stepper, 8 * u.numel())
         return apply(Steps(self.taken, plans, semis, stages), u, semis)
 
@@ -349,6 +361,5 @@ class Sweep:
 
 def apply(flow: Flow, start: torch.Tensor, semis: dict[float, Semi]) -> torch.Tensor:
     """The last state of a flow, with gradients."""
-    tensors = [v for semi in semis.values() for v in (semi.a, semi.load, semi.boundary)]
-    result: torch.Tensor = _Map.apply(flow, start, *tensors)  # type: ignore[no-untyped-call]
+    result: torch.Tensor = _Map.apply(flow, start, *numbers_of(semis))  # type: ignore[no-untyped-call]
     return result

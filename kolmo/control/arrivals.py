@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 
 from kolmo.arrays import as_numpy, as_points
 from kolmo.control.bellman import Bellman
@@ -19,8 +18,7 @@ from kolmo.control.policy_search import SMOOTH
 from kolmo.control.problem import ControlProblem
 from kolmo.errors import InputError
 from kolmo.grid import Grid
-from kolmo.kernels.linear import factorize
-from kolmo.steppers.radau import tableau
+from kolmo.steppers.radau import CoupledStep, tableau
 
 # Stages of a step (Radau IIA, order 5), and power of time by which steps grow: the start is a point.
 STAGES, CROWDING = 3, 2
@@ -129,16 +127,12 @@ def arrival(problem: ControlProblem, x: Any, *, grid: Grid | int, steps: int) ->
             "targets, a horizon and nothing to choose",
             "cp.under(policy); for a stationary one control.solve_hjb(cp.under(policy).reaching())",
         )
-    nodes = grid if isinstance(grid, Grid) else _even(problem, grid)
+    box: Any = problem.box
+    nodes = grid if isinstance(grid, Grid) else Grid.of(box, [grid] * problem.dim)
     start = np.asarray(as_numpy(as_points(x, problem.dim, "x")), dtype=float).reshape(-1, problem.dim)
     if len(start) != 1 or any(target.inside(start).any() for target in problem.targets):
         raise InputError("x", start.tolist(), "one point outside the targets")
     return _Transposed(problem, nodes).march(start, steps)
-
-
-def _even(problem: ControlProblem, n: int) -> Grid:
-    box: Any = problem.box
-    return Grid.of(box, [n] * problem.dim)
 
 
 class _Transposed:
@@ -169,17 +163,12 @@ class _Transposed:
 
     def _step(self, p: np.ndarray, a: float, b: float) -> tuple[np.ndarray, np.ndarray]:
         """Masses at b from those at a, and what has arrived in between."""
-        table, dt, n = tableau(STAGES), b - a, len(p)
-        total = sp.identity(n * STAGES, format="csr")
-        loads = np.zeros((len(self.parts), n, STAGES))
-        for j, c in enumerate(table.c):
-            column = np.zeros((STAGES, STAGES))
-            column[:, j] = table.A[:, j]
-            for k, part in enumerate(self.parts):
-                operator, load, _ = part.assemble(b - float(c) * dt, self.act)
-                loads[k, :, j] = self._free(np.asarray(load)[:, 0])
-            total = total - dt * sp.kron(operator.matrix, column, format="csr")
-        stages = np.zeros((n, STAGES))
-        stages[:, -1] = p  # the last stage is the step
-        y = factorize(total).solve(stages.reshape(n * STAGES, 1), transposed=True).reshape(n, STAGES)
-        return self._free(y.sum(1)), dt * np.einsum("ni,ij,knj->k", y, table.A, loads)
+        table, dt = tableau(STAGES), b - a
+        found = [[part.assemble(b - float(c) * dt, self.act) for c in table.c] for part in self.parts]
+        # all parts have the same matrices, and loads of their own
+        back, shares = CoupledStep(table, [operator for operator, _, _ in found[0]], dt).apply_transposed(p[:, None])
+        arrived = [
+            sum(float((share * self.first.free(load)).sum()) for share, (_, load, _) in zip(shares, part, strict=True))
+            for part in found
+        ]
+        return self._free(back[:, 0]), np.array(arrived)

@@ -37,6 +37,9 @@ class Filled:
     """Q where nodes in targets are linear functions of the unknown ones: rows and columns of the latter alone."""
 
     matrix: sp.csr_matrix
+    # steps take it as they take an operator that has no band
+    _band = None
+    system = staticmethod(Operator.system)
 
     @classmethod
     def of(cls, Q: sp.csr_matrix, fixed: np.ndarray, filled: sp.csr_matrix) -> "Filled":
@@ -126,13 +129,10 @@ class Bellman:
         one = len(self.problem.controls.samples) == 1 and not self.problem.controls.unbounded
         return one and self.problem.obstacle is None
 
-    def _faces(self) -> list[tuple[int, int, Any]]:
-        return self.box.each()
-
     def _near_faces(self) -> np.ndarray:
         """Nodes near faces where derivatives are dropped, degenerate or one-sided."""
         near = np.zeros(self.grid.shape, dtype=bool)
-        for i, s, face in self._faces():
+        for i, s, face in self.box.each():
             if face.cut or face.degenerate or face.imposed:
                 index = slice(0, MARGIN) if s == 0 else slice(-MARGIN, None)
                 near[(slice(None),) * i + (index,)] = True
@@ -181,7 +181,7 @@ class Bellman:
 
     def _face_data(self, t: float) -> FaceData:
         robin = {}
-        for i, s, face in self._faces():
+        for i, s, face in self.box.each():
             if isinstance(face, Robin):
                 wall = self.x[wall_nodes(self.grid, i, s)]
                 kappa, value = (self.generator.problem.on_face(v, t, wall).numpy() for v in (face.kappa, face.value))
@@ -280,9 +280,9 @@ class Bellman:
             # what may have been inadmissible does not compete
             present = replace(act, a=self._walled(a, act.a))
             a = self._discrete_best(t, V, present, [a, *self._one_sided(t, V, M, act.a)])
-        return Act(a, stop, self._bent(t, V, p, M, a) if self._switches else None)
+        return Act(a, stop, self._bent(t, V, p, a) if self._switches else None)
 
-    def _bent(self, t: float, V: np.ndarray, p: np.ndarray, M: np.ndarray, a: torch.Tensor) -> np.ndarray | None:
+    def _bent(self, t: float, V: np.ndarray, p: np.ndarray, a: torch.Tensor) -> np.ndarray | None:
         r"""What the second difference sees of the kinks that switches leave in the second derivative, as a load.
 
         The difference is the mean of :math:`V''` under its kernel k, so that beside a place s where the slope of the
@@ -324,16 +324,14 @@ class Bellman:
         _, found = self.coefficients.choose(t, V[:, 0], p, M, act.a)
         bad = ~found & ~self._soft
         if bad.any() and not self._idle(t, bad):
+            optimum = "saddle point" if isinstance(self.problem.controls, Game) else f"{self.problem.sense}imum"
             raise InputError(
                 "controls",
-                f"a Hamiltonian without {self._optimum()} in the control at "
+                f"a Hamiltonian without {optimum} in the control at "
                 f"x = {self.grid.points[np.flatnonzero(bad)[0]].tolist()}, t = {t:g}",
                 "one that is definite in a wherever the control acts",
                 "add a cost that is convex in the control, or bound the controls (Interval, BoxSet)",
             )
-
-    def _optimum(self) -> str:
-        return "saddle point" if isinstance(self.problem.controls, Game) else f"{self.problem.sense}imum"
 
     def _filled(self, a: torch.Tensor, found: np.ndarray) -> torch.Tensor:
         """Controls where there is no optimum, from the nearest node that has one."""

@@ -153,7 +153,8 @@ class ChainBridge:
     def density(self, t: float, x: np.ndarray) -> np.ndarray:
         """Density of X_t at points (n, d)."""
         there = self._between(self.masses, t) / self.nodes.volumes
-        return np.where(self._within(x), self.nodes.interpolate(there, self._inside(x), 2), 0.0)
+        inside = self._inside(x)
+        return np.where((inside == x).all(-1), self.nodes.interpolate(there, inside, 2), 0.0)
 
     def coupling(self, x: np.ndarray) -> np.ndarray:
         """Probabilities of the nodes at T over those at 0 (x are the nodes), but for factors of the latter."""
@@ -182,9 +183,6 @@ class ChainBridge:
         """The points, or the next ones in the box."""
         loose = np.array([not axis.periodic for axis in self.nodes.axes])
         return np.where(loose, np.clip(x, *self.nodes.box), x)
-
-    def _within(self, x: np.ndarray) -> np.ndarray:
-        return np.asarray((self._inside(x) == x).all(-1))
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from kolmo import memory
-from kolmo.control.constraints import Admissible, Wall, constrained
+from kolmo.control.constraints import Acting, Admissible, Wall, constrained
 from kolmo.control.problem import ControlProblem
 from kolmo.control.sets import Finite
 from kolmo.problem.box import Box
@@ -36,6 +36,10 @@ class Values:
     def parts(self) -> tuple[np.ndarray, ...]:
         """All four."""
         return self.b, self.S, self.c, self.g
+
+    def hamiltonian(self, V: np.ndarray, p: np.ndarray, M: np.ndarray) -> np.ndarray:
+        """b·p + ½Σ:M − cV + ℓ, shape (n,)."""
+        return np.asarray((self.b * p).sum(-1) + 0.5 * (self.S * M).sum((-1, -2)) - self.c * V + self.g)
 
 
 class Quadratic:
@@ -189,8 +193,7 @@ class Coefficients:
     def _listed(self, V: np.ndarray, p: np.ndarray, M: np.ndarray, start: torch.Tensor) -> torch.Tensor:
         """The best control of a finite set; the present one wins ties."""
         controls = self.problem.controls.samples
-        H = np.stack([(v.b * p).sum(-1) + 0.5 * (v.S * M).sum((-1, -2)) - v.c * V + v.g for v in self._list], 0)
-        H = self.problem.sign * H
+        H = self.problem.sign * np.stack([values.hamiltonian(V, p, M) for values in self._list], 0)
         now = ((start.numpy()[None] - controls[:, None]) ** 2).sum(-1).argmin(0)
         nodes = np.arange(len(V))
         best = H.argmin(0)
@@ -239,8 +242,7 @@ class Coefficients:
 
     def hamiltonian(self, t: float, V: np.ndarray, p: np.ndarray, M: np.ndarray, a: torch.Tensor) -> np.ndarray:
         """b·p + ½Σ:M − cV + ℓ for controls a (n, m), shape (n,)."""
-        v = self.values(t, a)
-        return np.asarray((v.b * p).sum(-1) + 0.5 * (v.S * M).sum((-1, -2)) - v.c * V + v.g)
+        return self.values(t, a).hamiltonian(V, p, M)
 
     def choose(
         self, t: float, V: np.ndarray, p: np.ndarray, M: np.ndarray, start: torch.Tensor
@@ -276,7 +278,7 @@ class Coefficients:
 
     @cached_property
     def _walls(self) -> "OnWalls":
-        rows = np.flatnonzero(np.any([wall.on for wall in self._faces], axis=0))
+        rows = np.asarray(self.on_walls)
         walls = [replace(wall, on=wall.on[rows]) for wall in self._faces]
         return OnWalls(Coefficients(self.problem, self.x[torch.as_tensor(rows)], self), walls)
 
@@ -314,31 +316,13 @@ class OnWalls:
             a, found = self.here._choose(t, V, p, M, start)
             return a.numpy(), found
 
-        a, found = self._admissible(t).choose(_Acting(self.here, t, V), p, M, best, start.numpy())
+        a, found = self._admissible(t).choose(Acting(self.here, t, V), p, M, best, start.numpy())
         return torch.as_tensor(a), found
 
     def _admissible(self, t: float) -> Admissible:
         key = 0.0 if self.here.autonomous else t
         if self._kept is None or self._kept[0] != key:
             problem, x = self.here.problem, self.here.x.numpy()
-            acting, controls = _Acting(self.here, t, np.zeros(len(x))), problem.controls
+            acting, controls = Acting(self.here, t, np.zeros(len(x))), problem.controls
             self._kept = key, Admissible(self.walls, x, acting, controls.samples, controls.listed, problem.sign)
         return self._kept[1]
-
-
-@dataclass(frozen=True)
-class _Acting:
-    """What controls do at the points of some coefficients at a time, for values V (n,)."""
-
-    at: Coefficients
-    t: float
-    V: np.ndarray
-
-    def moving(self, a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Drift and covariance of controls (n, m)."""
-        values = self.at.values(self.t, torch.as_tensor(a))
-        return values.b, values.S
-
-    def worth(self, a: np.ndarray, p: np.ndarray, M: np.ndarray) -> np.ndarray:
-        """Hamiltonian of controls (n, m), times the sign of the sense."""
-        return np.asarray(self.at.problem.sign * self.at.hamiltonian(self.t, self.V, p, M, torch.as_tensor(a)))

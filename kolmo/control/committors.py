@@ -13,7 +13,7 @@ from scipy.special import beta
 from kolmo.arrays import Array, as_like, as_numpy, as_points, at_home
 from kolmo.control.bellman import Bellman
 from kolmo.control.hjb import concluded, outside
-from kolmo.control.optimum import ControlSolution
+from kolmo.control.optimum import ControlSolution, OfSolution
 from kolmo.control.policy_level import PolicyLevel, pack
 from kolmo.control.policy_search import MAX_CELLS, MAX_SECONDS, Search
 from kolmo.control.problem import ControlProblem
@@ -37,7 +37,7 @@ STILL = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
-class Committor:
+class Committor(OfSolution):
     r"""Probability q(x) of reaching B before A, and the statistics of transitions from A to B.
 
     .. math:: b\cdot\nabla q + \tfrac12\Sigma:\nabla^2 q = 0, \qquad q = 0 \text{ on } A, \quad q = 1 \text{ on } B
@@ -76,22 +76,6 @@ class Committor:
     def __call__(self, x: Any) -> Array:
         """q(x) at points (..., d), shape (...)."""
         return self.solution(x)
-
-    @property
-    def error_estimate(self) -> np.ndarray:
-        """Estimate of the error of q."""
-        assert self.solution.error_estimate is not None
-        return self.solution.error_estimate
-
-    @property
-    def status(self) -> str:
-        """Whether it is "converged" or "tolerance_not_met"."""
-        return self.solution.status
-
-    @property
-    def message(self) -> str:
-        """What happened, in a sentence."""
-        return self.solution.message
 
     def flux(self, x: Any) -> Array:
         r"""Current of the transitions from A to B, :math:`\rho\,\tfrac12\Sigma\nabla q`, shape (..., d).
@@ -220,9 +204,8 @@ def committor(
     parts = None if density is None else _Parts(problem, density)
     limits = Limits.of(max_cells, max_seconds, MAX_CELLS[problem.dim], MAX_SECONDS)
     search = _Search(problem, points, rtol, atol, limits, parts)
-    level, estimate, status, message, stats = concluded(search)
-    shape = () if at is None else tuple(as_points(at, problem.dim, "at").shape[:-1])
-    solution = pack(problem, level, np.broadcast_to(estimate, shape).copy(), status, message, stats)
+    level, outcome = concluded(search, at)
+    solution = pack(problem, level, outcome)
     if parts is None:
         return Committor(solution, None, None, None)
     rate = search.rates[id(level)]

@@ -12,12 +12,16 @@ one whose drift is along the face.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from kolmo.errors import InputError
 from kolmo.problem.box import Box
+
+if TYPE_CHECKING:
+    from kolmo.control.coefficients import Coefficients
 
 # Drift out of a face below this part of the largest across it is rounding; noise across it likewise.
 INSIDE, STILL = 1e-12, 1e-12
@@ -46,14 +50,13 @@ def constrained(box: Box, x: np.ndarray, free: np.ndarray) -> list[Wall]:
     What lies on an absorbing face as well is held there.
     """
     free, found = free.copy(), []
-    for axis, pair in enumerate(box.faces):
-        for side, face in enumerate(pair):
-            end = (box.lower, box.upper)[side][axis]
-            on = np.abs(x[:, axis] - end) <= ON_FACE * max(abs(end), float(np.abs(x[:, axis]).max(initial=0.0)))
-            if face.imposed:
-                free &= ~on
-            elif face.constrains:
-                found.append(Wall(axis, 2.0 * side - 1.0, on))
+    for axis, side, face in box.each():
+        end = (box.lower, box.upper)[side][axis]
+        on = np.abs(x[:, axis] - end) <= ON_FACE * max(abs(end), float(np.abs(x[:, axis]).max(initial=0.0)))
+        if face.imposed:
+            free &= ~on
+        elif face.constrains:
+            found.append(Wall(axis, 2.0 * side - 1.0, on))
     kept = [Wall(wall.axis, wall.out, wall.on & free) for wall in found]
     return [wall for wall in kept if wall.on.any()]
 
@@ -62,14 +65,22 @@ def constrained(box: Box, x: np.ndarray, free: np.ndarray) -> list[Wall]:
 Best = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-class Acting(Protocol):
-    """What controls do at fixed points: drift and covariance, and the Hamiltonian less what no control changes."""
+@dataclass(frozen=True)
+class Acting:
+    """What controls do at the points of some coefficients at a time, for values V (n,)."""
+
+    at: "Coefficients"
+    t: float
+    V: np.ndarray
 
     def moving(self, a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Drift (n, d) and covariance (n, d, d) of controls (n, m)."""
+        values = self.at.values(self.t, torch.as_tensor(a))
+        return values.b, values.S
 
     def worth(self, a: np.ndarray, p: np.ndarray, M: np.ndarray) -> np.ndarray:
         """Hamiltonian (n,) of controls (n, m), times the sign of the sense."""
+        return np.asarray(self.at.problem.sign * self.at.hamiltonian(self.t, self.V, p, M, torch.as_tensor(a)))
 
 
 @dataclass(frozen=True)

@@ -53,16 +53,14 @@ class Fitted:
     low: np.ndarray
     high: np.ndarray
 
-    def loop(self, plans: Plans, maxiter: int = 1, callback: Callback | None = None) -> "Loop":
-        """The objective as a function of a flat vector."""
-        return Loop(self.objective, self.names, self.tensors, self.low, self.high, plans, maxiter, callback)
+    def pieces(self, v: np.ndarray) -> list[np.ndarray]:
+        """A flat vector cut into one piece per parameter tensor."""
+        return np.split(v, np.cumsum([p.numel() for p in self.tensors])[:-1])
 
     def put(self, x: np.ndarray) -> None:
-        """Write a flat vector into the parameters."""
+        """Write a flat vector into the parameters, in place; graphs through them are no good afterwards."""
         with torch.no_grad():
-            for p, part in zip(
-                self.tensors, np.split(x, np.cumsum([p.numel() for p in self.tensors])[:-1]), strict=True
-            ):
+            for p, part in zip(self.tensors, self.pieces(x), strict=True):
                 p.copy_(torch.as_tensor(part).reshape(p.shape).to(p.dtype))
 
     def components(self, chosen: np.ndarray | None = None) -> list[str]:
@@ -80,19 +78,9 @@ class Fitted:
 class Loop:
     """One minimisation: the objective as a function of a flat vector, the best point and the history."""
 
-    def __init__(
-        self,
-        objective: Objective,
-        names: list[str],
-        tensors: list[torch.Tensor],
-        low: np.ndarray,
-        high: np.ndarray,
-        plans: Plans,
-        maxiter: int,
-        callback: Callback | None,
-    ) -> None:
-        self.objective, self.names, self.tensors = objective, names, tensors
-        self.low, self.high, self.plans = low, high, plans
+    def __init__(self, fitted: Fitted, plans: Plans, maxiter: int = 1, callback: Callback | None = None) -> None:
+        self.fitted, self.tensors = fitted, fitted.tensors
+        self.low, self.high, self.plans = fitted.low, fitted.high, plans
         self.maxiter, self.callback = maxiter, callback
         self.best: tuple[float, np.ndarray, np.ndarray] = (math.inf, self.get(), np.zeros(0))
         self.latest: tuple[np.ndarray, float, np.ndarray] | None = None
@@ -108,11 +96,9 @@ class Loop:
         return flattened(self.tensors)
 
     def put(self, x: np.ndarray) -> None:
-        """Write a vector into the parameters, in place; graphs through them are no good afterwards."""
+        """Write a vector into the parameters."""
         self.curved = None
-        with torch.no_grad():
-            for p, part in zip(self.tensors, self._pieces(x), strict=True):
-                p.copy_(torch.as_tensor(part).reshape(p.shape).to(p.dtype))
+        self.fitted.put(x)
 
     def restore(self) -> None:
         """Leave the best parameters found in place."""
@@ -150,7 +136,7 @@ class Loop:
 
     def _differentiated(self, *, graph: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Objective and its derivatives, on request differentiable themselves."""
-        J = self.objective()
+        J = self.fitted.objective()
         if not isinstance(J, torch.Tensor) or J.numel() != 1:
             given = f"shape {tuple(J.shape)}" if isinstance(J, torch.Tensor) else f"a {type(J).__name__}"
             raise InputError("objective", given, "a torch scalar", "sum or average what objective() returns")
@@ -159,7 +145,7 @@ class Loop:
                 "objective", "a value that depends on no parameter", "a value computed from the parameters in torch"
             )
         parts = torch.autograd.grad(J.reshape(()), self.tensors, allow_unused=True, create_graph=graph)
-        unused = [name for name, g in zip(self.names, parts, strict=True) if g is None]
+        unused = [name for name, g in zip(self.fitted.names, parts, strict=True) if g is None]
         if unused:
             raise InputError(
                 "parameters",
@@ -176,15 +162,11 @@ class Loop:
             self.curved = (x.copy(), self._differentiated(graph=True)[1])
         assert self.curved is not None
         parts = [g.reshape(-1) for g in self.curved[1]]
-        slope = sum((g * torch.as_tensor(w).to(g)).sum() for g, w in zip(parts, self._pieces(v), strict=True))
+        slope = sum((g * torch.as_tensor(w).to(g)).sum() for g, w in zip(parts, self.fitted.pieces(v), strict=True))
         if not (isinstance(slope, torch.Tensor) and slope.requires_grad):
             return np.zeros_like(v)
         found = torch.autograd.grad(slope, self.tensors, retain_graph=True, allow_unused=True)
         return flattened([torch.zeros_like(p) if h is None else h for h, p in zip(found, self.tensors, strict=True)])
-
-    def _pieces(self, v: np.ndarray) -> list[np.ndarray]:
-        """A flat vector cut into one piece per parameter tensor."""
-        return np.split(v, np.cumsum([p.numel() for p in self.tensors])[:-1])
 
     def iteration(self, x: np.ndarray) -> None:
         """Record an iteration and ask the callback."""
@@ -204,10 +186,7 @@ class Loop:
         """Minimise, check the plans at the end, and renew them if need be."""
         x = np.clip(self.get(), self.low, self.high)
         status, message = "failed", ""
-        if progress:
-            from tqdm.auto import tqdm
-
-            self.bar = tqdm(total=self.maxiter, desc="minimize", unit="it", file=sys.stderr, leave=False)
+        self.bar = bar(self.maxiter, "minimize") if progress else None
         try:
             for last in [False] * (ROUNDS - 1) + [True]:
                 status, message = self._go(method, x)
@@ -250,20 +229,13 @@ class Loop:
         left = self.maxiter - len(self.history["objective"])
         if method == "L-BFGS-B":
             options: dict[str, Any] = {"ftol": 1e-14, "gtol": 1e-9 * scale, "maxcor": 20, "maxiter": left + 1}
-            box = list(zip(self.low, self.high, strict=True))
-            found = optimize.minimize(
-                self.evaluate, x, jac=True, method=method, bounds=box, callback=self.iteration, options=options
-            )
+            extra: dict[str, Any] = {"bounds": list(zip(self.low, self.high, strict=True))}
         else:
-            found = optimize.minimize(
-                self.evaluate,
-                x,
-                jac=True,
-                hessp=self.hessian_product,
-                method=method,
-                callback=self.iteration,
-                options={"gtol": 1e-8 * scale, "maxiter": left + 1},
-            )
+            options = {"gtol": 1e-8 * scale, "maxiter": left + 1}
+            extra = {"hessp": self.hessian_product}
+        found = optimize.minimize(
+            self.evaluate, x, jac=True, method=method, callback=self.iteration, options=options, **extra
+        )
         message = _SAID.get(str(found.message).replace("_", " "), str(found.message))
         return ("converged" if found.success or self._arrived() else "failed"), message
 
@@ -305,6 +277,13 @@ class Loop:
             message=message,
             history={name: np.array(values) for name, values in self.history.items()},
         )
+
+
+def bar(total: int, what: str) -> Any:
+    """Progress bar of iterations on stderr."""
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, desc=what, unit="it", file=sys.stderr, leave=False)
 
 
 def flattened(parts: Sequence[torch.Tensor]) -> np.ndarray:

@@ -196,11 +196,6 @@ class GaussianBridge:
     fewest: int = field(default=4, init=False)
     between: float = field(default=LOCAL_ERROR, init=False)
 
-    def _later(self, t: float) -> tuple[Transition, np.ndarray]:
-        """Transition from t to T, and the inverse root of its covariance."""
-        move = self.linear.transition(min(t, (1.0 - END) * self.horizon), self.horizon)
-        return move, inverse_square_root(move.covariance)
-
     def log_psi(self, t: float, x: np.ndarray) -> np.ndarray:
         """Logarithm of ψ at points (n, d)."""
         if t >= self.horizon:
@@ -210,7 +205,8 @@ class GaussianBridge:
         return self._psi(t, x)[0]
 
     def _psi(self, t: float, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, Transition]:
-        move, W = self._later(t)
+        move = self.linear.transition(min(t, (1.0 - END) * self.horizon), self.horizon)
+        W = inverse_square_root(move.covariance)
         logs, mean = self.end.averaged(W, (x @ move.matrix.T + move.shift) @ W.T)
         return logs + float(np.linalg.slogdet(W)[1]) + self.normalisation, mean, move
 
@@ -369,9 +365,10 @@ class GaussianBridges:
         if before is None:
             guess = self._first_guess(resolution, limits)
         else:
+            start = before.start
+            untilted = start.potential - self._tilt(start.axes) - 0.5 * float(self.apart @ self.apart)
             with np.errstate(divide="ignore"):
-                logs = np.log(before.start.masses) + self._untilted(before.start)
-            guess = Guess(before.start.axes, logs, 1.0)
+                guess = Guess(start.axes, np.log(start.masses) + untilted, 1.0)
         found, axes, first, last = self._solved(resolution, 1.0, guess, self.misfit, limits)
         a, b = (m.masses / m.masses.sum() for m in (first, last))
         tilts = [self._tilt(x) for x in axes]
@@ -439,10 +436,6 @@ class GaussianBridges:
     def _tilt(self, axes: tuple[np.ndarray, ...]) -> np.ndarray:
         """What the displacement of the means adds to potentials on a lattice."""
         return np.asarray(np.tensordot(self.apart, np.stack(np.meshgrid(*axes, indexing="ij")), 1))
-
-    def _untilted(self, start: End) -> np.ndarray:
-        """The potential of the first end without that."""
-        return np.asarray(start.potential - self._tilt(start.axes) - 0.5 * float(self.apart @ self.apart))
 
 
 def _padded(axis: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 
 from kolmo.arrays import as_points, at_home
 from kolmo.control.optimum import ControlSolution
-from kolmo.control.policy_level import PolicyLevel, follow, held, pack
+from kolmo.control.policy_level import Outcome, PolicyLevel, follow, held, pack
 from kolmo.control.policy_search import MAX_CELLS, MAX_SECONDS, Search
 from kolmo.control.problem import ControlProblem
 from kolmo.discretization import Discretization
@@ -95,30 +95,28 @@ def solve_hjb(
     if discretization is not None:
         if discretization.grid.dim != problem.dim:
             raise InputError("discretization", f"{discretization.grid.dim} dimensions", f"{problem.dim} dimensions")
-        return pack(problem, follow(problem, discretization), None, "fixed", "solved as given", {})
+        return pack(problem, follow(problem, discretization), Outcome(None, "fixed", "solved as given", {}))
     still = problem.closed_loop(problem.constant(problem.controls.samples[0]))
     points = outside(problem, interesting_points(still, at))
     limits = Limits.of(max_cells, max_seconds, MAX_CELLS[problem.dim], MAX_SECONDS)
-    search = Search(problem, points, rtol, atol, limits)
-    level, estimate, status, message, stats = concluded(search)
-    shape = () if at is None else tuple(as_points(at, problem.dim, "at").shape[:-1])
-    return pack(problem, level, np.broadcast_to(estimate, shape).copy(), status, message, stats)
+    return pack(problem, *concluded(Search(problem, points, rtol, atol, limits), at))
 
 
-def concluded(search: "Search") -> tuple["PolicyLevel", float, str, str, dict[str, Any]]:
+def concluded(search: Search, at: Any) -> tuple[PolicyLevel, Outcome]:
     """What a search found, with a warning where the tolerance is not met; an error where there is no level at all."""
     try:
-        found = search.run()
+        level, outcome = search.run()
     except OutOfTimeError:
         raise NotConvergedError(f"no level was finished within {search.limits.over}: allow more") from None
     except KeyboardInterrupt:
         if not search.levels:
             raise
         told = "interrupted; the finest level that was finished is returned, not compared with the monotone scheme"
-        found = search.found("interrupted", told, {})
-    if found[2] == "tolerance_not_met":
-        warnings.warn(found[3], ToleranceWarning, stacklevel=3)
-    return found
+        level, outcome = search.found("interrupted", told, {})
+    if outcome.status == "tolerance_not_met":
+        warnings.warn(outcome.message, ToleranceWarning, stacklevel=3)
+    shape = () if at is None else tuple(as_points(at, search.problem.dim, "at").shape[:-1])
+    return level, outcome._replace(estimate=np.broadcast_to(outcome.estimate, shape).copy())
 
 
 def outside(problem: ControlProblem, points: np.ndarray) -> np.ndarray:

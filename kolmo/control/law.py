@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from kolmo.arrays import as_points, at_home
-from kolmo.control.adjoint import Steps, Taken, differentiable_march, own, pieces
+from kolmo.control.adjoint import Steps, Taken, assembled, differentiable_march, instants, numbers_of, own, pieces
 from kolmo.control.plans import planned
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
@@ -185,7 +185,7 @@ def law(
     exits = WaysOut(march.generator)
     indices = [k for k in (find(clock, t) for t in kept) if k is not None]
     watched = list(range(len(clock))) if exits.names else indices
-    semis = _assembled(march)
+    semis = assembled(march, march.plans)
     masses, gone = _spread(march, semis, start, watched, exits)
     flux = _fluxes(march, semis, masses[..., 0], exits) if exits.names else {}
     weights = masses[[watched.index(k) for k in indices]][..., 0]
@@ -254,7 +254,7 @@ def transition_density(
         end = problem.motion.inwards(problem.horizon or 0.0, end)
     start = _point_masses(begin, recipe)
     last = [len(recipe.times) - 1]
-    masses = _spread(march, _assembled(march), start, last, WaysOut(march.generator))[0][0]
+    masses = _spread(march, assembled(march, march.plans), start, last, WaysOut(march.generator))[0][0]
     rho = read(masses, recipe.grid, _reading_tensors(march.generator))
     index, weight = recipe.grid.interpolation(end, recipe.width)
     own = rho[torch.as_tensor(index), torch.arange(len(end))[:, None]]
@@ -314,12 +314,6 @@ def _point_masses(points: torch.Tensor, recipe: Discretization) -> torch.Tensor:
     return start.index_put((torch.as_tensor(index), columns), torch.as_tensor(weight), accumulate=True)
 
 
-def _assembled(march: March) -> dict[float, Semi]:
-    """Semi-discrete equations at all instants, in torch."""
-    like = torch.zeros((), dtype=torch.float64)
-    return {t: march.generator.at(t, like) for t in sorted({t for plan in march.plans for t in plan.instants})}
-
-
 def _spread(
     march: March, semis: dict[float, Semi], start: torch.Tensor, keep: list[int], exits: WaysOut
 ) -> tuple[torch.Tensor, dict[Exit, torch.Tensor]]:
@@ -333,14 +327,13 @@ def _spread(
     first, p, taken = 0, start, Taken(march)
     for plans in reversed(pieces(march)):
         last = first + len(plans)
-        mine = {t: semis[t] for t in sorted({t for plan in plans for t in plan.instants})}
+        mine = {t: semis[t] for t in instants(plans)}
         flow = Steps(taken, plans, mine)
-        tensors = [v for semi in mine.values() for v in (semi.a, semi.load, semi.boundary)]
         crossing = march.crossing(plans[0].start, start)
         inside = [k for k in keep if first <= k < last or (k == last and crossing is None)]
         own_keep = [k - first for k in inside]
         asked = [*own_keep, *([] if crossing is None else [len(plans)])]
-        masses, out = _Spread.apply(flow, asked, _rewards(exits, mine), p, *tensors)  # type: ignore[no-untyped-call]
+        masses, out = _Spread.apply(flow, asked, _rewards(exits, mine), p, *numbers_of(mine))  # type: ignore[no-untyped-call]
         found.append(masses[: len(own_keep)])
         if crossing is not None:
             after = crossing.apply_transposed(masses[-1])
@@ -435,7 +428,7 @@ def _fluxes(march: March, semis: dict[float, Semi], masses: torch.Tensor, exits:
     plans: list[StepPlan] = march.plans[::-1]
     # at the end of a step the coefficients are those of the next one; at the horizon its own
     last = plans[-1].instants[-1] if march.generator.autonomous else plans[-1].start
-    instants = [plan.instants[-1] for plan in plans] + [last]
+    moments = [plan.instants[-1] for plan in plans] + [last]
     semis = {last: march.generator.at(last, torch.zeros((), dtype=torch.float64))} | semis
-    loads = {t: exits.loads(semis[t], t) for t in set(instants)}
-    return {e: torch.stack([masses[k] @ loads[t][e] for k, t in enumerate(instants)]) for e in exits.names}
+    loads = {t: exits.loads(semis[t], t) for t in set(moments)}
+    return {e: torch.stack([masses[k] @ loads[t][e] for k, t in enumerate(moments)]) for e in exits.names}

@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from kolmo.arrays import Array, as_like, as_numpy, as_points, at_home
+from kolmo.arrays import Array, as_like, as_points, at_home
 from kolmo.control.value import value
-from kolmo.errors import InputError
 from kolmo.many import Solutions, solve_many
-from kolmo.many.front import Members
+from kolmo.many.front import Members, listed
 from kolmo.many.lines import Coefficients, Lines, Marched
 from kolmo.problem import KolmogorovProblem
 from kolmo.problem.faces import Absorbing
@@ -74,9 +73,7 @@ def values(
     >>> tuple(u.shape), bool((rates.grad < 0).all())
     ((6,), True)
     """
-    problems = list(problems)
-    if not problems or not all(isinstance(p, KolmogorovProblem) for p in problems):
-        raise InputError("problems", "no problems" if not problems else "something else", "a sequence of problems")
+    problems = listed(problems)
     points = torch.as_tensor(as_points(x, problems[0].dim))
     handed = [problem.handing("torch", points.device) for problem in problems]
     found = solve_many(handed, at=points.detach(), rtol=rtol, atol=atol, plan=plan)
@@ -95,8 +92,7 @@ def _together(problems: list[KolmogorovProblem], members: Members, points: torch
     horizons = np.array([problem.horizon or 0.0 for problem in problems])
     given = _coefficients(problems, lines)
     numbers = lines.numbers(given)
-    first, second, killing, load = (as_numpy(v) for v in numbers)
-    march = Marched(lines, first, second, killing, load, horizons)
+    march = Marched(lines, numbers, horizons)
     u: Any = _Together.apply(march, *numbers, lines.begun(given))  # type: ignore[no-untyped-call]
     read = lines.recipe.grid.interpolate(lines.ended(u, given).T, points, lines.recipe.width)
     return torch.movedim(torch.as_tensor(read), -1, 0)

@@ -109,7 +109,7 @@ def minimize(
     minima = []
     for k, place in enumerate(places):
         with keeping_plans() as plans:
-            loop = fitted.loop(plans, int(maxiter), callback)
+            loop = Loop(fitted, plans, int(maxiter), callback)
             loop.put(place)
             try:
                 found = loop.run(method, progress)
@@ -179,9 +179,9 @@ def hessian_product(objective: Objective, parameters: Any, direction: Sequence[A
     v = flattened(parts)
     free = np.full(len(v), np.inf)
     with keeping_plans() as plans:
-        loop = Loop(objective, names, tensors, -free, free, plans, 1, None)
+        loop = Loop(Fitted(objective, names, tensors, -free, free), plans)
         product = loop.hessian_product(loop.get(), v)
-    return [torch.as_tensor(h).reshape(p.shape) for h, p in zip(loop._pieces(product), tensors, strict=True)]
+    return [torch.as_tensor(h).reshape(p.shape) for h, p in zip(loop.fitted.pieces(product), tensors, strict=True)]
 
 
 def collect(parameters: Any) -> tuple[list[str], list[torch.Tensor]]:

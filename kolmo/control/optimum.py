@@ -160,7 +160,14 @@ class ControlSolution:
         MissingExtraError
             Without xarray.
         """
-        return to_dataset(self)
+        try:
+            import xarray
+        except ImportError:
+            raise MissingExtraError("xarray", "xarray") from None
+        names = ["x"] if self.grid.dim == 1 else [f"x{i + 1}" for i in range(self.grid.dim)]
+        coordinates = {"t": self.times, **dict(zip(names, self.grid.nodes, strict=True))}
+        fields = {"value": (("t", *names), self.values), "policy": (("t", *names, "control"), self.policies)}
+        return xarray.Dataset(fields, coordinates, {"status": self.status, "message": self.message})
 
     def closed_loop(self) -> KolmogorovProblem:
         """The problem under the optimal policy, for ``solve`` and ``monte_carlo``.
@@ -227,6 +234,28 @@ class ControlSolution:
         return f"ControlSolution({self.status}{estimate}, {self.grid!r}, {len(self.times)} times)"
 
 
+class OfSolution:
+    """An answer that is made of a solution, and whose error and status are those of the solution."""
+
+    solution: ControlSolution
+
+    @property
+    def error_estimate(self) -> np.ndarray:
+        """Estimate of the error at t = 0."""
+        assert self.solution.error_estimate is not None
+        return self.solution.error_estimate
+
+    @property
+    def status(self) -> str:
+        """Whether it is "converged" or "tolerance_not_met"."""
+        return self.solution.status
+
+    @property
+    def message(self) -> str:
+        """What happened, in a sentence."""
+        return self.solution.message
+
+
 class _Reader:
     """Reads the policy of a solution at fixed points."""
 
@@ -271,18 +300,3 @@ class _PolicyModule(torch.nn.Module):
         with torch.no_grad():
             a: torch.Tensor = torch.as_tensor(self._solution.policy(float(t), x.double()))
         return a.to(x)
-
-
-def to_dataset(solution: ControlSolution) -> Any:
-    """Value and policy of a solution over time and the coordinates."""
-    try:
-        import xarray
-    except ImportError:
-        raise MissingExtraError("xarray", "xarray") from None
-    names = ["x"] if solution.grid.dim == 1 else [f"x{i + 1}" for i in range(solution.grid.dim)]
-    coordinates = {"t": solution.times, **dict(zip(names, solution.grid.nodes, strict=True))}
-    fields = {
-        "value": (("t", *names), solution.values),
-        "policy": (("t", *names, "control"), solution.policies),
-    }
-    return xarray.Dataset(fields, coordinates, {"status": solution.status, "message": solution.message})

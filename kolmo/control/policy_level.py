@@ -1,7 +1,7 @@
 """One level of the search for an optimum: a grid, the march of its policy, and what is kept of both."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,7 +10,13 @@ from kolmo.arrays import as_numpy
 from kolmo.control.bellman import Act, Bellman
 from kolmo.control.charts import opened_as
 from kolmo.control.optimum import STORED, ControlSolution
-from kolmo.control.policy_steps import POLICY_CHANGE, ExplicitPolicyStep, ImplicitPolicyStep, solve_stationary
+from kolmo.control.policy_steps import (
+    POLICY_CHANGE,
+    ExplicitPolicyStep,
+    ImplicitPolicyStep,
+    Settled,
+    solve_stationary,
+)
 from kolmo.control.problem import ControlProblem, Policy
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, NotConvergedError
@@ -43,32 +49,39 @@ class PolicyLevel:
     slopes: list[np.ndarray] = field(default_factory=list)
     average: float | None = None
 
+    @classmethod
+    def still(cls, recipe: Discretization, solved: tuple[np.ndarray, Settled]) -> "PolicyLevel":
+        """What ``solve_stationary`` found."""
+        V, settled = solved
+        return cls(recipe, [0.0], [V], settled.acts, settled.count, settled.change, average=settled.average)
+
     @property
     def V(self) -> np.ndarray:
         """V at t = 0, shape (size, 1)."""
         return self.states[-1]
 
 
-def pack(
-    problem: ControlProblem,
-    level: PolicyLevel,
-    estimate: np.ndarray | None,
-    status: str,
-    message: str,
-    stats: dict[str, Any],
-) -> ControlSolution:
+class Outcome(NamedTuple):
+    """What a search says of its last level: estimate of the error at the points, status, message and statistics."""
+
+    estimate: Any
+    status: str
+    message: str
+    stats: dict[str, Any]
+
+
+def pack(problem: ControlProblem, level: PolicyLevel, outcome: Outcome) -> ControlSolution:
     """Pack a level, in increasing time."""
     grid = level.recipe.grid
     values = np.stack(level.states[::-1], 0)[..., 0].reshape(-1, *grid.shape)
     policies = np.stack([act.a.numpy() for act in level.acts[::-1]], 0).reshape(-1, *grid.shape, problem.controls.m)
-    stats = {"cells": grid.size, "steps": level.recipe.steps, "policy_iterations": level.iterations} | stats
+    recipe = level.recipe
+    stats = {"cells": grid.size, "steps": recipe.steps, "policy_iterations": level.iterations} | outcome.stats
+    told = outcome._replace(stats=stats)
     times, slopes = np.array(level.times[::-1]), None
     if len(level.slopes) == len(level.states):
         slopes = np.stack(level.slopes[::-1], 0)[..., 0].reshape(-1, *grid.shape)
-    recipe = level.recipe
-    return ControlSolution(
-        problem, values, policies, times, grid, recipe, estimate, status, message, stats, slopes, level.average
-    )
+    return ControlSolution(problem, values, policies, times, grid, recipe, *told, slopes, level.average)
 
 
 def nodal_policy(level: PolicyLevel) -> Policy:
@@ -93,8 +106,7 @@ def follow(problem: ControlProblem, recipe: Discretization) -> PolicyLevel:
     problem = opened_as(problem, recipe.grid)
     bellman = Bellman(problem, recipe.grid, recipe.scheme)
     if problem.horizon is None:
-        V, settled = solve_stationary(bellman)
-        return PolicyLevel(recipe, [0.0], [V], settled.acts, settled.count, settled.change, average=settled.average)
+        return PolicyLevel.still(recipe, solve_stationary(bellman))
     if len(recipe.times) < 2:
         raise InputError("discretization", "a recipe without time nodes", "one for a finite horizon")
     change = float(recipe.estimate.get("policy", [POLICY_CHANGE])[0])
@@ -159,10 +171,8 @@ def _thin(level: PolicyLevel) -> None:
     """Keep at most ``STORED`` times, the ends among them."""
     if len(level.times) > STORED:
         keep = np.unique(np.linspace(0, len(level.times) - 1, STORED).round().astype(int))
-        level.times = [level.times[i] for i in keep]
-        level.states = [level.states[i] for i in keep]
-        level.acts = [level.acts[i] for i in keep]
-        level.slopes = [level.slopes[i] for i in keep] if level.slopes else []
+        for name in ("times", "states", "acts", *(["slopes"] if level.slopes else [])):
+            setattr(level, name, [getattr(level, name)[i] for i in keep])
 
 
 def _terminal(bellman: Bellman, recipe: Discretization) -> np.ndarray:

@@ -18,6 +18,7 @@ from kolmo.control.policy_level import (
     EXPLICIT,
     FIRST_STEPS,
     IMPLICIT,
+    Outcome,
     PolicyLevel,
     TooManySteps,
     held,
@@ -98,7 +99,7 @@ class Search:
         # bounded controls switch, and stopping sets end, somewhere between nodes
         choice = problem.controls.has_bounds and len(problem.controls.samples) > 1
         self.kinked = problem.obstacle is not None or choice
-        self.opened = self._opened(self.problem.box)
+        self.opened = self.problem.box is not None and self.problem.box.has("cut")
         # values that come from the unknown ones next to a curved boundary would bound explicit steps
         self.stepper = IMPLICIT if problem.dim == 1 or problem.targets else EXPLICIT
         self.smoothing = 2
@@ -109,14 +110,15 @@ class Search:
         self._witnesses: np.ndarray | None = None
         self.iterations = 0
 
-    def run(self) -> tuple[PolicyLevel, float, str, str, dict[str, Any]]:
-        """Level, estimate, status, message and statistics."""
+    def run(self) -> tuple[PolicyLevel, Outcome]:
+        """The last level, and what is told of it."""
         layout = self._first_frame()
         try:
             layout, status, message = self._in_some_box(layout, self.scheme)
         except NotConvergedError as error:
             status, message = "failed", str(error)
-        check = Check(True, unchecked=self.limits.over) if self._unfinished() else self._check(layout)
+        late = bool(self.levels) and self.limits.late()
+        check = Check(True, unchecked=self.limits.over) if late else self._check(layout)
         stats: dict[str, Any] = {"monotone_check": check.record()}
         if status == "failed" or not check.agrees:
             reason = message if status == "failed" else "the high-order answer disagrees with the monotone scheme"
@@ -135,21 +137,19 @@ class Search:
             message += "; not checked, for the monotone scheme found no answer"
         return self.found(status, message, stats)
 
-    def found(
-        self, status: str, message: str, stats: dict[str, Any]
-    ) -> tuple[PolicyLevel, float, str, str, dict[str, Any]]:
+    def found(self, status: str, message: str, stats: dict[str, Any]) -> tuple[PolicyLevel, Outcome]:
         """The last level, its estimate, and what is told of it."""
         by_levels = self._estimate()
         stats = stats | {"levels": len(self.levels), "seconds": self.limits.spent, "cut": self.cut}
         level = self.levels[-1]
         level.recipe.estimate.update(discretization=[by_levels], cut=[self.cut], policy=[self.change])
-        return level, by_levels + self.cut, status, message, stats
+        return level, Outcome(by_levels + self.cut, status, message, stats)
 
     def _first_frame(self) -> Frame:
         """Frame for typical controls; for unbounded ones also for the policy of a coarse solve."""
         policies: list[Any] = [self.problem.constant(a) for a in self.problem.controls.samples[:5]]
         layout = self._frame(policies)
-        if self.problem.controls.unbounded and self.problem.horizon is not None and self._opened(layout.box):
+        if self.problem.controls.unbounded and self.problem.horizon is not None and layout.box.has("cut"):
             try:
                 level = self._solve_on(layout.grid(FIRST_NODES[self.problem.dim]), FIRST_STEPS, self.scheme)
             except (NotConvergedError, OutOfTimeError):
@@ -160,7 +160,8 @@ class Search:
     def _frame(self, policies: list[Any]) -> Frame:
         tail = max(1e-2 * self.rtol, 1e-12)
         layout = frame([self.problem.closed_loop(p) for p in policies], self.points, tail, self.charts)
-        if self.problem.controls.unbounded and self._noise_is_controlled():
+        seen = Coefficients(self.problem, torch.as_tensor(self.points[:8]))
+        if self.problem.controls.unbounded and not seen.covariance_is_fixed:
             # the policy at a cut comes from second derivatives taken there, which are good on even nodes only
             layout = layout.even()
         return self._about_breaks(layout)
@@ -187,14 +188,6 @@ class Search:
             self.kinked = sight.kinked or self.problem.obstacle is not None
         return layout.about(places, breaks.node if len(places) == 1 else None)
 
-    def _noise_is_controlled(self) -> bool:
-        """Whether the covariance depends on the control."""
-        return not Coefficients(self.problem, torch.as_tensor(self.points[:8])).covariance_is_fixed
-
-    @staticmethod
-    def _opened(box: Any) -> bool:
-        return bool(box.has("cut"))
-
     def _in_some_box(self, layout: Frame, scheme: str) -> tuple[Frame, str, str]:
         """Refine; where moving the cut changes the answer too much, move it outwards and refine again."""
         n = self._first_nodes(layout)
@@ -209,7 +202,7 @@ class Search:
                 self.levels, self.cut = before
                 message = f"the cut of the box counts for {self.cut:.2e}, and a wider box has no answer ({error})"
                 return layout, "tolerance_not_met", message
-            if not self._opened(layout.box):
+            if not layout.box.has("cut"):
                 break
             reachable = self._measure_cut(layout, scheme)
             if self.cut <= CUT_SHARE * self._tolerance() or not reachable:
@@ -300,10 +293,6 @@ class Search:
             estimates.append(self._estimate())
         self.levels = levels[: 3 + int(np.argmin(estimates))] if estimates else levels
 
-    def _unfinished(self) -> bool:
-        """Whether there are levels, and no time for more."""
-        return bool(self.levels) and self.limits.late()
-
     def _stopped(self, reason: str) -> str:
         """What to tell when a limit is met."""
         return f"stopped by {reason}: estimate {self._estimate():.2e}, tolerance {self._tolerance():.2e}"
@@ -382,13 +371,10 @@ class Search:
     def _solve_on(self, grid: Grid, steps: int, scheme: str) -> PolicyLevel:
         bellman = Bellman(self.problem, grid, scheme)
         if self.problem.horizon is None:
-            V, settled = solve_stationary(bellman, self._guess(grid))
-            recipe = Discretization(grid, (), scheme, IMPLICIT)
-            level = PolicyLevel(
-                recipe, [0.0], [V], settled.acts, settled.count, settled.change, average=settled.average
-            )
+            solved = solve_stationary(bellman, self._guess(grid))
+            level = PolicyLevel.still(Discretization(grid, (), scheme, IMPLICIT), solved)
             if level.average is not None:
-                level.states = [V - self._answers(level, self.points[:1])]
+                level.states = [level.V - self._answers(level, self.points[:1])]
             return level
         rule = plan_terminal(bellman.generator.problem, grid, bellman.box, self.smoothing if scheme != MONOTONE else 2)
         stepper = EULER if scheme == MONOTONE else self.stepper
@@ -398,14 +384,16 @@ class Search:
                 return march(bellman, recipe, None, self.limits)
             except TooManySteps:
                 self.stepper = stepper = IMPLICIT
-        T, s = self.problem.horizon, np.linspace(0.0, 1.0, steps + 1)
-        power = CROWDING if rule.smoothed and scheme != MONOTONE else 1
-        times = T * (1.0 - s[::-1] ** power)
-        times[0], times[-1] = 0.0, T
+        times = self._times(steps, scheme, rule.smoothed)
         recipe = Discretization(grid, tuple(times.tolist()), scheme, stepper, rule)
         # a second opinion is wrong by far more than policies that are nearly the best
         change = self.change if scheme == self.scheme else max(self.change, OPINION_CHANGE)
         return march(bellman, recipe, times.tolist(), self.limits, change)
+
+    def _times(self, steps: int, scheme: str, rough: bool) -> np.ndarray:
+        """Time nodes; those of terminal data that were smoothed crowd towards the horizon."""
+        power = CROWDING if rough and scheme != MONOTONE else 1
+        return np.asarray((self.problem.horizon or 0.0) * (1.0 - np.linspace(0.0, 1.0, steps + 1)[::-1] ** power))
 
     def _guess(self, grid: Grid) -> Act | None:
         """Policy of the finest level so far at the nearest nodes."""

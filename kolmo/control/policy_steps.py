@@ -17,7 +17,7 @@ from kolmo.schemes.central import TensorStencil
 from kolmo.schemes.monotone import JumpStencil
 from kolmo.stationary import anchored
 from kolmo.steppers.base import STEPPERS
-from kolmo.steppers.radau import tableau
+from kolmo.steppers.radau import CoupledStep, tableau
 
 # Policy iterations of one step or stationary solve, and the change of V (relative to its size) at which they end.
 POLICY_ITERATIONS = 50
@@ -105,7 +105,7 @@ class ImplicitPolicyStep:
         self.bellman, self.stepper, self.change = bellman, STEPPERS[stepper], change
         self.iterations, self.unsettled = 0, 0.0
         self.before: tuple[float, list[Act]] | None = None
-        self.factors: tuple[float, Any] | None = None
+        self.step: CoupledStep | None = None
         # where controls have bounds the policy jumps at some nodes, and changes shrink by fits and starts
         self.like: tuple[float, ...] | None = None if bellman.problem.controls.has_bounds else ()
         stages = len(self.stepper.nodes)
@@ -123,7 +123,7 @@ class ImplicitPolicyStep:
             parts = [bellman.assemble(s, act) for s, act in zip(instants, acts, strict=True)]
             if self.banded is not None:
                 return self.banded.stages(V, dt, [p[0].a for p in parts], [p[1] for p in parts])
-            return self._coupled(V, dt, [p[0].matrix for p in parts], [p[1] for p in parts])
+            return self._coupled(dt, [p[0] for p in parts]).stages(V, [p[1] for p in parts])
 
         def improve(stages: list[np.ndarray], acts: list[Act], count: int) -> list[Act]:
             better = [
@@ -155,26 +155,12 @@ class ImplicitPolicyStep:
             guesses.append(replace(acts[-1], a=torch.as_tensor(a)))
         return guesses
 
-    def _coupled(
-        self, u: np.ndarray, dt: float, matrices: list[sp.csr_matrix], loads: list[np.ndarray]
-    ) -> list[np.ndarray]:
-        """Stage states by one sparse factorisation, stages interleaved node by node."""
-        A, s, n = tableau(len(loads)).A, len(loads), len(u)
-        if self.factors is None or not self._always_alike or abs(self.factors[0] - dt) > ALIKE * dt:
-            total = sp.identity(n * s, format="csr")
-            for j, Q in enumerate(matrices):
-                column = np.zeros((s, s))
-                column[:, j] = A[:, j]
-                total = total - dt * sp.kron(Q, column, format="csr")
-            self.factors = dt, factorize(total)
-        right = np.stack([u + dt * sum(A[i, j] * loads[j] for j in range(s)) for i in range(s)], 1)
-        x = self.factors[1].solve(right.reshape(n * s, 1)).reshape(n, s, 1)
-        return [x[:, j] for j in range(s)]
-
-    @property
-    def _always_alike(self) -> bool:
-        """Whether the equation is linear with coefficients that never change: one factorisation does for all steps."""
-        return self.bellman.linear and self.bellman.coefficients.autonomous
+    def _coupled(self, dt: float, operators: list[Any]) -> CoupledStep:
+        """The step for the operators of its stages; one does for all steps where coefficients never change."""
+        alike = self.bellman.linear and self.bellman.coefficients.autonomous
+        if self.step is None or not alike or abs(self.step.dt - dt) > ALIKE * dt:
+            self.step = CoupledStep(tableau(len(operators)), operators, dt)
+        return self.step
 
 
 class ExplicitPolicyStep:
@@ -294,9 +280,8 @@ def _kept(new: Act, now: Act, old: Act) -> Act:
 
 
 def _same(p: Act, q: Act) -> bool:
-    bent = p.bent is not q.bent
     stops = p.stop is None or q.stop is None or np.array_equal(p.stop, q.stop)
-    return torch.equal(p.a, q.a) and stops and not bent
+    return torch.equal(p.a, q.a) and stops and p.bent is q.bent
 
 
 def solve_stationary(bellman: Bellman, start: Act | None = None) -> tuple[np.ndarray, Settled]:
@@ -309,12 +294,12 @@ def solve_stationary(bellman: Bellman, start: Act | None = None) -> tuple[np.nda
     InputError
         If nothing holds the solution: no absorbing or elastic face and no killing.
     """
-    if bellman.problem.ergodic:
-        return _solve_ergodic(bellman, start)
+    average = _Average(bellman) if bellman.problem.ergodic else None
 
     def solve(acts: list[Act]) -> list[np.ndarray]:
         operator, load, _ = bellman.assemble(0.0, acts[0])
-        return [factorize(anchored(operator.matrix, bellman.fixed)).solve(-np.asarray(load))]
+        Q, right = operator.matrix, -np.asarray(load)
+        return [factorize(anchored(Q, bellman.fixed)).solve(right) if average is None else average.solve(Q, right)]
 
     def improve(states: list[np.ndarray], acts: list[Act], count: int) -> list[Act]:
         better = bellman.improve(0.0, bellman.full(states[0], 0.0), acts[0])
@@ -323,31 +308,24 @@ def solve_stationary(bellman: Bellman, start: Act | None = None) -> tuple[np.nda
     settled = iterate(solve, improve, [bellman.start() if start is None else start])
     V = bellman.full(settled.states[0], 0.0)
     bellman.check(0.0, V, settled.acts[0])
-    return V, settled
+    return V, settled if average is None else replace(settled, average=average.value)
 
 
-def _solve_ergodic(bellman: Bellman, start: Act | None) -> tuple[np.ndarray, Settled]:
-    """V, zero at the node in the middle, and the average λ with min_a (Q(a) V + r(a)) = λ: the unknown of that node."""
-    size = bellman.grid.size
-    middle = int(np.ravel_multi_index([n // 2 for n in bellman.grid.shape], bellman.grid.shape))
-    if bellman.fixed is not None:
-        raise InputError("box", bellman.box, "no absorbing face where the long-run average is wanted")
-    others = sp.diags((np.arange(size) != middle).astype(float))
-    column = sp.coo_matrix((np.full(size, -1.0), (np.arange(size), np.full(size, middle))), shape=(size, size))
-    average = 0.0
+class _Average:
+    """The average λ with Q V + r = λ, where V is zero at the node in the middle: it is the unknown of that node."""
 
-    def solve(acts: list[Act]) -> list[np.ndarray]:
-        nonlocal average
-        operator, load, _ = bellman.assemble(0.0, acts[0])
-        V = factorize(sp.csr_matrix(operator.matrix @ others + column)).solve(-np.asarray(load))
-        average = float(V[middle, 0])
-        V[middle] = 0.0
-        return [V]
+    def __init__(self, bellman: Bellman) -> None:
+        if bellman.fixed is not None:
+            raise InputError("box", bellman.box, "no absorbing face where the long-run average is wanted")
+        size, shape = bellman.grid.size, bellman.grid.shape
+        self.middle = int(np.ravel_multi_index([n // 2 for n in shape], shape))
+        self.value, nodes, same = 0.0, np.arange(size), np.full(size, self.middle)
+        self.others = sp.diags((nodes != self.middle).astype(float))
+        self.column = sp.coo_matrix((np.full(size, -1.0), (nodes, same)), shape=(size, size))
 
-    def improve(states: list[np.ndarray], acts: list[Act], count: int) -> list[Act]:
-        better = bellman.improve(0.0, states[0], acts[0])
-        return [replace(better, bent=acts[0].bent) if count > HOLD else better]
-
-    settled = iterate(solve, improve, [bellman.start() if start is None else start])
-    bellman.check(0.0, settled.states[0], settled.acts[0])
-    return settled.states[0], replace(settled, average=average)
+    def solve(self, Q: sp.csr_matrix, right: np.ndarray) -> np.ndarray:
+        """V for the right side −r."""
+        V = factorize(sp.csr_matrix(Q @ self.others + self.column)).solve(right)
+        self.value = float(V[self.middle, 0])
+        V[self.middle] = 0.0
+        return V

@@ -13,9 +13,9 @@ from kolmo.control.bellman import Act, Bellman, Filled
 from kolmo.control.charts import opened
 from kolmo.control.frame import Frame, frame
 from kolmo.control.hjb import concluded
-from kolmo.control.optimum import ControlSolution
-from kolmo.control.policy_level import IMPLICIT, PolicyLevel, pack
-from kolmo.control.policy_search import CROWDING, MAX_CELLS, MAX_SECONDS, MONOTONE, STOPPED, Search
+from kolmo.control.optimum import ControlSolution, OfSolution
+from kolmo.control.policy_level import EULER, IMPLICIT, PolicyLevel, pack
+from kolmo.control.policy_search import MAX_CELLS, MAX_SECONDS, MONOTONE, STOPPED, Search
 from kolmo.control.policy_steps import ImplicitPolicyStep, solve_stationary
 from kolmo.control.problem import ControlProblem
 from kolmo.discretization import Discretization
@@ -33,7 +33,7 @@ Cost = float | Callable[[float, Any], Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Switching:
+class Switching(OfSolution):
     r"""Value functions :math:`V_i \le \min_{j \ne i}(V_j + k_{ij})` of all regimes, their policies, and when to switch.
 
     Attributes
@@ -80,21 +80,9 @@ class Switching:
         return torch.as_tensor(to) if is_tensor(points) else to
 
     @property
-    def error_estimate(self) -> np.ndarray:
-        """Estimate of the error of all values at t = 0."""
-        estimate = self.regimes[0].error_estimate
-        assert estimate is not None
-        return estimate
-
-    @property
-    def status(self) -> str:
-        """Whether it is "converged" or "tolerance_not_met"."""
-        return self.regimes[0].status
-
-    @property
-    def message(self) -> str:
-        """What happened, in a sentence."""
-        return self.regimes[0].message
+    def solution(self) -> ControlSolution:  # type: ignore[override]
+        """That of the first regime; error, status and message are the same for all."""
+        return self.regimes[0]
 
     def __repr__(self) -> str:
         return f"Switching({self.status}, {len(self.regimes)} regimes, error≈{float(np.max(self.error_estimate)):.1e})"
@@ -160,13 +148,8 @@ def solve_switching(
     points = interesting_points(first.closed_loop(first.constant(first.controls.samples[0])), at)
     limits = Limits.of(max_cells, max_seconds, MAX_CELLS[first.dim], MAX_SECONDS)
     search = _Search(regimes, table, points, rtol, atol, limits)
-    level, estimate, status, message, stats = concluded(search)
-    shape = () if at is None else tuple(as_points(at, first.dim, "at").shape[:-1])
-    answers = []
-    for i, problem in enumerate(regimes):
-        part = search.part(level, i)
-        answers.append(pack(problem, part, np.broadcast_to(estimate, shape).copy(), status, message, dict(stats)))
-    return Switching(tuple(answers), table)
+    level, outcome = concluded(search, at)
+    return Switching(tuple(pack(p, search.part(level, i), outcome) for i, p in enumerate(regimes)), table)
 
 
 def _checked(
@@ -329,14 +312,12 @@ class _Search(Search):
         system: Any = _Coupled(self.regimes, self.costs, grid, scheme)
         horizon = self.problem.horizon
         if horizon is None:
-            V, settled = solve_stationary(system, self._guess(grid) or system.start())
-            recipe = Discretization(grid, (), scheme, IMPLICIT)
-            return PolicyLevel(recipe, [0.0], [V], settled.acts, settled.count, settled.change)
+            solved = solve_stationary(system, self._guess(grid) or system.start())
+            return PolicyLevel.still(Discretization(grid, (), scheme, IMPLICIT), solved)
         first = system.parts[0]
         rule = plan_terminal(first.generator.problem, grid, first.box, self.smoothing)
-        s = np.linspace(0.0, 1.0, steps + 1)
-        times = horizon * (1.0 - s[::-1] ** (CROWDING if rule.smoothed and scheme != MONOTONE else 1))
-        stepper = "implicit-euler" if scheme == MONOTONE else IMPLICIT
+        times = self._times(steps, scheme, rule.smoothed)
+        stepper = EULER if scheme == MONOTONE else IMPLICIT
         recipe = Discretization(grid, tuple(times.tolist()), scheme, stepper, rule)
         step = ImplicitPolicyStep(system, stepper, self.change)
         V = np.concatenate(

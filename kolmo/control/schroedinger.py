@@ -5,14 +5,14 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from kolmo.arrays import as_like, as_numpy, as_points, at_home
-from kolmo.control.chain_bridge import ChainBridges
+from kolmo.control.chain_bridge import ChainBridge, ChainBridges
 from kolmo.control.densities import GivenDensity
-from kolmo.control.gaussian_bridge import GaussianBridges
+from kolmo.control.gaussian_bridge import GaussianBridge, GaussianBridges
 from kolmo.control.linear import LinearProcess
 from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
 from kolmo.grid import Grid
@@ -41,41 +41,8 @@ WITNESSES, LOOKS = 32, (0.0, 0.25, 0.5, 0.75, 0.95)
 PROBES = {1: 1025, 2: 4096, 3: 8192}
 
 
-class _Level(Protocol):
-    """A bridge at one resolution."""
-
-    @property
-    def cost(self) -> float: ...
-    @property
-    def misfit(self) -> float: ...
-    @property
-    def iterations(self) -> int: ...
-    @property
-    def rounding(self) -> float: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def order(self) -> float: ...
-    @property
-    def fewest(self) -> int: ...
-    @property
-    def between(self) -> float: ...
-    def log_psi(self, t: float, x: np.ndarray) -> np.ndarray: ...
-    def steering(self, t: float, x: np.ndarray) -> np.ndarray: ...
-    def arrival(self, x: np.ndarray) -> np.ndarray: ...
-    def density(self, t: float, x: np.ndarray) -> np.ndarray: ...
-    def coupling(self, x: np.ndarray) -> np.ndarray: ...
-    def paths(self, times: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray: ...
-    def grid(self, cells: int) -> Grid: ...
-
-
-class _Levels(Protocol):
-    """Bridges at finer and finer resolutions."""
-
-    @property
-    def growth(self) -> float: ...
-    def shapes(self, resolution: float) -> list[tuple[int, ...]]: ...
-    def level(self, resolution: float, before: Any, limits: Limits) -> Any: ...
+# A bridge at one resolution.
+_Level = GaussianBridge | ChainBridge
 
 
 class BridgeErrors(NamedTuple):
@@ -291,7 +258,8 @@ def schroedinger_bridge(
     while True:
         begun = limits.spent
         try:
-            ladder.add(n, levels.level(n, ladder.last, limits))
+            before: Any = ladder.last
+            ladder.add(n, levels.level(n, before, limits))
         except OutOfTimeError:
             if ladder.last is None:
                 raise NotConvergedError(f"no grid was finished within {limits.over}: allow more") from None
@@ -310,14 +278,14 @@ def schroedinger_bridge(
         n *= levels.growth
 
 
-def _cells(levels: _Levels, resolution: float) -> int:
+def _cells(levels: GaussianBridges | ChainBridges, resolution: float) -> int:
     """Nodes of the larger lattice at a resolution."""
     return max(math.prod(shape) for shape in levels.shapes(resolution))
 
 
 def _levels(
     sde: SDE, density0: Callable[..., Any], density1: Callable[..., Any], horizon: float, box: Box | None, rtol: float
-) -> tuple[_Levels, KolmogorovProblem]:
+) -> tuple[GaussianBridges | ChainBridges, KolmogorovProblem]:
     """The kind of bridge for a process, and the process as it is to be handed tensors."""
     if box is not None and box.has("exits"):
         raise InputError("box", box, "no absorbing or elastic faces: mass would be lost")

@@ -29,7 +29,7 @@ class Same:
         try:
             self._found: Any = weakref.ref(thing)
         except TypeError:  # lives as long as what is compared with it
-            self._found = functools.partial(_itself, thing)
+            self._found = lambda: thing
 
     def __hash__(self) -> int:
         return self._id
@@ -104,10 +104,6 @@ class _Walk:
         around = [v for v in named if not isinstance(v, types.FunctionType) or v.__globals__ is f.__globals__]
         parts = (*inside, f.__defaults__, f.__kwdefaults__, *around)
         return ("function", f.__code__, *map(self.of, parts))
-
-
-def _itself(thing: Any) -> Any:
-    return thing
 
 
 def _array(values: Any) -> Hashable:

@@ -1,6 +1,5 @@
 """Successive approximations: Pontryagin's principle for controls that are parameters, layer by layer."""
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,7 +10,8 @@ import torch
 from scipy import optimize
 
 from kolmo.arrays import as_points, at_home
-from kolmo.control.adjoint import Steps, Taken, apply, differentiable_march
+from kolmo.control.adjoint import Steps, Taken, apply, assembled, differentiable_march, numbers_of
+from kolmo.control.descent import bar, flattened
 from kolmo.control.minimize import collect, minimize
 from kolmo.control.plans import planned
 from kolmo.control.value import expected_value
@@ -125,11 +125,7 @@ def successive(
     best, value = [p.detach().clone() for p in tensors], costate.value
     first = value
     status, message = "maxiter", f"stopped after maxiter = {maxiter} iterations"
-    bar = None
-    if progress:
-        from tqdm.auto import tqdm
-
-        bar = tqdm(total=maxiter, desc="successive", unit="it", file=sys.stderr, leave=False)
+    shown = bar(maxiter, "successive") if progress else None
     try:
         while len(history["objective"]) < maxiter:
             held = game.augmented(costate, rho)
@@ -147,8 +143,8 @@ def successive(
                 history["penalty"].append(rho)
                 history["seconds"].append(time.perf_counter() - started)
                 best, value = [p.detach().clone() for p in tensors], new
-                if bar is not None:
-                    bar.update()
+                if shown is not None:
+                    shown.update()
                 if callback is not None and callback(len(history["objective"]), new):
                     status, message = "stopped", "stopped by the callback"
                     break
@@ -161,11 +157,11 @@ def successive(
                 break
     finally:
         _put(tensors, best)
-        if bar is not None:
-            bar.close()
+        if shown is not None:
+            shown.close()
     accepted = len(history["objective"])
     return optimize.OptimizeResult(
-        x=np.concatenate([p.detach().cpu().double().numpy().reshape(-1) for p in tensors]),
+        x=flattened(tensors),
         fun=value,
         nit=accepted,
         nfev=calls,
@@ -205,7 +201,6 @@ class _Game:
         self.march = differentiable_march(problem, recipe)
         self.like = torch.zeros((), dtype=torch.float64)
         self.start = March(self.march.generator, self.march.stepper, self.march.times, self.like)
-        self.instants = sorted({t for plan in self.march.plans for t in plan.instants})
         self.x = torch.as_tensor(recipe.grid.points)
 
     def value(self) -> float:
@@ -231,11 +226,11 @@ class _Game:
         generator = self.march.generator
         with torch.no_grad():
             # as leaves all numbers are wanted, whatever they came from
-            semis = {t: replace(generator.at(t, self.like), active=None) for t in self.instants}
+            semis = {t: replace(semi, active=None) for t, semi in assembled(self.march, self.march.plans).items()}
             terminal = self.recipe.initial(self.start)
-            coefficients = {t: self._coefficients(t) for t in self.instants}
+            coefficients = {t: self._coefficients(t) for t in semis}
             edge = generator.boundary(0.0, self.x)
-        leaves = [v.requires_grad_() for s in semis.values() for v in (s.a, s.load, s.boundary)]
+        leaves = [v.requires_grad_() for v in numbers_of(semis)]
         flow = Steps(Taken(self.march), self.march.plans, semis)
         J = self._expected(apply(flow, terminal.requires_grad_(), semis) + edge)
         found = torch.autograd.grad(J, [terminal, *leaves], allow_unused=True)

@@ -92,14 +92,13 @@ def _functions(
     for name, value, function in given:
         if callable(value):
             yield name, function, everywhere, grid.shape, True
-    for i, pair in enumerate(generator.box.faces):
-        for side, face in enumerate(pair):
-            wall = nodes[wall_nodes(grid, i, side)]
-            shape = (*grid.shape[:i], *grid.shape[i + 1 :])
-            data = {name: getattr(face, name) for name in face.data}
-            for name, value in data.items():
-                if callable(value):
-                    yield f"{name} of boundary[{i}][{side}]", partial(problem.on_face, value), wall, shape, True
+    for i, side, face in generator.box.each():
+        wall = nodes[wall_nodes(grid, i, side)]
+        shape = (*grid.shape[:i], *grid.shape[i + 1 :])
+        for name in face.data:
+            value = getattr(face, name)
+            if callable(value):
+                yield f"{name} of boundary[{i}][{side}]", partial(problem.on_face, value), wall, shape, True
 
 
 def _patterns(function: Any, t: float, x: torch.Tensor) -> list[Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
+from scipy.ndimage import binary_dilation
 from scipy.spatial import cKDTree
 
 from kolmo.arrays import is_tensor
@@ -156,9 +157,10 @@ class TargetNodes:
         self.inside = owner >= 0
         if self.inside.all():
             raise InputError("targets", "every node lies in a target", "room between the targets")
-        near = self.inside & _within(~self.inside.reshape(grid.shape), REACH).reshape(-1)
-        widths = np.stack([axis.lengths for axis in grid.axes], 0) if d == 1 else None
-        spacing = _spacing(grid) if widths is None else widths.T
+        around = np.ones((2 * REACH + 1,) * d, dtype=bool)
+        near = self.inside & binary_dilation(~self.inside.reshape(grid.shape), around).reshape(-1)
+        lengths = np.meshgrid(*[axis.lengths for axis in grid.axes], indexing="ij")
+        spacing = np.stack(lengths, -1).reshape(-1, d)
         self._parts: list[tuple[Target, np.ndarray, np.ndarray, sp.csr_matrix]] = []
         rows: list[sp.csr_matrix] = []
         unknown = np.flatnonzero(~self.inside & ~known)
@@ -166,7 +168,7 @@ class TargetNodes:
             nodes = np.flatnonzero(near & (owner == k))
             if not len(nodes):
                 continue
-            feet = target.boundary(x[nodes], _median(spacing[nodes]))
+            feet = target.boundary(x[nodes], np.median(spacing[nodes], axis=0))
             if smooth:
                 free, held = _fitted(x, nodes, feet, unknown, spacing)
                 rows.append(sp.csr_matrix((free.data, (nodes[free.row], free.col)), shape=(n, n)))
@@ -187,29 +189,12 @@ class TargetNodes:
         return values
 
 
-def _spacing(grid: Grid) -> np.ndarray:
-    """Local spacing per node and axis, shape (size, d)."""
-    fields = np.meshgrid(*[axis.lengths for axis in grid.axes], indexing="ij")
-    return np.stack([field.reshape(-1) for field in fields], -1)
-
-
-def _median(spacing: np.ndarray) -> np.ndarray:
-    return np.asarray(np.median(spacing, axis=0))
-
-
-def _within(mask: np.ndarray, reach: int) -> np.ndarray:
-    """Nodes within so many steps of the mask, along every axis."""
-    from scipy.ndimage import binary_dilation
-
-    return np.asarray(binary_dilation(mask, np.ones((2 * reach + 1,) * mask.ndim, dtype=bool)))
-
-
 def _fitted(
     x: np.ndarray, nodes: np.ndarray, feet: np.ndarray, unknown: np.ndarray, spacing: np.ndarray
 ) -> tuple[sp.coo_matrix, sp.csr_matrix]:
     """Values at nodes by polynomials through unknown nodes and boundary points: weights of both."""
     d = x.shape[1]
-    unit = _median(spacing[nodes])
+    unit = np.median(spacing[nodes], axis=0)
     tree, edge = cKDTree(x[unknown] / unit), cKDTree(feet / unit)
     neighbours = tree.query_ball_point(feet / unit, RADIUS[d])
     count = min(NEAR[d], len(feet))

@@ -8,7 +8,7 @@ from scipy import optimize
 from scipy.stats import chi2, norm
 
 from kolmo.arrays import at_home
-from kolmo.control.descent import Fitted, Stopped
+from kolmo.control.descent import Fitted, Loop, Stopped
 from kolmo.control.plans import keeping_plans
 from kolmo.errors import InputError, KolmoError, NotConvergedError
 
@@ -164,7 +164,7 @@ def uncertainty(
     # the objective is a times the negative logarithm of a likelihood, up to a constant
     a = scale if observations is None or kind == "likelihood" else 2.0 * float(fit.fun) / (observations - count)
     with keeping_plans() as plans:
-        loop = fitted.loop(plans)
+        loop = Loop(fitted, plans)
         try:
             loop.evaluate(x)
             hessian = _hessian(loop, x, np.minimum(x - fitted.low, fitted.high - x))

@@ -5,7 +5,17 @@ from typing import Any
 import torch
 
 from kolmo.arrays import as_like, as_points, at_home
-from kolmo.control.adjoint import Still, Sweep, Taken, apply, differentiable_march, tensor_like
+from kolmo.control.adjoint import (
+    Still,
+    Sweep,
+    Taken,
+    apply,
+    assembled,
+    differentiable_march,
+    instants,
+    numbers_of,
+    tensor_like,
+)
 from kolmo.control.checkpoints import GradientMemory
 from kolmo.control.plans import Asked, on_plan
 from kolmo.control.switches import warn_of_jumps
@@ -194,18 +204,16 @@ def gradient_memory(
         raise InputError("checkpoints, memory", "both", "one of them")
     problem = at_rest(problem.handing("torch"), discretization.grid.box)
     march = differentiable_march(problem, discretization)
-    instants = [sorted(set(plan.instants)) for plan in march.plans]
-    constant = len({t for step in instants for t in step}) == 1
+    constant = len(instants(march.plans)) == 1
     state = 8 * discretization.grid.size * (march.generator.columns or 1)
-    kept = _bytes_of_step(march, instants[0])
+    kept = _bytes_of_step(march)
     if memory is not None:
         return GradientMemory.within(memory, len(march.plans), march.stepper, state, kept, constant)
     return GradientMemory.of(len(march.plans), checkpoints, march.stepper, state, kept, constant)
 
 
-def _bytes_of_step(march: March, instants: list[float]) -> int:
+def _bytes_of_step(march: March) -> int:
     """Bytes of the coefficients of a step, with what torch saves to differentiate them."""
-    like = tensor_like(march.generator.problem)
     saved: dict[int, torch.UntypedStorage] = {}  # kept, or another could come to lie at the same address
 
     def note(v: torch.Tensor) -> torch.Tensor:
@@ -213,9 +221,7 @@ def _bytes_of_step(march: March, instants: list[float]) -> int:
         return v
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda v: v):
-        semis = [march.generator.at(t, like) for t in instants]
-    for semi in semis:
-        for v in (semi.a, semi.load, semi.boundary):
+        for v in numbers_of(assembled(march, march.plans[:1])):
             note(v)
     return sum(storage.nbytes() for storage in saved.values())
 

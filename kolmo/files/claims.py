@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from kolmo.files.locks import lock
+from kolmo.files.locks import is_at, lock
 
 __all__ = ["claimed_file", "claimed_folder", "is_temporary", "remove", "sweep", "sweep_folder"]
 
@@ -120,9 +120,7 @@ def _held(descriptor: int, path: Path) -> bool:
     """Lock a temporary; False if it was swept before that."""
     if lock(descriptor, wait=True) is None:  # where there are no locks nobody sweeps either
         return True
-    with contextlib.suppress(OSError):
-        return os.path.samestat(os.fstat(descriptor), path.lstat())
-    return False
+    return is_at(descriptor, path)
 
 
 def sweep(folder: Path, target: str) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from kolmo.files import schema
 
-__all__ = ["FolderLock", "Owner", "lock"]
+__all__ = ["FolderLock", "Owner", "is_at", "lock"]
 
 # What else a lock that is refused may say: that another has it.
 _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
@@ -105,10 +105,7 @@ class Owner:
         return f"process {self.pid} on {self.host}"
 
 
-_RECORD = schema.table(
-    {"host": schema.text(), "place": schema.text(), "pid": schema.whole(1), "started": schema.text()}
-    | {"folder": schema.whole(0), "lock": schema.whole(0)}
-)
+_RECORD = schema.of(Owner, pid=schema.whole(1), folder=schema.whole(0), lock=schema.whole(0))
 
 
 @functools.cache
@@ -189,7 +186,7 @@ class FolderLock:
         while True:
             descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
             got = lock(descriptor)
-            if got is None or (got and _is(descriptor, path)):
+            if got is None or (got and is_at(descriptor, path)):
                 return cls(folder, descriptor, got is not None)
             os.close(descriptor)
             if time.monotonic() > until:
@@ -219,7 +216,7 @@ def _number(folder: Path) -> int:
     return 0
 
 
-def _is(descriptor: int, path: Path) -> bool:
+def is_at(descriptor: int, path: Path) -> bool:
     """Whether the open file is the one that has the name now."""
     with contextlib.suppress(OSError):
         return os.path.samestat(os.fstat(descriptor), path.lstat())

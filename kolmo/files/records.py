@@ -250,13 +250,18 @@ def _split(value: Any, arrays: dict[str, np.ndarray[Any, Any]], depth: int = 0) 
         name = f"array{len(arrays)}"
         arrays[name] = value
         return {_ARRAY: name}
-    if isinstance(value, Mapping | list | tuple):
-        depth = _deeper(depth)
+    return _walked(value, lambda item, depth: _split(item, arrays, depth), depth)
+
+
+def _walked(value: Any, each: Callable[[Any, int], Any], depth: int) -> Any:
+    """A value whose parts, if it has some, were each changed."""
+    if not isinstance(value, Mapping | list | tuple):
+        return _scalar(value)
+    if depth >= MAX_NESTING:
+        raise InputError("value", f"a value nested more than {MAX_NESTING} deep", "a shallower one")
     if isinstance(value, Mapping):
-        return {_key(key): _split(item, arrays, depth) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_split(item, arrays, depth) for item in value]
-    return _scalar(value)
+        return {_key(key): each(item, depth + 1) for key, item in value.items()}
+    return [each(item, depth + 1) for item in value]
 
 
 def _join(tree: Any, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Any:
@@ -275,20 +280,8 @@ def plain(value: Any, depth: int = 0) -> Any:
     """Return the value as strict JSON: arrays as nested lists, numbers that are not finite as null."""
     if isinstance(value, np.ndarray):
         return plain(value.tolist(), depth)
-    if isinstance(value, Mapping | list | tuple):
-        depth = _deeper(depth)
-    if isinstance(value, Mapping):
-        return {_key(key): plain(item, depth) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item, depth) for item in value]
-    value = _scalar(value)
+    value = _walked(value, plain, depth)
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _deeper(depth: int) -> int:
-    if depth >= MAX_NESTING:
-        raise InputError("value", f"a value nested more than {MAX_NESTING} deep", "a shallower one")
-    return depth + 1
 
 
 def _key(key: object) -> str:

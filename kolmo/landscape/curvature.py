@@ -16,6 +16,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
 
 from kolmo import files
 from kolmo.errors import InputError
@@ -335,7 +336,7 @@ def curvature(
     if model is None:
         if not (hasattr(loss, "shape") and hasattr(loss, "__matmul__")):
             raise InputError("model", None, "a model, or an operator with shape and @ in place of the loss")
-        with _bar(progress) as bar:
+        with tqdm(disable=not progress, unit="product") as bar:
             return _measured(Given(loss, bar), asked)
     matrix = matrix_of(kind)
     settings["kind"] = kind
@@ -345,7 +346,7 @@ def curvature(
         first, varying = evaluation.probe(name, gradients=True)
         random = varying[next(iter(first)) if name not in first else name]
         evaluation.settle()
-        with _bar(progress) as bar:
+        with tqdm(disable=not progress, unit="product") as bar:
             return _measured(matrix(evaluation, model, name, random, bar, where), asked)
 
 
@@ -461,10 +462,3 @@ def _trace(hessian: Hessian, pairs: Pairs, forms: np.ndarray, probes: int, gener
         float(student * spread.std(ddof=1) / math.sqrt(probes)),
         float(_over_draws(by_draw, hessian.random)),
     )
-
-
-def _bar(progress: bool) -> Any:
-    """Progress bar on stderr."""
-    from tqdm import tqdm
-
-    return tqdm(disable=not progress, unit="product")

@@ -181,7 +181,8 @@ def feature_landscape(
     """
     import kolmo
 
-    features = None if data is None else _features(model, data[0])
+    with torch.no_grad():
+        features = None if data is None else model.encoder(data[0]).double().cpu()
     axes = _axes(features, window, points)
     chosen: Mapping[str, NoiseLaw | None] = {"as trained": None} if laws is None else laws
     mesh = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
@@ -225,11 +226,6 @@ def trajectories(net: NoisyResNet, x: Tensor, seed: int) -> np.ndarray:
     for k in range(net.depth):
         states.append(net.step(k, states[-1], draw))
     return as_numpy(torch.stack(states).double())  # type: ignore[no-any-return]
-
-
-@torch.no_grad()
-def _features(model: FlowClassifier, x: Tensor) -> Tensor:
-    return model.encoder(x).double().cpu()  # type: ignore[no-any-return]
 
 
 def _axes(features: Tensor | None, window: Any, points: int) -> tuple[np.ndarray, ...]:

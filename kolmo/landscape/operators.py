@@ -7,7 +7,7 @@ With o the outputs of the model, J their Jacobian and ℓ the loss as a function
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,23 @@ from kolmo.errors import InputError
 from kolmo.landscape.state import Evaluation, normal
 
 
-class Hessian:
+class Products:
+    """What products with any matrix over the weights offer beside them: random vectors in its kind of numbers."""
+
+    size: int
+    _like: Tensor
+
+    def normal(self, generator: torch.Generator) -> Tensor:
+        """Standard normal vector, the same on every device."""
+        return normal((self.size,), generator).to(self._like)
+
+    def signs(self, generator: torch.Generator) -> Tensor:
+        """Vector of independent signs."""
+        drawn = torch.randint(0, 2, (self.size,), generator=generator, device=generator.device)
+        return (drawn * 2 - 1).to(self._like)
+
+
+class Hessian(Products):
     """Products with the Hessian of a loss that is averaged over fixed draws.
 
     Parameters
@@ -50,6 +66,7 @@ class Hessian:
             given = f"no parameter that requires a gradient with a name like {where!r}"
             raise InputError("where", given, "a pattern of parameter names, in which * does not cross dots and ** does")
         self._names, self._parameters = list(named), list(named.values())
+        self._like: Tensor = self._parameters[0]
         self.size = sum(p.numel() for p in self._parameters)
         self.products = 0
         self._kept: list[Tensor] | None = None
@@ -100,15 +117,19 @@ class Hessian:
     def __call__(self, v: Tensor) -> tuple[Tensor, np.ndarray]:
         """Hv of the averaged loss, and vᵀH_j v for each draw."""
         total, forms = torch.zeros_like(v), []
-        for j in range(self._evaluation.draws):
+        for j in range(self.draws):
             forms.append(0.0)
-            for slopes in (s for _, s in self._slopes(j)) if self._kept is None else [self._kept]:
-                product = self._product(slopes, v)
+            for product in self._parts(j, v):
                 forms[-1] += float(product.double() @ v.double())
-                total += product / self._evaluation.draws
+                total += product / self.draws
         self.products += 1
         self._bar.update()
         return total, np.array(forms)
+
+    def _parts(self, j: int, v: Tensor) -> Iterator[Tensor]:
+        """Products with v of the matrix of draw j, batch by batch: their sum is the product."""
+        for slopes in (s for _, s in self._slopes(j)) if self._kept is None else [self._kept]:
+            yield self._product(slopes, v)
 
     def _product(self, slopes: list[Tensor], v: Tensor) -> Tensor:
         active = [s.requires_grad for s in slopes]
@@ -120,9 +141,9 @@ class Hessian:
             self._parameters,
             [part for part, on in zip(parts, active, strict=True) if on],
             retain_graph=self._kept is not None,
-            allow_unused=True,
+            materialize_grads=True,
         )
-        return flat([torch.zeros_like(p) if f is None else f for f, p in zip(found, self._parameters, strict=True)])
+        return flat(found)
 
     def _split(self, v: Tensor) -> list[Tensor]:
         parts = torch.split(v, [p.numel() for p in self._parameters])
@@ -132,16 +153,8 @@ class Hessian:
         """Flat vector -> tensors by parameter name, on the CPU."""
         return {name: part.cpu().clone() for name, part in zip(self._names, self._split(v), strict=True)}
 
-    def normal(self, generator: torch.Generator) -> Tensor:
-        """Standard normal vector, the same on every device."""
-        return normal((self.size,), generator).to(self._parameters[0])
 
-    def signs(self, generator: torch.Generator) -> Tensor:
-        """Vector of independent signs."""
-        return signs(self.size, generator).to(self._parameters[0])
-
-
-def flat(parts: list[Tensor]) -> Tensor:
+def flat(parts: Sequence[Tensor]) -> Tensor:
     """One vector of many tensors."""
     return torch.cat([part.reshape(-1) for part in parts])
 
@@ -161,11 +174,7 @@ class Outer(Hessian):
         """Loss and gradient, and how many samples there are."""
         super()._start()
         self._kept = None
-        self._samples = [sum(len(o) for _, outputs in self._passes(j) for o in outputs) for j in range(self._draws)]
-
-    @property
-    def _draws(self) -> int:
-        return self._evaluation.draws
+        self._samples = [sum(len(o) for _, outputs in self._passes(j) for o in outputs) for j in range(self.draws)]
 
     def _passes(self, j: int) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """Loss of draw j and the outputs that it is made of, batch by batch."""
@@ -188,18 +197,9 @@ class Outer(Hessian):
         finally:
             handle.remove()
 
-    def __call__(self, v: Tensor) -> tuple[Tensor, np.ndarray]:
-        """Product with v, and its form with v for each draw."""
-        total, forms = torch.zeros_like(v), []
-        for j in range(self._draws):
-            forms.append(0.0)
-            for value, outputs in self._passes(j):
-                product = self._of(value, outputs, v, self._samples[j])
-                forms[-1] += float(product.double() @ v.double())
-                total += product / self._draws
-        self.products += 1
-        self._bar.update()
-        return total, np.array(forms)
+    def _parts(self, j: int, v: Tensor) -> Iterator[Tensor]:
+        for value, outputs in self._passes(j):
+            yield self._of(value, outputs, v, self._samples[j])
 
     def _of(self, value: Tensor, outputs: list[Tensor], v: Tensor, samples: int) -> Tensor:
         slopes = torch.autograd.grad(value, outputs, create_graph=self.kind == "ggn", retain_graph=True)
@@ -211,10 +211,8 @@ class Outer(Hessian):
         elif not any(g.requires_grad for g in slopes):  # a loss that is linear in the outputs
             return torch.zeros_like(v)
         else:
-            found = torch.autograd.grad(slopes, outputs, pushed, retain_graph=True, allow_unused=True)
-            weights = [torch.zeros_like(o) if w is None else w for w, o in zip(found, outputs, strict=True)]
-        back = torch.autograd.grad(outputs, self._parameters, weights, allow_unused=True)
-        return flat([torch.zeros_like(p) if g is None else g for g, p in zip(back, self._parameters, strict=True)])
+            weights = list(torch.autograd.grad(slopes, outputs, pushed, retain_graph=True, materialize_grads=True))
+        return flat(torch.autograd.grad(outputs, self._parameters, weights, materialize_grads=True))
 
     def _pushed(self, outputs: list[Tensor], v: Tensor) -> list[Tensor]:
         """J v, as the derivative of Jᵀw in w."""
@@ -224,19 +222,13 @@ class Outer(Hessian):
         if not pairs:
             return [torch.zeros_like(o) for o in outputs]
         slopes, parts = zip(*pairs, strict=True)
-        found = torch.autograd.grad(slopes, w, parts, allow_unused=True, retain_graph=True)
-        return [torch.zeros_like(o) if f is None else f for f, o in zip(found, outputs, strict=True)]
+        return list(torch.autograd.grad(slopes, w, parts, retain_graph=True, materialize_grads=True))
 
 
 class Fisher(Outer):
     """Products with the empirical Fisher matrix."""
 
     kind = "fisher"
-
-
-def signs(size: int, generator: torch.Generator) -> Tensor:
-    """Vector of independent signs."""
-    return torch.randint(0, 2, (size,), generator=generator, device=generator.device) * 2 - 1
 
 
 def matrix_of(kind: str) -> type[Hessian]:
@@ -247,7 +239,7 @@ def matrix_of(kind: str) -> type[Hessian]:
     return kinds[kind]
 
 
-class Given:
+class Given(Products):
     """Products with a symmetric operator of another library: anything with ``shape`` and ``@``.
 
     Parameters
@@ -265,11 +257,9 @@ class Given:
         self._operator, self._bar, self.size, self.products = operator, bar, shape[0], 0
         given = getattr(operator, "dtype", torch.float64)
         self._torch = isinstance(given, torch.dtype)
-        self._like = torch.zeros((), dtype=given if self._torch else torch.float64, device=self._device())
+        device = getattr(operator, "device", "cpu") if self._torch else "cpu"
+        self._like = torch.zeros((), dtype=given if self._torch else torch.float64, device=device)
         self.random, self.draws, self.loss, self.gradient_norm = False, 1, float("nan"), float("nan")
-
-    def _device(self) -> Any:
-        return getattr(self._operator, "device", "cpu") if self._torch else "cpu"
 
     def __call__(self, v: Tensor) -> tuple[Tensor, np.ndarray]:
         """Product with v, and its form with v."""
@@ -282,11 +272,3 @@ class Given:
     def named(self, v: Tensor) -> dict[str, Tensor]:
         """The vector, called "x"."""
         return {"x": v.cpu().clone()}
-
-    def normal(self, generator: torch.Generator) -> Tensor:
-        """Standard normal vector."""
-        return normal((self.size,), generator).to(self._like)
-
-    def signs(self, generator: torch.Generator) -> Tensor:
-        """Vector of independent signs."""
-        return signs(self.size, generator).to(self._like)

@@ -1,10 +1,13 @@
 """Adaptive placement of evaluations on a grid: lines where the interpolation needs them, checked at left-out cells."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.interpolate import make_interp_spline
+
+if TYPE_CHECKING:
+    from kolmo.landscape.surface import Store
 
 _DEGREE = 5
 _FIRST = 9  # lines along each axis at the start
@@ -13,15 +16,8 @@ _SAFETY = 2.5  # the error stated is this many times the largest at the left-out
 _SHARE = 0.6  # intervals with this share of the largest indicated error are refined in one round
 
 
-class Values(Protocol):
-    """What has been evaluated so far."""
-
-    values: dict[str, np.ndarray]
-    done: np.ndarray
-
-
 def place(
-    wanted: Callable[[Any], None], store: Values, axes: tuple[np.ndarray, ...], rtol: float
+    wanted: Callable[[Any], None], store: "Store", axes: tuple[np.ndarray, ...], rtol: float
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """Evaluate on a growing tensor grid of lines until left-out cells agree with its spline interpolant.
 
@@ -44,7 +40,8 @@ def place(
         For each quantity, 2.5 times the largest error at the cells left out of the last interpolation; 0 where every
         point was evaluated, as it is where a value is not finite.
     """
-    lines = [_first_lines(len(axis)) for axis in axes]
+    # some lines of each axis, as even as can be
+    lines = [np.unique(np.linspace(0, len(a) - 1, min(_FIRST, len(a))).round().astype(int)) for a in axes]
     generator = np.random.default_rng(0)
     # Decisions rest on what this call asked for, not on what a file of an interrupted one held.
     asked = np.zeros(store.done.shape, bool)
@@ -52,7 +49,7 @@ def place(
         asked |= _is_on(lines, asked.shape)
         wanted(zip(*np.nonzero(asked), strict=True))
         first = next(iter(store.values))
-        on_lines = {name: _restricted(value, lines) for name, value in store.values.items()}
+        on_lines = {name: value[np.ix_(*lines)] for name, value in store.values.items()}
         full = all(len(chosen) == len(axis) for chosen, axis in zip(lines, axes, strict=True))
         if full or not _finite(store, asked):
             break
@@ -82,7 +79,7 @@ def place(
     return store.values, dict.fromkeys(store.values, 0.0)
 
 
-def _finite(store: Values, asked: np.ndarray) -> bool:
+def _finite(store: "Store", asked: np.ndarray) -> bool:
     """Whether everything that was asked for can be interpolated."""
     return all(np.isfinite(value[asked]).all() for value in store.values.values())
 
@@ -97,14 +94,6 @@ def interpolate(values: np.ndarray, lines: list[np.ndarray], axes: tuple[np.ndar
 def _odd(degree: int, count: int) -> int:
     """Degree that so many points allow."""
     return min(degree, count - 1 if count % 2 == 0 else max(count - 2, 1))
-
-
-def _first_lines(count: int) -> np.ndarray:
-    return np.unique(np.round(np.linspace(0, count - 1, min(_FIRST, count))).astype(int))
-
-
-def _restricted(value: np.ndarray, lines: list[np.ndarray]) -> np.ndarray:
-    return np.asarray(value[np.ix_(*lines)])
 
 
 def _is_on(lines: list[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:

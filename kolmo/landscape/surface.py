@@ -1,16 +1,18 @@
 """Loss surfaces over planes in weight space: noise-free and noise-averaged, with standard errors, by tolerance."""
 
+import contextlib
 import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
+from tqdm import tqdm
 
 from kolmo import files
 from kolmo.errors import InputError
@@ -338,7 +340,7 @@ def surface(
         mover = Mover(model, plane)
         mover.to((0.0,) * len(axes))
         settings["origin"], varying = evaluation.probe()
-        store = _Store(path, {**settings, "plane": plane.fingerprint, "axes": list(axes)}, axes, evaluation.draws)
+        store = Store(path, {**settings, "plane": plane.fingerprint, "axes": list(axes)}, axes, evaluation.draws)
         if store.finished is not None:
             return store.finished
 
@@ -346,7 +348,8 @@ def surface(
             mover.to([axis[i] for axis, i in zip(axes, index, strict=True)])
             return evaluation.values()
 
-        with store.saving(), _bar(progress, store, rtol) as bar:
+        total, begun = store.done.size if rtol is None else None, int(store.done.sum())
+        with store.saving(), tqdm(total=total, initial=begun, disable=not progress, unit="point") as bar:
             wanted = store.evaluating(evaluate, bar)
             if rtol is None:
                 wanted(np.ndindex(*store.done.shape))
@@ -382,7 +385,7 @@ def _fields(
             raise schema.refuse(f"values.{name}", found, f"numbers of shape {(*shape, draws)}")
 
 
-class _Store:
+class Store:
     """Values that were evaluated, written now and then to a file that the same call can go on from."""
 
     def __init__(self, path: Any, identity: dict[str, Any], axes: tuple[np.ndarray, ...], draws: int) -> None:
@@ -436,27 +439,20 @@ class _Store:
         if time.monotonic() - self._saved > _SAVE_EVERY:
             self._write()
 
-    def saving(self) -> "_Saving":
-        """Context that writes what is there when it is left by an exception."""
-        return _Saving(self)
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Write what is there when the block is left by an exception."""
+        try:
+            yield
+        except BaseException:
+            self._write()
+            raise
 
     def _write(self) -> None:
         if self._path is not None and self.values:
             tree = {"identity": self._identity, "origin": self._origin, "values": self.values, "done": self.done}
             files.write_tree(self._path, {"unfinished": tree})
         self._saved = time.monotonic()
-
-
-class _Saving:
-    def __init__(self, store: _Store) -> None:
-        self._store = store
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._store._write()
 
 
 def _varies(values: np.ndarray) -> bool:
@@ -480,11 +476,3 @@ def _digest(identity: dict[str, Any]) -> str:
         for part in parts:
             digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
     return digest.hexdigest()
-
-
-def _bar(progress: bool, store: _Store, rtol: float | None) -> Any:
-    """Progress bar on stderr."""
-    from tqdm import tqdm
-
-    total = store.done.size if rtol is None else None
-    return tqdm(total=total, initial=int(store.done.sum()), disable=not progress, unit="point")

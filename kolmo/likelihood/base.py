@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from kolmo.arrays import at_home
+from kolmo.control.descent import Fitted, flattened
 from kolmo.control.minimize import collect
 from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
 from kolmo.refine.estimate import Convergence
@@ -95,6 +96,9 @@ class Likelihood(ABC):
     most: float = 400.0
     order: float = 6.0
     fastest: float = 0.0
+    # factor by which cuts are moved, and nodes added, and whether these are an even number
+    wider: float = 1.0
+    even: bool = True
 
     def __init__(self, tol: float) -> None:
         if not (np.isfinite(tol) and tol > 0):
@@ -103,6 +107,9 @@ class Likelihood(ABC):
         self.resolution: float | None = None
         self.error_estimate = np.inf
         self.status, self.message = "unplanned", "no resolution was looked for yet"
+        # how far out the cuts are, and what was made for them: moved, it is made anew
+        self._width = 1.0
+        self._space: Any = None
 
     # ------------------------------------------------------------------------------------------- for users
     @at_home
@@ -146,8 +153,9 @@ class Likelihood(ABC):
         for _ in range(CUT_TRIES):
             levels, error = self._levels()
             cut = CUT_SAFETY * self._cut(levels[-1])
-            if cut <= CUT_SHARE * self.tol or not self._widen():
+            if cut <= CUT_SHARE * self.tol:
                 break
+            self._widen()
         self._decide(levels, error + cut)
         if self.status == "tolerance_not_met":
             warnings.warn(f"{self.message}: ± {self.error_estimate:.1e} for {self.tol:.1e}", ToleranceWarning, 2)
@@ -181,13 +189,25 @@ class Likelihood(ABC):
     def _terms(self, n: float) -> tuple[torch.Tensor, float]:
         """Logarithms at a resolution, shape (N,), and an error that finer levels share."""
 
+    @property
+    def _closed(self) -> bool:
+        """Whether the state space has no cuts."""
+        return True
+
     def _cut(self, level: Level) -> float:
         """Effect of cuts of an unbounded state space on ℓ, zero where there are none."""
-        return 0.0
+        if self._closed:
+            return 0.0
+        kept = self._width, self._space
+        self._widen()
+        nodes = self.wider * level.n
+        other = self._level(2 * round(0.5 * nodes) if self.even else round(nodes))
+        self._width, self._space = kept
+        return other.distance(level)
 
-    def _widen(self) -> bool:
-        """Move the cuts outwards, if that can be done."""
-        return False
+    def _widen(self) -> None:
+        """Move the cuts outwards."""
+        self._width, self._space = self.wider * self._width, None
 
     # ------------------------------------------------------------------------------------------- levels
     def _level(self, n: float) -> Level:
@@ -273,18 +293,17 @@ def as_numpy(
     >>> function(x + 1.0)
     (13.0, array([4., 6.]))
     """
-    _, tensors = collect(parameters)
-    sizes = [p.numel() for p in tensors]
+    names, tensors = collect(parameters)
+    now = flattened(tensors)
+    free = np.full(len(now), np.inf)
+    fitted = Fitted(objective, names, tensors, -free, free)
 
     def function(x: Any) -> tuple[float, np.ndarray]:
         flat = np.array(x, dtype=float).reshape(-1)
-        if len(flat) != sum(sizes):
-            raise InputError("x", f"{len(flat)} numbers", f"{sum(sizes)}, all parameters one after another")
-        with torch.no_grad():
-            for p, part in zip(tensors, np.split(flat, np.cumsum(sizes)[:-1]), strict=True):
-                p.copy_(torch.as_tensor(part).reshape(p.shape))
+        if len(flat) != len(now):
+            raise InputError("x", f"{len(flat)} numbers", f"{len(now)}, all parameters one after another")
+        fitted.put(flat)
         value = objective()
-        parts = torch.autograd.grad(value.reshape(()), tensors)
-        return float(value.detach()), np.concatenate([g.double().numpy().reshape(-1) for g in parts])
+        return float(value.detach()), flattened(torch.autograd.grad(value.reshape(()), tensors))
 
-    return function, np.concatenate([p.detach().double().numpy().reshape(-1) for p in tensors])
+    return function, now

@@ -8,7 +8,7 @@ from numpy.polynomial import chebyshev, legendre
 
 from kolmo.arrays import as_numpy
 from kolmo.errors import InputError
-from kolmo.likelihood.base import Level, Likelihood
+from kolmo.likelihood.base import Likelihood
 from kolmo.likelihood.modes import Modes, rule
 from kolmo.problem.sde import SDE
 
@@ -25,28 +25,15 @@ CHART, PANELS, GAUSS, ROUNDS, NEWTON = 64, 400, 8, 8, 4
 class OnChart(Likelihood):
     """Likelihood on a chart of the state space; ends that are cuts are moved outwards until they do nothing."""
 
+    wider = WIDER
+
     def __init__(self, tol: float) -> None:
         super().__init__(tol)
-        self._chart: Chart | None = None
-        self._wider = NARROW
+        self._width = NARROW
 
     @property
-    def _real(self) -> bool:
-        """Whether both ends are those of the process, and not cuts."""
-        return False
-
-    def _cut(self, level: Level) -> float:
-        if self._chart is None or self._real:
-            return 0.0
-        kept, wider = self._chart, self._wider
-        self._wider, self._chart = WIDER * wider, None
-        other = self._level(2 * round(0.5 * WIDER * level.n))
-        self._wider, self._chart = wider, kept
-        return other.distance(level)
-
-    def _widen(self) -> bool:
-        self._wider, self._chart = WIDER * self._wider, None
-        return True
+    def _closed(self) -> bool:
+        return self._space is None
 
 
 class Chart:

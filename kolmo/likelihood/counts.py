@@ -25,6 +25,7 @@ from kolmo.likelihood.base import Likelihood
 from kolmo.likelihood.law_likelihood import (
     GroupLikelihood,
     LawLikelihood,
+    Started,
     checked_counts,
     multinomial,
     under_way,
@@ -95,7 +96,7 @@ def exit_counts(
     >>> bool(torch.isfinite(torch.autograd.grad(found(), v)[0]))
     True
     """
-    return ExitLikelihood(sde, initial, edges, counts, survivors, box, killing, tol)
+    return ExitLikelihood(Started(sde, initial, box, killing, tol), edges, counts, survivors)
 
 
 class ExitLikelihood(LawLikelihood):
@@ -122,23 +123,13 @@ class ExitLikelihood(LawLikelihood):
     100
     """
 
-    def __init__(
-        self,
-        sde: SDE,
-        initial: Any,
-        edges: Any,
-        counts: Any,
-        survivors: float,
-        box: Box,
-        killing: Any,
-        tol: float,
-    ) -> None:
+    def __init__(self, given: Started, edges: Any, counts: Any, survivors: float) -> None:
         self.edges = np.asarray(as_numpy(edges), dtype=float).reshape(-1)
         if len(self.edges) < 2 or not (np.diff(self.edges) > 0).all():
             raise InputError("edges", self.edges.tolist()[:6], "at least two increasing times")
-        super().__init__(sde, initial, self.edges, box, killing, tol)
-        given = counts if isinstance(counts, Mapping) else {None: counts}
-        self.counts = {way: checked_counts(n, (len(self.edges) - 1,), "counts") for way, n in given.items()}
+        super().__init__(given, self.edges)
+        ways = counts if isinstance(counts, Mapping) else {None: counts}
+        self.counts = {way: checked_counts(n, (len(self.edges) - 1,), "counts") for way, n in ways.items()}
         self.survivors = float(checked_counts(survivors, (), "survivors"))
 
     @property
@@ -149,7 +140,7 @@ class ExitLikelihood(LawLikelihood):
     def _logs(self, law: Law) -> torch.Tensor:
         if not law.exits:
             raise InputError("box", self.problem.box, "a face that absorbs, or killing", 'boundary="absorbing"')
-        alive = self._alive(law, self.edges)
+        alive = torch.stack([under_way(law, t) for t in self.edges])
         if None in self.counts:
             chances = [alive[:-1] - alive[1:]]
         else:
@@ -161,10 +152,6 @@ class ExitLikelihood(LawLikelihood):
             chances = [self._out(law, way) for way in self.counts]
         chance = torch.cat([*chances, alive[-1:]]) / alive[0]
         return multinomial(np.concatenate([*self.counts.values(), [self.survivors]]), chance)
-
-    def _alive(self, law: Law, times: np.ndarray) -> torch.Tensor:
-        """Probability of being under way at times, shape (n,)."""
-        return torch.stack([under_way(law, t) for t in times])
 
     def _out(self, law: Law, way: Any) -> torch.Tensor:
         """Probability of leaving by a way in each interval between the edges, which are time nodes."""
@@ -213,11 +200,11 @@ def survival_counts(
     >>> survival_counts(sde, [0.0], [0.5, 1.0], [68, 37], 100, box=box).count
     100
     """
-    at = np.asarray(as_numpy(times), dtype=float).reshape(-1)
+    at, given = np.asarray(as_numpy(times), dtype=float).reshape(-1), Started(sde, initial, box, killing, tol)
     left = checked_counts(alive, (len(at),), "alive")
     if np.ndim(as_numpy(total)) == 0:
         gone = -np.diff(np.append(float(checked_counts(total, (), "total")), left))
         if (gone < 0).any():
             raise InputError("alive", left.tolist()[:6], f"numbers that do not grow, at most the total {total}")
-        return ExitLikelihood(sde, initial, np.append(0.0, at), gone, float(left[-1]), box, killing, tol)
-    return GroupLikelihood(sde, initial, at, left, checked_counts(total, (len(at),), "total"), box, killing, tol)
+        return ExitLikelihood(given, np.append(0.0, at), gone, float(left[-1]))
+    return GroupLikelihood(given, at, left, checked_counts(total, (len(at),), "total"))

@@ -1,21 +1,24 @@
 """The course of bounds that move, and a process in the strip between them, where they stand still."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.polynomial import chebyshev
 
 from kolmo.errors import InputError
+from kolmo.likelihood.laws import Covariates
 from kolmo.likelihood.modes import integrals, polynomials
 from kolmo.likelihood.strip import places
 from kolmo.problem.instants import depends_on_time
 from kolmo.problem.motion import Curve, traced
-from kolmo.problem.sde import SDE
+
+if TYPE_CHECKING:
+    from kolmo.likelihood.passage import FirstPassage
 
 # Panels on which a function of time is looked at for breaks, their lengths being no plain fractions; the part of its
 # size that is left of the last terms of a smooth one; the part of the width by which a bound jumps; and where
@@ -41,27 +44,6 @@ NUDGE = 1e-8
 WIDTH = 7
 # Steps of Newton's method to where a place in units of noise is; two more carry its derivatives.
 NEWTON = 8
-Covariates = Mapping[str, float]
-
-
-class Model(Protocol):
-    """What is asked of a model."""
-
-    bounds: tuple[Any, Any]
-    killing: Any
-
-    @property
-    def sides(self) -> tuple[int, ...]:
-        """Choices that there are."""
-
-    def sde(self, c: Covariates) -> SDE:
-        """The process under a condition."""
-
-    def killed(self, x: torch.Tensor, c: Covariates, t: Any = 0.0) -> torch.Tensor | None:
-        """Killing rate at points (..., 1), shape (...)."""
-
-    def places(self, side: int, times: torch.Tensor, c: Covariates) -> torch.Tensor:
-        """Where a bound is at times (n,)."""
 
 
 def at_times(
@@ -170,7 +152,7 @@ class Process:
         The last time.
     """
 
-    def __init__(self, model: Model, c: Covariates, reach: float | None, horizon: float) -> None:
+    def __init__(self, model: "FirstPassage", c: Covariates, reach: float | None, horizon: float) -> None:
         self.model, self.c, self.reach, self.horizon = model, c, reach, horizon
         self.sde = model.sde(c)
         self._together = {s: moves(model.bounds[s]) and at_once(model.bounds[s], horizon, c) for s in model.sides}

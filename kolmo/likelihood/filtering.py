@@ -20,7 +20,7 @@ from kolmo.arrays import as_numpy
 from kolmo.errors import InputError
 from kolmo.likelihood.base import HOPELESS, log_of
 from kolmo.likelihood.chart import TAIL, Chart, OnChart, confined, modes_on
-from kolmo.likelihood.gaussian import is_linear, log_normal, moves
+from kolmo.likelihood.gaussian import is_linear, log_normal, moved
 from kolmo.likelihood.modes import rule
 from kolmo.likelihood.paths import ROUNDING, check_steady, in_torch
 from kolmo.problem.box import Box
@@ -30,10 +30,6 @@ from kolmo.problem.sde import SDE
 SPREADS = 6.0
 
 Watch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Any]
-
-
-def _nobody(*_: torch.Tensor) -> None:
-    """Nobody watches."""
 
 
 def noisy_paths(
@@ -182,7 +178,7 @@ class NoisyPathLikelihood(OnChart):
 
     def renew(self) -> float:
         """Decide anew on the state space and on a resolution; the estimated error."""
-        self._chart = None
+        self._space = None
         return super().renew()
 
     def _terms(self, n: float) -> tuple[torch.Tensor, float]:
@@ -238,11 +234,7 @@ class NoisyPathLikelihood(OnChart):
         first = self.mean[None], self.covariance[None]
         if len(self.times) == 1:
             return first
-        low, high = self._places.amin(0), self._places.amax(0)
-        size = torch.maximum(high - low, torch.full_like(low, 1e-300))
-        spacing, which = np.unique(np.diff(self.times), return_inverse=True)
-        moved = moves(self.sde, 0.5 * (low + high), size, torch.as_tensor(spacing))
-        F, u, Q = (v[torch.as_tensor(which)] for v in moved)
+        F, u, Q = moved(self.sde, self._places, torch.as_tensor(np.diff(self.times)))
         H, y, spread, _ = self._masked()
         begin = _Passage.first(*first, H[:1], y[:1], spread[:1])
         passed = begin.followed(_Passage.step(F, u, Q, H[1:], y[1:], spread[1:])).through()
@@ -250,12 +242,12 @@ class NoisyPathLikelihood(OnChart):
         C = F @ passed.C[:-1] @ F.mT + Q
         return torch.cat([first[0], mean]), torch.cat([first[1], 0.5 * (C + C.mT)])
 
-    def _by_modes(self, n: int, watch: Watch = _nobody) -> tuple[torch.Tensor, float]:
+    def _by_modes(self, n: int, watch: Watch = lambda *_: None) -> tuple[torch.Tensor, float]:
         """The filter in one dimension, of laws g/Σ times a sum of eigenfunctions; ``watch(x, masses, y)`` sees them."""
-        if self._chart is None:
-            self._chart = Chart(self.sde, self._interval())
-        modes = modes_on(self.sde, self._chart, n, (False, False))
-        x, stretch = self._chart.at(rule(n).points)
+        if self._space is None:
+            self._space = Chart(self.sde, self._interval())
+        modes = modes_on(self.sde, self._space, n, (False, False))
+        x, stretch = self._space.at(rule(n).points)
         psi = rule(n).values @ modes.shapes[0]
         S = self.sde.covariance(0.0, x[:, None])[:, 0, 0]
         weights = rule(n).weights * stretch
@@ -285,7 +277,7 @@ class NoisyPathLikelihood(OnChart):
         longest = float(self.times[-1] - self.times[0])
         covering = Box.covering(self.sde, self._places.numpy(), max(longest, 1e-12), tail=TAIL)
         low, high = float(self._places.min()), float(self._places.max())
-        ends = low - self._wider * (low - covering.lower[0]), high + self._wider * (covering.upper[0] - high)
+        ends = low - self._width * (low - covering.lower[0]), high + self._width * (covering.upper[0] - high)
         return confined(self.sde, (low, high), (float(ends[0]), float(ends[1])))
 
 

@@ -70,6 +70,14 @@ def moves(sde: SDE, centre: torch.Tensor, size: torch.Tensor, spacing: torch.Ten
     return found._replace(covariance=0.5 * (found.covariance + found.covariance.mT))
 
 
+def moved(sde: SDE, places: torch.Tensor, times: torch.Tensor) -> Moves:
+    """Transitions over times (n,), some of them equal, of a linear process about places (p, d): shapes (n, d, d), .."""
+    low, high = places.amin(0), places.amax(0)
+    size = torch.maximum(high - low, torch.full_like(low, 1e-300))
+    spacing, which = torch.unique(times, return_inverse=True)
+    return Moves(*(v[which] for v in moves(sde, 0.5 * (low + high), size, spacing)))
+
+
 def log_normal(y: torch.Tensor, mean: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
     """Logarithm of the Gaussian density, shapes (M, d), (M, d), (M, d, d) -> (M,)."""
     L = torch.linalg.cholesky(covariance)

@@ -10,9 +10,18 @@ import torch
 from kolmo.arrays import as_numpy
 from kolmo.control.law import Law
 from kolmo.errors import InputError
-from kolmo.likelihood.law_likelihood import LawLikelihood, checked_counts, multinomial, sums_over, under_way
+from kolmo.likelihood.law_likelihood import (
+    LawLikelihood,
+    Started,
+    checked_counts,
+    multinomial,
+    sums_over,
+    under_way,
+)
 from kolmo.problem.box import Box
 from kolmo.problem.sde import SDE
+
+Function = Callable[[torch.Tensor], torch.Tensor]
 
 
 def histogram(
@@ -67,7 +76,7 @@ def histogram(
     >>> found().item().__round__(3), found.status
     (-8.121, 'converged')
     """
-    return HistogramLikelihood(sde, initial, times, edges, counts, rest, box, killing, tol)
+    return HistogramLikelihood(Started(sde, initial, box, killing, tol), times, edges, counts, rest)
 
 
 class HistogramLikelihood(LawLikelihood):
@@ -92,19 +101,8 @@ class HistogramLikelihood(LawLikelihood):
     8
     """
 
-    def __init__(
-        self,
-        sde: SDE,
-        initial: Any,
-        times: Any,
-        edges: Any,
-        counts: Any,
-        rest: Any,
-        box: Box | None,
-        killing: Any,
-        tol: float,
-    ) -> None:
-        super().__init__(sde, initial, times, box, killing, tol)
+    def __init__(self, given: Started, times: Any, edges: Any, counts: Any, rest: Any) -> None:
+        super().__init__(given, times)
         several = self.dim > 1 or (isinstance(edges, list | tuple) and np.ndim(edges[0]) == 1)
         self.edges = [np.asarray(as_numpy(e), dtype=float).reshape(-1) for e in (edges if several else [edges])]
         if len(self.edges) != self.dim or any(len(e) < 2 or not (np.diff(e) > 0).all() for e in self.edges):
@@ -156,7 +154,7 @@ def moments(
     times: Any,
     values: Any,
     standard_errors: Any,
-    function: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    function: Function | None = None,
     *,
     box: Box | None = None,
     killing: Any = None,
@@ -205,7 +203,8 @@ def moments(
     >>> found().item().__round__(3), found.status
     (8.683, 'converged')
     """
-    return MomentLikelihood(sde, initial, times, values, standard_errors, function, box, killing, tol)
+    given = Started(sde, initial, box, killing, tol)
+    return MomentLikelihood(given, times, values, standard_errors, function or (lambda x: x))
 
 
 class MomentLikelihood(LawLikelihood):
@@ -229,21 +228,10 @@ class MomentLikelihood(LawLikelihood):
     1.3836
     """
 
-    def __init__(
-        self,
-        sde: SDE,
-        initial: Any,
-        times: Any,
-        values: Any,
-        standard_errors: Any,
-        function: Callable[[torch.Tensor], torch.Tensor] | None,
-        box: Box | None,
-        killing: Any,
-        tol: float,
-    ) -> None:
-        super().__init__(sde, initial, times, box, killing, tol)
+    def __init__(self, given: Started, times: Any, values: Any, standard_errors: Any, function: Function) -> None:
+        super().__init__(given, times)
         self.at = np.asarray(as_numpy(times), dtype=float).reshape(-1)
-        self.function = function if function is not None else lambda x: x
+        self.function = function
         found = np.asarray(as_numpy(values), dtype=float).reshape(len(self.at), -1)
         self.values, spread = found, np.asarray(as_numpy(standard_errors), dtype=float)
         try:
@@ -267,7 +255,7 @@ class MomentLikelihood(LawLikelihood):
         InputError
             Where the function has another number of values than there are means.
         """
-        mean = law.expectation(self.function, self._kept(law, t)).reshape(-1)
+        mean = law.expectation(self.function, min(t, float(law.times[-1]))).reshape(-1)
         if len(mean) != self.values.shape[1]:
             raise InputError("function", f"{len(mean)} values", f"{self.values.shape[1]}, as there are means")
         return mean / under_way(law, t) if law.exits else mean

@@ -4,7 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -22,7 +22,7 @@ from kolmo.forward import WaysOut
 from kolmo.grid.grading import Grading, Sinh, Uniform
 from kolmo.grid.grid import Axis, Grid
 from kolmo.kernels.linear import factorize
-from kolmo.likelihood.base import Level, Likelihood, log_of
+from kolmo.likelihood.base import Likelihood, log_of
 from kolmo.likelihood.paths import in_torch
 from kolmo.march import time_nodes
 from kolmo.problem.box import Box
@@ -56,6 +56,23 @@ IN_SPACE = 5
 FAR = 1e300
 
 
+class Started(NamedTuple):
+    """A process from its start in a state space, and the tolerance: what a likelihood under a law is of."""
+
+    sde: SDE
+    initial: Any
+    box: Box | None
+    killing: Any
+    tol: float
+
+
+class _Space(NamedTuple):
+    """Ends of the grid, and its recipes by resolution."""
+
+    ends: tuple[np.ndarray, np.ndarray]
+    recipes: dict[int, Discretization]
+
+
 class LawLikelihood(Likelihood):
     """Likelihood of data that are functionals of the law of a process at given times.
 
@@ -80,7 +97,10 @@ class LawLikelihood(Likelihood):
     (True, [1.0])
     """
 
-    def __init__(self, sde: SDE, initial: Any, times: Any, box: Box | None, killing: Any, tol: float) -> None:
+    wider, even = WIDER, False
+
+    def __init__(self, given: Started, times: Any) -> None:
+        sde, initial, box, killing, tol = given
         super().__init__(tol)
         dim = sde.dim if sde.dim is not None else (None if box is None else box.dim)
         if dim is None or not 1 <= dim <= 3:
@@ -93,13 +113,10 @@ class LawLikelihood(Likelihood):
         self.problem = KolmogorovProblem(
             self.sde, lambda x: 0.0 * x[..., 0], float(self.times[-1]), box, killing=killing
         ).handing("torch")
-        self._ends: tuple[np.ndarray, np.ndarray] | None = None
-        self._recipes: dict[int, Discretization] = {}
-        self._wider = 1.0
 
     def renew(self) -> float:
         """Decide anew on the state space and on a resolution; the estimated error."""
-        self._ends, self._recipes, self._wider = None, {}, 1.0
+        self._space, self._width = None, 1.0
         return super().renew()
 
     @abstractmethod
@@ -119,10 +136,6 @@ class LawLikelihood(Likelihood):
         end = at_rest(self.problem).horizon or float(self.times[-1])
         return np.unique(np.minimum(self.times, end))
 
-    def _kept(self, law: Law, t: float) -> float:
-        """The time at which the law is asked what it is at a time."""
-        return min(t, float(law.times[-1]))
-
     def _begin(self) -> np.ndarray:
         """Points (n, d) about which the process starts, at t = 0."""
         if not callable(self.initial):
@@ -133,21 +146,22 @@ class LawLikelihood(Likelihood):
 
     def _recipe(self, n: int) -> Discretization:
         """Grid and steps of a resolution: the same ones until the state space is looked for anew."""
-        if n not in self._recipes:
-            self._recipes[n] = self._recipe_anew(n)
-        return self._recipes[n]
-
-    def _recipe_anew(self, n: int) -> Discretization:
         rest, begin = at_rest(self.problem), self._begin()
         if rest.motion is not None:
             begin = np.asarray(rest.motion.inwards(0.0, begin))
-        if self._ends is None:
-            self._ends = self._cover(rest, begin)
+        if self._space is None:
+            self._space = _Space(self._cover(rest, begin), {})
+        space: _Space = self._space
+        if n not in space.recipes:
+            space.recipes[n] = self._about(rest, begin, n)
+        return space.recipes[n]
+
+    def _about(self, rest: KolmogorovProblem, begin: np.ndarray, n: int) -> Discretization:
         middle, seen = begin.mean(0), self._seen()
         first = float(seen[seen > 0][0])
         noise = as_numpy(rest.sde.covariance(0.0, torch.as_tensor(middle[None])).detach())[0]
         spread = np.sqrt(begin.var(0) + first * np.maximum(np.diag(noise), 0.0))
-        return recipe_about(self.problem, self._ends, (middle, spread), seen[seen > 0], n)
+        return recipe_about(self.problem, self._space.ends, (middle, spread), seen[seen > 0], n)
 
     def _cover(self, rest: KolmogorovProblem, begin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ends of the grid: those of the state space, and where it is open, cuts."""
@@ -160,25 +174,13 @@ class LawLikelihood(Likelihood):
         covering = Box.covering(rest.sde, begin, float(self.times[-1]), within=within, tail=TAIL)
         middle, cuts = begin.mean(0), (np.asarray(covering.lower), np.asarray(covering.upper))
         low, high = (
-            np.where(opened[:, side], middle + self._wider * (cuts[side] - middle), real[side]) for side in (0, 1)
+            np.where(opened[:, side], middle + self._width * (cuts[side] - middle), real[side]) for side in (0, 1)
         )
         return low, high
 
-    def _opened(self) -> bool:
-        return any(isinstance(face, Open) for pair in self.problem.box.faces for face in pair)
-
-    def _cut(self, level: Level) -> float:
-        if not self._opened():
-            return 0.0
-        kept = self._ends, self._recipes, self._wider
-        self._widen()
-        other = self._level(round(WIDER * level.n))
-        self._ends, self._recipes, self._wider = kept
-        return other.distance(level)
-
-    def _widen(self) -> bool:
-        self._ends, self._recipes, self._wider = None, {}, WIDER * self._wider
-        return True
+    @property
+    def _closed(self) -> bool:
+        return not any(isinstance(face, Open) for _, _, face in self.problem.box.each())
 
 
 def recipe_about(
@@ -240,22 +242,12 @@ class GroupLikelihood(LawLikelihood):
     200
     """
 
-    def __init__(
-        self,
-        sde: SDE,
-        initial: Any,
-        at: np.ndarray,
-        alive: np.ndarray,
-        total: np.ndarray,
-        box: Box,
-        killing: Any,
-        tol: float,
-    ) -> None:
+    def __init__(self, given: Started, at: np.ndarray, alive: np.ndarray, total: np.ndarray) -> None:
         if not (np.diff(at) > 0).all() or (at <= 0).any():
             raise InputError("times", at.tolist()[:6], "increasing positive times")
         if (alive > total).any():
             raise InputError("alive", alive.tolist()[:6], f"at most the totals {total.tolist()[:6]}")
-        super().__init__(sde, initial, at, box, killing, tol)
+        super().__init__(given, at)
         self.at, self.alive, self.total = at, alive, total
 
     @property

@@ -94,7 +94,7 @@ class Timed:
             self._rates.append((known[..., :count], rates[..., :count]))
         early = torch.arange(tau.shape[1]) < first[..., None]
         own, (nodes, slopes) = record.tau[:, None].expand(excess.shape), self._rates[1]
-        poly = own * _through(nodes[..., None, :], slopes[..., None, :], own)
+        poly = own * through(nodes[..., None, :], slopes[..., None, :], own)
         self.excess = torch.where(early, poly, excess)
 
     def log_density(self, side: int, t: torch.Tensor, group: torch.Tensor) -> tuple[torch.Tensor, float]:
@@ -131,7 +131,7 @@ class Timed:
             near = torch.searchsorted(record.t[group], s.detach()).clamp(max=record.t.shape[1] - 1)
             noise = record.noise[:, side][group].gather(1, torch.maximum(near, first[:, None])).clamp(max=1.0)
             fine, coarse = (
-                _through(known[:, side][group][:, None, :], rates[:, side][group][:, None, :], tau)
+                through(known[:, side][group][:, None, :], rates[:, side][group][:, None, :], tau)
                 for known, rates in self._rates[::-1]
             )
             return noise + torch.where(tau < begun, tau * (fine - coarse).abs(), torch.zeros_like(tau))
@@ -191,7 +191,7 @@ class CrossedError(Exception):
     """Bounds have met before the clock says so."""
 
 
-def _through(known: torch.Tensor, values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def through(known: torch.Tensor, values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """The polynomial through values at points (..., m), at x (...)."""
     m = known.shape[-1]
     total = torch.zeros_like(x)

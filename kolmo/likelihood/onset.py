@@ -14,12 +14,10 @@ distance d + 2e.
 
 import math
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.polynomial import legendre
+
+from kolmo.likelihood.strip import places
 
 # Points of the quadrature from a start to a bound.
 POINTS = 16
@@ -74,14 +72,14 @@ class Way:
 
     def __init__(self, start: torch.Tensor, bound: torch.Tensor) -> None:
         self._way = bound[:, None] - start
-        self.points = start[..., None] + 0.5 * (1.0 + _gauss().points) * self._way[..., None]
+        self.points = start[..., None] + places(POINTS).points * self._way[..., None]
 
     def onset(self, b: torch.Tensor, S: torch.Tensor, c: torch.Tensor | None) -> Onset:
         """The formula, from drift, covariance and killing rate at the points."""
-        gauss, half = _gauss(), 0.5 * self._way[..., None]  # dx / dξ
+        gauss, way = places(POINTS), self._way[..., None]  # dx / dξ
         sigma = torch.sqrt(S)
-        mu = b / sigma - 0.5 * (sigma @ gauss.slopes.T) / half
-        w = gauss.weights * half
+        mu = b / sigma - 0.5 * (sigma @ gauss.slopes.T) / way
+        w = gauss.weights * way
         distance = (w / sigma).sum(-1).abs()
         ends, edge = mu @ gauss.ends.T, torch.log(sigma @ gauss.ends.T)
         pull = (w * b / S).sum(-1) - 0.5 * (edge[..., 1] - edge[..., 0])
@@ -90,22 +88,3 @@ class Way:
         if c is not None:
             rate = rate + (w * c / sigma).sum(-1).abs() / distance
         return Onset(distance, pull, rate)
-
-
-class Gauss(NamedTuple):
-    """Points and weights, and matrices from values there to slopes there and to values at the ends."""
-
-    points: torch.Tensor
-    weights: torch.Tensor
-    slopes: torch.Tensor
-    ends: torch.Tensor
-
-
-@lru_cache(maxsize=1)
-def _gauss() -> Gauss:
-    points, weights = legendre.leggauss(POINTS)
-    degrees = np.arange(POINTS)
-    expand = (degrees + 0.5)[:, None] * legendre.legvander(points, POINTS - 1).T * weights
-    slopes = legendre.legvander(points, POINTS - 2) @ legendre.legder(np.eye(POINTS)) @ expand
-    ends = np.stack([(-1.0) ** degrees, np.ones(POINTS)]) @ expand
-    return Gauss(*(torch.as_tensor(v) for v in (points, weights, slopes, ends)))

@@ -14,7 +14,28 @@ from kolmo.likelihood.trials_likelihood import PassageLikelihood
 from kolmo.problem.sde import SDE
 
 
-class FirstPassage:
+class Decision:
+    """A process that is observed when it reaches a bound: its functions under a condition."""
+
+    drift: Any
+    diffusion: Any
+    killing: Any
+    dim: int = 1
+
+    def sde(self, c: Covariates) -> SDE:
+        """The process under a condition."""
+        return SDE(under(self.drift, c), under(self.diffusion, c), dim=self.dim, arrays="torch")
+
+    def killed(self, x: torch.Tensor, c: Covariates, t: Any = 0.0) -> torch.Tensor | None:
+        """Killing rate at points (..., d), shape (...)."""
+        if self.killing is None:
+            return None
+        rate = under(self.killing, c)
+        found = torch.as_tensor(rate(t, x) if callable(rate) else rate, dtype=torch.float64)
+        return (found[..., 0] if found.ndim == x.ndim and found.shape[-1] == 1 else found).expand(x.shape[:-1])
+
+
+class FirstPassage(Decision):
     r"""A process that starts between two bounds, or on one side of one, and is observed when it reaches one of them.
 
     .. math::
@@ -119,15 +140,6 @@ class FirstPassage:
             return bound_at(bound, t, c, name, at_once(bound, float(t.max()), c))
         return a_number(bound, c, name).expand(t.shape)
 
-    def sde(self, c: Covariates) -> SDE:
-        """The process under a condition."""
-        drift, diffusion = (under(f, c) for f in (self.drift, self.diffusion))
-        return SDE(drift, diffusion, dim=1, arrays="torch")
-
-    def killed(self, x: torch.Tensor, c: Covariates, t: Any = 0.0) -> torch.Tensor | None:
-        """Killing rate at points (..., 1), shape (...)."""
-        return killing_rate(self.killing, x, c, t)
-
     def likelihood(self, trials: Trials, *, tol: float = 1e-3) -> "PassageLikelihood":
         r"""The likelihood of trials as a function of the parameters in the model.
 
@@ -183,15 +195,6 @@ def density_of(model: Any, times: Any, choice: int, covariates: Covariates | Non
     t = np.asarray(as_numpy(times), dtype=float).reshape(-1)
     c = {name: np.full(len(t), v) for name, v in (covariates or {}).items()}
     return torch.exp(model.likelihood(Trials(t, np.full(len(t), float(choice)), c), tol=tol).terms())
-
-
-def killing_rate(killing: Any, x: torch.Tensor, c: Covariates, t: Any) -> torch.Tensor | None:
-    """Killing rate at points (..., d), shape (...)."""
-    if killing is None:
-        return None
-    rate = under(killing, c)
-    found = torch.as_tensor(rate(t, x) if callable(rate) else rate, dtype=torch.float64)
-    return (found[..., 0] if found.ndim == x.ndim and found.shape[-1] == 1 else found).expand(x.shape[:-1])
 
 
 def under(f: Any, c: Covariates) -> Any:

@@ -13,7 +13,7 @@ from kolmo.arrays import as_numpy, as_points
 from kolmo.errors import InputError
 from kolmo.likelihood.base import LEAST, PARTS, Level, log_of
 from kolmo.likelihood.chart import NARROW, NEAR, TAIL, Chart, OnChart, confined, modes_on
-from kolmo.likelihood.gaussian import is_linear, log_normal, moves
+from kolmo.likelihood.gaussian import is_linear, log_normal, moved
 from kolmo.likelihood.local import log_densities
 from kolmo.likelihood.modes import integrals, trial
 from kolmo.problem.box import Box
@@ -168,7 +168,7 @@ class PathLikelihood(OnChart):
         self._check()
         # of the expansion, for every transition; zero: eigenfunctions
         self._degrees = torch.zeros(len(self.steps), dtype=torch.long)
-        # what is known of the data at a resolution, on a chart
+        # what is known of the data at a resolution, on a chart (the space that is kept)
         self._tables: tuple[tuple[int, Chart], tuple[torch.Tensor, ...]] | None = None
         self._differ = 0.0
 
@@ -190,7 +190,7 @@ class PathLikelihood(OnChart):
 
     def renew(self) -> float:
         """Decide anew which transitions are short, on the state space, and on a resolution; the estimated error."""
-        self._chart = None
+        self._space = None
         if not self._linear():
             self._sort()
         return super().renew()
@@ -302,21 +302,18 @@ class PathLikelihood(OnChart):
 
     def _moved(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Means (M, d) and covariances (M, d, d) of the steps of a linear process."""
-        low, high = self._places.amin(0), self._places.amax(0)
-        spacing, which = torch.unique(self.steps.h, return_inverse=True)
-        size = torch.maximum(high - low, torch.full_like(low, 1e-300))
-        M, shift, C = (v[which] for v in moves(self.sde, 0.5 * (low + high), size, spacing))
+        M, shift, C = moved(self.sde, self._places, self.steps.h)
         return (M @ self.steps.x[..., None])[..., 0] + shift, C
 
     def _by_modes(self, steps: Transitions, n: int) -> tuple[torch.Tensor, float]:
         """Transitions as sums of eigenfunctions, and their errors by rounding in all."""
-        if self._chart is None:
-            self._chart = Chart(self.sde, self._interval(steps))
-        modes = modes_on(self.sde, self._chart, n, self._absorbing)
-        if self._tables is None or self._tables[0] != (n, self._chart):
-            ends = [torch.as_tensor(self._chart.inverse(v[:, 0].numpy())) for v in (steps.x, steps.y)]
+        if self._space is None:
+            self._space = Chart(self.sde, self._interval(steps))
+        modes = modes_on(self.sde, self._space, n, self._absorbing)
+        if self._tables is None or self._tables[0] != (n, self._space):
+            ends = [torch.as_tensor(self._space.inverse(v[:, 0].numpy())) for v in (steps.x, steps.y)]
             grown = integrals(ends[1], modes.slope.shape[1]) - integrals(ends[0], modes.slope.shape[1])
-            self._tables = (n, self._chart), (trial(ends[0], n), trial(ends[1], n), grown)
+            self._tables = (n, self._space), (trial(ends[0], n), trial(ends[1], n), grown)
         shapes = [table @ modes.shapes[0] for table in self._tables[1][:2]]
         weight = self._tables[1][2] @ modes.slope[0]
         slowest = modes.rates[0, 0]
@@ -355,7 +352,7 @@ class PathLikelihood(OnChart):
         x, y = self.steps.x[:, 0], self.steps.y[:, 0]
         noise = torch.sqrt(self.sde.covariance(0.0, self._places)[:, 0, 0].detach()).reshape(2, -1).amax(0)
         away = FAR * noise * torch.sqrt(self.steps.h)
-        ends = self._interval(self.steps) if self._chart is None else self._chart.ends
+        ends = self._interval(self.steps) if self._space is None else self._space.ends
         return (torch.minimum(x, y) - away).clamp(min=ends[0]), (torch.maximum(x, y) + away).clamp(max=ends[1])
 
     def _between(self, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
@@ -388,16 +385,17 @@ class PathLikelihood(OnChart):
             face: Any = Open() if self.box is None else self.box.faces[0][side]
             away = ends[side] - known[side]
             if isinstance(face, Natural):
-                ends[side] = known[side] + away * (1.0 - NEAR * (NARROW / self._wider) ** 6)
+                ends[side] = known[side] + away * (1.0 - NEAR * (NARROW / self._width) ** 6)
             elif isinstance(face, Open):
-                ends[side] = known[side] + away * self._wider
+                ends[side] = known[side] + away * self._width
         cut = confined(self.sde, (known[0], known[1]), (ends[0], ends[1]))
         opened = [self.box is None or isinstance(self.box.faces[0][side], Open) for side in (0, 1)]
         return cut[0] if opened[0] else ends[0], cut[1] if opened[1] else ends[1]
 
     @property
-    def _real(self) -> bool:
-        return self.box is not None and all(isinstance(face, Reflecting | Absorbing) for face in self.box.faces[0])
+    def _closed(self) -> bool:
+        ends = () if self.box is None else self.box.faces[0]
+        return super()._closed or (bool(ends) and all(isinstance(face, Reflecting | Absorbing) for face in ends))
 
 
 def _apart(before: torch.Tensor, after: torch.Tensor, off: torch.Tensor) -> torch.Tensor:

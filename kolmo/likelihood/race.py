@@ -9,13 +9,12 @@ from kolmo.arrays import as_numpy, at_home
 from kolmo.errors import InputError
 from kolmo.likelihood.course import moves
 from kolmo.likelihood.laws import Covariates, Given, a_number
-from kolmo.likelihood.passage import density_of, killing_rate, under
+from kolmo.likelihood.passage import Decision, density_of
 from kolmo.likelihood.race_likelihood import RaceLikelihood
 from kolmo.likelihood.trials import Trials
-from kolmo.problem.sde import SDE
 
 
-class Race:
+class Race(Decision):
     r"""Two accumulators that race: the first to reach its bound is the choice, and ends the trial.
 
     .. math::
@@ -124,14 +123,6 @@ class Race:
             told = f"{begin.tolist()}, with bounds {high.tolist()} and floors {low.tolist()}"
             raise InputError("start", told, "a start below the bounds, and not below the floors")
         return begin, low, high - low
-
-    def sde(self, c: Covariates) -> SDE:
-        """The process under a condition."""
-        return SDE(under(self.drift, c), under(self.diffusion, c), dim=self.dim, arrays="torch")
-
-    def killed(self, x: torch.Tensor, c: Covariates, t: Any = 0.0) -> torch.Tensor | None:
-        """Killing rate at points (..., d), shape (...)."""
-        return killing_rate(self.killing, x, c, t)
 
     def likelihood(self, trials: Trials, *, tol: float = 1e-3) -> RaceLikelihood:
         """The likelihood of trials as a function of the parameters in the model; see :meth:`FirstPassage.likelihood`.

@@ -14,9 +14,10 @@ from kolmo.control.law import law
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.forward.exits import TIME_NODES
-from kolmo.likelihood.base import HOPELESS, LEAST, Level, log_of
+from kolmo.likelihood.base import HOPELESS, LEAST, log_of
 from kolmo.likelihood.law_likelihood import FIRST, MOST, ORDER, TAIL, WIDER, recipe_about
 from kolmo.likelihood.laws import NODES, Covariates, a_number, laws_of
+from kolmo.likelihood.moving import through
 from kolmo.likelihood.trials import UNTIMED, Trials
 from kolmo.likelihood.trials_likelihood import LONGEST, SOONEST, PassageLikelihood
 from kolmo.problem.box import Box
@@ -53,36 +54,34 @@ class RaceLikelihood(PassageLikelihood):
     """
 
     model: Any
+    wider, even = WIDER, False
 
     def __init__(self, model: "Race", trials: Trials, tol: float) -> None:
-        self._courses: list[_Course] = []
         super().__init__(model, trials, tol)  # type: ignore[arg-type]
 
     def _settle(self) -> None:
         dim = self.model.dim
         self.first, self.most, self.order = FIRST[dim], MOST[dim], ORDER[dim]
-        self._wider = 1.0
 
     def renew(self) -> float:
         """Decide anew on the state space, the steps and the resolution; the estimated error."""
-        self._courses.clear()
-        self._wider = 1.0
+        self._space, self._width = None, 1.0
         return super().renew()
 
     def _passages(self, n: int) -> "_Exits":
-        if not self._courses:
-            self._courses += [self._course(c) for c in self._conditions]
+        if self._space is None:
+            self._space = [self._course(c) for c in self._conditions]
         delays = laws_of(self.model.delay, self._conditions, NODES, "delay")
         if bool((delays[0] < 0).any()):
             raise InputError("delay", delays[0].detach().tolist(), "a delay that is not negative")
         guesses = [float(a_number(self.model.lapse, c, "lapse").detach()) > 0.0 for c in self._conditions]
-        return _Exits([_Exit.of(course, n) for course in self._courses], delays, guesses)
+        return _Exits([_Exit.of(course, n) for course in self._space], delays, guesses)
 
     def _course(self, c: Covariates) -> "_Course":
         horizon = max(self._span, float(self._times.max()))
         untimed = bool((self.trials.known == UNTIMED).any())
         while True:
-            course = _Course(self.model, c, horizon, self._wider)
+            course = _Course(self.model, c, horizon, self._width)
             if not untimed or horizon > LONGEST * self._span:
                 return course
             with torch.no_grad():
@@ -91,20 +90,9 @@ class RaceLikelihood(PassageLikelihood):
                 return course
             horizon *= 2.0
 
-    def _cut(self, level: Level) -> float:
-        if all(course.closed for course in self._courses):
-            return 0.0
-        kept, wider = list(self._courses), self._wider
-        self._courses.clear()
-        self._wider = WIDER * wider
-        other = self._level(round(WIDER * level.n))
-        self._wider, self._courses = wider, kept
-        return other.distance(level)
-
-    def _widen(self) -> bool:
-        self._wider *= WIDER
-        self._courses.clear()
-        return True
+    @property
+    def _closed(self) -> bool:
+        return self._space is None or all(course.floored.all() for course in self._space)
 
 
 class _Course:
@@ -136,11 +124,6 @@ class _Course:
         ).handing("torch")
         self.horizon = horizon
         self._recipes: dict[int, Discretization] = {}
-
-    @property
-    def closed(self) -> bool:
-        """Whether there is no cut."""
-        return bool(self.floored.all())
 
     def begin(self) -> torch.Tensor:
         """The start in these coordinates, shape (d,)."""
@@ -258,7 +241,7 @@ class _Exit:
     def under_way(self, s: torch.Tensor) -> torch.Tensor:
         """Probability of no choice up to times of any shape."""
         nodes, index = self._near(s)
-        return sum(self.left[index[..., j]] * _basis(nodes, j, s) for j in range(nodes.shape[-1]))  # type: ignore[return-value]
+        return through(nodes, self.left[index], s)
 
     def _near(self, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Time nodes (..., m) about times, and their numbers."""
@@ -277,14 +260,8 @@ class _Exit:
         return torch.logaddexp(*logs) if len(logs) == 2 else logs[0]
 
 
-def _basis(nodes: torch.Tensor, j: int, s: torch.Tensor) -> torch.Tensor:
-    """Lagrange's polynomial of node j (..., m) at times (...)."""
-    others = torch.cat([nodes[..., :j], nodes[..., j + 1 :]], -1)
-    return ((s[..., None] - others) / (nodes[..., j, None] - others)).prod(-1)
-
-
 def _slope(nodes: torch.Tensor, j: int, s: torch.Tensor) -> torch.Tensor:
-    """Its derivative."""
+    """Derivative of Lagrange's polynomial of node j (..., m) at times (...)."""
     others = torch.cat([nodes[..., :j], nodes[..., j + 1 :]], -1)
     apart, count = nodes[..., j, None] - others, others.shape[-1]
     ratios = ((s[..., None] - others) / apart)[..., None, :].expand(*s.shape, count, count)

@@ -43,13 +43,17 @@ class Places:
     ----------
     points : tensor, shape (Q,)
         Where.
-    expand, slopes : tensor, shape (Q, Q)
-        To coefficients of Legendre polynomials, and to derivatives at the points.
+    weights : tensor, shape (Q,)
+        Of integrals.
+    expand, slopes, ends : tensor, shape (Q, Q), the last (2, Q)
+        To coefficients of Legendre polynomials, to derivatives at the points, and to values at the ends.
     """
 
     points: torch.Tensor
+    weights: torch.Tensor
     expand: torch.Tensor
     slopes: torch.Tensor
+    ends: torch.Tensor
 
 
 @lru_cache(maxsize=32)
@@ -65,7 +69,8 @@ def places(count: int) -> Places:
     z, w = legendre.leggauss(count)
     expand = (np.arange(count) + 0.5)[:, None] * legendre.legvander(z, count - 1).T * w
     slopes = 2.0 * legendre.legvander(z, count - 2) @ legendre.legder(np.eye(count)) @ expand
-    return Places(*(torch.as_tensor(v) for v in (0.5 * (1.0 + z), expand, slopes)))
+    ends = np.stack([(-1.0) ** np.arange(count), np.ones(count)]) @ expand
+    return Places(*(torch.as_tensor(v) for v in (0.5 * (1.0 + z), 0.5 * w, expand, slopes, ends)))
 
 
 @lru_cache(maxsize=32)
@@ -255,7 +260,7 @@ class Start:
         late, early = steps[..., 1], steps.sum(-1)
         # s(r) through 0, the middle and the whole of the step
         bend = 2.0 * early - 4.0 * late
-        rho, w = _root_rule()
+        rho, w = places(ROOTS).points, places(ROOTS).weights
         r = rho**2
         s = r * (early - bend)[..., None] + r**2 * bend[..., None]
         found = []
@@ -267,12 +272,6 @@ class Start:
             short = away[..., :-2] @ (2.0 * rho * w) - (4.0 * away[..., -2] + away[..., -1]) / 6.0
             found.append((2.0 * side - 1.0) * STEPS_BEFORE * slopes[..., side] * short)
         return torch.stack(found, 1)
-
-
-@lru_cache(maxsize=1)
-def _root_rule() -> tuple[torch.Tensor, torch.Tensor]:
-    z, w = legendre.leggauss(ROOTS)
-    return torch.as_tensor(0.5 * (1.0 + z)), torch.as_tensor(0.5 * w)
 
 
 def _bessel(s: torch.Tensor, tau: torch.Tensor, d: torch.Tensor) -> torch.Tensor:

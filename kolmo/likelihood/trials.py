@@ -67,10 +67,9 @@ class Trials:
         for name, value in covariates.items():
             if not np.isfinite(value).all():
                 raise InputError(name, "a value that is not finite", "finite covariates", "leave such trials out")
-        object.__setattr__(self, "times", times)
-        object.__setattr__(self, "choices", choices)
-        object.__setattr__(self, "censored", censored)
-        object.__setattr__(self, "covariates", covariates)
+        checked = {"times": times, "choices": choices, "censored": censored, "covariates": covariates}
+        for name, part in checked.items():
+            object.__setattr__(self, name, part)
         columns = np.stack([*covariates.values()], -1) if covariates else np.zeros((len(times), 1))
         rows, group = np.unique(columns, axis=0, return_inverse=True)
         conditions = [dict(zip(covariates, row.tolist(), strict=False)) for row in rows]

@@ -8,7 +8,7 @@ import torch
 
 from kolmo.arrays import as_numpy
 from kolmo.errors import InputError, NotConvergedError
-from kolmo.likelihood.base import HOPELESS, LEAST, Level, Likelihood, log_of
+from kolmo.likelihood.base import HOPELESS, LEAST, Likelihood, log_of
 from kolmo.likelihood.clock import Clock
 from kolmo.likelihood.course import Process
 from kolmo.likelihood.laws import COMPARED, NODES, PART, PLACES, Covariates, a_number, law_of, laws_of
@@ -64,6 +64,7 @@ class PassageLikelihood(Likelihood):
     """
 
     first, most = 16.0, 420.0
+    wider = WIDER
 
     def __init__(self, model: "FirstPassage", trials: Trials, tol: float) -> None:
         super().__init__(tol)
@@ -74,17 +75,29 @@ class PassageLikelihood(Likelihood):
         self._span = float(np.nanmax(trials.times)) if model.span is None else float(model.span)
         # processes of the conditions, and their clocks
         self._clocks: dict[float | None, tuple[list[Process], list[Clock]]] = {}
-        self._reach: float | None = None
+        # how far from one bound alone the process goes, before its cut is moved
+        self._far: float | None = None
         self._settle()
 
     def _settle(self) -> None:
-        """Decide on the way in which densities are found, and on how far from one bound alone the process goes."""
+        """Decide on the way in which densities are found, and on the cut, with one bound alone."""
         model = self.model
-        self._timed = model.moves or any(self._changes(c) for c in trials_first(self._conditions))
+        self._timed = model.moves or any(
+            self._changes(c) for c in self._conditions[:: max(1, len(self._conditions) - 1)]
+        )
         if self._timed:
             self.first, self.most = FIRST_TIMED, MOST_TIMED
             self.order, self.fastest = ORDER_TIMED, FASTEST_TIMED
-        self._reach = None if len(model.sides) == 2 else self._distance(TAIL)
+        self._far = None if len(model.sides) == 2 else self._distance(TAIL)
+
+    @property
+    def _reach(self) -> float | None:
+        """How far from one bound alone the process goes; None with two."""
+        return None if self._far is None else self._width * self._far
+
+    @property
+    def _closed(self) -> bool:
+        return self._far is None
 
     @property
     def count(self) -> int:
@@ -138,19 +151,6 @@ class PassageLikelihood(Likelihood):
             box = Box.covering(self.model.sde(c), starts, self._span, within=Box(ends[0], ends[1], [pair]), tail=tail)
             farthest = max(farthest, abs(float((box.upper, box.lower)[side][0]) - other))
         return farthest
-
-    def _cut(self, level: Level) -> float:
-        if self._reach is None:
-            return 0.0
-        kept, self._reach = self._reach, WIDER * self._reach
-        wider = self._level(2 * round(0.5 * WIDER * level.n))
-        self._reach = kept
-        return wider.distance(level)
-
-    def _widen(self) -> bool:
-        assert self._reach is not None
-        self._reach = WIDER * self._reach
-        return True
 
     def renew(self) -> float:
         """Decide anew on a resolution, and on the times of the steps where there are some; the estimated error."""
@@ -348,8 +348,3 @@ def _mixed(logs: torch.Tensor, lapse: torch.Tensor, guess: torch.Tensor) -> torc
     mixed = torch.logaddexp(log_of(1.0 - lapse) + logs, log_of(lapse * guess))
     pure = logs + torch.log1p(lapse * (guess * torch.exp((-logs).clamp(max=HOPELESS)) - 1.0))
     return torch.where(lapse > 0, mixed, pure)
-
-
-def trials_first(conditions: Sequence[Covariates]) -> list[Covariates]:
-    """The first and the last condition."""
-    return [conditions[0], conditions[-1]] if len(conditions) > 1 else [conditions[0]]

@@ -47,21 +47,18 @@ class Judged:
         By name, parts of the estimate (P,).
     """
 
+    parts: dict[str, np.ndarray]
     values: np.ndarray
     states: np.ndarray
     estimate: np.ndarray
     allowed: np.ndarray
     good: np.ndarray
-    parts: dict[str, np.ndarray]
 
     @classmethod
     def joined(cls, blocks: Sequence["Judged"]) -> "Judged":
         """All blocks in one."""
-        values, states, estimate, allowed, good = (
-            np.concatenate(v) for v in zip(*[b.arrays for b in blocks], strict=True)
-        )
         parts = {name: np.concatenate([b.parts[name] for b in blocks]) for name in blocks[0].parts}
-        return cls(values, states, estimate, allowed, good, parts)
+        return cls(parts, *(np.concatenate(v) for v in zip(*[b.arrays for b in blocks], strict=True)))
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
@@ -70,8 +67,7 @@ class Judged:
 
     def where(self, mask: np.ndarray) -> "Judged":
         """What was found of some of the problems."""
-        values, states, estimate, allowed, good = (v[mask] for v in self.arrays)
-        return Judged(values, states, estimate, allowed, good, {name: v[mask] for name, v in self.parts.items()})
+        return Judged({name: v[mask] for name, v in self.parts.items()}, *(v[mask] for v in self.arrays))
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,16 +149,12 @@ class Ensemble:
         m, n = len(self.points), self.levels[-1].recipe.grid.size
         count = len(problems)
         judged = Judged(
+            {name: np.full(count, np.inf) for name in ("discretization", "cut", "between")},
             np.full((count, m), np.nan),
             np.full((count, n), np.nan),
             np.full(count, np.inf),
             np.zeros(count),
             np.zeros(count, dtype=bool),
-            {
-                "discretization": np.full(count, np.inf),
-                "cut": np.full(count, np.inf),
-                "between": np.full(count, np.inf),
-            },
         )
         if len(which):
             horizons = np.array([problems[i].horizon or 0.0 for i in which.tolist()])

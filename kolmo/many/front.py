@@ -170,9 +170,7 @@ def solve_many(
     True
     """
     begun = time.perf_counter()
-    problems = list(problems)
-    if not problems or not all(isinstance(p, KolmogorovProblem) for p in problems):
-        raise InputError("problems", "no problems" if not problems else "something else", "a sequence of problems")
+    problems = listed(problems)
     dims = {problem.dim for problem in problems}
     if len(dims) > 1:
         raise InputError("problems", f"dimensions {sorted(dims)}", "one dimension, so that the points fit all of them")
@@ -190,6 +188,14 @@ def solve_many(
         rest += _together(handed, left, points, (rtol, atol), members)
     alone = {i: solve(problems[i], at=at, rtol=rtol, atol=atol) for i in sorted(rest)}
     return _packed(problems, at, members, alone, begun)
+
+
+def listed(problems: Sequence[KolmogorovProblem]) -> list[KolmogorovProblem]:
+    """The problems, if they are some."""
+    found = list(problems)
+    if not found or not all(isinstance(p, KolmogorovProblem) for p in found):
+        raise InputError("problems", "no problems" if not found else "something else", "a sequence of problems")
+    return found
 
 
 def _together(

@@ -135,15 +135,9 @@ class Lines:
 
     def states(self, given: Coefficients, horizons: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """u(0, ·) of every problem, shape (P, n), and whether its factors can be trusted."""
-        first, second, killing, load = (as_numpy(v) for v in self.numbers(given))
-        march = Marched(self, first, second, killing, load, horizons)
+        march = Marched(self, self.numbers(given), horizons)
         u = march.run(self.begun(given), keep=False)
         return self.ended(u, given), march.trusted
-
-    @property
-    def steps(self) -> int:
-        """Number of time steps."""
-        return self.recipe.steps
 
 
 class Marched:
@@ -153,26 +147,17 @@ class Marched:
     ----------
     lines : Lines
         The recipe.
-    first, second, killing, load : ndarray, shape (P, n)
+    numbers : four ndarrays, shape (P, n)
         From ``Lines.numbers``.
     horizons : ndarray, shape (P,)
         T of every problem.
     """
 
-    def __init__(
-        self,
-        lines: Lines,
-        first: np.ndarray,
-        second: np.ndarray,
-        killing: np.ndarray,
-        load: np.ndarray,
-        horizons: np.ndarray,
-    ) -> None:
-        self._lines = lines
-        self._numbers = np.stack([first, second, killing])
-        self._load, self._horizons = load, horizons
+    def __init__(self, lines: Lines, numbers: Sequence[Array], horizons: np.ndarray) -> None:
+        *differences, self._load = (as_numpy(v) for v in numbers)
+        self._lines, self._numbers, self._horizons = lines, np.stack(differences), horizons
         self._kept: list[tuple[np.ndarray, ...]] = []
-        self.trusted = np.ones(len(load), dtype=bool)
+        self.trusted = np.ones(len(self._load), dtype=bool)
         table = tableau(STAGES)
         real, pair = (int(np.argmax(table.eigenvalues.imag == 0)), int(np.argmax(table.eigenvalues.imag)))
         self._eigenvalues = table.eigenvalues[real].real, table.eigenvalues[pair]
@@ -195,14 +180,14 @@ class Marched:
         state, load = _lanes(u), _lanes(self._load[block])
         n, lanes = state.shape
         a = np.stack([_lanes(v[block]) for v in self._numbers])
-        dt = _lanes(self._horizons[block, None])[0] / self._lines.steps
+        dt = _lanes(self._horizons[block, None])[0] / self._lines.recipe.steps
         real, pair = self._eigenvalues
         scale = np.stack([dt * real, dt * pair.real, dt * pair.imag])
         R, C, growth = np.empty((n, band.shape[2], lanes)), np.empty((2, n, band.shape[2], lanes)), np.zeros(lanes)
         batch.factor(band, first, last, ends, left, a, scale, R, C, growth)
         count = len(u)
         self.trusted[block] = growth[:count] <= LARGEST
-        kept = np.empty((self._lines.steps, 3, n if keep else 0, lanes))
+        kept = np.empty((self._lines.recipe.steps, 3, n if keep else 0, lanes))
         batch.march(first, last, left, R, C, scale, self._modes, load, state, kept, np.empty((3, n, lanes)))
         if keep:
             self._kept.append((R, C, scale, kept))
@@ -228,11 +213,3 @@ def _lanes(values: np.ndarray) -> np.ndarray:
     if len(values) < LANES:
         values = np.concatenate([values, np.repeat(values[-1:], LANES - len(values), axis=0)])
     return np.ascontiguousarray(values.T)
-
-
-def stacked(parts: Sequence[Any], count: int) -> np.ndarray:
-    """Values of every problem, shape (P, count); a number counts everywhere."""
-    result = np.empty((len(parts), count))
-    for row, part in zip(result, parts, strict=True):
-        row[...] = part
-    return result

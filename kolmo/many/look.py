@@ -104,12 +104,10 @@ def _values(given: Any, call: Any, *, rooted: bool = False) -> Any:
     """What was given as a number, or the values of a function."""
     if given is None:
         return 0.0
-    if callable(given) or is_module(given) or is_tensor(given):
+    given = None if callable(given) or is_module(given) or is_tensor(given) else np.asarray(given, dtype=float)
+    if given is None or given.size > 1:
         return as_numpy(call())
-    number = np.asarray(given, dtype=float)
-    if number.size == 1:
-        return float(number.reshape(())) ** (2 if rooted else 1)
-    return as_numpy(call())
+    return float(given.reshape(())) ** (2 if rooted else 1)
 
 
 def regular(box: Any, nodes: np.ndarray, drift: np.ndarray, covariance: np.ndarray) -> np.ndarray:

@@ -134,10 +134,19 @@ def monte_carlo(
     points, problem = as_points(x, problem.dim), at_rest(problem)
     starts = np.asarray(as_numpy(points), dtype=float).reshape(-1, problem.dim)
     scheme, seed, (paths, steps) = METHODS[method], seed_of(rng), counts(paths, steps)
-    found = simulate(
-        problem, starts[:, None], np.ones((1, 1)), paths, steps, seed, scheme, points if is_tensor(points) else None
-    )
-    return _estimate(scheme, found, points, (paths, seed))
+    like = points if is_tensor(points) else None
+    found = simulate(problem, starts[:, None], np.ones((1, 1)), paths, steps, seed, scheme, like)
+    status, message = ending(found, "mean")
+    if status == "truncated":
+        warnings.warn(f"monte_carlo: {message}", KolmoWarning, stacklevel=2)
+    lead = tuple(points.shape[:-1])
+
+    def shaped(value: np.ndarray) -> Array:
+        value = value.reshape(lead + (value.shape[1:] if found.columns is not None else ()))
+        return value if like is None else as_like(value, like)
+
+    mean, error, bias = (shaped(value) for value in (found.mean, found.standard_error, found.bias))
+    return Estimate(mean, error, bias, paths, found.steps, scheme.name, seed, status, message)
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,30 +286,6 @@ def _check(problem: KolmogorovProblem, starts: np.ndarray) -> None:
         raise InputError(
             "problem", "a stationary problem without absorbing or elastic faces, targets or killing", "paths that end"
         )
-
-
-def _estimate(scheme: "Method", found: Sample, points: Array, drawn: tuple[int, int]) -> Estimate:
-    status, message = ending(found, "mean")
-    if status == "truncated":
-        warnings.warn(f"monte_carlo: {message}", KolmoWarning, stacklevel=3)
-    lead = tuple(points.shape[:-1])
-
-    def shaped(value: np.ndarray) -> Array:
-        columns = value.shape[1:] if found.columns is not None else ()
-        value = value.reshape(lead + columns)
-        return as_like(value, points) if is_tensor(points) else value
-
-    return Estimate(
-        mean=shaped(found.mean),
-        standard_error=shaped(found.standard_error),
-        bias_estimate=shaped(found.bias),
-        paths=drawn[0],
-        steps=found.steps,
-        method=scheme.name,
-        rng=drawn[1],
-        status=status,
-        message=message,
-    )
 
 
 def ending(found: Sample, what: str) -> tuple[str, str]:

@@ -48,7 +48,7 @@ class Model:
         finite_low = np.where(np.isfinite(self.box.lower), self.box.lower, 0.0)
         probe = np.clip(np.zeros((2, self.box.dim)), finite_low, np.maximum(finite_low, self.box.upper))
         values = [self.running(0.0, probe)] + ([] if self.problem.stationary else [self.final(probe)])
-        for face in (f for pair in self.box.faces for f in pair):
+        for _, _, face in self.box.each():
             if isinstance(face, Absorbing | Robin):
                 values.append(self.face(face.value, 0.0, probe))
         columns = [v.shape[1] for v in values if v.ndim == 2]
@@ -75,7 +75,7 @@ class Model:
         """
         x = self.fit(x)
         for axis, side in self.entrances:
-            edge, inward = (self.low, self.high)[side][axis], 1.0 if side == 0 else -1.0
+            edge, inward = self.wall(axis, side)
             x = x.copy()
             gap = inward * (x[:, axis] - edge)
             # the noise is read at the path that is farthest from the end, where nothing is singular
@@ -87,20 +87,20 @@ class Model:
     def mirror(self, x: np.ndarray) -> np.ndarray:
         """Points beyond an entrance put back inside, at the same distance (a fresh array where there is one)."""
         for axis, side in self.entrances:
-            edge, inward = (self.low, self.high)[side][axis], 1.0 if side == 0 else -1.0
+            edge, inward = self.wall(axis, side)
             x = x.copy()
             x[:, axis] = edge + inward * np.abs(x[:, axis] - edge)
         return x
+
+    def wall(self, axis: int, side: int) -> tuple[float, float]:
+        """Where a closed face is, and the sign of the way inwards."""
+        return (self.low, self.high)[side][axis], 1.0 if side == 0 else -1.0
 
     def wrap(self, x: np.ndarray) -> np.ndarray:
         """Points wrapped around periods."""
         if not self.periodic.any():
             return x
         return np.where(self.periodic, self.origin + np.mod(x - self.origin, self.period), x)
-
-    def events_at(self, end: float, h: float) -> list[Event]:
-        """What happens at the end of a step of length h."""
-        return [event for event in self.problem.events if abs(event.time - end) < 0.5 * h]
 
     def happens(self, event: Event, x: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """Where an event moves paths to, and what it pays."""
@@ -149,10 +149,6 @@ class Model:
         if result.ndim == 2 and result.shape[1] == 1 and x.shape[1] == 1:
             return result[:, 0]
         return np.broadcast_to(result, (len(x), *result.shape[1:]))
-
-    def noise_columns(self, x: np.ndarray) -> int:
-        """Count the independent noises."""
-        return int(self.diffusion(0.0, x[:1]).shape[-1])
 
 
 def uniform(M: np.ndarray) -> bool:

@@ -97,7 +97,7 @@ class Pair:
         self.walks = [kind(model, method, places), kind(model, method, places)]
         self.paid = np.zeros((2, len(places), model.columns or 1))
         self.index = np.arange(len(places))
-        self.noises = model.noise_columns(places)
+        self.noises = int(model.diffusion(0.0, places[:1]).shape[-1])
         self.pushed = model.box.has("turns")
         self.absorbed = model.box.has("imposed") or bool(model.problem.stops)
         self.signed = method.order > 1.0 and self.noises > 1
@@ -128,9 +128,10 @@ class Pair:
             earned = fine.earned
             fine.advance(middle, end, h, draws[1:])
             coarse.advance(t, end, h, draws)
-            for event in self.model.events_at(end, h):
-                for walk in self.walks:
-                    walk.happen(event)
+            for event in self.model.problem.events:
+                if abs(event.time - end) < 0.5 * h:
+                    for walk in self.walks:
+                        walk.happen(event)
             if self.sampled and not stationary:
                 uneven = np.zeros((self.count * self.together, spread.shape[1]))
                 uneven[self.index] = earned - fine.earned

@@ -75,11 +75,8 @@ class Walk:
         y = y + (self.x - x)
         moves = self._moves(t, x, h, draws)
         if model.bridged:
-            stops = [y]
-            if len(draws) == 2:
-                stops = [0.5 * (self.x + y + applied(sigma, draws[0].dW - draws[1].dW)), y]
             middle = t if self.stationary else t + 0.5 * dt
-            self._walk(Bridge(t, middle, end, dt, stops, squared(sigma), c, g), draws)
+            self._walk(Bridge(t, middle, end, dt, self._stops(y, sigma, draws), squared(sigma), c, g), draws)
         else:
             self.x = y
         self._jump(end, moves)
@@ -90,6 +87,10 @@ class Walk:
         if g is not None:
             self.pay(0.5 * dt * survived, g)
             self.pay(0.5 * dt * self.weight, model.running(end, model.fit(self.x)))
+
+    def _stops(self, y: np.ndarray, sigma: np.ndarray, draws: list[Draws]) -> list[np.ndarray]:
+        """Where the fine steps of a step that leads to y end."""
+        return [y] if len(draws) == 1 else [0.5 * (self.x + y + applied(sigma, draws[0].dW - draws[1].dW)), y]
 
     def _moves(self, t: float, x: np.ndarray, h: float, draws: list[Draws]) -> np.ndarray | None:
         """Displacements by jumps, at the rates of the start; None without jumps."""
@@ -107,15 +108,13 @@ class Walk:
         aims = self.x[jumping] + moves[jumping]
         ends = self.model.fit(aims)
         self.x[jumping] = ends
-        for axis, pair in enumerate(self.model.box.faces):
-            for side, face in enumerate(pair):
-                if isinstance(face, Absorbing):
-                    edge = (self.model.low, self.model.high)[side][axis]
-                    over = aims[:, axis] <= edge if side == 0 else aims[:, axis] >= edge
-                    out = jumping[over & (self.weight[jumping] > 0.0)]
-                    if len(out):
-                        self.pay(self.weight[out], self.model.face(face.value, t, self.x[out]), out)
-                        self.weight[out] = 0.0
+        for axis, side, face in self.model.box.each():
+            if isinstance(face, Absorbing):
+                edge, inward = self.model.wall(axis, side)
+                out = jumping[(inward * (aims[:, axis] - edge) <= 0.0) & (self.weight[jumping] > 0.0)]
+                if len(out):
+                    self.pay(self.weight[out], self.model.face(face.value, t, self.x[out]), out)
+                    self.weight[out] = 0.0
 
     def happen(self, event: Event) -> None:
         """Let an event pay and move the paths: onto faces at most, and paid for where the face absorbs."""
@@ -129,7 +128,7 @@ class Walk:
 
     def _walk(self, bridge: "Bridge", draws: list[Draws]) -> None:
         """Follow a bridge: push at reflecting and elastic faces, pay at absorbing ones."""
-        faces = [(i, s, self.model.box.faces[i][s]) for i in range(self.x.shape[1]) for s in (0, 1)]
+        faces = self.model.box.each()
         q = bridge.stops[-1].copy()
         for axis, side, face in faces:
             if face.turns:
@@ -140,17 +139,16 @@ class Walk:
 
     def _inside_walls(self, q: np.ndarray) -> None:
         """Project on the walls that push: a second push may have left a corner."""
-        for axis, pair in enumerate(self.model.box.faces):
-            for side, face in enumerate(pair):
-                if face.turns:
-                    edge = (self.model.low, self.model.high)[side][axis]
-                    q[:, axis] = np.maximum(q[:, axis], edge) if side == 0 else np.minimum(q[:, axis], edge)
+        for axis, side, face in self.model.box.each():
+            if face.turns:
+                edge, _ = self.model.wall(axis, side)
+                q[:, axis] = np.maximum(q[:, axis], edge) if side == 0 else np.minimum(q[:, axis], edge)
 
     def _push(
         self, bridge: "Bridge", q: np.ndarray, axis: int, side: int, face: Any, exponentials: list[np.ndarray]
     ) -> None:
         """Skorokhod's reflection of q along Σn, by the depth that the minimum of the bridge reaches beyond the wall."""
-        edge, inward = (self.model.low, self.model.high)[side][axis], 1.0 if side == 0 else -1.0
+        edge, inward = self.model.wall(axis, side)
         heights = [inward * (stop[:, axis] - edge) for stop in [self.x, *bridge.stops[:-1], q]]
         spread = 2.0 * bridge.S[:, axis, axis] * bridge.dt / len(exponentials)
         depth = np.zeros(len(q))
@@ -183,7 +181,7 @@ class Walk:
             return
         touches = []
         for axis, side, _ in faces:
-            edge, inward = (self.model.low, self.model.high)[side][axis], 1.0 if side == 0 else -1.0
+            edge, inward = self.model.wall(axis, side)
             start, stop = np.maximum(inward * (self.x[:, axis] - edge), 0.0), inward * (q[:, axis] - edge)
             touches.append(Touch.of(start, stop, bridge.S[:, axis, axis] * bridge.dt))
         for which in stops:
@@ -228,7 +226,7 @@ class Walk:
         if axis >= self.x.shape[1]:
             self.pay(amount, self._paid_in(bridge, face, self.model.fit(place), fraction), hit)
             return
-        gap = (self.model.low, self.model.high)[side][axis] - place[:, axis]
+        gap = self.model.wall(axis, side)[0] - place[:, axis]
         place = self.model.fit(place + gap[:, None] * conormal(bridge.S[hit], axis))
         value = self.model.face(face.value, bridge.t, place)
         if callable(face.value) and not self.stationary:
@@ -286,10 +284,7 @@ class SampledWalk(Walk):
         moves = self._moves(now, x, h, draws)
         y = self.x + drift * dt + applied(sigma, W)
         if model.bridged:
-            stops = [y]
-            if len(draws) == 2:
-                stops = [0.5 * (self.x + y + applied(sigma, draws[0].dW - draws[1].dW)), y]
-            self._walk(Bridge(t, now, end, dt, stops, S, rate / dt, None), draws)
+            self._walk(Bridge(t, now, end, dt, self._stops(y, sigma, draws), S, rate / dt, None), draws)
         else:
             self.x = y
         if killing:
@@ -303,15 +298,14 @@ class SampledWalk(Walk):
         if not self.model.bridged:
             return self.model.fit(free), alive
         place = free.copy()
-        for axis, pair in enumerate(self.model.box.faces):
-            for side, face in enumerate(pair):
-                edge, inward = (self.model.low, self.model.high)[side][axis], 1.0 if side == 0 else -1.0
-                height = inward * (place[:, axis] - edge)
-                if face.imposed:
-                    start = np.maximum(inward * (self.x[:, axis] - edge), 0.0)
-                    alive = alive * (1.0 - Touch.of(start, height, S[:, axis, axis] * spent).chance)
-                elif face.turns and (height < 0.0).any():
-                    place += 2.0 * inward * np.maximum(-height, 0.0)[:, None] * conormal(S, axis)
+        for axis, side, face in self.model.box.each():
+            edge, inward = self.model.wall(axis, side)
+            height = inward * (place[:, axis] - edge)
+            if face.imposed:
+                start = np.maximum(inward * (self.x[:, axis] - edge), 0.0)
+                alive = alive * (1.0 - Touch.of(start, height, S[:, axis, axis] * spent).chance)
+            elif face.turns and (height < 0.0).any():
+                place += 2.0 * inward * np.maximum(-height, 0.0)[:, None] * conormal(S, axis)
         return self.model.fit(place), alive
 
 

@@ -381,14 +381,13 @@ def generator_signs(problem: KolmogorovProblem, grid: Nodes, scheme: str = "auto
     scale = float(np.abs(Q.data).max())
     sums = np.asarray(Q.sum(1)).ravel() + as_numpy(generator.local(t).c)
     inner = ~generator.fixed
-    for i, pair in enumerate(generator.box.faces):
-        for side, face in enumerate(pair):
-            if isinstance(face, Robin):
-                # the stencils of an elastic face reach into the grid
-                reach = min(generator.scheme.order + 1, generator.grid.shape[i] - 1)
-                index = np.unravel_index(np.arange(generator.grid.size), generator.grid.shape)[i]
-                inner &= (index > reach) if side == 0 else (index < generator.grid.shape[i] - 1 - reach)
-                inner &= ~on_face(generator.grid, i, side)
+    for i, side, face in generator.box.each():
+        if isinstance(face, Robin):
+            # the stencils of an elastic face reach into the grid
+            reach = min(generator.scheme.order + 1, generator.grid.shape[i] - 1)
+            index = np.unravel_index(np.arange(generator.grid.size), generator.grid.shape)[i]
+            inner &= (index > reach) if side == 0 else (index < generator.grid.shape[i] - 1 - reach)
+            inner &= ~on_face(generator.grid, i, side)
     sums = sums[inner] / scale
     off = Q.data[Q.row != Q.col] / scale
     rows = (

@@ -118,21 +118,6 @@ def test_increment_is_mean_plus_fluctuation(name):
     torch.testing.assert_close(law.fluctuation(m, zeta, h), torch.einsum("ndr,nr->nd", G, flat))
 
 
-@pytest.mark.parametrize("name", LAWS)
-def test_covariance_action(name):
-    law, h, x, v = LAWS[name], 0.25, torch.randn(5, 2, dtype=DOUBLE), torch.randn(5, 2, dtype=DOUBLE)
-    m = law.evaluate(branch_for(law), x, h)
-    dense = torch.einsum("nij,nj->ni", law.covariance(m, h), v)
-    torch.testing.assert_close(law.covariance_action(m, v, h), dense)
-
-
-def test_covariance_action_on_images_is_that_of_the_law():
-    m, v = torch.randn(2, 3, 4, 4, dtype=DOUBLE), torch.randn(2, 3, 4, 4, dtype=DOUBLE)
-    inner = (m * v).sum((1, 2, 3), keepdim=True)
-    torch.testing.assert_close(bridge.StochasticDepth(0.5).covariance_action(m, v, 0.1, state_ndim=3), m * inner)
-    torch.testing.assert_close(bridge.BranchDropout(0.5).covariance_action(m, v, 0.1, state_ndim=3), m * m * v)
-
-
 @pytest.mark.parametrize(
     "variable",
     [*VARIABLES.values(), bernoulli(0.8), bernoulli(0.5), LogNormalFactor(0.1), ShakeDropFactor(0.7)],
