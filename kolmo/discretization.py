@@ -45,7 +45,7 @@ class Discretization:
         By name, how functions are averaged around the nodes whose breaks lie between these.
     estimate : dict
         Parts of the error estimate found while planning: discretization, cut, unseen (by samples); per column. Empty
-        where none was made.
+        where none was made. What axes, steps and faces add is told by `kolmo.refine.residual.weighted_residual`.
 
     Examples
     --------

@@ -592,3 +592,26 @@ def test_slanted_breaks_converge_at_order_two(kind, scheme):
         errors.append(np.abs(solve(problem, discretization=recipe)(points) - exact).max())
     assert np.log2(errors[0] / errors[1]) > 1.6 or errors[1] < 1e-6, errors
     assert errors[1] < 2e-3, errors
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_node_on_a_break_has_its_shares_of_both_sides_whatever_is_rough_beside_it(seed):
+    """φ jumps on the node, where the noise does too, and once more some cells away, where it is smoothed."""
+    rng = np.random.default_rng(seed)
+    c, heights, noise = rng.uniform(-0.5, 0.5), rng.uniform(0.5, 2.0, 3), rng.uniform(0.4, 1.6, 2)
+    axis = broken(Uniform(-3.0, 3.0), [c], cells_between(Uniform(-3.0, 3.0), [c], 60))
+    other = c + rng.uniform(1.2, 1.8) * 0.1  # between the first and the second node
+    problem = KolmogorovProblem(
+        SDE(0.0, lambda t, x: np.where(x[..., 0] < c, *noise), dim=1),
+        lambda x: heights[0] + heights[1] * (x[..., 0] > c) + heights[2] * (x[..., 0] > other),
+        1.0,
+        Box(-3.0, 3.0),
+    )
+    grid = Grid([axis])
+    rule = plan_terminal(problem, grid, problem.box, 6)
+    assert rule.smoothed
+    assert rule.met.tolist() == list(axis.breaks)
+    value = float(rule.apply(problem, grid.points)[rule.met[0], 0])
+    below, above = rule.shares[0]
+    assert below + above == pytest.approx(1.0)
+    assert value == pytest.approx(heights[0] + above * heights[1])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from numpy.polynomial.hermite_e import hermegauss
 from scipy.linalg import expm
+from scipy.stats import poisson
 
 from kolmo import catalog
 from kolmo.errors import InputError, KolmoWarning, NotConvergedError
@@ -406,3 +407,18 @@ def test_stationary_problem_without_an_end_is_refused():
     problem = KolmogorovProblem(SDE(0.0, diffusion=1.0, dim=1), None, None, Box(0.0, 1.0, "reflecting"), source=1.0)
     with pytest.raises(InputError, match="paths that end"):
         monte_carlo(problem, 0.5, paths=10, steps=4, rng=0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_jumps_that_land_on_a_face_are_paid_there(seed):
+    """Without noise a path may come to lie on the face exactly: after the n-th jump, as Poisson says."""
+    rng = np.random.default_rng(seed)
+    n, rate, reward, horizon = int(rng.integers(1, 4)), rng.uniform(1.0, 3.0), rng.uniform(0.5, 2.0), 1.0
+    side = int(rng.integers(2))
+    sde = SDE(0.0, jumps=[(rate, 0.25 * (2 * side - 1))], dim=1)
+    faces = [(Absorbing(reward), "open"), ("open", Absorbing(reward))][side]
+    problem = KolmogorovProblem(sde, lambda x: 0.0 * x[..., 0], horizon, Box(-1.0, 1.0, [faces]))
+    start = (2 * side - 1) * (1.0 - 0.25 * n)
+    found = monte_carlo(problem, [start], paths=20_000, steps=64, rng=seed)
+    exact = reward * poisson.sf(n - 1, rate * horizon)
+    assert abs(found.mean - exact) <= 4.0 * found.standard_error + found.bias_estimate

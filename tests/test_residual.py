@@ -143,3 +143,14 @@ def test_the_truncation_of_the_budget_is_that_of_the_differences(order):
         for m, matrix in ((1, D.first), (2, D.second))
     ]
     np.testing.assert_allclose(left, TRUNCATION[order], rtol=1e-9)
+
+
+def test_the_budget_does_not_depend_on_how_often_it_is_looked_at(monkeypatch):
+    """Only some instants are; each of them stands for those between."""
+    case = catalog.ornstein_uhlenbeck("gauss", kappa=1.0, mu=0.0, sigma=1.0, horizon=1.0)
+    recipe = kolmo.solve(case.problem, grid=Grid.of(Box(-6.0, 6.0), 25), steps=32, scheme="central2").discretization
+    seldom = weighted_residual(case.problem, recipe, [0.7]).budget
+    monkeypatch.setattr("kolmo.refine.residual.BUDGET_EVERY", 1)
+    always = weighted_residual(case.problem, recipe, [0.7]).budget
+    for part in ("space", "time"):
+        assert seldom[part].max() == pytest.approx(always[part].max(), rel=0.3)

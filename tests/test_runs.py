@@ -3,6 +3,7 @@
 import itertools
 import json
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
@@ -377,3 +378,18 @@ def test_json_that_is_too_large_is_neither_written_nor_read(tmp_path, monkeypatc
     assert [file.name for file in tmp_path.iterdir()] == ["value.npz"]
     write_tree(path, {"numbers": np.arange(500)})  # which bounds itself
     assert read_tree(path)["numbers"].tolist() == value["numbers"]
+
+
+@pytest.mark.parametrize("factor", [2, 50, 2000])
+def test_arrays_larger_than_their_file_are_not_made_room_for(tmp_path, factor):
+    """A small file may claim anything of what is in it: refused before there is an array of that size."""
+    path, count = tmp_path / "value.npz", 1000
+    write_tree(path, {"numbers": np.arange(float(count))})
+    content = bytearray(path.read_bytes())
+    content = content.replace(b"(1000,), }     ", f"({factor * count},), }}     ".encode()[:15])
+    name = content.rindex(b"array0.npy") - 46  # its entry in the list of contents
+    claimed = 128 + 8 * factor * count
+    content[name + 20 : name + 28] = struct.pack("<LL", claimed, claimed)
+    path.write_bytes(content)
+    with pytest.raises(FileError, match="its arrays are larger than the file"):
+        read_tree(path)

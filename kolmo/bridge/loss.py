@@ -117,8 +117,8 @@ def expected_loss(
         The network; its mode does not matter, the noise is always on.
     loss : callable
         φ: final states -> ``(...)`` or ``(..., k)``: k losses at once.
-    x : Tensor, shape (..., *state)
-        Initial states.
+    x : Tensor, shape (..., d)
+        Initial states; those of images have more axes than one.
     method : {"monte_carlo", "enumerate", "recursion", "pde"}
         Sampling; all outcomes of discrete noise; the exact one-layer transition applied backwards on grids (d ≤ 3); the
         backward Kolmogorov equation of the modified SDE (d ≤ 3).

@@ -141,7 +141,7 @@ def committor(
 
     With the invariant density ρ and its current :math:`J = b\rho - \tfrac12\nabla\cdot(\Sigma\rho)` the flow
     :math:`F = \tfrac12\rho\Sigma\nabla q + Jq` is free of divergence, and the rate is its flux through any surface
-    between A and B: here the mean over all level sets of q.
+    between A and B: here the mean over all level sets of q, through which Jq has none.
 
     Parameters
     ----------
@@ -281,15 +281,13 @@ class _Parts:
         return np.asarray(J)
 
     def rate(self, bellman: Bellman, level: PolicyLevel) -> float:
-        """Flux of ½ρΣ∇q + Jq through the level sets of q."""
+        """Flux of ½ρΣ∇q through the level sets of q; through these, which are closed, J has none."""
         x, q = bellman.grid.points, level.V[:, 0]
         slope, _ = bellman.derivatives(0.0, level.V, level.acts[-1])
         outside = np.ones(len(q)) if bellman.held is None else ~bellman.held.inside
         weight = np.clip(q * (1.0 - q), 0.0, None) ** POWER / beta(POWER + 1, POWER + 1) * outside
         some = weight > 0.0
         flow = self.density(x[some])[:, None] * self.half(x[some], slope[some])
-        if not self.reversible:
-            flow = flow + self.current(x[some]) * q[some, None]
         return float(((flow * slope[some]).sum(-1) * weight[some] * bellman.grid.volumes[some]).sum())
 
 
