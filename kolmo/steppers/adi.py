@@ -11,7 +11,7 @@ import numpy as np
 from kolmo.arrays import Array, is_tensor, namespace
 from kolmo.errors import InputError
 from kolmo.kernels.linear import Factorization, LineSolver, RenewedLineSolver
-from kolmo.kernels.splitting import split_step
+from kolmo.kernels.splitting import split_step, split_step_shares, split_step_transposed
 from kolmo.schemes.base import Split, Together
 from kolmo.steppers.base import STEPPERS, Operator, Repeated, Step, Unbounded
 from kolmo.steppers.dual import DualStencil, NestedFactors, halves
@@ -53,8 +53,6 @@ class SplitStep(Repeated):
 
     def _adjoints(self, p: np.ndarray) -> list[tuple[np.ndarray, ...]]:
         """For every column the derivatives that ``split_step_transposed`` finds: of u, the parts, and the solves."""
-        from kolmo.kernels.splitting import split_step_transposed
-
         size, d = len(p), len(self.axes)
         operators, rule = (self.start.back, self.end.back), (self.dt, self.theta)
         solvers = tuple(self._solvers[j].kernel for j in self.axes)
@@ -132,8 +130,6 @@ class SplitStep(Repeated):
 
     def _shares(self, u: np.ndarray, loads: Sequence[np.ndarray], adjoints: Any) -> list[Array]:
         """Derivatives with respect to the stencil numbers, by the compiled step."""
-        from kolmo.kernels.splitting import split_step_shares
-
         states = self._states(u, loads, (2, len(self.axes)))
         tables, shared = (self.start.kernel[0], self.end.kernel[0]), tuple(map(self._nothing, (self.start, self.end)))
         wanted = self.end.wanted
