@@ -1,15 +1,24 @@
 """Does noise generalise better where networks overfit? Laws and strengths, each with a learning rate of its own.
 
-A small residual network is trained to a training error near zero on a few thousand images: with nothing, with weight
+A small residual network is trained to a training error near zero on a few hundred images: with nothing, with weight
 decay, with noise of four laws, and with the explicit regulariser ½ Σ C:∇² of the Gaussian law in place of its noise,
-each at five strengths. "none" has no weight decay, and the others none beside their own. The learning rate of every
-law and strength is the one with the least error on held-out images, over networks that are not used otherwise; so is
-the strength of each law that the first comparison is made with. Every seed has training images, initial weights and
-batches of its own, the same for all laws; networks are compared seed by seed, at the last epoch.
+each at five strengths. "none" has no weight decay, and the others none beside their own. Every seed has training
+images, initial weights and batches of its own, the same for all laws; networks are compared at the last epoch.
 
-After any time the most that can be told by then is done: first all laws at their middle strength, seed after seed, then
-the other strengths, then the seeds past the fifth. `kolmo report` shows what is there so far. The run folder keeps the
-weights of every network.
+The plan of the analysis, which was written before any result was there:
+
+- The learning rate of every law and strength is that of the least error on held-out images (least loss among equals)
+  of as many networks for each rate, of the full length, of a seed that is not used otherwise.
+- The first comparison: test error of each law at its middle strength minus none, seed by seed; means, intervals of
+  Student's t over the seeds, paired t-tests, corrected for the number of laws (Holm). Then test loss and calibration
+  error in the same way. The middle strengths were fixed beforehand.
+- The second: the same of the strength of every law that held-out images choose, from the networks that chose the
+  rates, and its test error where "none" had the same training loss on its way.
+- All strengths, corrected for their number, show the shape of the dependence.
+
+The order is fixed, so that there is a balanced table after any time: middle strengths with five seeds, with ten,
+then the strengths beside them, then the others. `kolmo report` shows what is there so far. The run folder keeps the
+weights of every network; a file `rows` keeps the numbers, and a sweep elsewhere goes on from it.
 """
 
 import dataclasses
@@ -22,6 +31,7 @@ import numpy as np
 import torch
 from kolmo.experiments._crew import Crew
 from kolmo.experiments._pairs import Gap, holm, paired
+from kolmo.experiments._rows import Rows
 from matplotlib.figure import Figure
 
 from kolmo import bridge, experiments, images, landscape
@@ -35,7 +45,7 @@ from kolmo.runs import Run
 NONE = "none"
 EARLY_REPORT = True
 STRENGTHS = {
-    "weight-decay": ("0.0002", "0.0006", "0.002", "0.006", "0.02"),
+    "weight-decay": ("0.0006", "0.002", "0.006", "0.02", "0.06"),
     "dropout": ("0.95", "0.9", "0.8", "0.6", "0.4"),
     "stochastic-depth": ("0.9", "0.8", "0.6", "0.4", "0.2"),
     "gaussian": ("0.1", "0.2", "0.3", "0.5", "0.8"),
@@ -48,6 +58,7 @@ SCORES["brier"] = ("Brier score", 1.0)
 # Parts of the training after which a network is looked at: closer where its loss falls fast.
 _LOOKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
 _FIRST_SEEDS = 5
+_MIDDLE_SEEDS = 10  # of the middle strengths, before any other strength is tried
 # Added to the seeds of the networks that choose rates and strengths: others than all that are reported.
 _CHOOSING = 10_000
 
@@ -56,34 +67,56 @@ _CHOOSING = 10_000
 class Config:
     data: str = "data/fashion-mnist"  # folder with the official files
     dataset: Literal["fashion-mnist", "mnist", "cifar10"] = "fashion-mnist"
-    train_images: int = 2000
+    train_images: int = 500
     seeds: int = 10
     seed: int = 0
     laws: tuple[str, ...] = (NONE, *(f"{kind}-{s}" for kind, strengths in STRENGTHS.items() for s in strengths))
-    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
+    rates: tuple[float, ...] = (0.01, 0.03, 0.1)
     choosing_seeds: int = 1  # networks that rates and strengths are chosen by, for each of them
-    held_out: int = 10_000  # images that choose
+    held_out: int = 5000  # images that choose
     test_images: int | None = None  # None: all
-    path_images: int = 2000  # of them that are looked at on the way
-    epochs: int = 100
-    batch: int = 100
+    path_images: int = 500  # of them that are looked at on the way
+    epochs: int = 60
+    batch: int = 25
     width: int = 16
     blocks: int = 2  # in each stage
     stages: int = 2
     stride: int = 2  # of the stem
     horizon: float = 2.0  # time of a stage
-    workers: int = 2
+    workers: int = 1
+    rows: str | None = None  # file of finished networks: those in it are not trained again, others are added
 
 
 def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
     check(config)
     total = len(config.laws) * (config.seeds + len(config.rates) * config.choosing_seeds)
-    with Crew(run, config.workers, units=total, progress=progress) as crew:
+    with Crew(run, config.workers, units=total, progress=progress, rows=rows(config)) as crew:
         for names, seeds in waves(config):
             crew.do({_tuning(*one): (chosen_by, (config, *one)) for one in trials(config, names)})
             best = {name: rate(config, run, name) for name in names}
             crew.do({_key(name, seed): (network, (config, name, seed, best[name])) for seed in seeds for name in names})
     return results(config, run)
+
+
+def rows(config: Config) -> Rows:
+    """The file of finished networks."""
+    free = ("laws", "rates", "choosing_seeds")
+    return Rows(config.rows, dataclasses.asdict(config), free, kept)
+
+
+def kept(unit: dict[str, Any]) -> dict[str, Any]:
+    """A network without its weights and the losses of its epochs; of the way only what is told of it."""
+    row = {key: value for key, value in unit.items() if key not in ("state", "history", "path")}
+    if "path" in unit:
+        parts = {"train": ("error", "loss"), "test": ("error", "loss")}
+        row["path"] = [
+            {
+                "epoch": look["epoch"],
+                **{data: {score: look[data][score] for score in ones} for data, ones in parts.items()},
+            }
+            for look in unit["path"]
+        ]
+    return row
 
 
 def check(config: Config) -> None:
@@ -105,17 +138,34 @@ def check(config: Config) -> None:
 
 
 def waves(config: Config) -> Iterator[tuple[list[str], list[int]]]:
-    """Laws and seeds that are trained together, the most telling first; the regulariser takes four times as long."""
-    kinds: dict[str, list[str]] = {}
-    for law in config.laws:
-        kinds.setdefault(kind(law), []).append(law)
-    middle = [ones[(len(ones) - 1) // 2] for ones in kinds.values()]
-    others = [law for law in config.laws if law not in middle]
+    """Laws and seeds that are trained together, the most telling first.
+
+    First the middle strength of every law with all of the first ten seeds, then the strengths beside it, then those
+    beside these; the regulariser, which takes four times as long, after the noise of the same strengths.
+    """
     seeds = list(range(config.seed, config.seed + config.seeds))
-    for names in (middle, others):
-        yield [law for law in names if kind(law) != "regulariser"], seeds[:_FIRST_SEEDS]
+    for distance, names in sorted(rings(config.laws).items()):
+        noisy = [law for law in names if kind(law) != "regulariser"]
+        yield noisy, seeds[:_FIRST_SEEDS]
+        if distance == 0:
+            yield noisy, seeds[_FIRST_SEEDS:_MIDDLE_SEEDS]
         yield [law for law in names if kind(law) == "regulariser"], seeds[:_FIRST_SEEDS]
-    yield list(config.laws), seeds[_FIRST_SEEDS:]
+    for distance, names in sorted(rings(config.laws).items()):
+        noisy = [law for law in names if kind(law) != "regulariser"]
+        yield noisy, seeds[_MIDDLE_SEEDS if distance == 0 else _FIRST_SEEDS :]
+        yield [law for law in names if kind(law) == "regulariser"], seeds[_FIRST_SEEDS:]
+
+
+def rings(names: Sequence[str]) -> dict[int, list[str]]:
+    """Laws by the distance of their strength from the middle one of their kind."""
+    kinds: dict[str, list[str]] = {}
+    for law in names:
+        kinds.setdefault(kind(law), []).append(law)
+    found: dict[int, list[str]] = {}
+    for law in names:
+        ones = kinds[kind(law)]
+        found.setdefault(abs(ones.index(law) - (len(ones) - 1) // 2), []).append(law)
+    return found
 
 
 def kind(law: str) -> str:
