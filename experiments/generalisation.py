@@ -71,7 +71,7 @@ class Config:
     seeds: int = 10
     seed: int = 0
     laws: tuple[str, ...] = (NONE, *(f"{kind}-{s}" for kind, strengths in STRENGTHS.items() for s in strengths))
-    rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
+    rates: tuple[float, ...] = (0.01, 0.03, 0.1)
     choosing_seeds: int = 1  # networks that rates and strengths are chosen by, for each of them
     held_out: int = 5000  # images that choose
     test_images: int | None = None  # None: all
