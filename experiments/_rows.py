@@ -48,10 +48,14 @@ class Rows:
         left_out = _ASKING.union(free)
         self._settings = _rounded({name: value for name, value in options.items() if name not in left_out})
         self._keep = keep
-        self._found = {row["unit"]: row for row in self._read() if row["settings"] == self._settings}
+        self._found = self._own()
+
+    def _own(self) -> dict[str, dict[str, Any]]:
+        return {row["unit"]: row for row in self._read() if row["settings"] == self._settings}
 
     def fill(self, run: Run, keys: Iterable[str]) -> None:
-        """Give a run the units that the file has."""
+        """Give a run the units that the file has by now."""
+        self._found = self._own() | self._found
         for key in keys:
             if key in self._found and not run.finished(key):
                 run.unit(key, functools.partial(self._found[key].__getitem__, "value"))

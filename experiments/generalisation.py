@@ -92,9 +92,11 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
     total = len(config.laws) * (config.seeds + len(config.rates) * config.choosing_seeds)
     with Crew(run, config.workers, units=total, progress=progress, rows=rows(config)) as crew:
         for names, seeds in waves(config):
-            crew.do({_tuning(*one): (chosen_by, (config, *one)) for one in trials(config, names)})
+            for name in names:
+                crew.do({_tuning(*one): (chosen_by, (config, *one)) for one in trials(config, [name])})
             best = {name: rate(config, run, name) for name in names}
-            crew.do({_key(name, seed): (network, (config, name, seed, best[name])) for seed in seeds for name in names})
+            for seed in seeds:
+                crew.do({_key(name, seed): (network, (config, name, seed, best[name])) for name in names})
     return results(config, run)
 
 
