@@ -8,6 +8,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Self
 
+from kolmo.experiments._rows import Rows
 from tqdm import tqdm
 
 from kolmo.errors import KolmoError
@@ -35,10 +36,12 @@ class Crew:
         Number of units to come, for the progress bar.
     progress : bool
         Whether to show it.
+    rows : Rows, optional
+        File that units are taken from, and added to, beside the run folder.
     """
 
-    def __init__(self, run: Run, workers: int, *, units: int, progress: bool) -> None:
-        self._run, self._workers = run, workers
+    def __init__(self, run: Run, workers: int, *, units: int, progress: bool, rows: Rows | None = None) -> None:
+        self._run, self._workers, self._rows = run, workers, rows
         self._bar = tqdm(total=units, disable=not progress, unit="unit")
         self._pool: ProcessPoolExecutor | None = None
 
@@ -55,10 +58,17 @@ class Crew:
 
     def do(self, tasks: Mapping[str, Task]) -> dict[str, Any]:
         """Do the units of these names, the first ones first, and return their results in the same order."""
+        if self._rows is not None:
+            self._rows.fill(self._run, tasks)
+            for key in self._rows.lacking(tasks):
+                if self._run.finished(key):
+                    self._rows.add(key, self._run.load_unit(key))
         waiting = {key: task for key, task in tasks.items() if not self._run.finished(key)}
         self._bar.update(len(tasks) - len(waiting))
         for key, result in self._together(waiting) if self._workers > 1 else self._alone(waiting):
-            self._run.unit(key, result)
+            unit = self._run.unit(key, result)
+            if self._rows is not None:
+                self._rows.add(key, unit)
             self._bar.set_description(f"{key} done")
             self._bar.update()
         return {key: self._run.load_unit(key) for key in tasks}

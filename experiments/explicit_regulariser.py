@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from kolmo.experiments._crew import Crew
 from kolmo.experiments._pairs import rank_correlation
+from kolmo.experiments._rows import Rows
 from matplotlib.figure import Figure
 from torch.nn import functional
 
@@ -44,11 +45,13 @@ class Config:
     stages: int = 2
     stride: int = 2  # of the stem
     workers: int = 2
+    rows: str | None = None  # file of finished units: those in it are not done again, others are added
 
 
 def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
-    units = {f"from-{a}": (several, (config, a, b)) for a, b in parts(config)}
-    with Crew(run, config.workers, units=len(units), progress=progress) as crew:
+    units = {_key(a, b): (several, (config, a, b)) for a, b in parts(config)}
+    file = Rows(config.rows, dataclasses.asdict(config), free=("networks",))
+    with Crew(run, config.workers, units=len(units), progress=progress, rows=file) as crew:
         found = [one for unit in crew.do(units).values() for one in unit]
     return results(config, found)
 
@@ -57,6 +60,10 @@ def parts(config: Config) -> list[tuple[int, int]]:
     """Seeds from which and up to which a unit of work goes."""
     end = config.seed + config.networks
     return [(start, min(start + _TOGETHER, end)) for start in range(config.seed, end, _TOGETHER)]
+
+
+def _key(start: int, end: int) -> str:
+    return f"from-{start}-to-{end}"
 
 
 def several(config: Config, start: int, end: int) -> list[dict[str, Any]]:
@@ -149,7 +156,7 @@ def results(config: Config, found: list[dict[str, Any]]) -> dict[str, Any]:
 
 def report(run: Run) -> list[Section]:
     config, numbers = experiments.configure(Config, run.config), run.results
-    found = [each for start, _ in parts(config) for each in run.load_unit(f"from-{start}")]
+    found = [each for part in parts(config) for each in run.load_unit(_key(*part))]
     run.save_figure("scatter", draw(config, found))
     rows = [
         [

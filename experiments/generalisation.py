@@ -1,15 +1,24 @@
 """Does noise generalise better where networks overfit? Laws and strengths, each with a learning rate of its own.
 
-A small residual network is trained to a training error near zero on a few thousand images: with nothing, with weight
+A small residual network is trained to a training error near zero on a few hundred images: with nothing, with weight
 decay, with noise of four laws, and with the explicit regulariser ½ Σ C:∇² of the Gaussian law in place of its noise,
-each at five strengths. "none" has no weight decay, and the others none beside their own. The learning rate of every
-law and strength is the one with the least error on held-out images, over networks that are not used otherwise; so is
-the strength of each law that the first comparison is made with. Every seed has training images, initial weights and
-batches of its own, the same for all laws; networks are compared seed by seed, at the last epoch.
+each at five strengths. "none" has no weight decay, and the others none beside their own. Every seed has training
+images, initial weights and batches of its own, the same for all laws; networks are compared at the last epoch.
 
-After any time the most that can be told by then is done: first all laws at their middle strength, seed after seed, then
-the other strengths, then the seeds past the fifth. `kolmo report` shows what is there so far. The run folder keeps the
-weights of every network.
+The plan of the analysis, which was written before any result was there:
+
+- The learning rate of every law and strength is that of the least error on held-out images (least loss among equals)
+  of as many networks for each rate, of the full length, of a seed that is not used otherwise.
+- The first comparison: test error of each law at its middle strength minus none, seed by seed; means, intervals of
+  Student's t over the seeds, paired t-tests, corrected for the number of laws (Holm). Then test loss and calibration
+  error in the same way. The middle strengths were fixed beforehand.
+- The second: the same of the strength of every law that held-out images choose, from the networks that chose the
+  rates, and its test error where "none" had the same training loss on its way.
+- All strengths, corrected for their number, show the shape of the dependence.
+
+The order is fixed, so that there is a balanced table after any time: middle strengths with five seeds, with ten,
+then the strengths beside them, then the others. `kolmo report` shows what is there so far. The run folder keeps the
+weights of every network; a file `rows` keeps the numbers, and a sweep elsewhere goes on from it.
 """
 
 import dataclasses
@@ -21,10 +30,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from kolmo.experiments._crew import Crew
+from kolmo.experiments._overfitting import NONE, SCORES, draw_chosen, draw_paths, draw_strengths, gap_of, kind
 from kolmo.experiments._pairs import Gap, holm, paired
-from matplotlib.figure import Figure
+from kolmo.experiments._rows import Rows
 
-from kolmo import bridge, experiments, images, landscape
+from kolmo import bridge, experiments, images
 from kolmo.errors import InputError
 from kolmo.experiments import _laws as laws
 from kolmo.experiments import _resnets as nets
@@ -32,10 +42,9 @@ from kolmo.report import Figure as Shown
 from kolmo.report import Section, Table
 from kolmo.runs import Run
 
-NONE = "none"
 EARLY_REPORT = True
 STRENGTHS = {
-    "weight-decay": ("0.0002", "0.0006", "0.002", "0.006", "0.02"),
+    "weight-decay": ("0.0006", "0.002", "0.006", "0.02", "0.06"),
     "dropout": ("0.95", "0.9", "0.8", "0.6", "0.4"),
     "stochastic-depth": ("0.9", "0.8", "0.6", "0.4", "0.2"),
     "gaussian": ("0.1", "0.2", "0.3", "0.5", "0.8"),
@@ -43,11 +52,10 @@ STRENGTHS = {
     "regulariser": ("0.1", "0.2", "0.3", "0.5", "0.8"),
 }
 """From weak to strong. The regulariser's are those of the Gaussian noise that it stands for."""
-SCORES = {"error": ("test error, %", 100.0), "loss": ("test loss", 1.0), "calibration_error": ("ECE, %", 100.0)}
-SCORES["brier"] = ("Brier score", 1.0)
 # Parts of the training after which a network is looked at: closer where its loss falls fast.
 _LOOKS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
 _FIRST_SEEDS = 5
+_MIDDLE_SEEDS = 10  # of the middle strengths, before any other strength is tried
 # Added to the seeds of the networks that choose rates and strengths: others than all that are reported.
 _CHOOSING = 10_000
 
@@ -56,34 +64,58 @@ _CHOOSING = 10_000
 class Config:
     data: str = "data/fashion-mnist"  # folder with the official files
     dataset: Literal["fashion-mnist", "mnist", "cifar10"] = "fashion-mnist"
-    train_images: int = 2000
+    train_images: int = 500
     seeds: int = 10
     seed: int = 0
     laws: tuple[str, ...] = (NONE, *(f"{kind}-{s}" for kind, strengths in STRENGTHS.items() for s in strengths))
-    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
+    rates: tuple[float, ...] = (0.01, 0.03, 0.1)
     choosing_seeds: int = 1  # networks that rates and strengths are chosen by, for each of them
-    held_out: int = 10_000  # images that choose
+    held_out: int = 5000  # images that choose
     test_images: int | None = None  # None: all
-    path_images: int = 2000  # of them that are looked at on the way
-    epochs: int = 100
-    batch: int = 100
+    path_images: int = 500  # of them that are looked at on the way
+    epochs: int = 60
+    batch: int = 25
     width: int = 16
     blocks: int = 2  # in each stage
     stages: int = 2
     stride: int = 2  # of the stem
     horizon: float = 2.0  # time of a stage
-    workers: int = 2
+    workers: int = 1
+    rows: str | None = None  # file of finished networks: those in it are not trained again, others are added
 
 
 def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
     check(config)
     total = len(config.laws) * (config.seeds + len(config.rates) * config.choosing_seeds)
-    with Crew(run, config.workers, units=total, progress=progress) as crew:
+    with Crew(run, config.workers, units=total, progress=progress, rows=rows(config)) as crew:
         for names, seeds in waves(config):
-            crew.do({_tuning(*one): (chosen_by, (config, *one)) for one in trials(config, names)})
+            for name in names:
+                crew.do({_tuning(*one): (chosen_by, (config, *one)) for one in trials(config, [name])})
             best = {name: rate(config, run, name) for name in names}
-            crew.do({_key(name, seed): (network, (config, name, seed, best[name])) for seed in seeds for name in names})
+            for seed in seeds:
+                crew.do({_key(name, seed): (network, (config, name, seed, best[name])) for name in names})
     return results(config, run)
+
+
+def rows(config: Config) -> Rows:
+    """The file of finished networks."""
+    free = ("laws", "rates", "choosing_seeds")
+    return Rows(config.rows, dataclasses.asdict(config), free, kept)
+
+
+def kept(unit: dict[str, Any]) -> dict[str, Any]:
+    """A network without its weights and the losses of its epochs; of the way only what is told of it."""
+    row = {key: value for key, value in unit.items() if key not in ("state", "history", "path")}
+    if "path" in unit:
+        parts = {"train": ("error", "loss"), "test": ("error", "loss")}
+        row["path"] = [
+            {
+                "epoch": look["epoch"],
+                **{data: {score: look[data][score] for score in ones} for data, ones in parts.items()},
+            }
+            for look in unit["path"]
+        ]
+    return row
 
 
 def check(config: Config) -> None:
@@ -105,22 +137,34 @@ def check(config: Config) -> None:
 
 
 def waves(config: Config) -> Iterator[tuple[list[str], list[int]]]:
-    """Laws and seeds that are trained together, the most telling first; the regulariser takes four times as long."""
-    kinds: dict[str, list[str]] = {}
-    for law in config.laws:
-        kinds.setdefault(kind(law), []).append(law)
-    middle = [ones[(len(ones) - 1) // 2] for ones in kinds.values()]
-    others = [law for law in config.laws if law not in middle]
+    """Laws and seeds that are trained together, the most telling first.
+
+    First the middle strength of every law with all of the first ten seeds, then the strengths beside it, then those
+    beside these; the regulariser, which takes four times as long, after the noise of the same strengths.
+    """
     seeds = list(range(config.seed, config.seed + config.seeds))
-    for names in (middle, others):
-        yield [law for law in names if kind(law) != "regulariser"], seeds[:_FIRST_SEEDS]
+    for distance, names in sorted(rings(config.laws).items()):
+        noisy = [law for law in names if kind(law) != "regulariser"]
+        yield noisy, seeds[:_FIRST_SEEDS]
+        if distance == 0:
+            yield noisy, seeds[_FIRST_SEEDS:_MIDDLE_SEEDS]
         yield [law for law in names if kind(law) == "regulariser"], seeds[:_FIRST_SEEDS]
-    yield list(config.laws), seeds[_FIRST_SEEDS:]
+    for distance, names in sorted(rings(config.laws).items()):
+        noisy = [law for law in names if kind(law) != "regulariser"]
+        yield noisy, seeds[_MIDDLE_SEEDS if distance == 0 else _FIRST_SEEDS :]
+        yield [law for law in names if kind(law) == "regulariser"], seeds[_FIRST_SEEDS:]
 
 
-def kind(law: str) -> str:
-    """Name of a law without its strength."""
-    return law.rpartition("-")[0] or law
+def rings(names: Sequence[str]) -> dict[int, list[str]]:
+    """Laws by the distance of their strength from the middle one of their kind."""
+    kinds: dict[str, list[str]] = {}
+    for law in names:
+        kinds.setdefault(kind(law), []).append(law)
+    found: dict[int, list[str]] = {}
+    for law in names:
+        ones = kinds[kind(law)]
+        found.setdefault(abs(ones.index(law) - (len(ones) - 1) // 2), []).append(law)
+    return found
 
 
 def trials(config: Config, names: Sequence[str]) -> list[tuple[str, float, int]]:
@@ -393,7 +437,7 @@ def _of_chosen(config: Config, run: Run, numbers: dict[str, Any]) -> Section:
     rows = [
         [
             one["law"],
-            *(str(_gap(numbers, one["law"], score)) for score in SCORES),
+            *(str(gap_of(numbers, one["law"], score)) for score in SCORES),
             *(one["holm"][score] for score in ("error", "loss")),
             _percent(Gap(**one["at_equal_loss"])),
         ]
@@ -425,7 +469,7 @@ def _of_strengths(run: Run, numbers: dict[str, Any]) -> Section:
     for law, one in numbers["laws"].items():
         gaps = [None, None]
         if law in numbers["differences"]:
-            gaps = [str(_gap(numbers, law, "error")), numbers["differences"][law]["error"]["holm"]]
+            gaps = [str(gap_of(numbers, law, "error")), numbers["differences"][law]["error"]["holm"]]
         means = [100 * np.mean(one["test_error"]), 100 * np.mean(one["train_error"])]
         scores = [np.mean(one[key]) for key in ("train_loss", "test_loss")]
         ece = 100 * np.mean(one["test_calibration_error"])
@@ -441,98 +485,5 @@ def _of_strengths(run: Run, numbers: dict[str, Any]) -> Section:
     )
 
 
-def _gap(numbers: dict[str, Any], law: str, score: str) -> Gap:
-    one = numbers["differences"][law][score]
-    factor = SCORES[score][1]
-    return Gap(factor * one["mean"], factor * one["half"], one["p"], one["pairs"])
-
-
 def _percent(one: Gap) -> str:
     return str(one._replace(mean=100 * one.mean, half=100 * one.half))
-
-
-def _seedwise(numbers: dict[str, Any], law: str, score: str) -> np.ndarray:
-    """Paired differences of the seeds."""
-    by_seed = [
-        dict(zip(numbers["laws"][name]["seeds"], numbers["laws"][name][f"test_{score}"], strict=True))
-        for name in (law, NONE)
-    ]
-    return SCORES[score][1] * np.array(
-        [by_seed[0][seed] - by_seed[1][seed] for seed in by_seed[0] if seed in by_seed[1]]
-    )
-
-
-def draw_strengths(numbers: dict[str, Any]) -> Figure:
-    """Differences to none against strength, law by law: where noise helps, this is a U."""
-    kinds: dict[str, list[str]] = {}
-    for law in numbers["differences"]:
-        kinds.setdefault(kind(law), []).append(law)
-    scores = ("error", "loss", "calibration_error")
-    figure = Figure(figsize=(1.2 + 1.9 * len(kinds), 6.4), layout="constrained")
-    panels = figure.subplots(len(scores), len(kinds), sharey="row", squeeze=False)
-    for row, score in zip(panels, scores, strict=True):
-        for ax, (name, ones) in zip(row, kinds.items(), strict=True):
-            gaps = [_gap(numbers, law, score) for law in ones]
-            ax.axhline(0.0, color="0.5", lw=0.8)
-            for k, law in enumerate(ones):
-                seeds = _seedwise(numbers, law, score)
-                ax.plot([k] * len(seeds), seeds, ".", color="0.7", ms=4)
-            halves = [one.half for one in gaps]
-            ax.errorbar(range(len(ones)), [one.mean for one in gaps], halves, fmt="o-", capsize=3, ms=4)
-            ax.set_xticks(range(len(ones)), [law.rpartition("-")[2] for law in ones], fontsize=8)
-            ax.set_xlim(-0.5, len(ones) - 0.5)
-            ax.grid(alpha=0.3)
-            if score == scores[0]:
-                ax.set_title(name, fontsize=10)
-        _clip(row, [_gap(numbers, law, score) for law in numbers["differences"]])
-        row[0].set_ylabel(f"{SCORES[score][0]} − {NONE}")
-    figure.supxlabel("strength, weak to strong")
-    return figure
-
-
-def _clip(row: Sequence[Any], gaps: Sequence[Gap]) -> None:
-    """Keep a strength that ruins the network from squeezing all others: the axis shows up to twice what helps most."""
-    low = min(min(one.mean - min(one.half, abs(one.mean)) for one in gaps), 0.0)
-    size = max(-low, float(np.median([abs(one.mean) for one in gaps])), 1e-6)
-    row[0].set_ylim(-1.6 * size, 2.4 * size)
-
-
-def draw_chosen(numbers: dict[str, Any]) -> Figure:
-    """Differences of the strengths that held-out images chose, with intervals."""
-    names = {one["law"]: one for one in numbers["chosen"].values()}
-    figure = Figure(figsize=(11.0, 1.2 + 0.42 * len(names)), layout="constrained")
-    for ax, score in zip(figure.subplots(1, len(SCORES), sharey=True), SCORES, strict=True):
-        ax.axvline(0.0, color="0.5", lw=0.8)
-        for k, law in enumerate(names):
-            one = _gap(numbers, law, score)
-            seeds = _seedwise(numbers, law, score)
-            ax.plot(seeds, [k] * len(seeds), ".", color="0.7", ms=4)
-            ax.errorbar(one.mean, k, xerr=one.half, fmt="D", color=landscape.plots.COLOURS[0], capsize=4, ms=5)
-        ax.set_yticks(range(len(names)), list(names))
-        ax.set_xlabel(f"{SCORES[score][0]} − {NONE}")
-        ax.grid(alpha=0.3)
-    ax.invert_yaxis()
-    return figure
-
-
-def draw_paths(found: Found, names: Sequence[str]) -> Figure:
-    """Test error and test loss against training loss, from look to look."""
-    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for k, law in enumerate(names):
-        looks = range(min(len(one["path"]) for one in found[law].values()))
-        means = {
-            (data, score): [np.mean([one["path"][look][data][score] for one in found[law].values()]) for look in looks]
-            for data, score in (("train", "loss"), ("test", "error"), ("test", "loss"))
-        }
-        for ax, score, factor in zip(panels, ("error", "loss"), (100.0, 1.0), strict=True):
-            y = factor * np.array(means["test", score])
-            colour = "black" if law == NONE else landscape.plots.COLOURS[(k - 1) % len(landscape.plots.COLOURS)]
-            ax.plot(means["train", "loss"], y, "-", color=colour, lw=1.4, label=law)
-            ax.plot(means["train", "loss"][-1], y[-1], "o", color=colour, ms=6)
-    for ax, score in zip(panels, ("error", "loss"), strict=True):
-        ax.set(xlabel="training loss (mean network)", ylabel=SCORES[score][0], xscale="log")
-        ax.invert_xaxis()
-        ax.grid(alpha=0.3)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    return figure

@@ -7,9 +7,9 @@ Flow classifiers with additive noise, on two moons, two spirals and handwritten 
   its adjoint, on a grid that is refined as the loss needs it; training ends early where no grid at hand resolves it;
 - the regulariser: the cross-entropy of the mean network plus ½ Σ C:∇²u along its path.
 
-Same model, initial weights, data and (largest) number of full-batch Adam steps; each training's learning rate is chosen
-from the same list on a seed of its own. Expected losses of held-out data are sampled for all alike. Error bars are over
-seeds.
+Same model, initial weights, data and (largest) number of full-batch Adam steps, or at equal cost: then the two cheaper
+trainings take as many more steps as they are cheaper. Each training's learning rate is chosen from the same list on a
+seed of its own. Expected losses of held-out data are sampled for all alike. Error bars are over seeds.
 """
 
 import copy
@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from kolmo.experiments._crew import Crew
+from kolmo.experiments._pairs import Gap, paired
+from kolmo.experiments._rows import Rows
 from matplotlib import figure
 from sklearn.datasets import make_moons
 from torch import Tensor, nn
@@ -40,7 +42,11 @@ FIELDS = {
     "milliseconds": "CPU ms a step",
     "nodes": "nodes per axis at the end",
     "steps": "steps taken",
+    "seconds": "CPU s",
 }
+# CPU of a step of each training relative to a sampled one, rounded from the measured times in docs/networks.md; what
+# the trainings of a run took in all is in its results.
+COSTS = {"sampled": 1, "PDE": 80, "regularised": 10}
 ORDER = 2  # weak order of the modified equation: at order 1, training drives eight layers away from it
 BOX = kolmo.Box([-6.0, -6.0], [6.0, 6.0], "reflecting")  # data have unit variance; walls keep the equation well posed
 
@@ -62,7 +68,9 @@ class Config:
     test: int = 600
     draws: int = 32  # of the gradient, for its variance
     paths: int = 200
+    equal_cost: bool = False  # `steps` are the PDE's; the others take more of them, at about its CPU time
     workers: int = 2
+    rows: str | None = None  # file of finished units: those in it are not done again, others are added
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +87,8 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
     seeds = range(config.seed, config.seed + config.seeds)
     pairs = [(data, training) for data in config.data for training in TRAININGS]
     units = len(pairs) * (len(config.rates) + len(seeds)) + len(config.data) * len(seeds)
-    with Crew(run, config.workers, units=units, progress=progress) as crew:
+    file = Rows(config.rows, dataclasses.asdict(config), free=("rates",), keep=_kept)
+    with Crew(run, config.workers, units=units, progress=progress, rows=file) as crew:
         rates = tuned(config, crew, pairs)
         tasks = {
             f"{data}-{training}-{seed}": (trained, (config, data, training, seed, rates[data, training]))
@@ -101,13 +110,33 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
                 key: _over([gradients[f"gradients-{data}-{s}"][key] for s in seeds])
                 for key in ("noise", *TRAININGS[1:])
             },
+            "differences": {
+                training: {
+                    key: paired(
+                        *([found[f"{data}-{t}-{s}"][key] for s in seeds] for t in (training, "sampled"))
+                    )._asdict()
+                    for key in ("loss", "accuracy")
+                }
+                for training in TRAININGS[1:]
+            },
         }
         for data in config.data
     }
     first = {(data, training): found[f"{data}-{training}-{config.seed}"] for data, training in pairs}
-    run.save_figure("regions", _draw_regions(config, first))
-    run.save_figure("training", _draw_training(config, first))
+    if all("history" in one for one in first.values()):  # rows of another machine have none
+        run.save_figure("regions", _draw_regions(config, first))
+        run.save_figure("training", _draw_training(config, first))
     return results
+
+
+def _kept(unit: dict[str, Any]) -> dict[str, Any]:
+    """A unit without its arrays."""
+    return {key: value for key, value in unit.items() if key not in ("history", "regions", "points", "labels")}
+
+
+def steps_of(config: Config, training: str) -> int:
+    """Adam steps of a training."""
+    return config.steps * COSTS["PDE"] // COSTS[training] if config.equal_cost else config.steps
 
 
 def tuned(config: Config, crew: Crew, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], float]:
@@ -165,9 +194,9 @@ def trained(config: Config, name: str, training: str, seed: int, rate: float) ->
     data, model = examples(config, name, seed), classifier(config, name, seed)
     objective = Objective(config, model, data, training, seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps_of(config, training))
     begin, history = time.process_time(), []
-    for _ in range(config.steps):
+    for _ in range(steps_of(config, training)):
         loss = objective()
         if not objective.resolved:
             break
@@ -177,10 +206,11 @@ def trained(config: Config, name: str, training: str, seed: int, rate: float) ->
         schedule.step()
         history.append(loss.item())
     objective.check()
-    milliseconds = 1e3 * (time.process_time() - begin) / max(len(history), 1)
+    seconds = time.process_time() - begin
     return {
         "history": np.array(history),
-        "milliseconds": milliseconds,
+        "milliseconds": 1e3 * seconds / max(len(history), 1),
+        "seconds": seconds,
         "nodes": objective.nodes,
         "steps": len(history),
         "regions": regions(model) if name != "digits" else np.zeros(0),
@@ -326,7 +356,13 @@ def _draw_training(config: Config, found: dict[tuple[str, str], dict[str, Any]])
     for ax, data in zip(fig.subplots(1, len(config.data), squeeze=False)[0], config.data, strict=True):
         for training, color in zip(TRAININGS, ("#999999", "#0072b2", "#d55e00"), strict=True):
             ax.plot(found[data, training]["history"], color=color, lw=1, label=training)
-        ax.set(title=data, xlabel="step", ylabel="training objective", yscale="log")
+        ax.set(
+            title=data,
+            xlabel="step",
+            ylabel="training objective",
+            yscale="log",
+            xscale="log" if config.equal_cost else "linear",
+        )
     fig.legend(*ax.get_legend_handles_labels(), loc="outside upper center", ncols=len(TRAININGS), frameon=False)
     return fig
 
@@ -341,6 +377,15 @@ def report(run: Run) -> Sequence[Section]:
         for training in TRAININGS
     ]
     gradients = [[data, *(number(v) for v in r["gradients"].values())] for data, r in run.results.items()]
+    differences = [
+        [data, training, *(str(Gap(**r["differences"][training][key])) for key in ("loss", "accuracy"))]
+        for data, r in run.results.items()
+        for training in TRAININGS[1:]
+    ]
+    drawn = [
+        Figure(run.figure("regions"), "Decision regions of the three trainings", "Mean network, first seed."),
+        Figure(run.figure("training"), "Training objectives over the steps", "First seed."),
+    ]
     return [
         Section(
             "Trainings",
@@ -351,8 +396,12 @@ def report(run: Run) -> Sequence[Section]:
                     "Held-out data unless said; mean over seeds ± standard error. The learning rate was chosen on "
                     "training data of another seed.",
                 ),
-                Figure(run.figure("regions"), "Decision regions of the three trainings", "Mean network, first seed."),
-                Figure(run.figure("training"), "Training objectives over the steps", "First seed."),
+                Table(
+                    ["data", "training", "expected loss − sampled", "accuracy − sampled"],
+                    differences,
+                    "Held-out data; paired differences ± half of the 95 % interval over the seeds (Student).",
+                ),
+                *(drawn if run.figure("training").exists() else []),
             ],
         ),
         Section(

@@ -60,6 +60,24 @@ def test_the_sweep_runs_small_and_reports_before_it_is_done(small, tmp_path, cap
     assert drawn == {"strengths", "chosen", "paths"}
 
 
+def test_a_sweep_goes_on_from_the_rows_of_another(small, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    options = SMALL | {"laws": "none,dropout-0.8", "rows": path}
+    one, other = tmp_path / "one", tmp_path / "other"
+    start = ["experiment", "generalisation", "--quiet"]
+    assert main([*start, "--out", str(one), *_sets(options)]) == 0, capsys.readouterr().err
+    assert len(path.read_text().splitlines()) == 2 * 2 + 2 * 2
+    assert "state" not in path.read_text()
+
+    def trained(*_):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(sweep, "trained", trained)
+    assert main([*start, "--out", str(other), *_sets(options)]) == 0, capsys.readouterr().err
+    first, second = (json.loads((out / "results.json").read_text())["differences"] for out in (one, other))
+    assert second["dropout-0.8"]["loss"] == pytest.approx(first["dropout-0.8"]["loss"], rel=1e-3)
+
+
 def test_images_of_a_seed_are_its_own_and_held_out_images_are_others(small):
     config = sweep.Config(train_images=40, held_out=50, seeds=2)
     x = sweep.standardised(config.dataset, config.data)[0]
@@ -77,16 +95,21 @@ def test_images_of_a_seed_are_its_own_and_held_out_images_are_others(small):
 def test_the_first_wave_has_every_law_and_all_waves_have_every_pair_once():
     config = sweep.Config()
     waves = list(sweep.waves(config))
-    assert waves[0][0] == [
-        "none",
-        "weight-decay-0.002",
-        "dropout-0.8",
-        "stochastic-depth-0.6",
-        "gaussian-0.3",
-        "bernoulli-0.5",
-    ]
+    assert (
+        waves[0][0]
+        == waves[1][0]
+        == [
+            "none",
+            "weight-decay-0.006",
+            "dropout-0.8",
+            "stochastic-depth-0.6",
+            "gaussian-0.3",
+            "bernoulli-0.5",
+        ]
+    )
     done = [(law, seed) for names, seeds in waves for seed in seeds for law in names]
     assert len(done) == len(set(done)) == len(config.laws) * config.seeds
+    assert waves[1][1] == list(range(5, 10))  # ten seeds of the middle strengths, before any other
 
 
 def test_error_at_a_training_loss_is_read_on_the_way_down():

@@ -47,3 +47,10 @@ def test_trainings_start_alike_and_learn():
     assert np.ptp(first) < 0.15 * max(first)  # one loss in three ways
     assert all(one["history"][-1] < one["history"][0] for one in found.values())
     assert all(one["regions"].shape == (81, 81) for one in found.values())
+
+
+def test_trainings_at_equal_cost_take_steps_by_their_prices():
+    config = trainings.Config(steps=6, equal_cost=True)
+    steps = {name: trainings.steps_of(config, name) for name in trainings.TRAININGS}
+    assert steps == {"sampled": 480, "PDE": 6, "regularised": 48}
+    assert trainings.steps_of(trainings.Config(steps=6), "sampled") == 6
