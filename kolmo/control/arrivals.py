@@ -20,6 +20,7 @@ from kolmo.control.problem import ControlProblem
 from kolmo.errors import InputError
 from kolmo.grid import Grid
 from kolmo.kernels.linear import factorize
+from kolmo.shown import Shown
 from kolmo.steppers.radau import tableau
 
 # Stages of a step (Radau IIA, order 5), and power of time by which steps grow: the start is a point.
@@ -28,8 +29,8 @@ STAGES, CROWDING = 3, 2
 WIDTH = 4
 
 
-@dataclass(frozen=True, eq=False)
-class Arrival:
+@dataclass(frozen=True, eq=False, repr=False)
+class Arrival(Shown):
     r"""Masses of a process under way, and what has arrived in the targets: :math:`\sum_i p_i(t) + \sum_k r_k(t) = 1`.
 
     Attributes

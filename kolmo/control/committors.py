@@ -25,6 +25,7 @@ from kolmo.limits import Limits
 from kolmo.problem.box import Box
 from kolmo.problem.sde import SDE, refuse_jumps
 from kolmo.refine.plan import interesting_points
+from kolmo.shown import Shown
 
 # The rate is the current through all level sets of q, weighted by q^p (1 − q)^p: smooth up to the sets A and B.
 POWER = 4
@@ -37,7 +38,7 @@ STILL = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
-class Committor:
+class Committor(Shown):
     r"""Probability q(x) of reaching B before A, and the statistics of transitions from A to B.
 
     .. math:: b\cdot\nabla q + \tfrac12\Sigma:\nabla^2 q = 0, \qquad q = 0 \text{ on } A, \quad q = 1 \text{ on } B

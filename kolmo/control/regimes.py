@@ -25,6 +25,7 @@ from kolmo.limits import Limits
 from kolmo.refine.plan import interesting_points
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.terminal import plan_terminal
+from kolmo.shown import Shown
 
 # Values that differ by less than a cost and this part of their size differ by the cost.
 SLACK = 1e-7
@@ -33,7 +34,7 @@ Cost = float | Callable[[float, Any], Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Switching:
+class Switching(Shown):
     r"""Value functions :math:`V_i \le \min_{j \ne i}(V_j + k_{ij})` of all regimes, their policies, and when to switch.
 
     Attributes

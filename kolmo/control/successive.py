@@ -12,6 +12,7 @@ from scipy import optimize
 
 from kolmo.arrays import as_points, at_home
 from kolmo.control.adjoint import Steps, Taken, apply, differentiable_march
+from kolmo.control.descent import Minimum
 from kolmo.control.minimize import collect, minimize
 from kolmo.control.plans import planned
 from kolmo.control.value import expected_value
@@ -164,7 +165,7 @@ def successive(
         if bar is not None:
             bar.close()
     accepted = len(history["objective"])
-    return optimize.OptimizeResult(
+    return Minimum(
         x=np.concatenate([p.detach().cpu().double().numpy().reshape(-1) for p in tensors]),
         fun=value,
         nit=accepted,
