@@ -1,9 +1,11 @@
-"""Sphinx configuration. The reference pages are written from the modules that exist, in a reader's order."""
+"""Sphinx configuration: the reference is written from the public names, formulas are MathML, notebooks run."""
 
 import importlib
-import importlib.util
-import pkgutil
+import inspect
 from pathlib import Path
+
+from docutils import nodes
+from latex2mathml.converter import convert
 
 import kolmo
 
@@ -13,16 +15,22 @@ copyright = author
 release = kolmo.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_gallery.gen_gallery",
 ]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_generated/examples/**/*.ipynb"]  # the gallery writes its scripts as notebooks too
+# Notebooks are texts; each runs when it is built, and one that fails fails the build.
+nb_execution_mode = "force"
+nb_execution_timeout = 120
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+# Formulas are in the pages themselves: browsers draw MathML, and nothing is loaded.
+html_math_renderer = "mathml"
 default_role = "code"
 
 # A type in a parameter list is linked where it can be; a name that lives in two rooms is no mistake.
@@ -38,6 +46,8 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
     "download_all_examples": False,
     "show_signature": False,
+    "backreferences_dir": "_generated/backreferences",
+    "doc_module": ("kolmo",),
 }
 
 html_theme = "furo"
@@ -52,98 +62,84 @@ napoleon_google_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
-# What each part of the reference is called, and the modules (or packages, with what is in them) that belong to it.
+# The reference: parts in a reader's order, each with the names that belong together and the page that tells of them.
+# What is not here is inside: its docstrings are for those who read the code.
 REFERENCE = {
-    "problem": (
-        "State a problem",
-        [
-            "problem.sde",
-            "problem.box",
-            "problem.events",
-            "problem.problem",
-            "equations",
-            "equations.expressions",
-            "errors",
-        ],
+    "State a problem": ("quick_start", "kolmo", "SDE KolmogorovProblem Box Absorbing Robin Payment"),
+    "Solve it": ("quick_start", "kolmo", "solve solve_many Solution Solutions load plan Discretization Grid"),
+    "Laws, spectra and paths": (
+        "certify",
+        "kolmo",
+        "solve_forward stationary_density Density spectrum Spectrum monte_carlo certify Certificate",
     ),
-    "solve": (
-        "Solve it",
-        [
-            "refine.plan",
-            "discretization",
-            "solve",
-            "stationary",
-            "solution",
-            "forward",
-            "spectrum",
-            "montecarlo",
-        ],
+    "The generator as a matrix": ("schemes", "kolmo", "discretize Generator"),
+    "Errors": (
+        "reliability",
+        "kolmo",
+        "KolmoError InputError NotConvergedError MissingExtraError KolmoWarning ToleranceWarning",
     ),
-    "control": ("Differentiate and control", ["control"]),
-    "likelihood": ("Likelihoods of data", ["likelihood"]),
-    "bridge": ("Noisy networks", ["bridge"]),
-    "landscape": ("Loss landscapes", ["landscape"]),
-    "check": (
-        "Cross-checks and problems with exact answers",
-        ["fipy", "interop", "catalog", "testing"],
+    "Differentiate and fit": (
+        "control",
+        "kolmo.control",
+        "value values expected_value minimize uncertainty Uncertainty hessian_product gradient_memory GradientMemory "
+        "law Law transition_density successive",
     ),
-    "experiments": (
-        "Experiments, runs and reports",
-        ["experiments", "sweep", "runs", "report", "images", "files", "cli"],
+    "Control": (
+        "control",
+        "kolmo.control",
+        "ControlProblem solve_hjb ControlSolution Interval BoxSet Finite Unbounded Game Switching solve_switching "
+        "Target arrival Arrival committor Committor hopf_cole HopfColeSolution schroedinger_bridge SchroedingerBridge",
     ),
-    "inside": (
-        "Inside the solver",
-        [
-            "arrays",
-            "registry",
-            "memory",
-            "problem.instants",
-            "problem.motion",
-            "problem.rest",
-            "problem.reach",
-            "grid",
-            "grid.grading",
-            "grid.times",
-            "kernels",
-            "schemes",
-            "steppers",
-            "march",
-            "refine.scout",
-            "refine.layout",
-            "refine.estimate",
-            "refine.witnesses",
-            "refine.residual",
-            "refine.smooth",
-        ],
-    ),
+    "Likelihoods of data": ("likelihood", "kolmo.likelihood", ""),
+    "Noise in networks": ("inject", "kolmo.bridge", ""),
+    "Loss landscapes": ("landscape", "kolmo.landscape", ""),
+}
+# Modules that are read as one page.
+WHOLE = {
+    "Problems with exact answers": ["catalog"],
+    "Checks of gradients, orders and signs": ["testing"],
+    "Cross-checks with FiPy, and other packages": ["fipy", "interop"],
+    "Equations in files": ["equations"],
+    "Experiments, runs and reports": ["experiments", "sweep", "runs", "report", "images", "files"],
 }
 
 
-def modules(name):
-    """Yield the full name of a module that exists, then those inside it, unless it gathers their names itself."""
-    if importlib.util.find_spec(f"kolmo.{name}") is None:
-        return
-    module = importlib.import_module(f"kolmo.{name}")
-    yield module.__name__
-    if not hasattr(module, "__all__"):
-        for inner in pkgutil.iter_modules(getattr(module, "__path__", [])):
-            yield f"{module.__name__}.{inner.name}"
-
-
 def write_reference(app):
-    """Write one page for each part of the reference that has a module."""
+    """Write a page for each public name, with the examples that draw it and its neighbours, and the contents."""
     folder = Path(app.srcdir) / "_generated"
-    folder.mkdir(exist_ok=True)
-    pages = []
-    for page, (title, names) in REFERENCE.items():
-        found = [module for name in names for module in modules(name)]
-        if found:
-            blocks = [f"{module}\n{'-' * len(module)}\n\n.. automodule:: {module}\n" for module in found]
-            write_if_new(folder / f"{page}.rst", "\n".join([f"{title}\n{'=' * len(title)}\n", *blocks]))
-            pages.append(page)
-    entries = "\n".join(f"   {page}" for page in pages)
-    head = "Reference\n=========\n\nEvery public name, with its equation, shapes, defaults and an example."
-    write_if_new(folder / "reference.rst", f"{head}\n\n.. toctree::\n   :maxdepth: 2\n\n{entries}\n")
+    (folder / "reference").mkdir(parents=True, exist_ok=True)
+    parts = []
+    for title, (page, room, listed) in REFERENCE.items():
+        module = importlib.import_module(room)
+        names = listed.split() or [name for name in module.__all__ if not inspect.ismodule(getattr(module, name))]
+        for name in names:
+            write_if_new(folder / "reference" / f"{room}.{name}.rst", symbol(room, name, names, page))
+        parts.append((title, [f"{room}.{name}" for name in names]))
+    for title, modules in WHOLE.items():
+        body = "\n".join(f".. automodule:: kolmo.{name}\n   :members:\n" for name in modules)
+        write_if_new(folder / "reference" / f"{modules[0]}.rst", f"{title}\n{'=' * len(title)}\n\n{body}")
+    parts.append(("Whole modules", [modules[0] for modules in WHOLE.values()]))
+    head = "Reference\n=========\n\nA page a public name, with its equation, shapes, defaults and an example."
+    trees = [
+        f"{title}\n{'-' * len(title)}\n\n.. toctree::\n   :maxdepth: 1\n\n"
+        + "".join(f"   reference/{page}\n" for page in pages)
+        for title, pages in parts
+    ]
+    write_if_new(folder / "reference.rst", "\n".join([f"{head}\n", *trees]))
+
+
+def symbol(room, name, names, page):
+    """The page of one name: what it is, examples with their pictures, what stands beside it."""
+    found = getattr(importlib.import_module(room), name)
+    kind = "autoclass" if inspect.isclass(found) else "autofunction" if callable(found) else "autodata"
+    members = "   :members:\n" if kind == "autoclass" else ""
+    beside = ", ".join(f":py:obj:`{room}.{other}`" for other in names if other != name)
+    title = f"{room}.{name}"
+    return (
+        f"{title}\n{'=' * len(title)}\n\n.. currentmodule:: {room}\n\n.. {kind}:: {name}\n{members}\n"
+        f".. minigallery:: {title}\n   :add-heading: Examples with pictures\n\n"
+        f".. rubric:: See also\n\n:doc:`/{page}`" + (f"; {beside}\n" if beside else "\n")
+    )
 
 
 def write_if_new(path, text):
@@ -152,6 +148,18 @@ def write_if_new(path, text):
         path.write_text(text, encoding="utf-8")
 
 
+def formula(translator, node):
+    """A formula as MathML, with its source for those who copy it."""
+    display = isinstance(node, nodes.math_block)
+    text = node.astext()
+    if display and (r"\\" in text or "&" in text) and r"\begin" not in text:
+        text = rf"\begin{{aligned}}{text}\end{{aligned}}"
+    made = convert(text, display="block" if display else "inline")
+    translator.body.append(f'<div class="math">{made}</div>' if display else made)
+    raise nodes.SkipNode
+
+
 def setup(app):
     """Hook into the build."""
+    app.add_html_math_renderer("mathml", (formula, None), (formula, None))
     app.connect("builder-inited", write_reference)

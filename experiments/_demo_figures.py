@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 RESOLVED = 10.0  # a difference counts where it is this many times its error estimate
 PLANE = np.linspace(-REACH, REACH, 81)  # axis of the plane of the encoder's features
 WIDE = np.linspace(-5.0, 5.0, 201)  # axis of the plane of final features
+WHERE_DATA_LIE = 0.9  # of the held-out digits: the scale of the surfaces ends at the loss of this part of them
 SHOWN = 60  # held-out digits whose trajectories are drawn
 # Ten colours that stay apart under the common colour deficiencies (Paul Tol's muted scheme, and a grey); the digits are
 # written out as well.
@@ -27,8 +28,9 @@ FLOW = (
     "from the encoder's feature (dot) to the final one (the digit itself)."
 )
 SURFACES = (
-    "Expected loss u(0, x) of one class, started at x, on one colour scale. Above: the weights trained without noise, "
-    "the noise switched on. Below: weights trained with that noise. White dots: held-out digits of the class."
+    "Expected loss u(0, x) of one class, started at x, on one scale. Above: the weights trained without noise, "
+    "the noise switched on. In the middle: what that changes. Below: weights trained with that noise. White dots: "
+    "held-out digits of the class. Scales end where nine tenths of the held-out digits lie."
 )
 DEPTH = (
     "Root-mean-square difference of network and PDE loss over the held-out digits, one vector field at every depth. "
@@ -78,18 +80,21 @@ def flow(found: dict[str, Any]) -> Figure:
 
 
 def surfaces(digit: int, found: dict[str, Any]) -> Figure:
-    """u(0, ·) of one class: above, noise switched on at the weights trained without; below, weights trained with it."""
+    """u(0, ·) of one class: noise at the weights trained without, what it changes, weights trained with it."""
     rows = [
         [(name, "trained without noise", one) for name, one in found["fixed"].items()],
         [(name, "trained with it", one) for name, one in list(found["trained"].items())[1:]],
     ]
-    highest = max(one["plane"][:, digit].max() for row in rows for _, _, one in row)
+    # the scale ends where the data do: beyond, the loss goes to ten times as much, and all panels would look alike
+    highest = max(np.quantile(one["losses"][:, digit], WHERE_DATA_LIE) for row in rows for _, _, one in row)
     levels = MaxNLocator(14).tick_values(0.0, highest)
-    figure = Figure(figsize=(3.2 * len(rows[0]) + 0.9, 6.8), layout="constrained")
-    grid = figure.subplots(2, len(rows[0]), sharex=True, sharey=True, squeeze=False)
+    figure = Figure(figsize=(3.2 * len(rows[0]) + 0.9, 10.0), layout="constrained")
+    panels = figure.subplots(3, len(rows[0]), sharex=True, sharey=True, squeeze=False)
+    grid = panels[[0, 2]]
+    changes(panels[1], digit, [(name, one) for name, _, one in rows[0]])
     for ax, (name, training, one) in zip(grid.ravel(), [*rows[0], *rows[1]], strict=True):
         field = np.maximum(one["plane"][:, digit], 0.0).reshape(len(PLANE), len(PLANE)).T
-        filled = ax.contourf(PLANE, PLANE, field, levels, cmap="cividis")
+        filled = ax.contourf(PLANE, PLANE, field, levels, cmap="cividis", extend="max")
         ax.contour(PLANE, PLANE, field, levels[1::2], colors="white", linewidths=0.4, alpha=0.6)
         mine = one["points"][found["labels"] == digit]
         ax.plot(*mine.T, "o", color="white", markeredgecolor="black", markersize=3.5, markeredgewidth=0.6)
@@ -100,6 +105,24 @@ def surfaces(digit: int, found: dict[str, Any]) -> Figure:
         ax.set_ylabel("feature 2")
     figure.colorbar(filled, ax=grid, label=f"expected loss $u(0, x)$ of class {digit}", shrink=0.85)
     return figure
+
+
+def changes(axes: Any, digit: int, surfaces: list[tuple[str, dict[str, Any]]]) -> None:
+    """What noise changes at fixed weights, on one scale about zero; the first panel has none, and stays empty."""
+    (_, plain), *noisy = surfaces
+    fields = [one["plane"][:, digit] - plain["plane"][:, digit] for _, one in noisy]
+    lie = plain["losses"][:, digit] <= np.quantile(plain["losses"][:, digit], WHERE_DATA_LIE)
+    seen = [(one["losses"] - plain["losses"])[lie, digit] for _, one in noisy]
+    most = max(float(np.abs(change).max()) for change in seen)
+    levels = np.linspace(-most, most, 16)
+    axes[0].set_axis_off()
+    for ax, (name, _), field in zip(axes[1:], noisy, fields, strict=False):
+        filled = ax.contourf(
+            PLANE, PLANE, field.reshape(len(PLANE), len(PLANE)).T, levels, cmap="RdBu_r", extend="both"
+        )
+        ax.set(title=f"{name}\nminus no noise", aspect="equal")
+    if noisy:
+        axes[0].figure.colorbar(filled, ax=axes, label="change of the expected loss", shrink=0.85)
 
 
 def depth(found: dict[str, Any]) -> Figure:

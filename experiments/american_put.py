@@ -15,7 +15,7 @@ from scipy.special import ndtr
 
 import kolmo
 from kolmo import control
-from kolmo.report import Figure, Measured, Section, Table
+from kolmo.report import Figure, Measured, Section, Table, held
 from kolmo.runs import Run
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#555555"
@@ -62,6 +62,19 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
         "boundary_now": float(boundary[0]),
         "roll_out": rolled,
     }
+
+
+def conclusions(run: Run) -> list[str]:
+    found = run.results
+    rows = found["by_tolerance"].values()
+    early = min(tree - european for tree, european in zip(found["tree"], found["european"], strict=True))
+    errors, estimates = [max(row["error"]) for row in rows], [row["error_estimate"] for row in rows]
+    return [
+        held("The value", errors, estimates, "its estimate"),
+        f"The trees that it is compared with are known to {max(found['tree_uncertainty']):.1e}.",
+        f"The right to exercise early is worth {early:.3g} or more at these prices; today it is used below "
+        f"{found['boundary_now']:.2f}.",
+    ]
 
 
 def report(run: Run) -> list[Section]:

@@ -15,7 +15,7 @@ import torch
 
 import kolmo
 from kolmo import control
-from kolmo.report import Figure, Measured, Section, Table
+from kolmo.report import Figure, Measured, Section, Table, agrees, held
 from kolmo.runs import Run
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#555555"
@@ -72,6 +72,20 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
             "status": fit["status"],
         },
     }
+
+
+def conclusions(run: Run) -> list[str]:
+    found = run.results
+    rows = [row for by_rtol in found["by_tolerance"].values() for row in by_rtol.values()]
+    told = [held("The value", [row["error"] for row in rows], [row["error_estimate"] for row in rows], "its estimate")]
+    for sense, rolled in found["roll_outs"].items():
+        means, errors, biases = (np.array(rolled[key]) for key in ("mean", "standard_error", "bias_estimate"))
+        off = np.array(means) - np.array(found["exact"][sense])
+        worst = int(np.argmax(np.abs(off) / (2 * errors + np.abs(biases))))
+        what = f"Paths that leave as {'late' if sense == 'max' else 'soon'} as possible and the closed form"
+        told.append(agrees(what, off[worst], 2 * errors[worst] + abs(biases[worst])))
+    fit = found["fitted"]
+    return [*told, f"A smooth feedback comes within {fit['below_optimum_relative']:.2%} of the latest exit."]
 
 
 def report(run: Run) -> list[Section]:

@@ -27,7 +27,7 @@ from kolmo import bridge, experiments
 from kolmo.errors import InputError
 from kolmo.experiments import _demo_figures as figures
 from kolmo.experiments import _digits as digits
-from kolmo.report import Figure, Measured, Section, Table
+from kolmo.report import Figure, Measured, Section, Table, agrees, compared
 from kolmo.runs import Run
 
 NONE = "no noise"
@@ -426,6 +426,34 @@ def _measures(surfaces: list[dict[str, Any]]) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------------------- report
 
 
+def conclusions(run: Run) -> list[str]:
+    results, told = run.results, []
+    plain = results["accuracy"][NONE]
+    for name, accuracy in results["accuracy"].items():
+        if name != NONE:
+            pairs = np.array(accuracy["values"]) - np.array(plain["values"])
+            error = float(pairs.std(ddof=1) / math.sqrt(len(pairs))) if len(pairs) > 1 else None
+            between = "without noise", f"trained with {name}"
+            told.append(compared("Accuracy", plain["mean"], accuracy["mean"], error, between))
+    for name, seeds in results["losses"].items():
+        one = seeds[0]
+        uncertainty = 2 * one["network_standard_error"] + one["pde_error_estimate"]
+        told.append(agrees(f"{name}: the losses of network and equation", one["difference"], uncertainty))
+    for name, seeds in results["depth"].items():
+        for order in (key for key in seeds[0] if key.startswith("order")):
+            told.append(_fallen(name, order.split()[1], seeds[0][order]))
+    return told
+
+
+def _fallen(name: str, order: str, found: dict[str, Any]) -> str:
+    """How the difference from an equation falls with the depth."""
+    if found["slope"] is None:
+        return f"{name}: how the difference from the equation of order {order} falls with the depth is not resolved."
+    first, last = found["pair"]
+    rate = f"L^-{found['slope']:.2f}, L = {first} to {last}"
+    return f"{name}: the difference from the equation of order {order} falls like {rate}."
+
+
 def report(run: Run) -> list[Section]:
     results, seed = run.results, run.config["seed"]
     return [
@@ -436,7 +464,7 @@ def report(run: Run) -> list[Section]:
         ),
         Section("Network and equation", [_loss_table(results, seed)]),
         Section(
-            "The same flow, deeper and deeper",
+            "Network and equation over the depth",
             [Figure(run.figure("depth"), "difference against depth, log-log", figures.DEPTH), _depth_table(results)],
         ),
         Section(

@@ -135,6 +135,15 @@ def _draw(config: Config, results: dict[str, Any]) -> figure.Figure:
     return fig
 
 
+def conclusions(run: Run) -> list[str]:
+    return [
+        f"{name}: the effect of the noise goes with the depth like L^({found['slope']:.2f}"
+        + (f" ± {found['slope_error']:.2f})" if found["slope_error"] > 0 else ")")
+        + f"; at the largest depth the leading terms are off by {found['remainder']:.1%} at most."
+        for name, found in run.results.items()
+    ]
+
+
 def report(run: Run) -> Sequence[Section]:
     header = ["noise law", "effect, shallowest", "effect, deepest", "slope over depth", "worst |effect/predicted − 1|"]
     rows = [

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 import kolmo
 from kolmo import control
+from kolmo.report import agrees, compared
 from kolmo.runs import Run
 
 BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#555555"
@@ -89,6 +90,20 @@ def feedback(config: Config, weights: torch.Tensor, t: float, x: torch.Tensor) -
     width = 4.0 / (config.bumps - 1)
     shapes = torch.exp(-0.5 * ((x - centres) / width) ** 2)
     return (weights[k] * shapes).sum(-1, keepdim=True)
+
+
+def conclusions(run: Run) -> list[str]:
+    found = run.results
+    values = found["values"]
+    best, linear = values["dynamic programming"], values["logarithmic transform"]
+    free, steered = (found["roll_outs"][name] for name in ("no control", "dynamic programming"))
+    error = float(np.hypot(free["standard_error"], steered["standard_error"]))
+    both = best["error_estimate"] + linear["error_estimate"]
+    return [
+        compared("The cost of paths", free["mean"], steered["mean"], error, ("without control", "with the best one")),
+        agrees("Dynamic programming and the logarithmic transform", best["value"] - linear["value"], both),
+        f"The fitted feedback costs {found['fitted_above_optimum_relative']:.2%} more than the optimum.",
+    ]
 
 
 def _fit(config: Config, progress: bool) -> dict[str, Any]:

@@ -46,6 +46,15 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
     return {"path": _answer(("κ", "m", "σ"), path), "flow": _answer(FLOW, flow)}
 
 
+def conclusions(run: Run) -> list[str]:
+    what = {"path": "The maximum in closed form", "flow": "The true drift of the limit cycle"}
+    return [
+        f"{what[part]} was found to {found['distance']:.1e} in {found['gradients']} values with gradients "
+        f"({found['status']})."
+        for part, found in run.results.items()
+    ]
+
+
 def report(run: Run) -> list[Section]:
     def table(part: str, exact: str) -> Table:
         found = run.results[part]

@@ -16,6 +16,8 @@ from scipy.integrate import solve_ivp
 
 import kolmo
 from kolmo import control
+from kolmo.report import Figure as Drawn
+from kolmo.report import Measured, Section, Table, agrees, held
 from kolmo.runs import Run
 
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
@@ -68,6 +70,46 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
             "bias_estimate": float(np.ravel(est.bias_estimate)[0]),
         },
     }
+
+
+def report(run: Run) -> list[Section]:
+    found = run.results
+    rows = [
+        [rtol, row["error"], row["error_estimate"], row["policy_error"]] for rtol, row in found["by_tolerance"].items()
+    ]
+    paths = found["roll_out"]
+    others = [
+        ["Riccati's equation", found["exact"], None],
+        ["fitted gains", found["fitted_gains"]["value"], None],
+        ["paths under the policy", Measured(paths["mean"], paths["standard_error"]), paths["bias_estimate"]],
+    ]
+    text = "A linear system with noise and quadratic costs is steered by the Bellman equation, and by fitted gains."
+    return [
+        Section("What was done", [f"{text} Riccati's equation has the exact answer."]),
+        Section(
+            "The optimum",
+            [
+                Table(["rtol", "error", "estimate", "error of the policy"], rows, "At the start, against Riccati."),
+                Table(["route", "cost", "bias estimate"], others, "± one standard error."),
+                Drawn(run.figure("gains"), "Feedback gains over time", "Gains that steer: exact, found and fitted."),
+            ],
+        ),
+    ]
+
+
+def conclusions(run: Run) -> list[str]:
+    found = run.results
+    rows, paths = found["by_tolerance"].values(), found["roll_out"]
+    return [
+        held("The value", [row["error"] for row in rows], [row["error_estimate"] for row in rows], "its estimate"),
+        f"Gains that are constant on pieces of time cost {found['fitted_gains']['above_optimum']:.1e} more than the "
+        f"optimum, {found['exact']:.5f} by Riccati's equation.",
+        agrees(
+            "Paths under the policy and Riccati's equation",
+            paths["mean"] - found["exact"],
+            2 * paths["standard_error"] + abs(paths["bias_estimate"]),
+        ),
+    ]
 
 
 def _problem(config: Config) -> control.ControlProblem:

@@ -19,7 +19,7 @@ from torch.nn.functional import logsigmoid
 
 import kolmo
 from kolmo import control
-from kolmo.report import Figure, Measured, Section, Table
+from kolmo.report import Figure, Measured, Section, Table, compared
 from kolmo.runs import Run
 
 BLUE, ORANGE = "#0072b2", "#d55e00"
@@ -100,6 +100,20 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
         "equation_above_paths": judged["equation"]["expected"] - judged["paths"]["expected"],
         "bound": _bound(config, flows["equation"]),
     }
+
+
+def conclusions(run: Run) -> list[str]:
+    found = run.results
+    told = []
+    one, other = (found[route] for route in ("paths", "equation"))
+    for key, of, what in (
+        ("expected", "standard_error", "The expected cost"),
+        ("accuracy", "accuracy_error", "Accuracy"),
+    ):
+        error = float(np.hypot(one[of], other[of]))  # on the same examples: not smaller than that of the difference
+        told.append(compared(what, one[key], other[key], error, ("trained by paths", "trained by the equation")))
+    spent = {route: found[route]["seconds"] for route in ("equation", "paths")}
+    return [*told, f"The equation took {spent['equation']:.3g} s of CPU, paths {spent['paths']:.3g} s."]
 
 
 def report(run: Run) -> list[Section]:

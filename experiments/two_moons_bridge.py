@@ -16,7 +16,7 @@ import torch
 
 import kolmo
 from kolmo import control
-from kolmo.report import Figure, Measured, Section, Table
+from kolmo.report import Figure, Measured, Section, Table, agrees, held
 from kolmo.runs import Run
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#555555"
@@ -72,6 +72,19 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
             "end": small["end"],
         },
     }
+
+
+def conclusions(run: Run) -> list[str]:
+    found = run.results
+    rows = found["by_tolerance"].values()
+    told = [held("The cost", [row["error"] for row in rows], [row["error_estimate"] for row in rows], "its estimate")]
+    for name, cost, paths in (
+        ("that of the kernel", found["exact"], found["roll_out"]),
+        ("the cost with little noise", found["small"]["cost"], found["small"]["roll_out"]),
+    ):
+        uncertainty = 2 * paths["standard_error"] + abs(paths["bias_estimate"])
+        told.append(agrees(f"The effort of paths and {name}", paths["mean"] - cost, uncertainty))
+    return told
 
 
 def report(run: Run) -> list[Section]:

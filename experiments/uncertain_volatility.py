@@ -16,7 +16,7 @@ from scipy.special import ndtr
 
 import kolmo
 from kolmo import control
-from kolmo.report import Figure, Measured, Section, Table
+from kolmo.report import Figure, Measured, Section, Table, held
 from kolmo.runs import Run
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#555555"
@@ -72,6 +72,15 @@ def run(config: Config, run: Run, progress: bool) -> dict[str, Any]:
         },
         "roll_outs": rolled,
     }
+
+
+def conclusions(run: Run) -> list[str]:
+    told = []
+    for sense, by_rtol in run.results["by_tolerance"].items():
+        rows = by_rtol.values()
+        errors, estimates = [max(row["error"]) for row in rows], [row["error_estimate"] for row in rows]
+        told.append(held(f"The {sense} value", errors, estimates, "its estimate"))
+    return told
 
 
 def report(run: Run) -> list[Section]:

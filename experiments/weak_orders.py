@@ -154,6 +154,17 @@ def _draw(config: Config, d: int, found: dict[tuple[str, int], dict[str, Any]]) 
     return fig
 
 
+def conclusions(run: Run) -> list[str]:
+    rows = [row for row in run.results["rows"] if np.isfinite(row["observed"])]
+    short = [row for row in rows if row["observed"] < row["predicted"] - 2 * row["uncertainty"] - 0.1]
+    told = [
+        f"{row['law']} in {row['dim']} dimensions, asked for order {row['asked']}: {row['observed']:.2f} ± "
+        f"{row['uncertainty']:.2f} is seen where theory allows {row['predicted']:g}."
+        for row in short
+    ]
+    return [f"In {len(rows) - len(short)} of {len(rows)} cases the order is that of theory, or better.", *told]
+
+
 def report(run: Run) -> Sequence[Section]:
     rows = run.results["rows"]
     header = ["noise law", "d", "order asked", "order predicted", "order observed"]

@@ -9,6 +9,8 @@ when it is installed. It has
 - ``run(config, run, progress)``: does the work in units of ``run`` (a `kolmo.runs.Run`) and returns the results, a
   dictionary; ``progress`` says whether to show progress on stderr;
 - if it likes, ``report(run)``: the sections of its report (`kolmo.report`), made from what is in the run folder alone;
+- if it likes, ``conclusions(run)``: what the numbers say, in sentences (`kolmo.report.compared` and others make them
+  with their errors); they end the report and are what a terminal shows;
 - if it likes, ``networks(run)``: the trained networks in the run folder, by name, each a triple of a flow classifier,
   inputs and labels of held-out data; `kolmo compare` and `kolmo landscape` take them.
 
@@ -40,7 +42,7 @@ __all__ = ["Experiment", "configure", "describe", "folder", "load", "names", "ne
 
 
 class Experiment(Protocol):
-    """What an experiment's file has; ``report`` and ``networks`` are optional.
+    """What an experiment's file has; ``report``, ``conclusions`` and ``networks`` are optional.
 
     ``EARLY_REPORT = True`` in the file says that its report can be written of a run that has no results yet.
     """
@@ -52,6 +54,9 @@ class Experiment(Protocol):
 
     def report(self, run: Run) -> "Sequence[Section]":
         """Return the sections of the report, from what is in the run folder."""
+
+    def conclusions(self, run: Run) -> "Sequence[str]":
+        """Return what the numbers say, in sentences."""
 
     def networks(self, run: Run) -> "Mapping[str, Network]":
         """Return the trained networks in the run folder."""

@@ -14,14 +14,15 @@ from kolmo.discretization import Discretization
 from kolmo.errors import InputError, MissingExtraError
 from kolmo.files import schema
 from kolmo.grid import Grid
-from kolmo.grid.picture import drawn
+from kolmo.grid.picture import drawn, filmed
 from kolmo.grid.times import find
 from kolmo.problem.motion import Motion, moved_nodes
 from kolmo.refine import stored
+from kolmo.shown import Shown
 
 
 @dataclass(frozen=True, eq=False)
-class Solution:
+class Solution(Shown):
     r"""Solution u of a backward Kolmogorov equation on a grid.
 
     Attributes
@@ -166,11 +167,48 @@ class Solution:
         InputError
             For a time that was not saved.
         """
+        return drawn(ax, self.nodes(t), self._drawn(t, column), f"$u({t:g}, x)$", style)
+
+    def animate(self, ax: Any = None, column: int = 0, **style: Any) -> Any:
+        """u(t, ·) over the saved times, on one scale: a line in one dimension, filled contours beyond.
+
+        In three dimensions the middle slice is shown.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; None: a new figure.
+        column : int
+            Which column, if there are several.
+        **style
+            Passed to ``Axes.plot`` or ``Axes.contourf``.
+
+        Returns
+        -------
+        matplotlib.animation.FuncAnimation
+            ``.save("u.gif")`` writes it, ``.to_jshtml()`` shows it in a notebook. Keep it: matplotlib forgets a film
+            that nobody holds.
+
+        Raises
+        ------
+        InputError
+            Where fewer than two times were saved: ``solve(..., save=times)``.
+
+        Examples
+        --------
+        >>> import kolmo, numpy as np
+        >>> bm = kolmo.SDE(0.0, diffusion=1.0, dim=1)
+        >>> problem = kolmo.KolmogorovProblem(bm, lambda x: x[..., 0], 1.0, kolmo.Box(-1.0, 1.0, "reflecting"))
+        >>> film = kolmo.solve(problem, grid=21, steps=20, save=np.linspace(0.0, 1.0, 5)).animate()
+        >>> film.save("u.gif")  # doctest: +SKIP
+        """
+        return filmed(ax, self.times.tolist(), lambda t: (self.nodes(t), self._drawn(t, column)), "$u(t, x)$", style)
+
+    def _drawn(self, t: float, column: int) -> np.ndarray:
+        """What is drawn of the values at a saved time: of three dimensions the middle slice."""
         u = as_numpy(self._at_time(t))
         u = (u if u.ndim == 1 else u[:, column]).reshape(self.grid.shape)
-        if self.grid.dim == 3:
-            u = u[:, :, u.shape[2] // 2]
-        return drawn(ax, self.nodes(t), u, f"$u({t:g}, x)$", style)
+        return np.asarray(u[:, :, u.shape[2] // 2] if self.grid.dim == 3 else u)
 
     def to_xarray(self) -> Any:
         """The values as a labelled array (needs the extra ``xarray``).
@@ -218,6 +256,10 @@ class Solution:
         tree |= {"values": as_numpy(self.values), "discretization": self.discretization.record()}
         tree["motion"] = None if self.motion is None else self.motion.record()
         files.write_tree(Path(path), {"solution": tree})
+
+    def _facts(self) -> dict[str, Any]:
+        told = ("status", "message", "error_estimate", "values", "times", "grid", "discretization", "stats")
+        return {name: getattr(self, name) for name in told}
 
     def __repr__(self) -> str:
         estimate = "" if self.error_estimate is None else f", error≈{float(np.max(self.error_estimate)):.1e}"

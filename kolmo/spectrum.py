@@ -18,6 +18,7 @@ from kolmo.problem.box import Box
 from kolmo.problem.problem import KolmogorovProblem, refuse_moves
 from kolmo.refine.layout import widened
 from kolmo.schemes.generator import discretize
+from kolmo.shown import Shown
 
 # Nodes per axis when no grid is given; the coarser ones give the error estimate.
 NODES = {1: (241, 161), 2: (49, 35), 3: (17, 14)}
@@ -31,7 +32,7 @@ DENSE = 320
 
 
 @dataclass(frozen=True, eq=False)
-class Spectrum:
+class Spectrum(Shown):
     r"""Eigenvalues of the generator with the largest real parts, :math:`L\psi = \lambda\psi`.
 
     Attributes

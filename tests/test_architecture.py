@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "kolmo"
 # From the top of the house to the bottom. A module, or a subpackage with all its modules, lives in one room;
 # a new one has to be given its place here.
 ROOMS = [
-    ["errors", "arrays", "registry", "files", "memory"],
+    ["errors", "arrays", "registry", "files", "memory", "shown"],
     ["kernels"],
     ["problem"],
     ["grid"],
@@ -57,7 +57,7 @@ MAY = {
     "report": "runs",
     "experiments": "runs",
     "sweep": "runs experiments",
-    "cli": "solve control likelihood landscape equations runs report experiments sweep",
+    "cli": "kernels problem solve control likelihood bridge landscape equations runs report experiments sweep",
 }
 HEAVY = ["torch", "fipy", "matplotlib", "sklearn"]
 

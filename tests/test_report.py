@@ -3,6 +3,7 @@
 import html.parser
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kolmo.errors import InputError, KolmoError
-from kolmo.report import Code, Figure, Measured, Relief, Section, Table, write_html
+from kolmo.report import Code, Figure, Measured, Relief, Section, Table, agrees, compared, held, write_html
 
 VOID = {"meta", "link", "img", "input", "wbr"}
 
@@ -124,9 +125,42 @@ def test_reliefs_that_cannot_be_drawn_are_refused(tmp_path, fields, message):
 def test_numbers_stand_at_the_right_and_words_at_the_left(tmp_path):
     table = Table(["name", "value"], [["a", 0.123456], ["b", Measured(1.0, 0.02)], ["c", None], ["d", 7]])
     text = write_html(tmp_path / "report.html", "T", [Section("S", [table])]).read_text(encoding="utf-8")
-    for cell in ("<td>a</td>", ">0.1235</td>", ">1.000 ± 0.020</td>", ">–</td>", ">7</td>"):
+    for cell in (">a</td>", ">0.1235</td>", ">1.000 ± 0.020</td>", ">–</td>", ">7</td>"):
         assert cell in text
-    assert text.count('<td class="number">') == 4
+    assert len(re.findall(r'<td [^>]*class="number">', text)) == 4
+
+
+def test_a_table_is_one_for_those_who_hear_it_and_cards_on_a_phone(tmp_path):
+    wide, narrow = Table(["a", "b <i>", "c"], [[1, 2, 3]]), Table(["a", "b"], [[1, 2]])
+    page = Reader(write_html(tmp_path / "r.html", "T", [Section("S", [wide, narrow])]).read_text(encoding="utf-8"))
+    assert [table.get("class") for table in page.all("table")] == ["cards", None]
+    assert all(table["role"] == "table" for table in page.all("table"))
+    assert [cell["data-title"] for cell in page.all("td")][:3] == ["a", "b <i>", "c"]
+    assert {cell["role"] for cell in page.all("th")} == {"columnheader"}
+
+
+def test_a_report_ends_in_its_conclusions(tmp_path):
+    from kolmo.report import write_report
+    from kolmo.runs import Run
+
+    run = Run.create("toy", {"n": 1}, out=tmp_path / "run")
+    page = write_report(run, [Section("First", ["text"])], title="T", command="c", conclusions=["It falls by 2 ± 1."])
+    titles = re.findall(r"<h2>([^<]+)</h2>", page.read_text(encoding="utf-8"))
+    assert titles == ["First", "Conclusions", "How to reproduce"]
+    assert "It falls by 2 ± 1." in page.read_text(encoding="utf-8")
+
+
+def test_sentences_claim_no_more_than_the_numbers():
+    names = "without", "with"
+    assert "falls by 0.049 ± 0.011" in compared("Accuracy", 0.969, 0.920, 0.011, names)
+    assert "rises" in compared("Loss", 0.1, 0.2, 0.01, names)
+    for error in (0.025, math.nan):  # within two standard errors, and where nothing is known of them
+        assert "no difference is seen" in compared("Accuracy", 0.969, 0.920, error, names)
+    assert "knows no error" in compared("Accuracy", 0.969, 0.920, None, names)
+    assert "agree:" in agrees("Two ways", 0.01, 0.01)
+    assert "more than the uncertainty" in agrees("Two ways", 0.0101, 0.01)
+    assert "not known" in agrees("Two ways", 0.01, math.inf)
+    assert "in 1 of 2 cases; at worst it was off by 2 times" in held("It", [2.0, 0.5], [1.0, 1.0], "the bound")
 
 
 def test_names_in_a_table_break_where_they_are_joined_and_numbers_do_not(tmp_path):

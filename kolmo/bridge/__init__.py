@@ -62,3 +62,7 @@ __all__ = [
     "regularisation",
     "Regularisation",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -28,6 +28,7 @@ from kolmo.bridge.laws import NoiseLaw
 from kolmo.bridge.selection import Where
 from kolmo.bridge.sites import Sites
 from kolmo.errors import InputError
+from kolmo.shown import Shown
 
 READINGS = ("diffusion", "jumps")
 # A share is met to this part of it, in at most so many steps: effects are nearly linear in the variance, mostly.
@@ -40,8 +41,8 @@ _POWERS = 0.5, 4.0
 _LARGEST_DROP, _LARGEST_FACTOR = 0.9, 1e4
 
 
-@dataclass(frozen=True)
-class SiteEffects:
+@dataclass(frozen=True, repr=False)
+class SiteEffects(Shown):
     r"""What the noise of site k does to the loss, :math:`e_k = E\,L - L_0`; made by `regularisation` for any model.
 
     Attributes
@@ -237,8 +238,8 @@ def _common_step(probe: Probe) -> float:
     return min(sizes)
 
 
-@dataclass(frozen=True)
-class Schedule:
+@dataclass(frozen=True, repr=False)
+class Schedule(Shown):
     r"""Noise for every site that spends a budget, :math:`\sum_k e_k(q_k) = \text{budget}`; made by `schedule`.
 
     Attributes

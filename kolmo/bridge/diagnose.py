@@ -15,13 +15,14 @@ from kolmo.bridge.laws import NoiseLaw
 from kolmo.bridge.selection import Where
 from kolmo.bridge.sites import Sites
 from kolmo.bridge.variables import variable
+from kolmo.shown import Shown
 
 # Differences from the measurement with which a reading is still said to hold, relative to it.
 _DIFFUSION, _JUMPS = 0.10, 0.15
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Shown):
     r"""Effect :math:`E\,L(\text{noisy}) - L(\text{noise-free})` on a loss, read in three ways; made by `diagnose`.
 
     Attributes

@@ -21,6 +21,7 @@ from kolmo.bridge.skipping import skip
 from kolmo.bridge.watching import Operand, devices
 from kolmo.bridge.weights import WeightNoise, place_in_weights, weighed
 from kolmo.errors import InputError
+from kolmo.shown import Shown
 
 BATCHNORM = ("refuse", "train", "freeze")
 
@@ -170,7 +171,7 @@ def _refuse_second(model: nn.Module) -> None:
         raise InputError("model", given, "a model without injected noise", "remove() the first noise, or eject(model)")
 
 
-class Injection:
+class Injection(Shown):
     """Noise in the residual branches of a model; made by `inject`.
 
     Attributes

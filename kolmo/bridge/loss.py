@@ -17,6 +17,7 @@ from kolmo.bridge.control_variate import ControlVariate, final_state, solved_var
 from kolmo.bridge.resnet import NoisyResNet, Rng, as_generator
 from kolmo.bridge.sampling import REPLICATES, blocks
 from kolmo.errors import InputError, KolmoWarning
+from kolmo.shown import Shown, with_error
 
 # What each method uses of the options of `expected_loss`. Enumeration is exact, so that it meets every tolerance; a
 # seed is welcome everywhere.
@@ -29,8 +30,8 @@ METHODS = {
 _STATES = 2_000_000  # numbers held at once while enumerating
 
 
-@dataclass(frozen=True)
-class LossEstimate:
+@dataclass(frozen=True, repr=False)
+class LossEstimate(Shown):
     r"""Expected loss :math:`E\,\ell(X_L)` with its uncertainty.
 
     Attributes
@@ -62,6 +63,11 @@ class LossEstimate:
     error_estimate: Tensor | None
     method: str
     stats: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def _facts(self) -> dict[str, Any]:
+        error = self.standard_error if self.standard_error is not None else self.error_estimate
+        kind = "mean ± standard error" if self.standard_error is not None else "mean ± error estimate"
+        return {kind: with_error(self.mean, error), "method": self.method, **self.stats}
 
 
 class Columns:

@@ -29,10 +29,11 @@ from kolmo.bridge.laws import NoiseLaw
 from kolmo.bridge.loss import Columns, LossEstimate, expected_loss, refuse_batchnorm
 from kolmo.bridge.resnet import NoisyResNet, check_shape
 from kolmo.errors import InputError, KolmoWarning
+from kolmo.shown import Shown
 
 
-@dataclass(frozen=True)
-class Regularisation:
+@dataclass(frozen=True, repr=False)
+class Regularisation(Shown):
     r"""Loss of a noisy network, taken apart.
 
     .. math::

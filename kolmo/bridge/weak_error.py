@@ -14,14 +14,15 @@ from kolmo.arrays import at_home
 from kolmo.bridge.loss import LossEstimate, expected_loss
 from kolmo.bridge.resnet import NoisyResNet
 from kolmo.errors import InputError
+from kolmo.shown import Shown
 
 _TOLERANCES = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 _TRUSTED = 10.0  # a difference counts towards the order when it is this many times its uncertainty
 _SHARP = 0.02  # tolerances are tightened until the uncertainty is this part of the difference
 
 
-@dataclass(frozen=True)
-class WeakErrorTable:
+@dataclass(frozen=True, repr=False)
+class WeakErrorTable(Shown):
     r"""Weak errors of a network over depth.
 
     Attributes

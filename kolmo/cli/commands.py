@@ -1,5 +1,6 @@
 """The commands themselves; each is thin, the work is done elsewhere."""
 
+import dataclasses
 import functools
 import json
 import shlex
@@ -71,6 +72,11 @@ class _ExperimentCommand(click.Command):
             ],
         )
         self.experiment = experiment
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Options, without those for seeds where the experiment draws nothing."""
+        known = {field.name for field in dataclasses.fields(experiments.load(self.experiment).Config)}
+        return [one for one in super().get_params(ctx) if one.name not in {"seeds", "seed"} - known]
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the experiment's own options under those of the command, with an example."""
@@ -368,6 +374,23 @@ def report(run: Path, as_json: bool) -> None:
     """
     path = str(rewrite(Run.open(run)))
     click.echo(json.dumps({"report": path}) if as_json else path)
+
+
+@kolmo.command()
+@_QUIET
+@_JSON
+def warmup(quiet: bool, as_json: bool) -> None:
+    """Compile the kernels, once after an installation, by solving a small problem of every kind.
+
+    What is compiled is kept on disk: without this each kernel is compiled when it is first used, which takes seconds.
+
+    Example: kolmo warmup
+    """
+    from kolmo.cli.warmup import warm_up
+
+    found = warm_up(quiet)
+    said = f"ready: {found['total']:.1f} s, {found['compiled']:.1f} s of them compilation"
+    click.echo(json.dumps(found, indent=2) if as_json else said)
 
 
 @kolmo.command()

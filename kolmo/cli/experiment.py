@@ -22,8 +22,8 @@ def experiment(
     name: str,
     *,
     assignments: tuple[str, ...],
-    seeds: str | None,
-    seed: str | None,
+    seeds: str | None = None,
+    seed: str | None = None,
     manner: Manner,
 ) -> int:
     """Run an experiment and return the exit code."""
@@ -45,13 +45,20 @@ def report(run: Run) -> Path:
     title = experiments.describe(run.name).removesuffix(".")
     try:
         sections = chosen.report(run) if hasattr(chosen, "report") else _plain_report(run)
-        return write_report(run, sections, title=title, command=_command(run, chosen))
+        ending = _conclusions(run) if (run.folder / "results.json").exists() else []
+        return write_report(run, sections, title=title, command=_command(run, chosen), conclusions=ending)
     except (KolmoError, OSError):
         raise
     except Exception as error:  # what an experiment's results are, it alone knows
         told = f"the report of the experiment {run.name} fails ({type(error).__name__}: {error})"
         causes = f"another version wrote the files in {run.folder}, they are damaged, or it has a mistake"
         raise KolmoError(f"{told}: {causes}.") from error
+
+
+def _conclusions(run: Run) -> list[str]:
+    """What the numbers of a run say, where its experiment says it."""
+    chosen = experiments.load(run.name)
+    return list(chosen.conclusions(run)) if hasattr(chosen, "conclusions") else []
 
 
 def _again(name: str, chosen: Experiment, values: dict[str, str], folder: Path, manner: Manner) -> tuple[Run, Any]:
@@ -104,6 +111,7 @@ KINDS.add(
         again=lambda run: f"kolmo experiment {run.name} --resume {shlex.quote(str(run.folder))}",
         report=report,
         results=schema.mapping(schema.anything),
+        said=_conclusions,
         early=lambda run: getattr(experiments.load(run.name), "EARLY_REPORT", False),
     ),
 )

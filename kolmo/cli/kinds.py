@@ -33,6 +33,8 @@ class Kind:
         What its results hold.
     shown : callable
         ``shown(results)``: what of them is shown in a terminal; by default all.
+    said : callable
+        ``said(run)``: its conclusions in sentences, shown in a terminal in place of numbers; by default none.
     early : callable
         ``early(run)``: whether its report can be written before it has results; by default not.
     """
@@ -41,6 +43,7 @@ class Kind:
     report: Callable[[Run], Path]
     results: Check
     shown: Callable[[dict[str, Any]], Mapping[str, Any]] = dict
+    said: Callable[[Run], list[str]] = lambda _: []
     early: Callable[[Run], bool] = lambda _: False
 
 

@@ -7,13 +7,16 @@ from typing import Any, NamedTuple
 
 import click
 
-from kolmo.cli.kinds import going_on, kind_of
+from kolmo.cli.kinds import Kind, going_on, kind_of
 from kolmo.cli.text import readable
 from kolmo.errors import InputError, KolmoError
 from kolmo.files import damage
 from kolmo.runs import Run
 
 __all__ = ["Manner", "perform", "reopened", "rewrite"]
+
+# Lines of an answer that a terminal shows.
+LINES = 10
 
 
 class Manner(NamedTuple):
@@ -48,8 +51,18 @@ def perform(run: Run, work: Callable[[], Mapping[str, Any]], as_json: bool) -> i
         click.echo(f"{message} {kept}", err=True)
         return 1
     answer = {"run": str(run.folder), "report": str(path), "results": run.results}
-    click.echo(json.dumps(answer, indent=2) if as_json else f"{readable(kind.shown(run.results))}\nreport: {path}")
+    click.echo(json.dumps(answer, indent=2) if as_json else f"{summary(kind, run)}\nreport: {path}")
     return 0
+
+
+def summary(kind: Kind, run: Run) -> str:
+    """What a terminal shows of a run: its conclusions, or its first numbers; the rest is in its folder."""
+    told = kind.said(run)
+    lines = told if told else readable(kind.shown(run.results)).splitlines()
+    if len(lines) <= LINES:
+        return "\n".join(lines)
+    rest = f"… {len(lines) - LINES + 1} more in {run.folder / 'results.json'}"
+    return "\n".join([*lines[: LINES - 1], rest])
 
 
 def reopened(folder: Path, name: str, needed: str) -> Run:

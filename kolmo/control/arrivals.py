@@ -18,6 +18,7 @@ from kolmo.control.policy_search import SMOOTH
 from kolmo.control.problem import ControlProblem
 from kolmo.errors import InputError
 from kolmo.grid import Grid
+from kolmo.shown import Shown
 from kolmo.steppers.radau import CoupledStep, tableau
 
 # Stages of a step (Radau IIA, order 5), and power of time by which steps grow: the start is a point.
@@ -26,8 +27,8 @@ STAGES, CROWDING = 3, 2
 WIDTH = 4
 
 
-@dataclass(frozen=True, eq=False)
-class Arrival:
+@dataclass(frozen=True, eq=False, repr=False)
+class Arrival(Shown):
     r"""Masses of a process under way, and what has arrived in the targets: :math:`\sum_i p_i(t) + \sum_k r_k(t) = 1`.
 
     Attributes

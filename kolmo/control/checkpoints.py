@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from kolmo.errors import InputError
+from kolmo.shown import Shown
 from kolmo.steppers.base import Stepper
 
 # Bytes that the states of stages may take: kept with every state, they save the gradient a third of its time.
@@ -63,8 +64,8 @@ def keeps_stages(steps: int, checkpoints: int | None, stepper: Stepper, state_by
     return checkpoints is None and stepper.kept > 1 and steps * stepper.kept * state_bytes <= MOST_STAGES
 
 
-@dataclass(frozen=True)
-class GradientMemory:
+@dataclass(frozen=True, repr=False)
+class GradientMemory(Shown):
     """What a gradient keeps at once, and what it costs: stated before anything runs.
 
     Attributes

@@ -15,6 +15,7 @@ from scipy import optimize
 
 from kolmo.control.plans import Plans
 from kolmo.errors import InputError, KolmoError, KolmoWarning, ToleranceWarning
+from kolmo.shown import Shown
 
 Objective = Callable[[], torch.Tensor]
 Callback = Callable[[int, float], Any]
@@ -73,6 +74,12 @@ class Fitted:
 
     def __repr__(self) -> str:
         return f"Fitted({', '.join(self.names)})"
+
+
+class Minimum(Shown, optimize.OptimizeResult):  # type: ignore[misc]
+    """SciPy's result, that shows in a line what was found; ``history``, ``jac`` and the rest are in it."""
+
+    _told = ("status", "message", "fun", "x", "nit", "nfev")
 
 
 class Loop:
@@ -264,9 +271,9 @@ class Loop:
                 y.clamp_(low, high)
             self.iteration(y.detach().numpy().copy())
 
-    def _result(self, status: str, message: str) -> optimize.OptimizeResult:
+    def _result(self, status: str, message: str) -> "Minimum":
         value, x, gradient = self.best
-        return optimize.OptimizeResult(
+        return Minimum(
             x=x.copy(),
             fun=value,
             jac=gradient,

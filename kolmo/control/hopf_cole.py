@@ -15,6 +15,7 @@ from kolmo.problem import KolmogorovProblem
 from kolmo.problem.box import Box
 from kolmo.problem.faces import Absorbing, Open, Periodic, Reflecting
 from kolmo.refine.plan import interesting_points
+from kolmo.shown import Shown
 from kolmo.solution import Solution
 from kolmo.solve import solve
 
@@ -24,8 +25,8 @@ EXACT = 1e-8
 SAVED = 33
 
 
-@dataclass(frozen=True, eq=False)
-class HopfColeSolution:
+@dataclass(frozen=True, eq=False, repr=False)
+class HopfColeSolution(Shown):
     r"""Value :math:`V = -\lambda\log\psi` and policy of a linearly solvable control problem.
 
     Attributes

@@ -23,10 +23,11 @@ from kolmo.problem.rest import at_rest
 from kolmo.refine.plan import prescribe
 from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.generator import Generator, Semi
+from kolmo.shown import Shown
 
 
 @dataclass(frozen=True, eq=False)
-class Law(Passages):
+class Law(Shown, Passages):
     r"""Law of the process as tensors with gradients, by the transposes of the steps that ``solve`` takes.
 
     Attributes

@@ -84,7 +84,7 @@ def minimize(
     >>> import torch, kolmo
     >>> from kolmo import control
     >>> theta = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
-    >>> sde = kolmo.SDE(lambda t, x: theta + 0 * x, diffusion=0.5, dim=1)
+    >>> sde = kolmo.SDE(lambda t, x: theta + 0 * x, diffusion=0.5, dim=1, arrays="torch")
     >>> problem = kolmo.KolmogorovProblem(sde, lambda x: (x[..., 0] - 1) ** 2, 1.0)
     >>> fit = control.minimize(lambda: control.value(problem, [-0.5], rtol=1e-6).sum(), [theta])
     >>> round(theta.item(), 5), round(fit.fun, 5), fit.status

@@ -13,8 +13,9 @@ from kolmo.control.problem import ControlProblem
 from kolmo.discretization import Discretization
 from kolmo.errors import InputError, MissingExtraError
 from kolmo.grid import Grid
-from kolmo.grid.picture import drawn
+from kolmo.grid.picture import drawn, filmed
 from kolmo.problem import KolmogorovProblem
+from kolmo.shown import Shown
 
 # Points at which it is seen whether coefficients are quadratic in the control and constant in time.
 LOOKED_AT = 64
@@ -24,7 +25,7 @@ STORED = 129
 
 
 @dataclass(frozen=True, eq=False)
-class ControlSolution:
+class ControlSolution(Shown):
     r"""Value function :math:`V(t, x)`, gradient and optimal policy :math:`a(t, x)`.
 
     Attributes
@@ -229,12 +230,49 @@ class ControlSolution:
         V = self._at(self.values, t).reshape(self.grid.shape)
         return drawn(ax, self.grid.nodes, V, f"$V({t:g}, x)$", style)
 
+    def animate(self, ax: Any = None, **style: Any) -> Any:
+        """V(t, ·) over the stored times, on one scale: a line in one dimension, filled contours in two.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; None: a new figure.
+        **style
+            Passed to ``Axes.plot`` or ``Axes.contourf``.
+
+        Returns
+        -------
+        matplotlib.animation.FuncAnimation
+            ``.save("u.gif")`` writes it, ``.to_jshtml()`` shows it in a notebook. Keep it: matplotlib forgets a film
+            that nobody holds.
+
+        Raises
+        ------
+        InputError
+            Beyond two dimensions, and for problems that run for ever.
+
+        Examples
+        --------
+        >>> import kolmo
+        >>> from kolmo import control
+        >>> problem = control.ControlProblem(lambda t, x, a: a, 1.0, controls=control.Interval(-1.0, 1.0), horizon=1.0,
+        ...     terminal=lambda x: x[..., 0] ** 2, box=kolmo.Box(-3.0, 3.0, "reflecting"))
+        >>> control.solve_hjb(problem, at=[0.5], rtol=1e-2).animate().save("V.gif")  # doctest: +SKIP
+        """
+        if self.grid.dim > 2:
+            raise InputError("grid", f"{self.grid.dim} dimensions", "one or two dimensions to animate")
+
+        def frame(t: float) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+            return self.grid.nodes, self._at(self.values, t).reshape(self.grid.shape)
+
+        return filmed(ax, self.times.tolist(), frame, "$V(t, x)$", style)
+
     def __repr__(self) -> str:
         estimate = "" if self.error_estimate is None else f", error≈{float(np.max(self.error_estimate)):.1e}"
         return f"ControlSolution({self.status}{estimate}, {self.grid!r}, {len(self.times)} times)"
 
 
-class OfSolution:
+class OfSolution(Shown):
     """An answer that is made of a solution, and whose error and status are those of the solution."""
 
     solution: ControlSolution

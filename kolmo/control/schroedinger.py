@@ -21,6 +21,7 @@ from kolmo.problem import KolmogorovProblem
 from kolmo.problem.box import Box
 from kolmo.problem.sde import SDE, refuse_jumps
 from kolmo.refine.estimate import Convergence, observed_order
+from kolmo.shown import Shown
 
 # The largest lattice or grid by dimension.
 MAX_CELLS = {1: 20_000, 2: 250_000, 3: 1_000_000}
@@ -66,8 +67,8 @@ class BridgeErrors(NamedTuple):
     coupling: float
 
 
-@dataclass(frozen=True, eq=False)
-class SchroedingerBridge:
+@dataclass(frozen=True, eq=False, repr=False)
+class SchroedingerBridge(Shown):
     r"""The process that carries one density into another and is closest to the given one.
 
     Attributes

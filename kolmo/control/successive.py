@@ -11,7 +11,7 @@ from scipy import optimize
 
 from kolmo.arrays import as_points, at_home
 from kolmo.control.adjoint import Steps, Taken, apply, assembled, differentiable_march, numbers_of
-from kolmo.control.descent import bar, flattened
+from kolmo.control.descent import Minimum, bar, flattened
 from kolmo.control.minimize import collect, minimize
 from kolmo.control.plans import planned
 from kolmo.control.value import expected_value
@@ -160,7 +160,7 @@ def successive(
         if shown is not None:
             shown.close()
     accepted = len(history["objective"])
-    return optimize.OptimizeResult(
+    return Minimum(
         x=flattened(tensors),
         fun=value,
         nit=accepted,

@@ -11,6 +11,7 @@ from kolmo.arrays import at_home
 from kolmo.control.descent import Fitted, Loop, Stopped
 from kolmo.control.plans import keeping_plans
 from kolmo.errors import InputError, KolmoError, NotConvergedError
+from kolmo.shown import Shown
 
 KINDS = ("likelihood", "squares")
 # Step of differences of gradients where exact products are not to be had, relative to 1 + |parameter|.
@@ -24,7 +25,7 @@ OUTSIDE = 100.0
 
 
 @dataclass(frozen=True, eq=False)
-class Uncertainty:
+class Uncertainty(Shown):
     r"""Covariance C of fitted parameters, and intervals :math:`\hat\theta_k \pm z\,\sqrt{C_{kk}}`.
 
     Attributes

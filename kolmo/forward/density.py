@@ -14,7 +14,7 @@ from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.forward.exits import Exit, Passages, WaysOut
 from kolmo.grid import Axis, Grid
-from kolmo.grid.picture import drawn
+from kolmo.grid.picture import drawn, filmed
 from kolmo.grid.times import find, missing
 from kolmo.limits import OutOfTimeError
 from kolmo.problem import KolmogorovProblem
@@ -26,6 +26,7 @@ from kolmo.schemes.base import SCHEMES
 from kolmo.schemes.crossing import Crossing
 from kolmo.schemes.generator import Generator
 from kolmo.schemes.terminal import plan_terminal
+from kolmo.shown import Shown
 
 # Within this many nodes of a wall the weights of high-order one-sided stencils are no point values of a density; there
 # it is read off as a polynomial of this degree that has the right moments (see ``_reading``).
@@ -35,7 +36,7 @@ OTHER_WALL_NODES = 18
 
 
 @dataclass(frozen=True, eq=False)
-class Density(Passages):
+class Density(Shown, Passages):
     r"""Law of the process over time: masses at the nodes, what is left and what has gone out where.
 
     Attributes
@@ -144,12 +145,50 @@ class Density(Passages):
         -------
         matplotlib.axes.Axes
         """
+        label = rf"$\rho({self.times[self._kept(t)]:g}, x)$"
+        return drawn(ax, self.nodes(t), self._drawn(t), label, style)
+
+    def animate(self, ax: Any = None, **style: Any) -> Any:
+        """ρ(t, ·) over the kept times, on one scale: a line in one dimension, filled contours beyond.
+
+        In three dimensions the marginal of the first two is shown.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to draw; None: a new figure.
+        **style
+            Passed to ``Axes.plot`` or ``Axes.contourf``.
+
+        Returns
+        -------
+        matplotlib.animation.FuncAnimation
+            ``.save("u.gif")`` writes it, ``.to_jshtml()`` shows it in a notebook. Keep it: matplotlib forgets a film
+            that nobody holds.
+
+        Raises
+        ------
+        InputError
+            Where fewer than two times were kept: ``solve_forward(..., save=times)``.
+
+        Examples
+        --------
+        >>> import kolmo, numpy as np
+        >>> bm = kolmo.SDE(0.0, diffusion=1.0, dim=1)
+        >>> problem = kolmo.KolmogorovProblem(bm, lambda x: x[..., 0], 1.0, kolmo.Box(-1.0, 1.0, "reflecting"))
+        >>> law = kolmo.solve_forward(problem, [0.2], grid=41, steps=20, save=np.linspace(0.1, 1.0, 4))
+        >>> law.animate().save("law.gif")  # doctest: +SKIP
+        """
+        return filmed(ax, self.times.tolist(), lambda t: (self.nodes(t), self._drawn(t)), r"$\rho(t, x)$", style)
+
+    def _drawn(self, t: float | None) -> np.ndarray:
+        """What is drawn of the density at a kept time: of three dimensions the marginal of two."""
         which = self._kept(t)
         rho = self.values[which]
         if self.grid.dim == 3:
             stretch = 1.0 if self.motion is None else self.motion.width(float(self.times[which]), rho)[2]
             rho = np.tensordot(rho, self.grid.axes[2].lengths * stretch, 1)
-        return drawn(ax, self.nodes(t), rho, rf"$\rho({self.times[which]:g}, x)$", style)
+        return np.asarray(rho)
 
     def __repr__(self) -> str:
         told = [f"{name} ± {error:.1e}" for name, error in (self.error_estimate or {}).items()]

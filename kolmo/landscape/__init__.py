@@ -35,3 +35,7 @@ __all__ = [
     "plots",
     "write_html",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

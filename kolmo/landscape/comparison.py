@@ -10,6 +10,7 @@ import numpy as np
 from kolmo.errors import InputError
 from kolmo.landscape.draws import standard_error
 from kolmo.landscape.summary import Quantity, Summary
+from kolmo.shown import Shown
 
 
 def over_seeds(summaries: Sequence[Summary]) -> Summary:
@@ -42,8 +43,8 @@ def over_seeds(summaries: Sequence[Summary]) -> Summary:
     return Summary(found)
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
     r"""Paired difference :math:`\tfrac1n\sum_s (a_s - b_s)` of one quantity over seeds s.
 
     Attributes

@@ -25,12 +25,13 @@ from kolmo.landscape.draws import Draws, standard_error, whole
 from kolmo.landscape.lanczos import Pairs, leading, spectral_quadrature
 from kolmo.landscape.operators import Given, Hessian, matrix_of
 from kolmo.landscape.state import Evaluation, Loss, kept
+from kolmo.shown import Shown
 
 _POINTS = 512  # of the plotted density
 
 
 @dataclass(frozen=True, eq=False)
-class Curvature:
+class Curvature(Shown):
     r"""Hessian :math:`H = \nabla^2\,\tfrac1n\sum_j \ell_j` of a loss that is averaged over n noise draws.
 
     Attributes

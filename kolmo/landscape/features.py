@@ -20,10 +20,11 @@ from kolmo.bridge.resnet import NoisyResNet, as_generator, independent
 from kolmo.errors import InputError
 from kolmo.files import schema
 from kolmo.problem import KolmogorovProblem
+from kolmo.shown import Shown
 
 
-@dataclass(frozen=True, eq=False)
-class FeatureLandscape:
+@dataclass(frozen=True, eq=False, repr=False)
+class FeatureLandscape(Shown):
     r"""Expected class losses and class probabilities over feature space, for some noise levels and times.
 
     Attributes

@@ -16,6 +16,7 @@ from kolmo.errors import InputError
 from kolmo.files import schema
 from kolmo.landscape.draws import whole
 from kolmo.landscape.state import normal
+from kolmo.shown import Shown
 
 Weights = dict[str, Tensor]
 Span = tuple[tuple[float, float], ...]
@@ -26,7 +27,7 @@ _MARGIN = 0.15  # of the extent of a trajectory, around it
 
 
 @dataclass(frozen=True, eq=False)
-class Plane:
+class Plane(Shown):
     r"""Affine plane :math:`\theta(\alpha) = \theta_0 + \sum_i \alpha_i d_i` in weight space (one direction: a line).
 
     Attributes

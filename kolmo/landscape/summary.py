@@ -16,14 +16,15 @@ from kolmo.landscape.curvature import Curvature
 from kolmo.landscape.draws import Draws, standard_error, whole
 from kolmo.landscape.state import Evaluation, Loss, kept, normal
 from kolmo.landscape.surface import Surface
+from kolmo.shown import Shown
 
 _RAYS = 64  # directions along which the radius is measured
 _ALONG = 400  # points on each ray
 _RESOLUTION = 1e-3  # of the largest eigenvalue: most eigenvalues of a network are nearer to 0, on either side
 
 
-@dataclass(frozen=True)
-class Quantity:
+@dataclass(frozen=True, repr=False)
+class Quantity(Shown):
     """A number with its standard error and what it means.
 
     Attributes
@@ -49,8 +50,8 @@ class Quantity:
         return f"{self.value:.4g} ± {self.standard_error:.2g}"
 
 
-@dataclass(frozen=True)
-class Summary:
+@dataclass(frozen=True, repr=False)
+class Summary(Shown):
     """Named quantities; ``summary["barrier"]``, iteration and ``len`` work as with a dictionary.
 
     Attributes

@@ -22,12 +22,13 @@ from kolmo.landscape.moving import Mover, plane_axes
 from kolmo.landscape.placement import place
 from kolmo.landscape.planes import Plane
 from kolmo.landscape.state import Evaluation, Loss, kept
+from kolmo.shown import Shown
 
 _SAVE_EVERY = 20.0  # seconds between two writings of what is there so far
 
 
 @dataclass(frozen=True, eq=False)
-class Surface:
+class Surface(Shown):
     r"""Losses :math:`\ell_j(\theta(\alpha))` over a plane, draw by draw j.
 
     Attributes

@@ -43,3 +43,7 @@ __all__ = [
     "residuals",
     "survival_counts",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

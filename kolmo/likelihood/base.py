@@ -14,6 +14,7 @@ from kolmo.control.descent import Fitted, flattened
 from kolmo.control.minimize import collect
 from kolmo.errors import InputError, NotConvergedError, ToleranceWarning
 from kolmo.refine.estimate import Convergence
+from kolmo.shown import Shown
 
 # Growth of the resolution from level to level.
 GROWTH = 1.5
@@ -57,7 +58,7 @@ class Level:
         return float(np.abs(self.sums - other.sums).max())
 
 
-class Likelihood(ABC):
+class Likelihood(Shown, ABC):
     r"""Logarithm of a likelihood as a function of torch parameters, to a tolerance.
 
     .. math:: \ell(\theta) = \sum_i \log p_\theta(y_i)

@@ -12,6 +12,7 @@ from kolmo.errors import InputError
 from kolmo.likelihood.base import Likelihood
 from kolmo.likelihood.fit import Fit
 from kolmo.likelihood.trials_likelihood import PassageLikelihood
+from kolmo.shown import Shown
 
 # Points on which a fitted density is drawn, and the error that the sum of their logarithms may have.
 POINTS, TOL = 120, 0.1
@@ -33,8 +34,8 @@ class Row:
     held_out_error: float | None = None
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
     r"""Models side by side, the best by :math:`\text{AIC} = 2p - 2\ell` first.
 
     Attributes

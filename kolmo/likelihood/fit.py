@@ -13,13 +13,14 @@ from kolmo.control.minimize import minimize
 from kolmo.control.uncertainty import Uncertainty, uncertainty
 from kolmo.errors import InputError, ToleranceWarning
 from kolmo.likelihood.base import Likelihood
+from kolmo.shown import Shown
 
 # How often the resolution may be renewed at the parameters found.
 ROUNDS = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Fit:
+class Fit(Shown):
     r"""Parameters at which a likelihood is largest.
 
     Attributes

@@ -18,6 +18,7 @@ from kolmo.likelihood.filtering import NoisyPathLikelihood
 from kolmo.likelihood.paths import PathLikelihood
 from kolmo.likelihood.trials import Trials
 from kolmo.likelihood.trials_likelihood import PassageLikelihood
+from kolmo.shown import Shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +32,7 @@ BAND = float(stats.kstwobign.ppf(0.95))
 
 
 @dataclass(frozen=True, eq=False)
-class Residuals:
+class Residuals(Shown):
     r"""Residuals :math:`u_k = P(Y_k \le y_k \mid y_1, \dots, y_{k-1})` of a model: uniform, independent if right.
 
     Attributes

@@ -8,13 +8,23 @@ import numpy as np
 
 from kolmo.arrays import as_numpy
 from kolmo.errors import InputError
+from kolmo.shown import Shown
 
 # What is known of a trial.
 SEEN, UNSIDED, UNTIMED, CENSORED, NOTHING = range(5)
 
 
+def _numbers(name: str, value: Any) -> np.ndarray:
+    """A column as numbers."""
+    try:
+        return np.asarray(as_numpy(value), dtype=float).reshape(-1)
+    except (TypeError, ValueError) as error:
+        fix = "1 for the upper face, 0 for the lower one" if name == "choices" else "code categories as numbers"
+        raise InputError(name, str(error), "numbers, NaN where one is missing", fix) from None
+
+
 @dataclass(frozen=True, eq=False)
-class Trials:
+class Trials(Shown):
     """Times and choices :math:`(t_i, c_i)` of trials, with covariates.
 
     Attributes
@@ -49,9 +59,9 @@ class Trials:
     censored: Any = None
 
     def __post_init__(self) -> None:
-        times, choices = (np.asarray(as_numpy(v), dtype=float).reshape(-1) for v in (self.times, self.choices))
+        times, choices = (_numbers(name, v) for name, v in (("times", self.times), ("choices", self.choices)))
         censored = np.zeros(len(times), dtype=bool) if self.censored is None else np.asarray(self.censored, dtype=bool)
-        covariates = {str(k): np.asarray(as_numpy(v), dtype=float).reshape(-1) for k, v in self.covariates.items()}
+        covariates = {str(k): _numbers(str(k), v) for k, v in self.covariates.items()}
         for name, value in {"choices": choices, "censored": censored, **covariates}.items():
             if len(value) != len(times):
                 raise InputError(name, f"{len(value)} entries", f"{len(times)}, one per time")

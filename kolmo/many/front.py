@@ -13,6 +13,7 @@ from kolmo.many.ensemble import Ensemble, Judged
 from kolmo.many.look import extremes, kind_of, sampled
 from kolmo.problem import KolmogorovProblem
 from kolmo.refine.plan import interesting_points, search
+from kolmo.shown import Shown
 from kolmo.solution import Solution
 from kolmo.solve import solve
 
@@ -48,7 +49,7 @@ class Members:
 
 
 @dataclass(frozen=True, eq=False)
-class Solutions(Sequence[Solution]):
+class Solutions(Shown, Sequence[Solution]):
     """Solutions :math:`u^p(0, x)` of many problems p, in their order; ``solutions[i]`` is that of one.
 
     Attributes

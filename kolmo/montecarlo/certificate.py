@@ -15,14 +15,15 @@ from kolmo.montecarlo.methods import METHODS
 from kolmo.problem import KolmogorovProblem
 from kolmo.problem.rest import at_rest
 from kolmo.refine.smooth import Interpolant, error_problem, interpolants
+from kolmo.shown import Shown
 from kolmo.solution import Solution
 
 # Half the distance of the two points whose difference stands for a derivative, in cells of the grid.
 APART = 0.5
 
 
-@dataclass(frozen=True, eq=False)
-class Certificate:
+@dataclass(frozen=True, eq=False, repr=False)
+class Certificate(Shown):
     r"""What simulated paths say about the error of a solution at t = 0.
 
     .. math::

@@ -16,6 +16,7 @@ from kolmo.montecarlo.model import Model
 from kolmo.montecarlo.pairs import CROSSINGS, Pair, scheduled
 from kolmo.problem.problem import KolmogorovProblem
 from kolmo.problem.rest import at_rest
+from kolmo.shown import Shown, with_error
 
 # Paths simulated at once: bounds the memory whatever the number of points and paths.
 CHUNK = 1 << 16
@@ -33,8 +34,8 @@ PER_DIMENSION, PER_COLUMN, PER_POINT, PER_PAIR = 200, 80, 48, 110
 PER_STEP, LONGEST = 6e-9, 7 * 86400.0
 
 
-@dataclass(frozen=True, eq=False)
-class Estimate:
+@dataclass(frozen=True, eq=False, repr=False)
+class Estimate(Shown):
     """What a simulation says about u(0, x).
 
     Attributes
@@ -66,6 +67,11 @@ class Estimate:
     rng: int
     status: str
     message: str
+
+    def _facts(self) -> dict[str, Any]:
+        told = {"mean": with_error(self.mean, self.standard_error), "bias_estimate": self.bias_estimate}
+        rest = ("paths", "steps", "method", "rng", "status", "message")
+        return told | {name: getattr(self, name) for name in rest}
 
 
 @at_home

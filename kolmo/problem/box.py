@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kolmo.arrays import as_numpy, as_points, is_tensor
-from kolmo.errors import InputError
+from kolmo.errors import InputError, did_you_mean
 from kolmo.problem.faces import WORDS, Face, Natural
 from kolmo.problem.motion import Place, place
 
@@ -240,14 +240,26 @@ def _places(given: Any) -> list[Any]:
     return list(given) if several else values.tolist()
 
 
+# What textbooks on partial differential equations call a face.
+OTHER_WORDS = {
+    "dirichlet": "absorbing",
+    "killed": "absorbing",
+    "neumann": "reflecting",
+    "no-flux": "reflecting",
+    "robin": "Robin(kappa, value)",
+    "free": "open",
+}
+
+
 def _face(spec: Any, axis: int, side: int) -> Face:
     if isinstance(spec, Face):
         return spec
     if isinstance(spec, str) and spec in WORDS:
         return WORDS[spec]()
-    raise InputError(
-        f"boundary[{axis}][{side}]", repr(spec), f"one of {', '.join(WORDS)}, Absorbing(value) or Robin(kappa, value)"
-    )
+    needed = f"one of {', '.join(WORDS)}, Absorbing(value) or Robin(kappa, value)"
+    word = OTHER_WORDS.get(str(spec).lower())
+    fix = f"what others call {spec} is {word!r} here" if word else did_you_mean(spec, WORDS)
+    raise InputError(f"boundary[{axis}][{side}]", repr(spec), needed, fix)
 
 
 def _faces(boundary: Any, dim: int) -> tuple[tuple[Face, Face], ...]:

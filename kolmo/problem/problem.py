@@ -108,7 +108,7 @@ class KolmogorovProblem:
             raise InputError("terminal", repr(terminal), "a function terminal(x) of points x of shape (..., d)")
         dims = {n: d for n, d in (("sde", sde.dim), ("box", None if box is None else box.dim)) if d is not None}
         if not dims:
-            raise InputError("dim", "nothing that tells the dimension", "SDE(..., dim=d) or a box")
+            raise InputError("dim", "nothing that tells the dimension", "a box, or dim=d of SDE or ControlProblem")
         if len(set(dims.values())) > 1:
             raise InputError("sde, box", f"dimensions {dims}", "one dimension")
         self.dim: int = next(iter(dims.values()))

@@ -1,6 +1,9 @@
 """The process: dX = b(t, X) dt + σ(t, X) dW, given by its drift and noise matrix or covariance rate, and its jumps."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ from kolmo.arrays import (
     namespace,
     transformed,
 )
-from kolmo.errors import InputError
+from kolmo.errors import InputError, KolmoWarning
 
 Coefficient = Callable[[float, Array], Array]
 
@@ -230,9 +233,10 @@ class SDE:
         axes = value.ndim - (len(lead) if callable(f) and value.ndim > 0 else 0)
         square, eye = argument == "covariance", as_like(np.eye(d), x)
         if axes == 0:
-            return _expand(value[..., None, None] * eye, (*lead, d, d), argument, f"{(*lead,)} (scalar)")
+            needed = f"{(*lead,)} (scalar), {(*lead, d)} (diagonal) or {(*lead, d, 'm')} (matrix)".replace("'", "")
+            return _expand(value[..., None, None] * eye, (*lead, d, d), argument, needed, value)
         if axes == 1:
-            return _expand(value[..., None] * eye, (*lead, d, d), argument, f"{(*lead, d)} (diagonal)")
+            return _expand(value[..., None] * eye, (*lead, d, d), argument, f"{(*lead, d)} (diagonal)", value)
         columns = d if square else value.shape[-1] if axes == 2 else 0
         if axes == 2 and value.shape[-2:] == (d, columns):
             return _expand(value, (*lead, d, columns), argument, f"{(*lead, d, columns)}")
@@ -290,13 +294,14 @@ def evaluate(f: Any, t: float, x: Array, argument: str, arrays: str | None = Non
         if parameter is not None:
             hand = hand.to(parameter.dtype)
     try:
-        if is_tensor(hand) and not is_tensor(x):
-            import torch
+        with _listening(f, argument, hand):
+            if is_tensor(hand) and not is_tensor(x):
+                import torch
 
-            with torch.no_grad():
+                with torch.no_grad():
+                    value, new = called(f, t, hand)
+            else:
                 value, new = called(f, t, hand)
-        else:
-            value, new = called(f, t, hand)
     except InputError:
         raise
     except Exception as error:
@@ -320,7 +325,34 @@ def _way_out(error: Exception) -> str:
         return "points are float64: call .double() on a module of single precision, or hand it x.float()"
     if isinstance(error, TypeError) and "positional argument" in said:
         return "the time comes first: f(t, x), and f(t, x, a) in control problems, also where t plays no part"
+    if "__array_wrap__" in said or "requires grad" in said:
+        return "it is handed tensors: write it with functions of torch, torch.sin in place of np.sin"
     return ""
+
+
+_HEARD: "weakref.WeakSet[Any]" = weakref.WeakSet()
+
+
+@contextlib.contextmanager
+def _listening(f: Any, argument: str, handed: Any) -> Iterator[None]:
+    """Tell, once for a function, that it hands tensors to NumPy: gradients end there, and NumPy is to give it up."""
+    try:
+        known = not is_tensor(handed) or is_module(f) or f in _HEARD
+        _HEARD.add(f)
+    except TypeError:  # what cannot be held weakly is not listened to
+        known = True
+    if known:
+        yield
+        return
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.filterwarnings("always", "__array_wrap__")
+        yield
+    for one in heard:
+        if "__array_wrap__" not in str(one.message):
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    if any("__array_wrap__" in str(one.message) for one in heard):
+        text = f"{argument} hands tensors to NumPy, where gradients end: write torch.sin in place of np.sin"
+        warnings.warn(text, KolmoWarning, stacklevel=2)
 
 
 def checked(value: Any, argument: str) -> Any:
@@ -404,8 +436,8 @@ def _dimension(dim: int | None, drift: Any, diffusion: Any, covariance: Any) -> 
     return dim
 
 
-def _expand(value: Array, shape: tuple[int, ...], argument: str, needed: str) -> Array:
-    """Broadcast a value to the shape needed; constants may lack leading axes."""
+def _expand(value: Array, shape: tuple[int, ...], argument: str, needed: str, given: Array | None = None) -> Array:
+    """Broadcast a value to the shape needed; constants may lack leading axes. The error tells the shape ``given``."""
     if tuple(value.shape) == tuple(shape):
         return value
     try:
@@ -413,7 +445,8 @@ def _expand(value: Array, shape: tuple[int, ...], argument: str, needed: str) ->
     except (ValueError, RuntimeError):
         raise InputError(
             argument,
-            f"a result of shape {tuple(value.shape)}",
+            f"a result of shape {tuple(value.shape if given is None else given.shape)}",
             f"shape {needed}",
-            f"{argument}(t, x) must be vectorised over the leading axes of x and keep them",
+            f"{argument}(t, x) must be vectorised over the leading axes of x and keep them"
+            + ("; what is constant is handed over as it is, without a function" if given is not None else ""),
         ) from None

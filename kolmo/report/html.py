@@ -133,10 +133,14 @@ def _table(block: Table) -> str:
             )
     numeric = [all(_is_number(row[column]) for row in block.rows) for column in range(len(block.header))]
     head = "".join(_cell("th", title, right) for title, right in zip(block.header, numeric, strict=True))
-    rows = ["".join(_cell("td", cell, right) for cell, right in zip(row, numeric, strict=True)) for row in block.rows]
-    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    cells = [zip(row, numeric, block.header, strict=True) for row in block.rows]
+    rows = ["".join(_cell("td", cell, right, title) for cell, right, title in row) for row in cells]
+    body = "\n".join(f'<tr role="row">{row}</tr>' for row in rows)
     caption = f"<figcaption>{_text(block.caption)}</figcaption>\n" if block.caption else ""
-    table = f"<table>\n<thead>\n<tr>{head}</tr>\n</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+    # Roles are said: shown as cards on a phone, it would be no table any more for those who hear it.
+    kind = ' class="cards"' if len(block.header) > 2 else ""
+    head, body = f'<thead role="rowgroup">\n<tr role="row">{head}</tr>', f'<tbody role="rowgroup">\n{body}'
+    table = f'<table{kind} role="table">\n{head}\n</thead>\n{body}\n</tbody>\n</table>'
     # The caption stays in sight while a wide table scrolls under it.
     return f'<figure>\n{caption}<div class="scroll" tabindex="0">\n{table}\n</div>\n</figure>'
 
@@ -198,8 +202,8 @@ def _rounded(values: np.ndarray[Any, Any]) -> Any:
     return np.vectorize(lambda value: float(f"{value:.5g}"), otypes=[float])(values).tolist()
 
 
-def _cell(tag: str, content: object, right: bool) -> str:
-    scope = ' scope="col"' if tag == "th" else ""
+def _cell(tag: str, content: object, right: bool, title: str = "") -> str:
+    scope = ' scope="col" role="columnheader"' if tag == "th" else f' role="cell" data-title="{html.escape(title)}"'
     align = ' class="number"' if right else ""
     return f"<{tag}{scope}{align}>{_breakable(_text(_shown(content)))}</{tag}>"
 

@@ -11,7 +11,9 @@ from kolmo.runs import Run
 __all__ = ["write_report"]
 
 
-def write_report(run: Run, sections: Sequence[Section], *, title: str, command: str) -> Path:
+def write_report(
+    run: Run, sections: Sequence[Section], *, title: str, command: str, conclusions: Sequence[str] = ()
+) -> Path:
     """Write ``report.html`` into a run folder.
 
     Parameters
@@ -24,6 +26,8 @@ def write_report(run: Run, sections: Sequence[Section], *, title: str, command: 
         The title.
     command : str
         The command that makes the run again.
+    conclusions : sequence of str, optional
+        What the numbers say, in sentences; they end the report, before how to reproduce it.
 
     Returns
     -------
@@ -32,7 +36,8 @@ def write_report(run: Run, sections: Sequence[Section], *, title: str, command: 
     """
     subtitle = f"kolmo run `{run.folder.name}`"
     claims.sweep(run.folder, "report.html")  # what a report that was killed left
-    page = as_html(title, [*sections, _reproduce(run, command)], subtitle, run.folder)
+    ending = [Section("Conclusions", conclusions)] if conclusions else []
+    page = as_html(title, [*sections, *ending, _reproduce(run, command)], subtitle, run.folder)
     write_bytes(run.folder / "report.html", page, in_run=True)
     return run.folder / "report.html"
 

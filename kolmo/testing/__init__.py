@@ -21,3 +21,7 @@ __all__ = [
     "order_of_accuracy",
     "taylor_test",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
