@@ -398,10 +398,10 @@ def _linear_law(A: np.ndarray, m: np.ndarray, S: np.ndarray, tau: float) -> tupl
 
 
 def _linear(
-    name: str, A: Any, m: Any, S: Any, Q: Any, q: Any, horizon: float, points: Any, source: str, quadratic: bool = False
+    name: str, law: Any, goal: Any, horizon: float, points: Any, source: str, *, quadratic: bool = False
 ) -> Case:
-    """Linear SDE dX = (m + A X)dt + noise, terminal exp(−½(x−q)ᵀQ(x−q)), or the quadratic form itself."""
-    A, m, S, Q, q = (np.asarray(v, dtype=float) for v in (A, m, S, Q, q))
+    """Linear SDE dX = (m + A X)dt + noise S, terminal exp(−½(x−q)ᵀQ(x−q)), or the form: of (A, m, S) and (Q, q)."""
+    A, m, S, Q, q = (np.asarray(v, dtype=float) for v in (*law, *goal))
 
     def form(x: Array) -> Array:
         y = x - as_like(q, x)
@@ -444,9 +444,8 @@ def heat(correlation: float = 0.95, sigma: tuple[float, float] = (1.0, 0.5), hor
     cross = correlation * sigma[0] * sigma[1]
     S = [[sigma[0] ** 2, cross], [cross, sigma[1] ** 2]]
     points = [[0.0, 0.0], [0.6, 0.3], [-0.5, 0.4]]
-    return _linear(
-        "heat", np.zeros((2, 2)), [0, 0], S, 2.0 * np.eye(2), [0, 0], horizon, points, "Fourier (1822), Gaussian data"
-    )
+    law, goal = (np.zeros((2, 2)), [0, 0], S), (2.0 * np.eye(2), [0, 0])
+    return _linear("heat", law, goal, horizon, points, "Fourier (1822), Gaussian data")
 
 
 _A3 = np.array([[-0.8, 0.5, 0.0], [-0.5, -0.6, 0.3], [0.1, -0.3, -1.0]])
@@ -479,7 +478,8 @@ def linear_sde(dim: int = 3, terminal: str = "gauss", horizon: float = 0.8) -> C
     m, q = np.array([0.0, 0.1, -0.1])[:dim], np.array([0.1, 0.0, -0.2])[:dim]
     points = np.array([[0.0, 0.0, 0.0], [0.5, -0.5, 0.3], [-0.6, 0.2, 0.7]])[:, :dim]
     A, S, Q = _A3[:dim, :dim], _S3[:dim, :dim], _Q3[:dim, :dim]
-    return _linear("linear_sde", A, m, S, Q, q, horizon, points, "Van Loan (1978)", terminal == "quadratic")
+    source = "Van Loan (1978)"
+    return _linear("linear_sde", (A, m, S), (Q, q), horizon, points, source, quadratic=terminal == "quadratic")
 
 
 @_listed
@@ -494,7 +494,8 @@ def langevin(friction: float = 0.5, sigma: float = 0.8, horizon: float = 1.0) ->
     A, S = [[0.0, 1.0], [-1.0, -friction]], [[0.0, 0.0], [0.0, sigma**2]]
     points = [[0.0, 0.0], [0.5, -0.5], [-0.7, 0.4], [0.3, 1.0]]
     source = "Langevin (1908); Kolmogorov (1934)"
-    return _linear("langevin", A, [0, 0], S, [[2.0, 0.0], [0.0, 1.0]], [0.2, 0.0], horizon, points, source)
+    goal = [[2.0, 0.0], [0.0, 1.0]], [0.2, 0.0]
+    return _linear("langevin", (A, [0, 0], S), goal, horizon, points, source)
 
 
 @_listed
@@ -509,7 +510,8 @@ def rotation(speed: float = 2.0, horizon: float = 0.8) -> Case:
     A = [[0.0, -speed], [speed, 0.0]]
     points = [[0.5, 0.0], [0.0, -0.5], [0.3, -0.4], [-0.2, -0.6]]
     zero = np.zeros((2, 2))
-    return _linear("rotation", A, [0, 0], zero, 16.0 * np.eye(2), [0.5, 0.0], horizon, points, "characteristics", False)
+    goal = 16.0 * np.eye(2), [0.5, 0.0]
+    return _linear("rotation", (A, [0, 0], zero), goal, horizon, points, "characteristics")
 
 
 # ---------------------------------------------------------------------------------------------- faces

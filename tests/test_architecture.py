@@ -162,24 +162,8 @@ def exported() -> set[str]:
     return names
 
 
-# Functions outside the kernels that are longer, or are handed more, and why. A kernel is compiled as one: what it does
-# for every line costs up to a third more in a function of its own.
-LARGE = {
-    "bridge.budget.site_effects": "has the options of a public function",
-    "catalog._linear": "a family of cases by its numbers",
-    "control.successive.successive": "one loop with its bookkeeping",
-    "landscape.interactive.write_html": "one figure",
-    "likelihood.strip.march": "one loop with its transpose",
-    "montecarlo.estimators.simulate": "has the options of a public function",
-    "refine.levels.__init__": "has the options of a solve",
-    "refine.plan.search": "has the options of a solve",
-    "schemes.local._side": "the data of one side of a face",
-    "schemes.local.local_coefficients": "all coefficients of an equation",
-    "solve._by_tolerance": "has the options of a solve",
-}
-
-
 def test_functions_are_short_and_are_handed_little():
+    # a kernel is compiled as one: what it does for every line costs up to a third more in a function of its own
     public, found = exported(), set()
     for name, path in MODULES.items():
         if room(name) == "kernels":
@@ -193,7 +177,7 @@ def test_functions_are_short_and_are_handed_little():
             shown |= owner in public and function.name == "__init__"
             if function.end_lineno - first + 1 > 60 or (len(handed) > 8 and not shown):
                 found.add(f"{name}.{function.name}")
-    assert found <= LARGE.keys(), sorted(found - LARGE.keys())
+    assert not found, sorted(found)
 
 
 def test_imports_go_up_only():

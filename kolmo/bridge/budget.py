@@ -104,10 +104,7 @@ def by_row(parts: Sequence[Estimate], units: Sequence[Unit]) -> list[Estimate]:
 
 
 def site_effects(
-    model: nn.Module,
-    loss: Loss,
-    inputs: Any,
-    law: NoiseLaw | Sequence[NoiseLaw],
+    probed: tuple[nn.Module, Loss, Any, NoiseLaw | Sequence[NoiseLaw]],
     *,
     where: Where = None,
     batches: Sequence[Any] | None = None,
@@ -115,10 +112,13 @@ def site_effects(
     probes: int = 4,
     horizon: float = 1.0,
 ) -> SiteEffects:
-    """Effect of every site's noise on the loss, one way or the other; see `regularisation`."""
+    """Effect of every site's noise on the loss, one way or the other, of model, loss, inputs and law.
+
+    See `regularisation`.
+    """
     if reading not in READINGS:
         raise InputError("reading", repr(reading), "'diffusion' or 'jumps'", "bridge.diagnose says which holds")
-    with probing(model, loss, inputs, law, where, horizon=horizon, batches=batches) as probe:
+    with probing(*probed, where, horizon=horizon, batches=batches) as probe:
         found = [read(probe, unit, reading, probes) for unit in probe.units]
         return SiteEffects(Sites(probe.rows), by_row(found, probe.units), float(np.mean(probe.base)), reading)
 

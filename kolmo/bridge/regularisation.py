@@ -231,7 +231,7 @@ def regularisation(
         needed = "a method that uses them"
         raise InputError(", ".join(options), "given without method=", needed, "method='recursion'")
     if law is not None:
-        return site_effects(net, loss, x, law, **options)
+        return site_effects((net, loss, x, law), **options)
     _check(net, x)
     assert isinstance(net, NoisyResNet)
     x = x.detach()

@@ -109,12 +109,7 @@ def successive(
     >>> fit.status, push.detach().round(decimals=4).tolist(), round(fit.fun, 4)  # ½ each: ¼ + ¼ + σ²
     ('converged', [0.5, 0.5], 0.75)
     """
-    if problem.stationary:
-        raise InputError("problem", "a stationary problem", "a horizon")
-    if not penalty > 0:
-        raise InputError("penalty", penalty, "a positive number")
-    if not isinstance(maxiter, (int, np.integer)) or maxiter < 1:
-        raise InputError("maxiter", maxiter, "a positive whole number")
+    _check(problem, penalty, maxiter)
     _, tensors = collect(parameters)
     points = torch.as_tensor(as_points(x, problem.dim)).reshape(-1, problem.dim)
     recipe = discretization or planned(problem, points, rtol, atol)
@@ -191,6 +186,16 @@ class _Costate:
     terminal: torch.Tensor
     slopes: dict[float, list[torch.Tensor]]
     coefficients: dict[float, tuple[torch.Tensor, torch.Tensor]]
+
+
+def _check(problem: KolmogorovProblem, penalty: float, maxiter: int) -> None:
+    """Raise an InputError for what cannot be."""
+    if problem.stationary:
+        raise InputError("problem", "a stationary problem", "a horizon")
+    if not penalty > 0:
+        raise InputError("penalty", penalty, "a positive number")
+    if not isinstance(maxiter, (int, np.integer)) or maxiter < 1:
+        raise InputError("maxiter", maxiter, "a positive whole number")
 
 
 class _Game:

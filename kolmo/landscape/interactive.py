@@ -1,7 +1,7 @@
 """Interactive landscapes: one self-contained HTML file with a slider for the noise level."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,23 +90,10 @@ def write_html(
         )
         for k, (name, z, field) in enumerate(zip(names, shown, stack, strict=True))
     ]
-    steps = [
-        {"label": name, "method": "update", "args": [{"visible": [i == k for i in range(len(names))]}]}
-        for k, name in enumerate(names)
-    ]
     figure = go.Figure(traces)
     figure.update_layout(
         title=title,
-        sliders=[
-            {
-                "active": 0,
-                "currentvalue": {"prefix": "noise: "},
-                "steps": steps,
-                "pad": {"t": 20},
-                "x": 0.05,
-                "len": 0.9,
-            }
-        ],
+        sliders=[_slider(names)],
         scene={
             "xaxis_title": labels[0],
             "yaxis_title": labels[1],
@@ -119,6 +106,16 @@ def write_html(
     )
     page = figure.to_html(include_plotlyjs=True, full_html=True, div_id="landscape", default_height="95vh")
     files.write_bytes(Path(path), page.encode())
+
+
+def _slider(names: Sequence[str]) -> dict[str, Any]:
+    """A slider that shows one of the surfaces."""
+    steps = [
+        {"label": name, "method": "update", "args": [{"visible": [i == k for i in range(len(names))]}]}
+        for k, name in enumerate(names)
+    ]
+    place = {"pad": {"t": 20}, "x": 0.05, "len": 0.9}
+    return {"active": 0, "currentvalue": {"prefix": "noise: "}, "steps": steps, **place}
 
 
 def _of_surfaces(surfaces: Mapping[str, Surface]) -> tuple[list[str], Any, list[np.ndarray]]:

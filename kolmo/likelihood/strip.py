@@ -345,6 +345,11 @@ def march(stretches: list[Stretch], start: Start, n: int) -> Record:
     free = torch.stack([start.log_first(side, times[:, 1:]) for side in (0, 1)], 1)
     lacking = start.lacking(times, told_slopes, torch.cat(steps_of, 1))
     left = torch.cat([torch.zeros_like(left[..., :1]), left[..., 1:] - free + lacking[..., 1:]], -1)
+    return Record(t, times, *_ends_of(stretches), scale, left, noise, mass)
+
+
+def _ends_of(stretches: list[Stretch]) -> tuple[np.ndarray, np.ndarray]:
+    """For every node in time the first and the last of its stretch."""
     counts = [stretch.tau.shape[1] // 2 + 1 for stretch in stretches]
     edges = np.cumsum([0, *counts])
-    return Record(t, times, np.repeat(edges[:-1], counts), np.repeat(edges[1:] - 1, counts), scale, left, noise, mass)
+    return np.repeat(edges[:-1], counts), np.repeat(edges[1:] - 1, counts)

@@ -10,7 +10,7 @@ import numpy as np
 
 from kolmo.arrays import Array, as_like, as_numpy, as_points, at_home, is_tensor
 from kolmo.errors import InputError, KolmoWarning, NotConvergedError
-from kolmo.montecarlo.estimators import afford, counts, ending, seed_of, simulate
+from kolmo.montecarlo.estimators import Draws, afford, counts, ending, seed_of, simulate
 from kolmo.montecarlo.methods import METHODS
 from kolmo.problem import KolmogorovProblem
 from kolmo.problem.rest import at_rest
@@ -209,7 +209,7 @@ def certify(
     (v, *inner), told = _smooth(problem, solution)
     like = given if is_tensor(given) else None
     error_of = error_problem(problem, v, columns)
-    found = simulate(error_of, starts, weights, paths, steps, seed, METHODS["euler"], like, sampled=True)
+    found = simulate(error_of, starts, weights, Draws(paths, steps, seed), METHODS["euler"], like, sampled=True)
     status, message = ending(found, "error")
     if status == "truncated":
         warnings.warn(f"certify: {message}", KolmoWarning, stacklevel=2)

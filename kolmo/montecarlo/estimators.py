@@ -3,7 +3,7 @@
 import secrets
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -141,7 +141,7 @@ def monte_carlo(
     starts = np.asarray(as_numpy(points), dtype=float).reshape(-1, problem.dim)
     scheme, seed, (paths, steps) = METHODS[method], seed_of(rng), counts(paths, steps)
     like = points if is_tensor(points) else None
-    found = simulate(problem, starts[:, None], np.ones((1, 1)), paths, steps, seed, scheme, like)
+    found = simulate(problem, starts[:, None], np.ones((1, 1)), Draws(paths, steps, seed), scheme, like)
     status, message = ending(found, "mean")
     if status == "truncated":
         warnings.warn(f"monte_carlo: {message}", KolmoWarning, stacklevel=2)
@@ -153,6 +153,14 @@ def monte_carlo(
 
     mean, error, bias = (shaped(value) for value in (found.mean, found.standard_error, found.bias))
     return Estimate(mean, error, bias, paths, found.steps, scheme.name, seed, status, message)
+
+
+class Draws(NamedTuple):
+    """How many paths and steps, and the seed, as of ``monte_carlo``."""
+
+    paths: int
+    steps: int
+    seed: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,9 +193,7 @@ def simulate(
     problem: KolmogorovProblem,
     starts: np.ndarray,
     weights: np.ndarray,
-    paths: int,
-    steps: int,
-    seed: int,
+    draws: Draws,
     scheme: "Method",
     like: Array | None,
     *,
@@ -203,8 +209,8 @@ def simulate(
         Starting points of P combinations.
     weights : ndarray, shape (P, m) or (1, m)
         Weights w.
-    paths, steps, seed : int
-        As ``monte_carlo``.
+    draws : Draws
+        Paths, steps and seed.
     scheme : Method
         The one-step method; Euler's if sampled.
     like : tensor or None
@@ -214,6 +220,7 @@ def simulate(
         in steps that get shorter towards the horizon.
     """
     _check(problem, starts.reshape(-1, problem.dim))
+    paths, steps, seed = draws
     model = Model(problem, like)
     afford(problem, starts.shape, model.columns, paths, steps, graded=sampled)
     schedule = scheduled(problem, model, starts.reshape(-1, problem.dim), steps, graded=sampled)

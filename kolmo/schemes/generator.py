@@ -21,7 +21,7 @@ from kolmo.problem.rest import at_rest
 from kolmo.schemes.base import SCHEMES, FaceData, Scheme
 from kolmo.schemes.faces import Entrances, check_natural, held, probe, resolved, shrunk
 from kolmo.schemes.jumps import Start, with_jumps
-from kolmo.schemes.local import Local, Means, Metric, columns, local_coefficients, source_at, wall_nodes
+from kolmo.schemes.local import Instead, Local, Means, Metric, columns, local_coefficients, source_at, wall_nodes
 from kolmo.schemes.terminal import TerminalRule
 
 # How far beside a node of a face its values are looked at, as a part of the box; the change that is a jump, relative to
@@ -313,8 +313,7 @@ class Generator:
             x,
             self.columns or 1,
             slope=self.scheme.slope_weight,
-            means=means,
-            limits=self._entrances.limits if self._entrances.ends else None,
+            instead=Instead(means, self._entrances.limits if self._entrances.ends else None),
         )
 
     @cached_property

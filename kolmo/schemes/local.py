@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 
@@ -101,6 +102,27 @@ Means = Mapping[str, Callable[[float, Array], Array]]
 """Functions that are averaged around the nodes, as (t, nodes) → values."""
 
 
+class Instead(NamedTuple):
+    """What takes the place of values at nodes: averages, and ``limits(t, drift, covariance, killing, source)``.
+
+    The latter puts in what holds at nodes where functions cannot be read.
+    """
+
+    means: Means
+    limits: Limits | None = None
+
+
+NOTHING = Instead({})
+
+
+class _Breaks(NamedTuple):
+    """The breaks of an axis, and the indices of the nodes on them."""
+
+    grid: Grid
+    axis: int
+    nodes: np.ndarray
+
+
 def local_coefficients(
     problem: KolmogorovProblem,
     grid: Grid,
@@ -110,34 +132,24 @@ def local_coefficients(
     k: int,
     *,
     slope: float = 2.0,
-    means: Means | None = None,
-    limits: Limits | None = None,
+    instead: Instead = NOTHING,
 ) -> Local:
     """Evaluate and check the coefficients at the nodes x at time t (x a tensor: with gradients).
 
-    ``slope``: weight α of the slope in the scheme's one-sided second differences, for the mean at breaks. ``means``:
-    what takes the place of some functions' values at the nodes. ``limits(t, drift, covariance, killing, source)``
-    puts in what holds at nodes where they cannot be read.
+    ``slope``: weight α of the slope in the scheme's one-sided second differences, for the mean at breaks. ``instead``:
+    what takes the place of values at some nodes.
     """
-    density, bend = metric.like(x)
-    local = _local(problem, t, x, density, bend, k, means, limits)
+    local = _local(problem, t, x, metric.like(x), k, instead)
     for axis in (i for i, a in enumerate(grid.axes) if a.breaks):
-        local = _averaged(problem, grid, axis, t, x, (density, bend), local, slope)
+        local = _averaged(problem, _Breaks(grid, axis, break_nodes(grid, axis)), t, x, metric.like(x), local, slope)
     return local
 
 
 def _local(
-    problem: KolmogorovProblem,
-    t: float,
-    x: Array,
-    density: Array,
-    bend: Array,
-    k: int,
-    means: Means | None = None,
-    limits: Limits | None = None,
+    problem: KolmogorovProblem, t: float, x: Array, maps: tuple[Array, Array], k: int, instead: Instead = NOTHING
 ) -> Local:
     """Coefficients at points x with the grid's map there."""
-    means, sde, box = means or {}, problem.sde, problem.box
+    (density, bend), (means, limits), sde, box = maps, instead, problem.sde, problem.box
     b = check_finite(means.get("drift", sde.drift)(t, x), x, t, "drift", box)
     S = means.get("covariance", sde.covariance)(t, x).reshape(*x.shape, x.shape[-1])
     S = check_covariance(S, x, t, box)
@@ -159,8 +171,7 @@ def source_at(problem: KolmogorovProblem, t: float, x: Array, k: int, means: Mea
 
 def _averaged(
     problem: KolmogorovProblem,
-    grid: Grid,
-    axis: int,
+    breaks: _Breaks,
     t: float,
     x: Array,
     maps: tuple[Array, Array],
@@ -168,12 +179,10 @@ def _averaged(
     slope: float,
 ) -> Local:
     """The coefficients with those on the breaks of an axis replaced by the mean of both sides."""
-    nodes = Held(break_nodes(grid, axis))
+    axis, nodes = breaks.axis, Held(breaks.nodes)
     where = nodes.like(x)
-    sides = [
-        _side(problem, grid, axis, nodes.array, t, x[where], (maps[0][where], maps[1][where]), local.g.shape[1], sign)
-        for sign in (-1.0, 1.0)
-    ]
+    there = maps[0][where], maps[1][where]
+    sides = [_side(problem, breaks, t, x[where], there, local.g.shape[1], sign) for sign in (-1.0, 1.0)]
     (low, density), (high, density_above) = sides
     weight = _weight(sides, axis, slope)
     below, above = weight * low.S[:, axis, axis], (1.0 - weight) * high.S[:, axis, axis]
@@ -187,7 +196,7 @@ def _averaged(
     # mixed derivatives take the mean of the slopes from both sides, in index units
     spacing, spacing_above = as_like(1.0 / density, x), as_like(1.0 / density_above, x)
     moved = 0.0 * below
-    for j in (j for j in range(grid.dim) if j != axis):
+    for j in (j for j in range(breaks.grid.dim) if j != axis):
         mixed = weight * low.S[:, axis, j] * spacing + (1.0 - weight) * high.S[:, axis, j] * spacing_above
         S[:, axis, j] = S[:, j, axis] = 2.0 * mixed / (spacing + spacing_above)
         moved = moved + 0.5 * abs(S[:, axis, j])
@@ -217,9 +226,7 @@ def _logarithmic_mean(p: Array, q: Array) -> Array:
 
 def _side(
     problem: KolmogorovProblem,
-    grid: Grid,
-    axis: int,
-    nodes: np.ndarray,
+    breaks: _Breaks,
     t: float,
     x: Array,
     maps: tuple[Array, Array],
@@ -230,13 +237,14 @@ def _side(
 
     Where breaks meet, the mean of the corners.
     """
+    grid, axis, nodes = breaks
     along = grid.axes[axis]
     xi = along.xi[np.unravel_index(nodes, grid.shape)[axis]] + sign * ASIDE * along.h
     slope, bend = np.asarray(along.grading.slope(xi)), np.asarray(along.grading.bend(xi))
     density, bends = fresh(maps[0]), fresh(maps[1])
     density[:, axis], bends[:, axis] = as_like(1.0 / (slope * along.h), x), as_like(bend / (slope**3 * along.h), x)
     corners = [
-        _local(problem, t, x + as_like(shift, x), density, bends, k) for shift in shifts(grid, axis, nodes, sign)
+        _local(problem, t, x + as_like(shift, x), (density, bends), k) for shift in shifts(grid, axis, nodes, sign)
     ]
     mean = Local(*(sum(getattr(corner, name) for corner in corners) / len(corners) for name in ("A", "S", "c", "g")))
     return mean, 1.0 / (slope * along.h)
@@ -256,10 +264,10 @@ def _weight(sides: Sequence[tuple[Local, np.ndarray]], axis: int, slope: float) 
 def break_weights(problem: KolmogorovProblem, grid: Grid, axis: int, t: float, slope: float) -> np.ndarray:
     """Weights λ of the lower sides at the ``break_nodes`` of an axis at time t, for data that jump there too."""
     nodes, metric = break_nodes(grid, axis), Metric(grid)
+    breaks = _Breaks(grid, axis, nodes)
     maps = metric.density[nodes], metric.bend[nodes]
-    sides = [
-        _side(problem, grid, axis, nodes, t, grid.points[nodes], maps, 1, sign) for sign in (-1.0, 1.0)
-    ]  # no source enters the weights, however many columns it has
+    # no source enters the weights, however many columns it has
+    sides = [_side(problem, breaks, t, grid.points[nodes], maps, 1, sign) for sign in (-1.0, 1.0)]
     return np.asarray(as_numpy(_weight(sides, axis, slope)))
 
 
