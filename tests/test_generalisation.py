@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,3 +160,13 @@ def test_rank_correlation_has_an_interval_that_holds(rng):
         assert found.value == pytest.approx(stats.spearmanr(a, b).statistic)
         hits += found.low <= truth <= found.high
     assert hits >= 32
+
+
+def test_committed_rows_are_those_of_the_default_options():
+    """What docs/findings.md is written from: no network of it would be trained again."""
+    path = Path(__file__).parents[1] / "docs" / "data" / "generalisation.jsonl"
+    config = sweep.Config(rows=str(path))
+    names = next(sweep.waves(config))[0]
+    networks = [sweep._key(name, seed) for name in names for seed in range(5)]
+    assert sweep.rows(config).lacking([*networks, *(sweep._tuning(*one) for one in sweep.trials(config, names))]) == []
+    assert sweep.rows(sweep.Config(rows=str(path), epochs=7)).lacking(networks) == networks
