@@ -102,29 +102,10 @@ def _draw(config: Config, results: dict[str, Any]) -> figure.Figure:
     fig = figure.Figure(figsize=(9, 3.6), layout="constrained")
     left, right = fig.subplots(1, 2, sharex=True)
     for color, size, (name, r) in zip(COLORS, (9, 5, 5), results.items(), strict=True):
-        left.errorbar(
-            config.depths,
-            r["effect"],
-            r["effect_error"],
-            fmt="o",
-            color=color,
-            mfc="none",
-            ms=size,
-            capsize=3,
-            label=name,
-        )
+        style = {"color": color, "mfc": "none", "ms": size, "capsize": 3}
+        left.errorbar(config.depths, r["effect"], r["effect_error"], fmt="o", label=name, **style)
         left.plot(config.depths, r["predicted"], color=color, lw=1)
-        right.errorbar(
-            config.depths,
-            r["viscosity"],
-            r["viscosity_error"],
-            fmt="o-",
-            color=color,
-            mfc="none",
-            ms=size,
-            capsize=3,
-            lw=1,
-        )
+        right.errorbar(config.depths, r["viscosity"], r["viscosity_error"], fmt="o-", lw=1, **style)
     left.set(ylabel="|noisy loss − noise-free loss| (rms)")
     right.set(ylabel="viscosity tr C / (2dh)")
     for ax in (left, right):
