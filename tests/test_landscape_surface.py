@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -518,3 +519,24 @@ def test_flow_losses_in_single_precision(features):
         single = landscape.FlowLoss(x, y, paths=0)(model)["pde"]
         double = landscape.FlowLoss(x.double(), y, paths=0)(model.double())["pde"]
         assert single == pytest.approx(double, rel=2e-3)
+
+
+@pytest.mark.parametrize("rtol", [3e-2, 3e-3])
+def test_the_stated_error_of_an_interpolated_surface_holds_where_nothing_was_evaluated(rtol):
+    """The largest error anywhere, of waves drawn at random, against what the left-out cells said of it."""
+    from kolmo.landscape.placement import place
+
+    axes, rng = (np.linspace(-1.0, 1.0, 41),) * 2, np.random.default_rng(0)
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
+    for _ in range(12):
+        waves, phases = rng.normal(size=(4, 2)) * rng.uniform(1.0, 4.0), rng.uniform(0.0, 6.0, 4)
+        exact = np.sin(points @ waves.T + phases).sum(-1) + 3.0 * (points**2).sum(-1)
+        store = SimpleNamespace(values={"loss": np.full((*exact.shape, 1), np.nan)}, done=np.zeros(exact.shape, bool))
+
+        def wanted(places, store=store, exact=exact):
+            for at in places:
+                store.values["loss"][at], store.done[at] = exact[at], True
+
+        values, stated = place(wanted, store, axes, rtol)
+        assert np.abs(values["loss"][..., 0] - exact).max() <= max(stated["loss"], 1e-12)
+        assert stated["loss"] <= rtol * np.abs(exact).max()

@@ -422,3 +422,27 @@ def test_jumps_that_land_on_a_face_are_paid_there(seed):
     found = monte_carlo(problem, [start], paths=20_000, steps=64, rng=seed)
     exact = reward * poisson.sf(n - 1, rate * horizon)
     assert abs(found.mean - exact) <= 4.0 * found.standard_error + found.bias_estimate
+
+
+@pytest.mark.parametrize("word", ["natural", "reflecting", "absorbing"])
+def test_faces_of_a_lower_order_widen_the_bias_estimate(word):
+    """The same paths, which meet no face: their two step sizes tell less where the order may be that of the face."""
+    sde = SDE(lambda t, x: 1.0 - x**2, dim=1)
+    found = {}
+    for kind in ("open", word):
+        box = Box(0.0, np.inf, [(kind, "open")])
+        problem = KolmogorovProblem(sde, lambda x: x[..., 0], 1.0, box)
+        found[kind] = monte_carlo(problem, [0.3], paths=2, steps=16, rng=0, method="platen")
+    order = min(2.0, box.faces[0][0].weak_order)
+    assert found[word].mean == pytest.approx(found["open"].mean, rel=1e-12)
+    assert found[word].bias_estimate == pytest.approx(found["open"].bias_estimate * 3.0 / (2.0**order - 1.0), rel=1e-9)
+    assert word != "natural" or found[word].bias_estimate > 5.0 * found["open"].bias_estimate
+
+
+@pytest.mark.parametrize("method", ["euler", "platen"])
+def test_killing_that_changes_along_the_way_is_its_mean_over_a_step(method):
+    """Linear along straight paths: then the mean of both ends of a step is exact, however long it is."""
+    sde = SDE(0.7, dim=1)
+    problem = KolmogorovProblem(sde, one, 1.0, killing=lambda t, x: 0.4 + 1.3 * x[..., 0])
+    found = monte_carlo(problem, [0.2], paths=2, steps=2, rng=0, method=method)
+    assert found.mean == pytest.approx(np.exp(-(0.4 + 1.3 * (0.2 + 0.35))), rel=1e-12)
