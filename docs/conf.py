@@ -53,6 +53,8 @@ sphinx_gallery_conf = {
 html_theme = "furo"
 html_title = f"kolmo {release}"
 html_copy_source = False
+html_static_path = ["_theme"]
+html_css_files = ["site.css"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
@@ -159,7 +161,30 @@ def formula(translator, node):
     raise nodes.SkipNode
 
 
+# What the theme leaves out for those who do not see a page, or have no mouse: levels of headings, names of regions, and
+# code that can be scrolled by keys.
+SAID = {
+    '<p class="caption" role="heading">': '<p class="caption" role="heading" aria-level="2">',
+    '<aside class="sidebar-drawer">': '<aside class="sidebar-drawer" aria-label="All pages">',
+    '<aside class="toc-drawer">': '<aside class="toc-drawer" aria-label="On this page">',
+    "<pre>": '<pre tabindex="0">',
+}
+
+
+def accessible(app, exception):
+    """Write into the finished pages what screen readers and keyboards need."""
+    if exception is None and app.builder.format == "html":
+        for page in Path(app.outdir).rglob("*.html"):
+            text = page.read_text(encoding="utf-8")
+            said = text
+            for before, after in SAID.items():
+                said = said.replace(before, after)
+            if said != text:
+                page.write_text(said, encoding="utf-8")
+
+
 def setup(app):
     """Hook into the build."""
     app.add_html_math_renderer("mathml", (formula, None), (formula, None))
     app.connect("builder-inited", write_reference)
+    app.connect("build-finished", accessible)

@@ -1,17 +1,19 @@
 """A report in a real browser: no errors on the console, nothing wider than a phone, every picture there; on paper."""
 
 import html
+import importlib.util
 import json
 import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure as Canvas
 
-from kolmo.report import Code, Figure, Relief, Section, Table, write_html
+from kolmo.report import Code, Figure, Measured, Relief, Section, Table, write_html
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome on the path")
@@ -96,3 +98,59 @@ def test_a_report_prints(report, tmp_path):
     pdf = (tmp_path / "report.pdf").read_bytes()
     assert pdf.startswith(b"%PDF")
     assert len(pdf) > 10_000
+
+
+AXE = importlib.util.find_spec("axe_core_python")
+CHECK = """<script>{axe}</script><script>
+window.addEventListener("load", () => axe.run({{ resultTypes: ["violations"] }}).then((found) => {{
+  const told = document.createElement("pre");
+  told.textContent = "FOUND" + JSON.stringify(found.violations.map((one) => [one.id, one.nodes[0].html])) + "FOUND";
+  document.body.append(told);
+}}));</script></body>"""
+
+
+def violations(path, width):
+    """What axe-core finds: contrast, words for pictures, landmarks, regions that keys do not reach, roles."""
+    script = (Path(AXE.submodule_search_locations[0]) / "axe.min.js").read_text(encoding="utf-8")
+    checked = path.with_name("checked.html")
+    check = CHECK.format(axe=script.replace("</script", "<\\/script"))
+    checked.write_text(path.read_text(encoding="utf-8").replace("</body>", check), encoding="utf-8")
+    dom = browse(checked, "--dump-dom", f"--window-size={width},1600")
+    return json.loads(html.unescape(dom.split("FOUND")[-2]))
+
+
+@pytest.mark.skipif(AXE is None, reason="needs axe-core-python")
+@pytest.mark.parametrize(
+    "width", [1400, 500]
+)  # narrower windows Chromium does not make; frames of 360 are looked at above
+def test_a_report_is_there_for_those_who_do_not_see_it_or_have_no_mouse(report, width):
+    assert violations(report, width) == []
+
+
+@pytest.mark.skipif(AXE is None, reason="needs axe-core-python")
+def test_the_check_sees_what_is_wrong(tmp_path):
+    page = tmp_path / "bad.html"
+    page.write_text('<!DOCTYPE html><html><body><img src="data:,"><p style="color:#eee">pale</p></body></html>')
+    found = {name for name, _ in violations(page, 1400)}
+    assert {"image-alt", "color-contrast", "html-has-lang"} <= found
+
+
+def test_tables_are_cards_on_a_phone_and_tables_on_a_desk(tmp_path):
+    rows = [["none", 0.953, Measured(0.29, 0.01), Measured(0.2901, 0.0004)]] * 3
+    table = Table(["noise", "accuracy", "loss of the network", "loss of its equation"], rows)
+    path = write_html(tmp_path / "report.html", "T", [Section("S", [table])])
+    look = """<!DOCTYPE html><meta charset="utf-8"><link rel="icon" href="data:,">
+    <iframe srcdoc="{page}" width="390" height="800"></iframe>
+    <iframe srcdoc="{page}" width="1400" height="800"></iframe>
+    <script>window.addEventListener("load", () => setTimeout(() => {{
+      const told = document.createElement("pre");
+      told.textContent = "FOUND" + JSON.stringify([...document.querySelectorAll("iframe")].map((frame) => {{
+        const box = frame.contentDocument.querySelector(".scroll"), row = box.querySelector("tbody tr");
+        return [getComputedStyle(row).display, box.scrollWidth - box.clientWidth];
+      }})) + "FOUND";
+      document.body.append(told);
+    }}, 500));</script>"""
+    page = html.escape(path.read_text(encoding="utf-8"))
+    (tmp_path / "look.html").write_text(look.format(page=page), encoding="utf-8")
+    dom = browse(tmp_path / "look.html", "--dump-dom", "--window-size=1900,1000")
+    assert json.loads(html.unescape(dom.split("FOUND")[-2])) == [["block", 0], ["table-row", 0]]

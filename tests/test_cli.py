@@ -134,6 +134,18 @@ def test_a_terminal_shows_ten_lines_and_conclusions_where_there_are_any(toy, cap
     assert summary(kind_of(run), run) == "It adds up."
 
 
+def test_conclusions_of_equations_say_whether_the_tolerance_is_met():
+    from kolmo.cli.equation_run import _concluded
+
+    answer = {"status": "converged", "message": "m", "values": [1.0, 2.0], "error_estimate": [0.01, 0.1]}
+    assert _concluded(answer) == ["The least certain of 2 values is 2.00 ± 0.10; the tolerance is met."]
+    late = _concluded(answer | {"status": "tolerance_not_met"})
+    assert late == ["The least certain of 2 values is 2.00 ± 0.10; the tolerance is not met: m."]
+    assert _concluded(answer | {"values": [1.0, None]}) == ["Not every value is known: see the table."]
+    fit = {"status": "maxiter", "message": "m", "objective": 2.0, "objective_before": 2.0, "iterations": 3}
+    assert _concluded(fit) == ["The objective did not fall in 3 iterations; the fit has not arrived: m."]
+
+
 def test_seeds_are_options_and_go_on_record(toy, capsys):
     assert main(["experiment", "toy", "--seeds", "3", "--seed", "5", "--out", "here"]) == 0
     run = Run.open(toy / "here")

@@ -108,7 +108,27 @@ def report(run: Run) -> Path:
     command = f"kolmo {run.name} equation.toml{_set_to(run)}"
     sections = [Section("Answer", found), Section("What was asked", ["`equation.toml` in the folder:", Code(text)])]
     titles = {"solve": "An equation solved", "control": "A parameter fit" if "objective" in answer else "A control"}
-    return write_report(run, sections, title=titles[run.name], command=command)
+    told = _concluded(answer)
+    return write_report(run, sections, title=titles[run.name], command=command, conclusions=told)
+
+
+def _concluded(answer: dict[str, Any]) -> list[str]:
+    """What the answer says, in a sentence or two."""
+    done = answer["status"] in ("converged", "fixed")
+    if "objective" in answer:
+        before, after = answer["objective_before"], answer["objective"]
+        fell = (
+            f"The objective fell from {before:.4g} to {after:.4g}" if after < before else "The objective did not fall"
+        )
+        found = "; the fit has arrived." if done else f"; the fit has not arrived: {answer['message']}."
+        return [f"{fell} in {answer['iterations']} iterations{found}"]
+    values, errors = (np.array(answer[key], dtype=float).reshape(-1) for key in ("values", "error_estimate"))
+    if not (np.isfinite(values).all() and np.isfinite(errors).all()):
+        return ["Not every value is known: see the table."]
+    k, several = int(errors.argmax()), len(errors) > 1
+    what = f"The least certain of {len(values)} values is" if several else "The value is"
+    met = "the tolerance is met" if done else f"the tolerance is not met: {answer['message']}"
+    return [f"{what} {Measured(values[k], errors[k])}; {met}."]
 
 
 def _values(run: Run, answer: dict[str, Any]) -> list[Block]:
