@@ -167,6 +167,6 @@ def test_committed_rows_are_those_of_the_default_options():
     path = Path(__file__).parents[1] / "docs" / "data" / "generalisation.jsonl"
     config = sweep.Config(rows=str(path))
     names = next(sweep.waves(config))[0]
-    networks = [sweep._key(name, seed) for name in names for seed in range(5)]
+    networks = [sweep._key(name, seed) for name in names for seed in range(8)]
     assert sweep.rows(config).lacking([*networks, *(sweep._tuning(*one) for one in sweep.trials(config, names))]) == []
     assert sweep.rows(sweep.Config(rows=str(path), epochs=7)).lacking(networks) == networks
