@@ -49,6 +49,23 @@ def test_independent_accumulators_without_floors():
     assert 3.5 < rests[0] / rests[1] < 4.5
 
 
+def test_three_accumulators():
+    rng = np.random.default_rng(3)
+    speeds, bounds = rng.uniform(0.5, 2.0, 3), rng.uniform(0.8, 1.4, 3)
+    t, choices = rng.uniform(0.2, 1.5, 20), rng.integers(0, 3, 20)
+    speed = torch.tensor(speeds, requires_grad=True)
+    found = Race(lambda t, x, c: speed + 0.0 * x, upper=list(bounds)).likelihood(Trials(t, choices), tol=0.3)
+
+    def exact(v):
+        of = [wiener(t, b, u) for b, u in zip(bounds, v, strict=True)]
+        ways = [np.prod([of[j][j != k] for j in range(3)], 0) for k in range(3)]
+        return np.log(np.choose(choices, ways)).sum()
+
+    assert abs(found().item() - exact(speeds)) <= found.error_estimate <= 0.3
+    slopes = [(exact(speeds + 1e-5 * e) - exact(speeds - 1e-5 * e)) / 2e-5 for e in np.eye(3)]
+    np.testing.assert_allclose(torch.autograd.grad(found(), speed)[0], slopes, atol=0.1)
+
+
 def test_floors_reflect():
     # a Brownian motion that is reflected at zero is |B|: one that leaves (-1, 1)
     t, choices = np.array([0.2, 0.5, 0.9, 1.4, 0.7]), np.array([0.0, 1.0, 1.0, 0.0, np.nan])
@@ -73,7 +90,7 @@ def test_what_is_refused():
     with pytest.raises(InputError, match="upper"):
         Race(0.0, upper=[1.0])
     with pytest.raises(InputError, match="upper"):
-        Race(0.0, upper=[1.0, 1.0, 1.0])
+        Race(0.0, upper=[1.0, 1.0, 1.0, 1.0])
     with pytest.raises(InputError, match="moves"):
         Race(0.0, upper=[lambda t, c: 1.0 - t, 1.0])
     with pytest.raises(InputError, match="start"):

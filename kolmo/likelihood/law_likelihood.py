@@ -33,12 +33,12 @@ from kolmo.problem.sde import SDE
 from kolmo.schemes.generator import discretize
 
 # Nodes per axis of the first level and of the finest one, by dimension.
-FIRST, MOST = {1: 48.0, 2: 16.0, 3: 20.0}, {1: 1700.0, 2: 260.0, 3: 52.0}
+FIRST, MOST = {1: 48.0, 2: 16.0, 3: 12.0}, {1: 1700.0, 2: 260.0, 3: 52.0}
 # Order that levels show: of the steps, beside which space has six.
 ORDER = {1: 5.0, 2: 3.0, 3: 3.0}
 STEPPER = {1: "radau5", 2: "mcs3", 3: "mcs3"}
 # Steps in each doubling of time, per node of an axis, and doublings before the first time that is looked at.
-STEPS, BEFORE = {1: 1.0 / 8.0, 2: 1.0 / 4.0, 3: 1.0 / 6.0}, 3
+STEPS, BEFORE = {1: 1.0 / 8.0, 2: 1.0 / 4.0, 3: 1.0 / 3.0}, 3
 # So many steps are made at least while what is left falls by this exponent. Where it falls by more in a step, what has
 # died out comes back: split steps damp quick modes by little, and of e^(-7) that is left they are soon the most.
 FALLS = 1.25

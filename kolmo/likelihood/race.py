@@ -1,4 +1,4 @@
-"""Races: two accumulators, and the first of them that reaches its bound."""
+"""Races: two or three accumulators, and the first of them that reaches its bound."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from kolmo.likelihood.trials import Trials
 
 
 class Race(Decision):
-    r"""Two accumulators that race: the first to reach its bound is the choice, and ends the trial.
+    r"""Two or three accumulators that race: the first to reach its bound is the choice, and ends the trial.
 
     .. math::
         dX = b(t, X)\,dt + \sigma(t, X)\,dW, \qquad X_0 = \text{start}, \qquad
@@ -32,7 +32,7 @@ class Race(Decision):
     diffusion : number, array_like or callable, default 1
         σ, likewise: a number, ``(d,)`` or ``(d, d)``.
     upper : sequence of d numbers, tensors or callables
-        The bounds, d = 2; ``upper[k](c)``.
+        The bounds, d = 2 or 3; ``upper[k](c)``.
     lower : number, tensor, callable or sequence of d of these, optional
         Floors; None: there is none.
     start : number, tensor, sequence of d numbers, or callable, default 0
@@ -49,8 +49,8 @@ class Race(Decision):
     -----
     The law of the process is moved on a grid by implicit steps, once for all trials of a condition; what goes out
     through a face is the density of that choice. Passages so early that next to none has arrived have that of the
-    accumulator by itself, with drift and noise on the straight way to its bound, the other accumulator at its start.
-    Where noise is correlated, or depends on the other axis or on time, estimates for these grow the earlier they are.
+    accumulator by itself, with drift and noise on the straight way to its bound, the others at their starts. Where
+    noise is correlated, or depends on other axes or on time, estimates for these grow the earlier they are.
 
     Examples
     --------
@@ -81,8 +81,9 @@ class Race(Decision):
     ) -> None:
         self.upper: tuple[Given, ...] = tuple(upper)
         self.dim = len(self.upper)
-        if self.dim != 2:
-            raise InputError("upper", f"{self.dim} bounds", "two, one for each accumulator", "FirstPassage for one")
+        if self.dim not in (2, 3):
+            needed = "two or three, one for each accumulator"
+            raise InputError("upper", f"{self.dim} bounds", needed, "FirstPassage for one")
         floors = lower if isinstance(lower, list | tuple) else [lower] * self.dim
         if len(floors) != self.dim:
             raise InputError("lower", f"{len(floors)} floors", f"{self.dim}, or one for all")

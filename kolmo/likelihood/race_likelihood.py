@@ -138,7 +138,7 @@ class _Course:
         return self._recipes[n]
 
     def alone(self, side: int) -> "_Alone":
-        """What an accumulator is by itself, early: it goes straight to its bound while the other is at its start."""
+        """What an accumulator is by itself, early: it goes straight to its bound while the others are at theirs."""
         begin, (z, w) = self.begin(), (torch.as_tensor(v) for v in legendre.leggauss(ALONG))
         parts = torch.cat([0.5 * (1.0 + z), torch.tensor([0.0, 1.0])])
         line, back = (self._line(side, begin[side], end, parts) for end in (torch.ones(()), torch.zeros(())))
@@ -162,7 +162,7 @@ class _Course:
     def _line(
         self, side: int, begin: torch.Tensor, end: torch.Tensor, parts: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Drift and noise of an axis at parts (m,) of the way to an end, the other axis at its start."""
+        """Drift and noise of an axis at parts (m,) of the way to an end, the other axes at their starts."""
         places = self.begin().expand(len(parts), -1)
         index = torch.tensor([side])
         places = places.index_copy(1, index, (begin + parts * (end - begin))[:, None])
@@ -172,13 +172,16 @@ class _Course:
     @cached_property
     def straight(self) -> bool:
         """Whether early passages go straight: noise of an axis that depends on the place on it alone."""
+        d = self.model.dim
         with torch.no_grad():
             at = torch.linspace(0.0, 1.0, CROSS, dtype=torch.float64)
-            places = torch.stack(torch.meshgrid(at, at, indexing="ij"), -1)
-            seen = [self._covariance(t, places).expand(CROSS, CROSS, 2, 2) for t in (0.0, self.first)]
-        first, second = seen[0][..., 0, 0], seen[0][..., 1, 1]
-        kept = [(seen[0], seen[1]), (first, first[:, :1]), (second, second[:1]), (seen[0][..., 0, 1], torch.zeros(()))]
-        least = COMPARED * float(seen[0].abs().max())
+            places = torch.stack(torch.meshgrid(*[at] * d, indexing="ij"), -1)
+            seen, later = (self._covariance(t, places).expand(*places.shape, d) for t in (0.0, self.first))
+        kept = [(seen, later), (seen, torch.diag_embed(seen.diagonal(dim1=-2, dim2=-1)))]
+        for i in range(d):
+            own = seen[..., i, i].movedim(i, 0).reshape(CROSS, -1)
+            kept.append((own, own[:, :1]))
+        least = COMPARED * float(seen.abs().max())
         return all(float((a - b).abs().max()) <= least for a, b in kept)
 
     def _outwards(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
