@@ -11,7 +11,6 @@ from matplotlib.ticker import MaxNLocator
 RESOLVED = 10.0  # a difference counts where it is this many times its error estimate
 PLANE = np.linspace(-REACH, REACH, 81)  # axis of the plane of the encoder's features
 WIDE = np.linspace(-5.0, 5.0, 201)  # axis of the plane of final features
-WHERE_DATA_LIE = 0.9  # of the held-out digits: the scale of the surfaces ends at the loss of this part of them
 SHOWN = 60  # held-out digits whose trajectories are drawn
 # Ten colours that stay apart under the common colour deficiencies (Paul Tol's muted scheme, and a grey); the digits are
 # written out as well.
@@ -30,7 +29,7 @@ FLOW = (
 SURFACES = (
     "Expected loss u(0, x) of one class, started at x, on one scale. Above: the weights trained without noise, "
     "the noise switched on. In the middle: what that changes. Below: weights trained with that noise. White dots: "
-    "held-out digits of the class. Scales end where nine tenths of the held-out digits lie."
+    "held-out digits of the class. Scales end where these do."
 )
 DEPTH = (
     "Root-mean-square difference of network and PDE loss over the held-out digits, one vector field at every depth. "
@@ -85,36 +84,37 @@ def surfaces(digit: int, found: dict[str, Any]) -> Figure:
         [(name, "trained without noise", one) for name, one in found["fixed"].items()],
         [(name, "trained with it", one) for name, one in list(found["trained"].items())[1:]],
     ]
-    # the scale ends where the data do: beyond, the loss goes to ten times as much, and all panels would look alike
-    highest = max(np.quantile(one["losses"][:, digit], WHERE_DATA_LIE) for row in rows for _, _, one in row)
+    # the scale ends where digits of the class do: beyond, the loss goes to ten times as much, and panels look alike
+    mine = found["labels"] == digit
+    highest = max(one["losses"][mine, digit].max() for row in rows for _, _, one in row)
     levels = MaxNLocator(14).tick_values(0.0, highest)
     figure = Figure(figsize=(3.2 * len(rows[0]) + 0.9, 10.0), layout="constrained")
     panels = figure.subplots(3, len(rows[0]), sharex=True, sharey=True, squeeze=False)
     grid = panels[[0, 2]]
-    changes(panels[1], digit, [(name, one) for name, _, one in rows[0]])
+    changes(panels[1], digit, mine, [(name, one) for name, _, one in rows[0]])
     for ax, (name, training, one) in zip(grid.ravel(), [*rows[0], *rows[1]], strict=True):
         field = np.maximum(one["plane"][:, digit], 0.0).reshape(len(PLANE), len(PLANE)).T
         filled = ax.contourf(PLANE, PLANE, field, levels, cmap="cividis", extend="max")
         ax.contour(PLANE, PLANE, field, levels[1::2], colors="white", linewidths=0.4, alpha=0.6)
-        mine = one["points"][found["labels"] == digit]
-        ax.plot(*mine.T, "o", color="white", markeredgecolor="black", markersize=3.5, markeredgewidth=0.6)
+        ax.plot(
+            *one["points"][mine].T, "o", color="white", markeredgecolor="black", markersize=3.5, markeredgewidth=0.6
+        )
         ax.set(title=f"{name},\n{training}", aspect="equal")
     for ax in grid[-1]:
         ax.set_xlabel("feature 1")
     for ax in grid[:, 0]:
         ax.set_ylabel("feature 2")
-    figure.colorbar(filled, ax=grid, label=f"expected loss $u(0, x)$ of class {digit}", shrink=0.85)
+    for row in grid:
+        figure.colorbar(filled, ax=list(row), label=f"expected loss $u(0, x)$ of class {digit}", shrink=0.85)
     return figure
 
 
-def changes(axes: Any, digit: int, surfaces: list[tuple[str, dict[str, Any]]]) -> None:
+def changes(axes: Any, digit: int, mine: np.ndarray, surfaces: list[tuple[str, dict[str, Any]]]) -> None:
     """What noise changes at fixed weights, on one scale about zero; the first panel has none, and stays empty."""
     (_, plain), *noisy = surfaces
     fields = [one["plane"][:, digit] - plain["plane"][:, digit] for _, one in noisy]
-    lie = plain["losses"][:, digit] <= np.quantile(plain["losses"][:, digit], WHERE_DATA_LIE)
-    seen = [(one["losses"] - plain["losses"])[lie, digit] for _, one in noisy]
-    most = max(float(np.abs(change).max()) for change in seen)
-    levels = np.linspace(-most, most, 16)
+    most = max((float(np.abs((one["losses"] - plain["losses"])[mine, digit]).max()) for _, one in noisy), default=0.0)
+    levels = np.linspace(-most, most, 16) if most > 0 else np.linspace(-1.0, 1.0, 16)
     axes[0].set_axis_off()
     for ax, (name, _), field in zip(axes[1:], noisy, fields, strict=False):
         filled = ax.contourf(
@@ -122,7 +122,7 @@ def changes(axes: Any, digit: int, surfaces: list[tuple[str, dict[str, Any]]]) -
         )
         ax.set(title=f"{name}\nminus no noise", aspect="equal")
     if noisy:
-        axes[0].figure.colorbar(filled, ax=axes, label="change of the expected loss", shrink=0.85)
+        axes[0].figure.colorbar(filled, ax=list(axes), label="change", format="%.2g", shrink=0.85)
 
 
 def depth(found: dict[str, Any]) -> Figure:

@@ -82,7 +82,7 @@ classifier = module.classifier.eval()
 axis = torch.linspace(-2.2, 2.2, 45, dtype=torch.float64)
 states = torch.cat([x, torch.cartesian_prod(axis, axis)])
 classes = torch.cat([y, torch.ones(45 * 45, dtype=torch.long)])
-finer = classifier.expected_loss(states, classes, method="pde", rtol=2e-3).mean
+finer = classifier.expected_loss(states, classes, method="pde", rtol=2e-3, max_seconds=300).mean
 paths = classifier.expected_loss(x, y, paths=400, rng=0).mean
 print(f"sampled layers {paths.mean():.3f}, equation to a tolerance {finer[:200].mean():.3f}")
 
