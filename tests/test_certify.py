@@ -14,7 +14,7 @@ import kolmo
 from kolmo import SDE, Absorbing, Box, Grid, KolmogorovProblem, Robin, catalog, certify
 from kolmo.errors import InputError, KolmoWarning, NotConvergedError
 from kolmo.grid.grading import Sinh
-from kolmo.montecarlo.estimators import simulate
+from kolmo.montecarlo.estimators import Draws, simulate
 from kolmo.montecarlo.methods import METHODS
 from kolmo.refine.smooth import Interpolant, clock, error_problem, interpolants
 from validation.certificates import trial
@@ -71,8 +71,8 @@ def test_the_identity_holds_for_any_smooth_function(name):
     v = anything(box, columns or 1, stationary)
     points = case.points[:2]
     found = simulate(
-        error_problem(case.problem, v, columns), points[:, None], np.ones((1, 1)), 1000 if stationary else 4000,
-        12 if stationary else 48, 3, METHODS["euler"], None, sampled=True,
+        error_problem(case.problem, v, columns), points[:, None], np.ones((1, 1)),
+        Draws(1000, 12, 3) if stationary else Draws(4000, 48, 3), METHODS["euler"], None, sampled=True,
     )  # fmt: skip
     truth = case.values[:2].reshape(len(points), -1) - v(0.0, points)
     assert (np.abs(found.mean - truth) <= 4.0 * found.standard_error + found.bias + 1e-9).all()
@@ -95,9 +95,8 @@ def test_conditions_on_walls_that_the_smooth_function_does_not_fulfil_are_paid_f
     at = np.array([[0.5, 0.6], [0.1, 1.1]])
     truth = kolmo.solve(problem, grid=(41, 49), steps=24, stepper="mcs3")
     v = anything(box)
-    found = simulate(
-        error_problem(problem, v, None), at[:, None], np.ones((1, 1)), 6000, 64, 0, METHODS["euler"], None, sampled=True
-    )
+    error, draws = error_problem(problem, v, None), Draws(6000, 64, 0)
+    found = simulate(error, at[:, None], np.ones((1, 1)), draws, METHODS["euler"], None, sampled=True)
     off = np.abs(found.mean[:, 0] + v(0.0, at)[:, 0] - truth(at))
     assert (off < 4.0 * found.standard_error[:, 0] + found.bias[:, 0]).all(), off
     assert found.standard_error.max() < 0.02
@@ -193,9 +192,8 @@ def pulse(width):
 
 
 def sampled(problem, seed, paths=10, steps=20):
-    return simulate(
-        problem, np.zeros((1, 1, 1)), np.ones((1, 1)), paths, steps, seed, METHODS["euler"], None, sampled=True
-    )
+    draws = Draws(paths, steps, seed)
+    return simulate(problem, np.zeros((1, 1, 1)), np.ones((1, 1)), draws, METHODS["euler"], None, sampled=True)
 
 
 def test_instants_see_a_pulse_shorter_than_a_step_as_often_as_it_lasts():

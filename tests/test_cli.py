@@ -474,7 +474,7 @@ def test_a_landscape_that_was_interrupted_goes_on_and_its_report_is_written_agai
     module = importlib.import_module("kolmo.landscape.surface")  # the package has a function of this name
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine_again_for_kolmo.py").write_text(FACTORY)
-    put, counted = module._Store._put, []
+    put, counted = module.Store._put, []
 
     def interrupting(self, index, found):
         put(self, index, found)
@@ -482,7 +482,7 @@ def test_a_landscape_that_was_interrupted_goes_on_and_its_report_is_written_agai
         if len(counted) == 10:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module._Store, "_put", interrupting)
+    monkeypatch.setattr(module.Store, "_put", interrupting)
     arguments = ["landscape", "mine_again_for_kolmo:made", "--points", "5", "--quiet"]
     assert main([*arguments, "--out", "run"]) == 1
     assert "kolmo landscape --resume run" in capsys.readouterr().err
