@@ -28,13 +28,13 @@ def test_a_grid_beyond_the_memory_is_refused_with_numbers(dim, grid):
 
 
 def test_the_limit_is_what_is_free(monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda: memory.predicted((21, 21), steps=4) - 1)
-    with pytest.raises(InputError, match="21 × 21 nodes"):
-        kolmo.solve(problem(2), grid=21, steps=4)
-    monkeypatch.setattr(memory, "available", lambda: memory.predicted((21, 21), steps=4))
-    kolmo.solve(problem(2), grid=21, steps=4)
+    monkeypatch.setattr(memory, "available", lambda: memory.predicted((201, 201), steps=4) - 1)
+    with pytest.raises(InputError, match="201 × 201 nodes"):
+        kolmo.solve(problem(2), grid=201, steps=4)
+    monkeypatch.setattr(memory, "available", lambda: memory.predicted((201, 201), steps=4))
+    kolmo.solve(problem(2), grid=201, steps=4)
     monkeypatch.setattr(memory, "available", lambda: None)
-    kolmo.solve(problem(2), grid=21, steps=4)
+    kolmo.solve(problem(2), grid=201, steps=4)
 
 
 @pytest.mark.slow
