@@ -21,6 +21,7 @@ from kolmo.likelihood.moving import through
 from kolmo.likelihood.trials import UNTIMED, Trials
 from kolmo.likelihood.trials_likelihood import LONGEST, SOONEST, PassageLikelihood
 from kolmo.problem.box import Box
+from kolmo.problem.instants import reads_time
 from kolmo.problem.problem import KolmogorovProblem
 from kolmo.problem.sde import SDE
 
@@ -96,50 +97,83 @@ class RaceLikelihood(PassageLikelihood):
 
 
 class _Course:
-    """A condition in coordinates in which bounds are at one, and floors, or else the start, at zero."""
+    """What is decided of a condition until the resolution is looked for anew: horizon, box, clock and recipes."""
 
     def __init__(self, model: "Race", c: Covariates, horizon: float, wider: float) -> None:
-        self.model, self.c, self.sde = model, c, model.sde(c)
-        floors = model.lower or (None,) * model.dim
-        self.floored = np.array([floor is not None for floor in floors])
-        killing = None if model.killing is None else self._killing
-        # the cut of an open axis stands at -1 until it is known
-        pairs = [("reflecting" if f else "open", "absorbing") for f in self.floored]
-        low, high = np.where(self.floored, 0.0, -1.0), np.ones(model.dim)
-        sde = SDE(self._drift, covariance=self._covariance, dim=model.dim, arrays="torch")
+        self.model, self.c, self.horizon = model, c, horizon
+        # what no code reads is not looked for at every call
+        self.autonomous = None if any(map(reads_time, (model.drift, model.diffusion))) else True
         with torch.no_grad():
-            begin = as_numpy(self.begin())
-            noise = torch.diagonal(self._covariance(0.0, self.begin()[None])[0]).numpy()
+            now = self.present()
+            begin, noise = as_numpy(now.begin), torch.diagonal(now.covariance(0.0, now.begin[None])[0]).numpy()
         if not (noise > 0).all():
             raise InputError("diffusion", noise.tolist(), "noise on every axis, at the start")
+        self.floored = now.floored
         self.first = min(SOON * float(((1.0 - begin) ** 2 / noise).min()), 0.5 * horizon)
         self.start = (begin, np.sqrt(self.first * noise))
+        pairs = [("reflecting" if f else "open", "absorbing") for f in self.floored]
+        low, high = np.zeros(model.dim), np.ones(model.dim)
         if not self.floored.all():
             within = Box(np.where(self.floored, 0.0, -np.inf), high, pairs)
-            found = np.asarray(Box.covering(sde, begin[None], horizon, within=within, tail=TAIL).lower)
+            found = np.asarray(Box.covering(now.process(), begin[None], horizon, within=within, tail=TAIL).lower)
             low = np.where(self.floored, 0.0, wider * found)
-        self.ends = (low, high)
-        self.problem = KolmogorovProblem(
-            sde, lambda x: 0.0 * x[..., 0], horizon, Box(low, high, pairs), killing=killing
-        ).handing("torch")
-        self.horizon = horizon
+        self.box = Box(low, high, pairs)
         self._recipes: dict[int, Discretization] = {}
 
-    def begin(self) -> torch.Tensor:
-        """The start in these coordinates, shape (d,)."""
-        begin, low, unit = self.model.ends(self.c)
-        return (begin - low) / unit
+    def present(self) -> "_Present":
+        """The process at the parameters of the moment."""
+        return _Present(self.model, self.c)
+
+    def problem(self, now: "_Present") -> KolmogorovProblem:
+        """The process until it is decided."""
+        killing = None if self.model.killing is None else now.killing
+        sde, nothing = now.process(self.autonomous), lambda x: 0.0 * x[..., 0]
+        return KolmogorovProblem(sde, nothing, self.horizon, self.box, killing=killing).handing("torch")
 
     def recipe(self, n: int) -> Discretization:
         """Grid and steps of a resolution: the same ones until the resolution is looked for anew."""
         if n not in self._recipes:
-            seen = np.array([self.first, self.horizon])
-            self._recipes[n] = recipe_about(self.problem, self.ends, self.start, seen, n)
+            seen, ends = np.array([self.first, self.horizon]), (np.array(self.box.lower), np.array(self.box.upper))
+            self._recipes[n] = recipe_about(self.problem(self.present()), ends, self.start, seen, n)
         return self._recipes[n]
 
-    def alone(self, side: int) -> "_Alone":
-        """What an accumulator is by itself, early: it goes straight to its bound while the others are at theirs."""
-        begin, (z, w) = self.begin(), (torch.as_tensor(v) for v in legendre.leggauss(ALONG))
+    @cached_property
+    def straight(self) -> bool:
+        """Whether early passages go straight: noise of an axis that depends on the place on it alone."""
+        d, now = self.model.dim, self.present()
+        with torch.no_grad():
+            at = torch.linspace(0.0, 1.0, CROSS, dtype=torch.float64)
+            places = torch.stack(torch.meshgrid(*[at] * d, indexing="ij"), -1)
+            seen, later = (now.covariance(t, places).expand(*places.shape, d) for t in (0.0, self.first))
+        kept = [(seen, later), (seen, torch.diag_embed(seen.diagonal(dim1=-2, dim2=-1)))]
+        for i in range(d):
+            own = seen[..., i, i].movedim(i, 0).reshape(CROSS, -1)
+            kept.append((own, own[:, :1]))
+        least = COMPARED * float(seen.abs().max())
+        return all(float((a - b).abs().max()) <= least for a, b in kept)
+
+
+class _Present:
+    """A condition at the parameters of the moment, where bounds are at one, and floors, or else the start, at zero."""
+
+    def __init__(self, model: "Race", c: Covariates) -> None:
+        self.model, self.c, self.sde = model, c, model.sde(c)
+        begin, self.low, self.unit = model.ends(c)
+        self.begin = (begin - self.low) / self.unit
+        self.floored = np.array([floor is not None for floor in model.lower or (None,) * model.dim])
+
+    def process(self, autonomous: bool | None = None) -> SDE:
+        """The process in these coordinates."""
+        return SDE(self.drift, covariance=self.covariance, dim=self.model.dim, arrays="torch", autonomous=autonomous)
+
+    @cached_property
+    def alone(self) -> "list[_Alone]":
+        """What every accumulator is by itself, early."""
+        return [self._alone(side) for side in self.model.sides]
+
+    def _alone(self, side: int) -> "_Alone":
+        """It goes straight to its bound while the others are at their starts."""
+        begin, (z, w) = self.begin, (torch.as_tensor(v) for v in legendre.leggauss(ALONG))
         parts = torch.cat([0.5 * (1.0 + z), torch.tensor([0.0, 1.0])])
         line, back = (self._line(side, begin[side], end, parts) for end in (torch.ones(()), torch.zeros(())))
         drift, noise = line
@@ -163,41 +197,26 @@ class _Course:
         self, side: int, begin: torch.Tensor, end: torch.Tensor, parts: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Drift and noise of an axis at parts (m,) of the way to an end, the other axes at their starts."""
-        places = self.begin().expand(len(parts), -1)
+        places = self.begin.expand(len(parts), -1)
         index = torch.tensor([side])
         places = places.index_copy(1, index, (begin + parts * (end - begin))[:, None])
-        covariance = self._covariance(0.0, places).expand(len(parts), self.model.dim, self.model.dim)
-        return self._drift(0.0, places)[:, side], covariance[:, side, side].sqrt()
+        covariance = self.covariance(0.0, places).expand(len(parts), self.model.dim, self.model.dim)
+        return self.drift(0.0, places)[:, side], covariance[:, side, side].sqrt()
 
-    @cached_property
-    def straight(self) -> bool:
-        """Whether early passages go straight: noise of an axis that depends on the place on it alone."""
-        d = self.model.dim
-        with torch.no_grad():
-            at = torch.linspace(0.0, 1.0, CROSS, dtype=torch.float64)
-            places = torch.stack(torch.meshgrid(*[at] * d, indexing="ij"), -1)
-            seen, later = (self._covariance(t, places).expand(*places.shape, d) for t in (0.0, self.first))
-        kept = [(seen, later), (seen, torch.diag_embed(seen.diagonal(dim1=-2, dim2=-1)))]
-        for i in range(d):
-            own = seen[..., i, i].movedim(i, 0).reshape(CROSS, -1)
-            kept.append((own, own[:, :1]))
-        least = COMPARED * float(seen.abs().max())
-        return all(float((a - b).abs().max()) <= least for a, b in kept)
+    def _outwards(self, y: torch.Tensor) -> torch.Tensor:
+        return self.low + self.unit * y
 
-    def _outwards(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        _, low, unit = self.model.ends(self.c)
-        return low + unit * y, unit
+    def drift(self, t: Any, y: torch.Tensor) -> torch.Tensor:
+        """Drift at points (..., d)."""
+        return torch.as_tensor(self.sde.drift(t, self._outwards(y))).expand(y.shape) / self.unit
 
-    def _drift(self, t: Any, y: torch.Tensor) -> torch.Tensor:
-        x, unit = self._outwards(y)
-        return torch.as_tensor(self.sde.drift(t, x)).expand(x.shape) / unit
+    def covariance(self, t: Any, y: torch.Tensor) -> torch.Tensor:
+        """Covariance, (..., d, d) or the same for all."""
+        return torch.as_tensor(self.sde.covariance(t, self._outwards(y))) / (self.unit[:, None] * self.unit)
 
-    def _covariance(self, t: Any, y: torch.Tensor) -> torch.Tensor:
-        x, unit = self._outwards(y)
-        return torch.as_tensor(self.sde.covariance(t, x)) / (unit[:, None] * unit)
-
-    def _killing(self, t: Any, y: torch.Tensor) -> torch.Tensor:
-        found = self.model.killed(self._outwards(y)[0], self.c, t)
+    def killing(self, t: Any, y: torch.Tensor) -> torch.Tensor:
+        """Killing rate."""
+        found = self.model.killed(self._outwards(y), self.c, t)
         assert found is not None
         return found
 
@@ -220,16 +239,17 @@ class _Exit:
     """What goes out under a condition: in the steps of the clock through every bound (n − 1, d); what is left (n,)."""
 
     course: _Course
+    now: _Present
     clock: np.ndarray
     gone: torch.Tensor
     left: torch.Tensor
 
     @classmethod
     def of(cls, course: _Course, n: int) -> "_Exit":
-        recipe = course.recipe(n)
-        found = law(course.problem, course.begin(), discretization=recipe, save=recipe.times)
+        recipe, now = course.recipe(n), course.present()
+        found = law(course.problem(now), now.begin, discretization=recipe, save=recipe.times)
         gone = torch.stack([found.gone((k, 1)) for k in course.model.sides], -1)
-        return cls(course, np.asarray(recipe.times), gone, found.weights.sum(1))
+        return cls(course, now, np.asarray(recipe.times), gone, found.weights.sum(1))
 
     def chosen(self, side: int) -> torch.Tensor:
         """Probability of a choice."""
@@ -255,7 +275,7 @@ class _Exit:
 
     def early(self, side: int, s: torch.Tensor) -> torch.Tensor:
         """Logarithm of the density of early passages at times: of the accumulator alone, and its image."""
-        alone = self.course.alone(side)
+        alone = self.now.alone[side]
         logs = [
             torch.log(d / math.sqrt(2.0 * math.pi)) - 1.5 * torch.log(s) - d**2 / (2.0 * s) + alone.action - rate * s
             for d, rate in zip(alone.ways, alone.rates, strict=True)
@@ -315,7 +335,7 @@ class _Exits:
         found: _Exit, side: int, s: torch.Tensor, shares: torch.Tensor, guesses: bool
     ) -> tuple[torch.Tensor, float]:
         """Logarithms under a condition at times (m, J) since the start, summed over delays."""
-        way = float(found.course.alone(side).ways[0].detach())
+        way = float(found.now.alone[side].ways[0].detach())
         soon = SOON * way**2
         s = torch.maximum(s, torch.tensor(SOONEST * way**2, dtype=torch.float64))
         flux = found.density(side, s)
