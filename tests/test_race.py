@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from kolmo.errors import InputError
+from kolmo.errors import InputError, ToleranceWarning
 from kolmo.likelihood import FirstPassage, Race, Trials
 
 TOL = 0.05
@@ -97,3 +97,15 @@ def test_what_is_refused():
         Race(0.0, upper=[1.0, 1.0], start=2.0).likelihood(Trials([1.0], [0]))()
     with pytest.raises(InputError, match="choice"):
         Race(0.0, upper=[1.0, 1.0]).likelihood(Trials([1.0], [2]))
+
+
+@pytest.mark.parametrize("soon", [3, 8])
+def test_what_finer_levels_share_is_not_looked_for_on_them(soon):
+    # times of responses far too soon for the delay: what the formula of early passages may be off does not shrink
+    race = Race(lambda t, x, c: 2.0 - x.flip(-1), upper=[1.2, 1.2], lower=0.0, delay=0.37)
+    found = race.likelihood(Trials([0.42] * soon + [0.8], [0] * soon + [1]), tol=0.01)
+    with pytest.warns(ToleranceWarning, match="share"):
+        found()
+    assert found.status == "tolerance_not_met"
+    assert found.error_estimate > 0.01
+    assert found.resolution < 100

@@ -22,6 +22,8 @@ GROWTH = 1.5
 PARTS = 8
 # Smallest density that counts: below it there are no numbers.
 LEAST = 1e-300
+# Part of an error that is left from one level to the next, from which on it is one that finer levels share.
+SHARED = 0.9
 # Logarithms below the negative of this have no exponential.
 HOPELESS = 690.0
 # Part of a tolerance that a cut may take.
@@ -223,6 +225,7 @@ class Likelihood(Shown, ABC):
     def _levels(self) -> tuple[list[Level], float]:
         """Levels until the last of them meets the tolerance, and its error."""
         policy, n, levels = Convergence(self.order, fastest=self.fastest), self.first, list[Level]()
+        knowns: list[float] = []
         while True:
             if levels and levels[-1].known > NONSENSE:
                 levels.clear()
@@ -234,9 +237,14 @@ class Likelihood(Shown, ABC):
             error += levels[-1].known
             # what is not confirmed has the estimate that no accident makes small; that of three levels is not enough
             shown = len(levels) >= (3 if verdict.confirmed or verdict.silent.all() else 4)
-            met = shown and error <= (1.0 - CUT_SHARE) * self.tol
+            enough, left = (1.0 - CUT_SHARE) * self.tol, error - levels[-1].known
+            met = shown and error <= enough
+            knowns.append(levels[-1].known)
+            nonsense = len(knowns) > 2 and min(knowns[-3:]) > NONSENSE
+            # finer levels would have the same error
+            stuck = ((shown and left <= enough) or nonsense) and knowns[-1] >= SHARED * knowns[-2]
             grown = self._next(n)
-            if met or grown > self.most:
+            if met or stuck or grown > self.most:
                 return levels, error
             n = grown
 
@@ -247,11 +255,16 @@ class Likelihood(Shown, ABC):
         """Keep the level after the coarsest one within the tolerance: other parameters may ask for more."""
         last = levels[-1]
         errors = [v.distance(last) + max(v.known - last.known, 0.0) + error for v in levels]
-        k = next((k + 1 for k, found in enumerate(errors[:-1]) if found <= self.tol), -1)
+        allowed = self.tol + (last.known if errors[-1] > self.tol else 0.0)  # what they share no resolution mends
+        k = next((k + 1 for k, found in enumerate(errors[:-1]) if found <= allowed), -1)
         self.resolution, self.error_estimate = levels[k].n, errors[k]
         met = self.error_estimate <= self.tol
         self.status = "converged" if met else "tolerance_not_met"
-        self.message = "the estimate meets the tolerance" if met else f"stopped at the finest level, {last.n:g}"
+        shared = last.known > (1.0 - CUT_SHARE) * self.tol
+        why = (
+            "most of the error is one that finer levels share" if shared else f"stopped at the finest level, {last.n:g}"
+        )
+        self.message = "the estimate meets the tolerance" if met else why
 
 
 def log_of(density: torch.Tensor) -> torch.Tensor:
