@@ -240,7 +240,8 @@ class Likelihood(Shown, ABC):
             enough, left = (1.0 - CUT_SHARE) * self.tol, error - levels[-1].known
             met = shown and error <= enough
             knowns.append(levels[-1].known)
-            nonsense = len(knowns) > 2 and min(knowns[-3:]) > NONSENSE
+            # a density that is lost among the errors of a grid comes out on a finer one
+            nonsense = len(knowns) > 2 and min(knowns[-3:]) > NONSENSE and max(knowns[-3:]) < HOPELESS
             # finer levels would have the same error
             stuck = ((shown and left <= enough) or nonsense) and knowns[-1] >= SHARED * knowns[-2]
             grown = self._next(n)

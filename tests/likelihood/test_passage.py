@@ -85,6 +85,7 @@ def test_a_leaky_process_is_what_another_solver_finds():
     assert abs(found.likelihood(censored, tol=1e-7)().exp().item() - law.mass[-1]) < 1e-5
 
 
+@pytest.mark.filterwarnings("error::kolmo.ToleranceWarning")
 def test_what_is_not_known_is_summed_over():
     model = likelihood.FirstPassage(0.7, lower=-1.0, upper=0.8, start=0.1)
     t, w = np.polynomial.legendre.leggauss(200)
