@@ -256,8 +256,9 @@ class Plans:
         """Whether every kept plan still meets its tolerance at the present parameters, against a fresh plan."""
         self._fresh.clear()
         for key, kept in self._kept.items():
-            problem = self._latest.get(key, kept.problem)
-            assert problem is not None
+            latest = self._latest.get(key, kept.problem)
+            assert latest is not None
+            problem = latest.handing("torch")  # its functions may know tensors alone
             fresh = Kept.made(problem, kept.points, kept.asked)
             with torch.no_grad():
                 old, new = (plan.at_points(torch.as_tensor(state(problem, plan.recipe))) for plan in (kept, fresh))

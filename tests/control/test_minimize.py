@@ -240,3 +240,12 @@ def test_hessian_product_matches_the_closed_form_and_taylor_rate_three():
             remainders.append(abs(float(J() - base) - eps * first - 0.5 * eps**2 * second))
     rates = np.log2(np.array(remainders[:-1]) / remainders[1:])
     assert np.all(np.abs(rates - 3.0) < 0.25), rates
+
+
+def test_terminal_data_that_know_tensors_alone():
+    target = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    sde = kolmo.SDE(lambda t, x: target - x, 0.5, dim=1)
+    problem = kolmo.KolmogorovProblem(sde, lambda x: -torch.exp(-(x[..., 0] ** 2)), 1.0)
+    found = control.minimize(lambda: control.value(problem, [0.3]).sum(), [target], maxiter=3)
+    with torch.no_grad():
+        assert found.fun == pytest.approx(control.value(problem, [0.3]).item(), rel=1e-3)
