@@ -207,7 +207,7 @@ def _solve(problem: KolmogorovProblem, k: int, grid: Grid | int | Sequence[int],
     if k > len(free) - 2:
         raise InputError("k", k, f"at most {len(free) - 2} on this grid")
     Q = sp.csr_matrix(generator.matrix(0.0)[free][:, free])
-    found = np.linalg.eig(Q.toarray()) if len(free) <= DENSE else _arnoldi(Q, k, generator.pace)
+    found = np.linalg.eig(Q.toarray()) if len(free) <= DENSE else near_zero(Q, k, 0.1 * generator.pace)
     values, vectors = (np.asarray(part, dtype=complex) for part in found)
     # pairs of conjugates belong together whatever rounding says of their real parts
     scale = np.sort(np.abs(values))[min(k, len(values)) - 1] or 1.0
@@ -226,9 +226,14 @@ def _solve(problem: KolmogorovProblem, k: int, grid: Grid | int | Sequence[int],
     return Spectrum(values, functions.reshape(shape), residuals, None, generator.grid, generator.scheme.name, width)
 
 
-def _arnoldi(Q: sp.csr_matrix, k: int, pace: float) -> tuple[np.ndarray, np.ndarray]:
-    """A few more eigenvalues than wanted around a shift just right of zero."""
-    shift = 0.1 * pace
+def near_zero(Q: sp.csr_matrix, k: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
+    """A few more eigenvalues than wanted, and their vectors, around a shift just right of zero.
+
+    Raises
+    ------
+    NotConvergedError
+        Where Arnoldi's iteration does not end.
+    """
     factors = factorize(Q - shift * sp.identity(Q.shape[0]))
     inverse = spla.LinearOperator(Q.shape, matvec=lambda v: factors.solve(v.reshape(-1, 1)).ravel(), dtype=float)
     start = np.random.default_rng(0).standard_normal(Q.shape[0])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -105,11 +105,15 @@ class Law(Shown, Passages):
         flux: torch.Tensor = self.exit_flux(face)
         return flux
 
-    def gone(self, face: Any) -> torch.Tensor:
-        """Probability that goes out through a face (or by killing) in each step of ``clock``, shape (steps,).
+    def exited(self, face: Any) -> torch.Tensor:
+        """Probability that has gone out through a face (or by killing) so far, at ``clock``, shape (steps + 1,).
 
-        With that which starts there it sums to what has gone out, exactly as the steps have it: with ``mass`` to one.
+        As the steps themselves let it out: of all ways out, with ``mass``, it sums to one.
         """
+        return self.gone(face).cumsum(0)
+
+    def gone(self, face: Any) -> torch.Tensor:
+        """The terms of ``exited``, which keep their digits however small: what starts there, and that of each step."""
         return self._gone[self._exit(face)]
 
     def __repr__(self) -> str:
@@ -187,8 +191,9 @@ def law(
     indices = [k for k in (find(clock, t) for t in kept) if k is not None]
     watched = list(range(len(clock))) if exits.names else indices
     semis = assembled(march, march.plans)
-    masses, gone = _spread(march, semis, start, watched, exits)
-    flux = _fluxes(march, semis, masses[..., 0], exits) if exits.names else {}
+    ways = _Ways(exits.names, exits.owned, {t: exits.loads(semi, t) for t, semi in semis.items()})
+    masses, gone = _spread(march, semis, start, watched, ways)
+    flux = _fluxes(march, masses[..., 0], exits, ways.loads) if exits.names else {}
     weights = masses[[watched.index(k) for k in indices]][..., 0]
     if 0 in indices:
         weights = torch.cat([start.T, weights[1:]])
@@ -254,8 +259,8 @@ def transition_density(
         begin = problem.motion.inwards(0.0, begin)
         end = problem.motion.inwards(problem.horizon or 0.0, end)
     start = _point_masses(begin, recipe)
-    last = [len(recipe.times) - 1]
-    masses = _spread(march, assembled(march, march.plans), start, last, WaysOut(march.generator))[0][0]
+    nobody_asks = _Ways((), {}, {})
+    masses = _spread(march, assembled(march, march.plans), start, [len(recipe.times) - 1], nobody_asks)[0][0]
     rho = read(masses, recipe.grid, _reading_tensors(march.generator))
     index, weight = recipe.grid.interpolation(end, recipe.width)
     own = rho[torch.as_tensor(index), torch.arange(len(end))[:, None]]
@@ -315,16 +320,38 @@ def _point_masses(points: torch.Tensor, recipe: Discretization) -> torch.Tensor:
     return start.index_put((torch.as_tensor(index), columns), torch.as_tensor(weight), accumulate=True)
 
 
+class _Ways(NamedTuple):
+    """Ways out that are asked about, nodes on absorbing faces by way, and loads of a sure reward of one by instant."""
+
+    names: tuple[Exit, ...]
+    owned: dict[Exit, np.ndarray]
+    loads: dict[float, dict[Exit, torch.Tensor]]
+
+    def rewards(self, semis: dict[float, Semi]) -> torch.Tensor:
+        """The loads of some instants, shape (instants, ways, size)."""
+        return torch.stack([self._rows(self.loads.get(t, {}), semi.a[0]) for t, semi in semis.items()])
+
+    def lying(self, masses: torch.Tensor) -> torch.Tensor:
+        """What lies on absorbing faces of masses (size, k), shape (ways,)."""
+        rows = self._rows({e: torch.as_tensor(owned) for e, owned in self.owned.items()}, masses[:, 0])
+        return rows @ masses.sum(1)
+
+    def _rows(self, fields: Mapping[Exit, torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+        """Fields by way out as rows (ways, size), zero where there is none."""
+        rows = [fields.get(e, torch.zeros_like(like)) for e in self.names]
+        return torch.stack(rows) if rows else like.new_zeros(0, len(like))
+
+
 def _spread(
-    march: March, semis: dict[float, Semi], start: torch.Tensor, keep: list[int], exits: WaysOut
+    march: March, semis: dict[float, Semi], start: torch.Tensor, keep: list[int], ways: _Ways
 ) -> tuple[torch.Tensor, dict[Exit, torch.Tensor]]:
     """Masses at the time nodes numbered ``keep``, shape (len(keep), size, k), at an event those after it.
 
-    With them what goes out in every step through each of the ``exits``, of all columns together.
+    With them what starts on each of the ways out and goes out in every step, (steps + 1,), of all columns together.
     """
     free = None if march.fixed is None else torch.as_tensor(~march.fixed, dtype=start.dtype)[:, None]
     found: list[torch.Tensor] = []
-    gone: list[torch.Tensor] = []
+    gone = [ways.lying(start)[None]]
     first, p, taken = 0, start, Taken(march)
     for plans in reversed(pieces(march)):
         last = first + len(plans)
@@ -334,33 +361,16 @@ def _spread(
         inside = [k for k in keep if first <= k < last or (k == last and crossing is None)]
         own_keep = [k - first for k in inside]
         asked = [*own_keep, *([] if crossing is None else [len(plans)])]
-        masses, out = _Spread.apply(flow, asked, _rewards(exits, mine), p, *numbers_of(mine))  # type: ignore[no-untyped-call]
+        masses, out = _Spread.apply(flow, asked, ways.rewards(mine), p, *numbers_of(mine))  # type: ignore[no-untyped-call]
         found.append(masses[: len(own_keep)])
         if crossing is not None:
             after = crossing.apply_transposed(masses[-1])
-            out = torch.cat([out[:-1], out[-1:] + _on_faces(exits, after)])
+            out = torch.cat([out[:-1], out[-1:] + ways.lying(after)])
             p = after if free is None else after * free
         gone.append(out)
         first = last
-    ways = torch.cat(gone, 0)
-    return torch.cat(found, 0), {e: ways[:, j] for j, e in enumerate(exits.names)}
-
-
-def _rewards(exits: WaysOut, semis: dict[float, Semi]) -> torch.Tensor:
-    """Loads of a sure reward of one, paid on going out: shape (instants, ways, size)."""
-    return torch.stack([_stacked(exits.loads(semi, t), exits, semi.a) for t, semi in semis.items()])
-
-
-def _on_faces(exits: WaysOut, masses: torch.Tensor) -> torch.Tensor:
-    """What lies on absorbing faces, shape (ways,)."""
-    return _stacked({e: torch.as_tensor(owned) for e, owned in exits.owned.items()}, exits, masses) @ masses.sum(1)
-
-
-def _stacked(fields: Mapping[Exit, torch.Tensor], exits: WaysOut, like: torch.Tensor) -> torch.Tensor:
-    """Fields by way out as rows (ways, size), zero where there is none."""
-    nothing = like.new_zeros(exits.generator.grid.size)
-    rows = [fields.get(e, nothing) for e in exits.names]
-    return torch.stack(rows) if rows else like.new_zeros(0, len(nothing))
+    steps = torch.cat(gone, 0)
+    return torch.cat(found, 0), {e: steps[:, j] for j, e in enumerate(ways.names)}
 
 
 class _Spread(torch.autograd.Function):
@@ -424,12 +434,15 @@ def _reading_tensors(generator: Generator) -> tuple[torch.Tensor, ...]:
     return tuple(torch.as_tensor(matrix.toarray()) for matrix in readings(generator))
 
 
-def _fluxes(march: March, semis: dict[float, Semi], masses: torch.Tensor, exits: WaysOut) -> dict[Exit, torch.Tensor]:
+def _fluxes(
+    march: March, masses: torch.Tensor, exits: WaysOut, loads: dict[float, dict[Exit, torch.Tensor]]
+) -> dict[Exit, torch.Tensor]:
     """Probability per time through every way out at all time nodes: masses times the loads of a sure reward of one."""
     plans: list[StepPlan] = march.plans[::-1]
     # at the end of a step the coefficients are those of the next one; at the horizon its own
     last = plans[-1].instants[-1] if march.generator.autonomous else plans[-1].start
     moments = [plan.instants[-1] for plan in plans] + [last]
-    semis = {last: march.generator.at(last, torch.zeros((), dtype=torch.float64))} | semis
-    loads = {t: exits.loads(semis[t], t) for t in set(moments)}
+    if last not in loads:
+        like = torch.zeros((), dtype=torch.float64)
+        loads = loads | {last: exits.loads(march.generator.at(last, like), last)}
     return {e: torch.stack([masses[k] @ loads[t][e] for k, t in enumerate(moments)]) for e in exits.names}

@@ -13,6 +13,7 @@ the face F has r: what the steps themselves let out, so that nothing is lost.
 """
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -155,9 +156,9 @@ class ExitLikelihood(LawLikelihood):
 
     def _out(self, law: Law, way: Any) -> torch.Tensor:
         """Probability of leaving by a way in each interval between the edges, which are time nodes."""
-        grown = torch.cat([torch.zeros(1, dtype=torch.float64), torch.cumsum(law.gone(way), 0)])
+        gone = law.gone(way)
         ends = [int(np.abs(law.clock - min(t, law.clock[-1])).argmin()) for t in self.edges]
-        return grown[ends[1:]] - grown[ends[:-1]]
+        return torch.stack([gone[a + 1 : b + 1].sum() for a, b in pairwise(ends)])
 
 
 def survival_counts(

@@ -248,7 +248,7 @@ class _Exit:
     def of(cls, course: _Course, n: int) -> "_Exit":
         recipe, now = course.recipe(n), course.present()
         found = law(course.problem(now), now.begin, discretization=recipe, save=recipe.times)
-        gone = torch.stack([found.gone((k, 1)) for k in course.model.sides], -1)
+        gone = torch.stack([found.gone((k, 1))[1:] for k in course.model.sides], -1)
         return cls(course, now, np.asarray(recipe.times), gone, found.weights.sum(1))
 
     def chosen(self, side: int) -> torch.Tensor:
@@ -259,7 +259,8 @@ class _Exit:
         """Probability per time of a choice at times of any shape: the slope of what is gone."""
         nodes, index = self._near(s)
         gone = torch.cumsum(self.gone[index[..., :-1], side], -1)  # since the first of the nodes: no digits are lost
-        return sum(gone[..., j - 1] * _slope(nodes, j, s) for j in range(1, nodes.shape[-1]))  # type: ignore[return-value]
+        slopes = torch.stack([_slope(nodes, j, s) for j in range(1, nodes.shape[-1])], -1)
+        return (gone * slopes).sum(-1)
 
     def under_way(self, s: torch.Tensor) -> torch.Tensor:
         """Probability of no choice up to times of any shape."""

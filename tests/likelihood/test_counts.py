@@ -5,13 +5,15 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from numpy.polynomial import legendre
 from scipy.stats import binom, multinomial, ncx2, norm
 
 import kolmo
 from kolmo import likelihood
-from kolmo.errors import InputError
+from kolmo.errors import InputError, NotConvergedError
+from kolmo.likelihood import law_likelihood
 from kolmo.testing import taylor_test
 
 
@@ -186,3 +188,20 @@ def test_what_is_refused(call, argument):
     with pytest.raises(InputError) as refused:
         call(brownian())
     assert refused.value.argument == argument
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("converges", [True, False])
+def test_the_slowest_mode_may_turn(seed, converges, monkeypatch):
+    rng = np.random.default_rng(seed)
+    modes = -np.diag(np.r_[2.0, 2.0, rng.uniform(20.0, 60.0, 18)])
+    modes[0, 1], modes[1, 0] = rng.uniform(-9.0, 9.0) * np.array([1.0, -1.0])
+    turned = np.linalg.qr(rng.standard_normal((20, 20)))[0]
+    if not converges:
+
+        def fails(*_):
+            raise NotConvergedError("not this time")
+
+        monkeypatch.setattr(law_likelihood, "near_zero", fails)
+    found = law_likelihood._slowest(sp.csr_matrix(turned @ modes @ turned.T), rng.uniform(0.5, 2.0))
+    assert found == pytest.approx(2.0, rel=1e-6)
