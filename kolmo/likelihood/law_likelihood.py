@@ -65,11 +65,52 @@ class Started(NamedTuple):
     tol: float
 
 
-class _Space(NamedTuple):
-    """Ends of the grid, and its recipes by resolution."""
+class Recipes:
+    """Grids about the start of a process and steps graded from the first time seen on, by resolution: made once.
 
-    ends: tuple[np.ndarray, np.ndarray]
-    recipes: dict[int, Discretization]
+    Parameters
+    ----------
+    problem : KolmogorovProblem
+        The process.
+    ends : (ndarray, ndarray), shape (d,)
+        Of the grid, in coordinates in which faces stand still.
+    start : (ndarray, ndarray), shape (d,)
+        Where it starts, and its spread when something is seen first.
+    seen : ndarray, shape (m,)
+        Positive times.
+    """
+
+    def __init__(
+        self,
+        problem: KolmogorovProblem,
+        ends: tuple[np.ndarray, np.ndarray],
+        start: tuple[np.ndarray, np.ndarray],
+        seen: np.ndarray,
+    ) -> None:
+        self._problem, self._seen, (middle, spread) = problem, seen, start
+        self._maps = [_about(*given) for given in zip(*ends, middle, WIDE * spread, strict=True)]
+        self._rate = falling(at_rest(problem), self._maps, float(seen[-1]))
+        self._known: dict[int, Discretization] = {}
+
+    def at(self, n: int) -> Discretization:
+        """That of n nodes per axis."""
+        if n not in self._known:
+            self._known[n] = self._made(n)
+        return self._known[n]
+
+    def _made(self, n: int) -> Discretization:
+        dim, seen = len(self._maps), self._seen
+        periodic = at_rest(self._problem).box.periodic
+        grid = Grid([Axis(n, g, p) for g, p in zip(self._maps, periodic, strict=True)])
+        generator = discretize(self._problem, grid)
+        steps, first, last = max(2, round(STEPS[dim] * n)), float(seen[0]), float(seen[-1])
+        edges = [0.0, *(first * 2.0**k for k in range(-BEFORE, math.ceil(math.log2(last / first)) + 1))]
+        rate = max(self._rate, FALLS / last)
+        longest = [FALLS / rate if a * rate < NOTHING_LEFT else last for a in edges]
+        pairs = zip(pairwise(edges), longest, strict=False)
+        short = [(a, min(b, last), min(b - a, most) / steps) for (a, b), most in pairs if a < last]
+        times = time_nodes(generator.intervals(), 1, seen.tolist(), short)
+        return Discretization(grid, tuple(times.tolist()), generator.scheme.name, STEPPER[dim])
 
 
 class LawLikelihood(Likelihood):
@@ -145,22 +186,19 @@ class LawLikelihood(Likelihood):
 
     def _recipe(self, n: int) -> Discretization:
         """Grid and steps of a resolution: the same ones until the state space is looked for anew."""
-        rest, begin = at_rest(self.problem), self._begin()
+        if self._space is None:
+            self._space = self._recipes()
+        recipe: Discretization = self._space.at(n)
+        return recipe
+
+    def _recipes(self) -> Recipes:
+        rest, begin, seen = at_rest(self.problem), self._begin(), self._seen()
         if rest.motion is not None:
             begin = np.asarray(rest.motion.inwards(0.0, begin))
-        if self._space is None:
-            self._space = _Space(self._cover(rest, begin), {})
-        space: _Space = self._space
-        if n not in space.recipes:
-            space.recipes[n] = self._about(rest, begin, n)
-        return space.recipes[n]
-
-    def _about(self, rest: KolmogorovProblem, begin: np.ndarray, n: int) -> Discretization:
-        middle, seen = begin.mean(0), self._seen()
-        first = float(seen[seen > 0][0])
+        middle, seen = begin.mean(0), seen[seen > 0]
         noise = as_numpy(rest.sde.covariance(0.0, torch.as_tensor(middle[None])).detach())[0]
-        spread = np.sqrt(begin.var(0) + first * np.maximum(np.diag(noise), 0.0))
-        return recipe_about(self.problem, self._space.ends, (middle, spread), seen[seen > 0], n)
+        spread = np.sqrt(begin.var(0) + float(seen[0]) * np.maximum(np.diag(noise), 0.0))
+        return Recipes(self.problem, self._cover(rest, begin), (middle, spread), seen)
 
     def _cover(self, rest: KolmogorovProblem, begin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ends of the grid: those of the state space, and where it is open, cuts."""
@@ -180,28 +218,6 @@ class LawLikelihood(Likelihood):
     @property
     def _closed(self) -> bool:
         return not any(isinstance(face, Open) for _, _, face in self.problem.box.each())
-
-
-def recipe_about(
-    problem: KolmogorovProblem,
-    ends: tuple[np.ndarray, np.ndarray],
-    start: tuple[np.ndarray, np.ndarray],
-    seen: np.ndarray,
-    n: int,
-) -> Discretization:
-    """A grid of n nodes per axis about a start of a spread (d,), and steps graded from the first time seen on."""
-    rest, dim, (middle, spread) = at_rest(problem), problem.dim or len(ends[0]), start
-    maps = [_about(*given) for given in zip(*ends, middle, WIDE * spread, strict=True)]
-    grid = Grid([Axis(n, g, p) for g, p in zip(maps, rest.box.periodic, strict=True)])
-    generator = discretize(problem, grid)
-    steps, first, last = max(2, round(STEPS[dim] * n)), float(seen[0]), float(seen[-1])
-    edges = [0.0, *(first * 2.0**k for k in range(-BEFORE, math.ceil(math.log2(last / first)) + 1))]
-    rate = max(falling(rest, maps, last), FALLS / last)
-    longest = [FALLS / rate if a * rate < NOTHING_LEFT else last for a in edges]
-    pairs = zip(pairwise(edges), longest, strict=False)
-    short = [(a, min(b, last), min(b - a, most) / steps) for (a, b), most in pairs if a < last]
-    times = time_nodes(generator.intervals(), 1, seen.tolist(), short)
-    return Discretization(grid, tuple(times.tolist()), generator.scheme.name, STEPPER[dim])
 
 
 def falling(problem: KolmogorovProblem, maps: Sequence[Grading], last: float) -> float:

@@ -11,11 +11,10 @@ from numpy.polynomial import legendre
 
 from kolmo.arrays import as_numpy
 from kolmo.control.law import law
-from kolmo.discretization import Discretization
 from kolmo.errors import InputError
 from kolmo.forward.exits import TIME_NODES
 from kolmo.likelihood.base import HOPELESS, LEAST, log_of
-from kolmo.likelihood.law_likelihood import FIRST, MOST, ORDER, TAIL, WIDER, recipe_about
+from kolmo.likelihood.law_likelihood import FIRST, MOST, ORDER, TAIL, WIDER, Recipes
 from kolmo.likelihood.laws import NODES, Covariates, a_number, laws_of
 from kolmo.likelihood.moving import through
 from kolmo.likelihood.trials import UNTIMED, Trials
@@ -118,7 +117,6 @@ class _Course:
             found = np.asarray(Box.covering(now.process(), begin[None], horizon, within=within, tail=TAIL).lower)
             low = np.where(self.floored, 0.0, wider * found)
         self.box = Box(low, high, pairs)
-        self._recipes: dict[int, Discretization] = {}
 
     def present(self) -> "_Present":
         """The process at the parameters of the moment."""
@@ -130,12 +128,12 @@ class _Course:
         sde, nothing = now.process(self.autonomous), lambda x: 0.0 * x[..., 0]
         return KolmogorovProblem(sde, nothing, self.horizon, self.box, killing=killing).handing("torch")
 
-    def recipe(self, n: int) -> Discretization:
-        """Grid and steps of a resolution: the same ones until the resolution is looked for anew."""
-        if n not in self._recipes:
-            seen, ends = np.array([self.first, self.horizon]), (np.array(self.box.lower), np.array(self.box.upper))
-            self._recipes[n] = recipe_about(self.problem(self.present()), ends, self.start, seen, n)
-        return self._recipes[n]
+    @cached_property
+    def recipes(self) -> Recipes:
+        """Grids and steps by resolution: the same ones until the resolution is looked for anew."""
+        seen, ends = np.array([self.first, self.horizon]), (np.array(self.box.lower), np.array(self.box.upper))
+        with torch.no_grad():
+            return Recipes(self.problem(self.present()), ends, self.start, seen)
 
     @cached_property
     def straight(self) -> bool:
@@ -246,7 +244,7 @@ class _Exit:
 
     @classmethod
     def of(cls, course: _Course, n: int) -> "_Exit":
-        recipe, now = course.recipe(n), course.present()
+        recipe, now = course.recipes.at(n), course.present()
         found = law(course.problem(now), now.begin, discretization=recipe, save=recipe.times)
         gone = torch.stack([found.gone((k, 1))[1:] for k in course.model.sides], -1)
         return cls(course, now, np.asarray(recipe.times), gone, found.weights.sum(1))
